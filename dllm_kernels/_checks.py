@@ -1,0 +1,77 @@
+"""Checks that run before any launch. They look at shapes, dtypes and devices, never at values on a device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def tensor(name: str, value: object, *, dtypes: tuple[torch.dtype, ...], shape: tuple, device: torch.device | None = None):
+    """Check one tensor. `shape` holds sizes, or a name where any size will do.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype.
+        ValueError: another shape or device.
+
+    Example:
+        >>> tensor("canvas", torch.zeros(2, 3), dtypes=(torch.int64,), shape=("B", "L"))
+        Traceback (most recent call last):
+        ...
+        TypeError: canvas must be int64, got float32
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name} must be {' or '.join(map(_plain, dtypes))}, got {_plain(value.dtype)}")
+    fits = value.dim() == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], got {list(value.shape)}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name} must be on {device}, got {value.device}")
+    return value
+
+
+def per_row(name: str, value: int | float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number, a one-element tensor or a tensor [R], as [R] of `dtype`; what is single is expanded with stride 0.
+
+    Example:
+        >>> per_row("step", 3, 2, torch.int64, torch.device("cpu"))
+        tensor([3, 3])
+    """
+    kind = "an integer" if dtype == torch.int64 else "a number"
+    if isinstance(value, Tensor):
+        integral = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+        if not (integral or (dtype.is_floating_point and value.is_floating_point())):
+            raise TypeError(f"{name} must be {kind} or a tensor of them, got a tensor of {_plain(value.dtype)}")
+        if value.device != device:
+            raise ValueError(f"{name} must be on {device}, got {value.device}")
+        if value.numel() != 1 and value.shape != (rows,):
+            raise ValueError(f"{name} must have one element or shape [{rows}], got {list(value.shape)}")
+        flat = value.to(dtype) if value.shape == (rows,) else value.to(dtype).reshape(1)
+        return flat.expand(rows)
+    if isinstance(value, bool) or not isinstance(value, (int, float) if dtype.is_floating_point else int):
+        raise TypeError(f"{name} must be {kind} or a tensor of them, got {type(value).__name__}")
+    return torch.full((1,), value, dtype=dtype, device=device).expand(rows)
+
+
+def finite_at_least_zero(name: str, value: float) -> None:
+    """Check a number given as a Python number.
+
+    Example:
+        >>> finite_at_least_zero("temperature", -1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: temperature must be finite and at least 0, got -1.0
+    """
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+def load(): return "stub for now"

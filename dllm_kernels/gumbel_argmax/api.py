@@ -1,0 +1,113 @@
+"""Gumbel-argmax with confidence: the sampled token of each row of logits and how sure the model is of it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dllm_kernels import _checks, _impl, philox
+
+
+class GumbelArgmax(NamedTuple):
+    """What one pass over a row of logits tells. Every field has one entry per chosen row, [N].
+
+    token: int64, the sampled token id; -1 where the row has no finite logit or was left out by `count`.
+    log_prob: float32, log-probability of the token under softmax(logits), nats; -inf where token is -1.
+    margin: float32, probability of the likeliest token minus that of the second likeliest; 0 where token is -1.
+    neg_entropy: float32, sum over tokens of p log p, nats, at most 0; -inf where token is -1.
+    lse: float32, log sum exp of the row's logits; -inf where token is -1.
+    """
+
+    token: Tensor
+    log_prob: Tensor
+    margin: Tensor
+    neg_entropy: Tensor
+    lse: Tensor
+
+
+def gumbel_argmax(
+    logits: Tensor,
+    *,
+    temperature: float | Tensor = 0.0,
+    seeds: int | Tensor | None = None,
+    positions: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    suppress: Tensor | None = None,
+    rows: Tensor | None = None,
+    count: Tensor | None = None,
+    impl: str = "auto",
+) -> GumbelArgmax:
+    r"""Draw a token from softmax(logits / temperature) and measure softmax(logits), in one pass over the vocabulary.
+
+    .. math::
+        token = \arg\max_v (l_v + T g_v), \qquad
+        log\_prob = (l_{token} - \max l) - \log \sum_v e^{l_v - \max l}
+
+    g is Gumbel noise addressed by (seed, token id, position, step), so a draw is a function of its arguments alone: the
+    same in any batch, on any device, in any implementation (:mod:`dllm_kernels.philox`). At temperature 0 the token is
+    the argmax. Ties go to the lowest token id. NaN counts as -inf and +inf as the largest finite float32. Arithmetic
+    is float32 whatever the dtype of the logits. Nothing is read back to the host.
+
+    Args:
+        logits: [R, V], float32, bfloat16 or float16; rows may have any stride, a row's tokens are adjacent.
+        temperature: number or tensor, one for all or [R]. A number must be finite and at least 0; in a tensor
+            (whose values are not looked at on the host) what is not above 0 means 0.
+        seeds: integer or int64 tensor, one for all or [R]: the seed of the sample that each row belongs to.
+            Needed unless `temperature` is the number 0.
+        positions: integer or tensor, one for all or [R]: each row's position in its canvas. Needed like `seeds`.
+        step: integer or tensor, one for all or [R]: the denoising step.
+        suppress: bool [V], true where a token must not be chosen; its logit counts as -inf everywhere.
+        rows: int64 [N], the rows to look at, in this order; the result equals the full result indexed by `rows`.
+            A number outside [0, R) gives token -1.
+        count: one-element integer tensor on the device: only the first `count` of the chosen rows are read; the
+            rest get token -1.
+        impl: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
+
+    Returns:
+        :class:`GumbelArgmax`, fields of shape [N], or [R] without `rows`.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above; nothing has run.
+        RuntimeError: the implementation asked for is not available.
+
+    Source: the Gumbel-max trick as in the model-card loops of LLaDA (arXiv:2502.09992) and BERT-chat.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 2.0]])
+        >>> gumbel_argmax(logits).token
+        tensor([1, 0])
+        >>> drawn = gumbel_argmax(logits, temperature=1.0, seeds=7, positions=torch.tensor([0, 1]))
+        >>> drawn.token.shape, drawn.log_prob.dtype
+        (torch.Size([2]), torch.float32)
+    """
+    _checks.tensor("logits", logits, dtypes=_checks.LOGIT_DTYPES, shape=("R", "V"))
+    device, (n_rows, vocab_size) = logits.device, logits.shape
+    if vocab_size == 0:
+        raise ValueError("logits must have at least one token per row, got shape [R, 0]")
+    if vocab_size > 2**31 - 2**16:
+        raise ValueError(f"logits must have fewer than 2^31 - 2^16 tokens per row, got {vocab_size}")
+    if logits.stride(1) != 1 and vocab_size > 1:
+        raise ValueError(f"logits must have adjacent tokens (stride 1 in the last dimension), got {logits.stride()}")
+    noise = {"temperature": None, "seeds": None, "positions": None, "step": None}
+    if isinstance(temperature, Tensor) or temperature != 0:
+        if not isinstance(temperature, Tensor):
+            _checks.finite_at_least_zero("temperature", temperature)
+        if seeds is None or positions is None:
+            raise ValueError(f"temperature {temperature} needs seeds and positions: noise is addressed by them")
+        noise = {
+            "temperature": _checks.per_row("temperature", temperature, n_rows, torch.float32, device),
+            "seeds": _checks.per_row("seeds", philox.as_int64(seeds), n_rows, torch.int64, device),
+            "positions": _checks.per_row("positions", positions, n_rows, torch.int64, device),
+            "step": _checks.per_row("step", step, n_rows, torch.int64, device),
+        }
+    if suppress is not None:
+        _checks.tensor("suppress", suppress, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
+    if rows is not None:
+        _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("N",), device=device)
+    if count is not None:
+        count = _checks.per_row("count", count, 1, torch.int64, device)
+    module = importlib.import_module(f"dllm_kernels.gumbel_argmax.{_impl.choose(impl, device)}")
+    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, suppress=suppress, rows=rows, count=count))

@@ -1,0 +1,80 @@
+"""Gumbel-argmax with confidence in eager PyTorch: the specification. Formulae: `api.py`; noise: `philox.py`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dllm_kernels import philox
+
+
+def gumbel_argmax(
+    logits: Tensor,
+    temperature: Tensor | None = None,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    step: Tensor | None = None,
+    suppress: Tensor | None = None,
+    rows: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """token, log_prob, margin, neg_entropy, lse of the chosen rows.
+
+    Arguments as in the public function, already checked; per-row ones are [R]. float64 logits are computed in float64
+    (the noise stays float32): that is the truth of the tests.
+
+    Example:
+        >>> token, log_prob, *_ = gumbel_argmax(torch.tensor([[0.0, 1.0]], dtype=torch.float64))
+        >>> token, log_prob
+        (tensor([1]), tensor([-0.3133], dtype=torch.float64))
+    """
+    n_rows, vocab_size = logits.shape
+    chosen = torch.arange(n_rows, device=logits.device) if rows is None else rows
+    in_range = (chosen >= 0) & (chosen < n_rows)
+    if count is not None:
+        in_range &= torch.arange(len(chosen), device=logits.device) < count
+    if n_rows == 0:
+        return _nothing(len(chosen), logits)
+    safe = chosen.clamp(0, n_rows - 1)
+
+    l = _as_numbers(logits[safe])  # noqa: E741 the formulae call it l
+    if suppress is not None:
+        l = l.masked_fill(suppress, -torch.inf)
+    valid = in_range & (l.amax(-1) > -torch.inf)
+    l = torch.where(valid[:, None], l, 0.0)  # noqa: E741 keeps rows that are thrown away free of NaN
+
+    score = l
+    if temperature is not None:
+        T = temperature[safe, None]
+        noise = philox.gumbel(seeds[safe], positions[safe], step[safe], vocab_size)
+        score = torch.where(T > 0, l + T * noise, l)
+    token = score.argmax(-1)
+
+    likeliest = l.topk(min(2, vocab_size)).values
+    gap = l - likeliest[:, :1]
+    weight = gap.exp()
+    total = weight.sum(-1)
+    log_total = total.log()
+    log_prob = gap.gather(-1, token[:, None]).squeeze(-1) - log_total
+    second = (likeliest[:, 1] - likeliest[:, 0]).exp() if vocab_size > 1 else torch.zeros_like(total)
+    margin = (1 - second) / total
+    neg_entropy = torch.where(weight > 0, weight * gap, 0.0).sum(-1) / total - log_total
+    lse = likeliest[:, 0] + log_total
+    return (
+        torch.where(valid, token, -1),
+        torch.where(valid, log_prob, -torch.inf),
+        torch.where(valid, margin, 0.0),
+        torch.where(valid, neg_entropy, -torch.inf),
+        torch.where(valid, lse, -torch.inf),
+    )
+
+
+def _as_numbers(logits: Tensor) -> Tensor:
+    """float32 (or float64) logits with NaN as -inf and +inf as the largest finite float32."""
+    l = logits if logits.dtype == torch.float64 else logits.float()  # noqa: E741
+    return l.nan_to_num(nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
+
+
+def _nothing(n: int, logits: Tensor) -> tuple[Tensor, ...]:
+    real = _as_numbers(logits).new_full((n,), -torch.inf)
+    return torch.full((n,), -1, device=logits.device), real, torch.zeros_like(real), real.clone(), real.clone()
