@@ -1,0 +1,151 @@
+// Tensor access and vector arithmetic shared by the operators.
+//
+// Vectors are GCC/Clang vector extensions as wide as the machine's registers, so one source serves AVX-512, AVX2, NEON
+// and the rest. Intrinsics appear only where the language has no word for the instruction.
+
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace dllm {
+
+using torch::stable::Tensor;
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float vfloat __attribute__((vector_size(kLanes * 4)));
+typedef int32_t vint __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t vuint __attribute__((vector_size(kLanes * 4)));
+typedef uint64_t vlong __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t vshort __attribute__((vector_size(kLanes * 2)));
+
+inline vfloat splat(float x) { return vfloat{} + x; }
+inline vfloat load(const float* p) { vfloat v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
+inline vfloat as_float(vint v) { return (vfloat)v; }  // the same bits
+inline vint as_int(vfloat v) { return (vint)v; }
+
+// `a` where it is a number, else `b`: also the rule by which NaN becomes `b`.
+inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+inline vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
+
+inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline float sum(vfloat v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+inline bool any_above(vfloat v, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(v, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;
+#else
+  bool any = false;
+  for (int i = 0; i < kLanes; ++i) any |= v[i] > bound;
+  return any;
+#endif
+}
+
+// e^x for x <= 0, relative error below 2^-22; below -87 the result stays at e^-87, which no float32 sum can see.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by the Cephes expf polynomial; 2^n by the exponent bits.
+inline vfloat exp_nonpositive(vfloat x) {
+  const vfloat shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  x = max(x, splat(-87.0f));
+  const vfloat shifted = multiply_add(x, splat(1.44269504f), shift);
+  const vfloat n = shifted - shift;
+  vfloat r = multiply_add(n, splat(-0.693359375f), x);
+  r = multiply_add(n, splat(2.12194440e-4f), r);
+  vfloat p = splat(1.9875691500e-4f);
+  p = multiply_add(p, r, splat(1.3981999507e-3f));
+  p = multiply_add(p, r, splat(8.3334519073e-3f));
+  p = multiply_add(p, r, splat(4.1665795894e-2f));
+  p = multiply_add(p, r, splat(1.6666665459e-1f));
+  p = multiply_add(p, r, splat(0.5f));
+  p = multiply_add(p, r * r, r + 1.0f);
+  const vint exponent = as_int(shifted) << 23;  // the low bits of `shifted` hold n
+  return as_float(as_int(p) + exponent);
+}
+
+// kLanes logits of each dtype, as float32.
+struct Float32 {
+  using type = float;
+  static vfloat load(const type* p) { return dllm::load(p); }
+};
+
+struct BFloat16 {
+  using type = uint16_t;
+  static vfloat load(const type* p) {
+    vshort half;
+    std::memcpy(&half, p, sizeof half);
+    return (vfloat)(__builtin_convertvector(half, vuint) << 16);
+  }
+};
+
+struct Float16 {
+  using type = uint16_t;
+  static vfloat load(const type* p) {
+    vshort half;
+    std::memcpy(&half, p, sizeof half);
+    const vint bits = __builtin_convertvector(half, vint);
+    const vint magnitude = (bits & 0x7fff) << 13;
+    // 2^112 moves the exponent bias from 15 to 127 and normalises subnormal halves
+    const vfloat finite = as_float(magnitude) * splat(0x1p112f);
+    const vfloat special = as_float(magnitude | 0x7f800000);  // infinity, or NaN with its payload
+    const vint value = magnitude >= (0x7c00 << 13) ? as_int(special) : as_int(finite);
+    return as_float(value | ((bits & 0x8000) << 16));
+  }
+};
+
+// A per-row argument: its pointer and stride (0 when one value serves every row).
+template <typename T>
+struct PerRow {
+  const T* data = nullptr;
+  int64_t stride = 0;
+
+  PerRow() = default;
+  explicit PerRow(const Tensor& t)
+      : data(static_cast<const T*>(t.const_data_ptr())), stride(t.size(0) > 1 ? t.stride(0) : 0) {}
+  explicit PerRow(const std::optional<Tensor>& t) {
+    if (t) *this = PerRow(*t);
+  }
+  explicit operator bool() const { return data != nullptr; }
+  T operator[](int64_t row) const { return data[row * stride]; }
+};
+
+}  // namespace dllm

@@ -1,0 +1,14 @@
+// Every operator's schema, in one place. Outputs are allocated by the caller and written in place, so that no operator
+// returns a tensor and the stable ABI suffices.
+
+#include "common.h"
+
+STABLE_TORCH_LIBRARY(dllm_kernels, m) {
+  m.def(
+      "gumbel_argmax(Tensor logits, Tensor? temperature, Tensor? seeds, Tensor? positions, Tensor? step, "
+      "Tensor? suppress, Tensor? rows, Tensor? count, Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, "
+      "Tensor(d!) neg_entropy, Tensor(e!) lse) -> ()");
+  m.def(
+      "transfer_tokens(Tensor(a!) canvas, Tensor proposals, Tensor confidence, int mask_id, Tensor? k, "
+      "float? threshold, float? factor, Tensor start, Tensor length, Tensor(b!) committed) -> ()");
+}
