@@ -10,7 +10,9 @@ from torch import Tensor
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def tensor(name: str, value: object, *, dtypes: tuple[torch.dtype, ...], shape: tuple, device: torch.device | None = None):
+def tensor(
+    name: str, value: object, *, dtypes: tuple[torch.dtype, ...], shape: tuple, device: torch.device | None = None
+):
     """Check one tensor. `shape` holds sizes, or a name where any size will do.
 
     Raises:

@@ -1,7 +1,7 @@
 """Find or build the C++ extension.
 
-The sources (`csrc/`) use LibTorch's stable ABI, so building takes seconds and a library built against one torch loads in
-later ones. It is compiled on first use, for this machine's CPU, into a cache keyed by the sources, the compiler, the
+The sources (`csrc/`) use LibTorch's stable ABI, so building takes seconds and a library built against one torch loads
+in later ones. It is compiled on first use, for this machine's CPU, into a cache keyed by the sources, the compiler, the
 flags, the torch ABI and the CPU. Without a compiler everything runs on the reference implementation.
 
 Environment: CXX names the compiler, DLLM_CACHE the cache folder (default: dllm in the user's cache folder).

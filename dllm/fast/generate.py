@@ -1,0 +1,155 @@
+"""`generate`: the model card's sampling loop, argument for argument, at the speed of the model's body."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dllm.fast.head import output_head
+from dllm.fast.inputs import Plan, check_prompt, find_mask_id, prompt_lengths, row_seeds
+from dllm.fast.loop import Denoiser, Step
+from dllm_kernels import _impl
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a call cost.
+
+    forwards: how often the model ran (under guidance one run serves both canvases).
+    seconds: wall time of the call, s.
+    body_seconds, head_seconds, transfer_seconds: of the model's body, of the head with sampling, and of the transfer,
+        s; None where steps were replayed as a CUDA graph.
+    tokens: generated tokens, all rows.
+    useful_tokens: generated tokens up to the first EOS of each row, that one included.
+    mode: "eager" or "graph".
+    note: why not "graph", or how much capturing cost.
+    """
+
+    forwards: int
+    seconds: float
+    body_seconds: float | None
+    head_seconds: float | None
+    transfer_seconds: float | None
+    tokens: int
+    useful_tokens: int
+    mode: str
+    note: str
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompt: Tensor,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 64,
+    temperature: float = 0.0,
+    cfg_scale: float = 0.0,
+    remasking: str = "random",
+    *,
+    mask_id: int | None = None,
+    tokenizer: object | None = None,
+    seed: int | list[int] | Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    eos_token_id: int | None = None,
+    on_step: Callable[[Step], object] | None = None,
+    return_stats: bool = False,
+    impl: str = "auto",
+    cuda_graph: bool | None = None,
+) -> Tensor | tuple[Tensor, Stats]:
+    """Append `gen_length` tokens to each prompt by masked diffusion: start from masks, commit the surest step by step.
+
+    The canvas is filled block by block from left to right. In each of the steps / blocks steps of a block, every masked
+    position of the block gets a proposal argmax(l + T g) with Gumbel noise g, and the k of highest confidence
+    softmax(l)[proposal] (or of random order) are committed, with k_i = m // S + (i < m mod S) for m masks over S steps.
+    Under guidance l = u + (cfg_scale + 1) (c - u), where u sees the canvas with its prompt masked.
+
+    Same tokens as the model card's loop; the head runs only where a token can still be committed, and logits never
+    exist for more than a few rows. A row's tokens depend on its own prompt and seed, not on its batch.
+
+    Args:
+        model: a masked language model: called as model(input_ids=, attention_mask=), output with `.logits`, and
+            `get_output_embeddings()` naming its LM head. Left exactly as it was, also when interrupted.
+        prompt: int64 [B, P], on the model's device, without mask tokens. P or B may be 0.
+        steps: denoising steps in all, a multiple of the number of blocks.
+        gen_length: tokens to generate, a multiple of block_length (the card's table calls it max_new_tokens).
+        block_length: tokens per block.
+        temperature: T, at least 0; 0 takes the argmax.
+        cfg_scale: classifier-free guidance, at least 0; 0 is off.
+        remasking: "low_confidence" (or "confidence"), "random", or "none": nothing is masked again, so the first step
+            of a block commits all of it.
+        mask_id: the mask token; None takes the tokenizer's, else model.config.mask_token_id, else that of the tokenizer
+            at model.name_or_path.
+        tokenizer: anything with `mask_token_id`.
+        seed: of the noise: an int s gives row i the seed s + i; B integers are taken as given; None draws s from
+            torch's generator. The same seed gives the same tokens on any device, alone or in a batch.
+        attention_mask: [B, P] of 0 and 1 for left-padded prompts.
+        eos_token_id: a row is finished once an EOS stands with no mask left of it; the rest of it becomes EOS.
+        on_step: called with a :class:`Step` after each step.
+        return_stats: also return :class:`Stats`.
+        impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
+        cuda_graph: None captures the step as a CUDA graph where that works and pays, True insists, False never does.
+
+    Returns:
+        int64 [B, P + gen_length], the prompts with what was generated; with `return_stats` a pair with :class:`Stats`.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above; the model has not run.
+        RuntimeError: a row's logits had no finite number (names row and step), an explicit `impl` is not available,
+            or cuda_graph=True and the step cannot be captured.
+
+    Source: the sampling loop of the ModernBERT-chat model card, after LLaDA (arXiv:2502.09992).
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        ...                     intermediate_size=32)
+        >>> model = BertForMaskedLM(config).eval()
+        >>> generate(model, torch.tensor([[7, 8, 9]]), steps=4, gen_length=4, block_length=2, mask_id=3).shape
+        torch.Size([1, 7])
+    """
+    began = time.perf_counter()
+    plan = Plan(
+        steps=steps,
+        gen_length=gen_length,
+        block_length=block_length,
+        temperature=temperature,
+        cfg_scale=cfg_scale,
+        remasking=remasking,
+    )
+    output_head(model)
+    mask_id = find_mask_id(model, mask_id, tokenizer)
+    check_prompt(model, prompt, gen_length, mask_id)
+    if eos_token_id is not None and (isinstance(eos_token_id, bool) or not isinstance(eos_token_id, int)):
+        raise TypeError(f"eos_token_id must be an integer, got {type(eos_token_id).__name__}")
+    lengths = prompt_lengths(prompt, attention_mask)
+    seeds = row_seeds(seed if seed is not None or plan.draws else 0, len(prompt), prompt.device)
+    denoiser = Denoiser(model, plan, mask_id, eos_token_id, impl, cuda_graph, on_step, timed=return_stats)
+    _impl.choose(impl, prompt.device)
+    canvas = denoiser.run(prompt, lengths, seeds)
+    if not return_stats:
+        return canvas
+    return canvas, _stats(denoiser, canvas[:, prompt.shape[1] :], eos_token_id, time.perf_counter() - began)
+
+
+def _stats(denoiser: Denoiser, generated: Tensor, eos_token_id: int | None, seconds: float) -> Stats:
+    useful = generated.numel()
+    if eos_token_id is not None:
+        after_eos = (generated == eos_token_id).cumsum(1) - (generated == eos_token_id).long()
+        useful = int((after_eos == 0).sum())
+    parts = denoiser.clock.seconds()
+    return Stats(
+        forwards=denoiser.forwards,
+        seconds=seconds,
+        body_seconds=parts.get("body"),
+        head_seconds=parts.get("head"),
+        transfer_seconds=parts.get("transfer"),
+        tokens=generated.numel(),
+        useful_tokens=useful,
+        mode="graph" if denoiser.graphed else "eager",
+        note=denoiser.note,
+    )

@@ -1,0 +1,175 @@
+"""Head tap: run a model up to its LM head, then the head on chosen rows only. No model is forked."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_log = logging.getLogger("dllm.fast")
+
+# What an instance may carry that runs when its head is called. All of it is set aside while the head is bypassed.
+_AROUND_FORWARD = ("forward", "_forward_hooks", "_forward_pre_hooks")
+
+_inspected: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, str]] = weakref.WeakKeyDictionary()
+
+
+class HeadTap:
+    """A model split at its LM head.
+
+    kind is one of
+        "linear"  the head is a plain nn.Linear: logits = hidden @ weight.T + bias, and guidance is combined before it;
+        "module"  the head carries hooks, a replaced forward or parametrizations: the module itself is called on rows;
+        "logits"  the model does more after its head (softcap, scaling, slicing): its own logits are taken, and rows of
+                  them are chosen afterwards. Correct, slower, and logged.
+
+    Which one holds is found by one small forward per model, comparing head(head's input) with the model's logits.
+
+    Args:
+        model: a module with `get_output_embeddings()` whose output has `.logits`, or is a tuple that begins with them.
+        example: int64 [1, n], a few valid token ids for that forward.
+
+    Raises:
+        ValueError: the model has no output embeddings.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor):
+        self.model = model
+        self.head = output_head(model)
+        self.kind = _inspect(model, self.head, example)
+
+    def body(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """What the head would be given for tokens [B, L]: hidden states [B, L, H], or logits [B, L, V] for "logits"."""
+        inputs = {"input_ids": tokens}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if self.kind == "logits":
+            return logits_of(self.model(**inputs))
+        with bypassed(self.head):
+            return logits_of(self.model(**inputs))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of rows of the body's output [N, H]."""
+        if self.kind == "logits":
+            return hidden
+        if self.kind == "module":
+            return self.head(hidden)
+        return F.linear(hidden.to(self.head.weight.dtype), self.head.weight, self.head.bias)
+
+    def guided_logits(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+        """u + (scale + 1) (c - u) of the logits c and u of two bodies [N, H], combined in float32.
+
+        A linear head commutes with it, since the weights scale + 1 and -scale sum to one and so keep the bias:
+        one head pass serves both.
+        """
+        if self.kind == "linear":
+            return self.logits(_guide(conditional, unconditional, scale).to(conditional.dtype))
+        return _guide(self.logits(conditional), self.logits(unconditional), scale)
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The module that `model.get_output_embeddings()` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if callable(get) else None
+    if not isinstance(head, nn.Module):
+        raise ValueError(
+            f"the model must have output embeddings (get_output_embeddings() returning its LM head); "
+            f"{type(model).__name__} has none"
+        )
+    return head
+
+
+@contextmanager
+def bypassed(head: nn.Module) -> Iterator[None]:
+    """Within this context the head hands out what it is given; afterwards it is exactly as it was.
+
+    Example:
+        >>> head = nn.Linear(2, 5)
+        >>> with bypassed(head):
+        ...     head(torch.ones(1, 2)).shape
+        torch.Size([1, 2])
+    """
+    saved = {name: head.__dict__[name] for name in _AROUND_FORWARD if name in head.__dict__}
+    head.__dict__.update(forward=_identity, _forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
+    try:
+        yield
+    finally:
+        for name in _AROUND_FORWARD:
+            head.__dict__.pop(name, None)
+        head.__dict__.update(saved)
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits of a model's output: `.logits`, the first element of a tuple, or the tensor itself."""
+    if isinstance(output, Tensor):
+        return output
+    return output.logits if hasattr(output, "logits") else output[0]
+
+
+def _identity(hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+    """One function for every tap: a new one each time would make torch.compile compile again."""
+    return hidden
+
+
+def _guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    u = unconditional.float()
+    return u + (scale + 1) * (conditional.float() - u)
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    """No subclass (LoRA, quantised, parametrized), no replaced forward, no hooks."""
+    return (
+        type(head) is nn.Linear
+        and "forward" not in head.__dict__
+        and not head._forward_hooks
+        and not head._forward_pre_hooks
+    )
+
+
+def _inspect(model: nn.Module, head: nn.Module, example: Tensor) -> str:
+    """The kind of the head, found once per model and state of its head."""
+    plain = _is_plain_linear(head)
+    state = (id(head), plain, len(head._forward_hooks), len(head._forward_pre_hooks))
+    known = _inspected.get(model)
+    if known is not None and known[0] == state:
+        return known[1]
+    kind = "linear" if plain else "module"
+    if why := _disagreement(model, head, example):
+        kind = "logits"
+        _log.warning("%s: sampling from full logits, because %s", type(model).__name__, why)
+    _inspected[model] = (state, kind)
+    return kind
+
+
+def _disagreement(model: nn.Module, head: nn.Module, example: Tensor) -> str | None:
+    """Why the model's logits are not its head's output, or None where they are.
+
+    The same product on the same operands gives the same bits, so equality is asked for: any tolerance would hide a
+    softcap on small logits. What torch.compile made of the model may round otherwise and is looked through.
+    """
+    eager = getattr(model, "_orig_mod", model)
+    given: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, args: given.append(args[0]), prepend=True)
+    try:
+        logits = logits_of(eager(input_ids=example))
+    finally:
+        hook.remove()
+    if len(given) != 1:
+        return f"its forward calls the head {len(given)} times"
+    expected = head(given[0])
+    if expected.shape != logits.shape:
+        return f"the head returns {list(expected.shape)} and the model {list(logits.shape)}"
+    expected = expected.to(logits.dtype)
+    if torch.equal(expected, logits):
+        return None
+    return f"its logits differ from the head's output by up to {float((expected - logits).abs().max()):.3g}"

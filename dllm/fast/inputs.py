@@ -1,0 +1,218 @@
+"""What `generate` is given: checked before anything runs, and laid out for the loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dllm_kernels import philox
+
+# The model card's table and its code use different words for the same thing.
+REMASKING = {
+    "low_confidence": "low_confidence",
+    "confidence": "low_confidence",
+    "random": "random",
+    "none": "none",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The numbers of one call to `generate`, checked."""
+
+    steps: int
+    gen_length: int
+    block_length: int
+    temperature: float
+    cfg_scale: float
+    remasking: str
+
+    def __post_init__(self):
+        for name in ("steps", "gen_length", "block_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("temperature", "cfg_scale"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+        if self.gen_length % self.block_length:
+            raise ValueError(
+                f"gen_length must be a multiple of block_length, got {self.gen_length} and {self.block_length}"
+            )
+        if self.steps % self.blocks:
+            raise ValueError(f"steps must be a multiple of the {self.blocks} blocks, got {self.steps}")
+        if self.remasking not in REMASKING:
+            raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {self.remasking!r}")
+
+    @property
+    def blocks(self) -> int:
+        return self.gen_length // self.block_length
+
+    @property
+    def order(self) -> str:
+        """What ranks the proposals: "low_confidence", "random" or "none" (all are committed at once)."""
+        return REMASKING[self.remasking]
+
+    @property
+    def draws(self) -> bool:
+        """Whether the call uses random numbers."""
+        return self.temperature > 0 or self.order == "random"
+
+    def transfers(self) -> list[int]:
+        """Tokens committed at each step of a block: m // S, and one more at the first m mod S of S steps."""
+        if self.order == "none":
+            return [self.block_length]
+        steps = self.steps // self.blocks
+        share, rest = divmod(self.block_length, steps)
+        return [share + (i < rest) for i in range(steps)]
+
+
+def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int) -> None:
+    """Check the prompt against the model.
+
+    Raises:
+        TypeError: not an int64 tensor.
+        ValueError: wrong rank or device, a token outside the vocabulary, a mask token, or more positions than the
+            model has.
+    """
+    if not isinstance(prompt, Tensor):
+        raise TypeError(f"prompt must be a tensor of token ids [B, P], got {type(prompt).__name__}")
+    if prompt.dtype != torch.int64:
+        raise TypeError(f"prompt must be int64, got {str(prompt.dtype).removeprefix('torch.')}")
+    if prompt.dim() != 2:
+        raise ValueError(f"prompt must have shape [B, P], got {list(prompt.shape)}")
+    embedding = input_embedding(model)
+    if prompt.device != embedding.device:
+        raise ValueError(f"prompt must be on the model's device {embedding.device}, got {prompt.device}")
+    vocab_size = embedding.shape[0]
+    if not 0 <= mask_id < vocab_size:
+        raise ValueError(f"the mask token must lie in the vocabulary of {vocab_size} tokens, got {mask_id}")
+    if prompt.numel():
+        lowest, highest = int(prompt.min()), int(prompt.max())
+        if lowest < 0 or highest >= vocab_size:
+            raise ValueError(f"prompt tokens must lie in [0, {vocab_size}), got {lowest if lowest < 0 else highest}")
+        if bool((prompt == mask_id).any()):
+            raise ValueError(
+                f"prompt must not contain the mask token {mask_id}: generate only appends; "
+                "to fill masks inside a text use a sampler's infill"
+            )
+    columns, positions = prompt.shape[1] + gen_length, position_limit(model)
+    if positions is not None and columns > positions:
+        raise ValueError(f"prompt and gen_length must fit the model's {positions} positions, got {columns}")
+
+
+def prompt_lengths(prompt: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Real tokens of each row, int64 [B], of left-padded prompts.
+
+    Raises:
+        TypeError, ValueError: the mask is no left padding of this prompt.
+    """
+    batch, columns = prompt.shape
+    if attention_mask is None:
+        return torch.full((batch,), columns, device=prompt.device)
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
+    if attention_mask.shape != prompt.shape:
+        raise ValueError(
+            f"attention_mask must have the prompt's shape {list(prompt.shape)}, got {list(attention_mask.shape)}"
+        )
+    if attention_mask.device != prompt.device:
+        raise ValueError(f"attention_mask must be on {prompt.device}, got {attention_mask.device}")
+    real = attention_mask != 0
+    if bool((real != (attention_mask == 1)).any()):
+        raise ValueError("attention_mask must hold 0 and 1 only")
+    if bool((real[:, :-1] & ~real[:, 1:]).any()):
+        raise ValueError("attention_mask must be left padding: in each row zeros, then ones")
+    return real.sum(1)
+
+
+def row_seeds(seed: int | list[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """int64 [B]: an int s gives row i the seed s + i, None draws s from torch's generator, B integers stay as given.
+
+    Raises:
+        TypeError, ValueError: neither None, an integer, nor B integers of 64 bits.
+    """
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, ()))
+    if isinstance(seed, Tensor):
+        if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
+            raise TypeError(f"seed must hold integers, got {str(seed.dtype).removeprefix('torch.')}")
+        seed = seed.tolist()
+    if isinstance(seed, (list, tuple)):
+        if len(seed) != batch:
+            raise ValueError(f"seed must be one integer or one per row, got {len(seed)} for {batch} rows")
+        seeds = [philox.as_int64(s) for s in seed]
+    else:
+        first = philox.as_int64(seed)
+        seeds = [philox.as_int64((first + i) % 2**64) for i in range(batch)]
+    return torch.tensor(seeds, dtype=torch.int64, device=device)
+
+
+def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None) -> int:
+    """The mask token: `mask_id`, else the tokenizer's, else the model config's, else that of the tokenizer at
+    `model.name_or_path`.
+
+    Raises:
+        TypeError: `mask_id` is no integer.
+        ValueError: none of these knows one.
+    """
+    if mask_id is not None:
+        if isinstance(mask_id, bool) or not isinstance(mask_id, int):
+            raise TypeError(f"mask_id must be an integer, got {type(mask_id).__name__}")
+        return mask_id
+    if tokenizer is not None:
+        found = getattr(tokenizer, "mask_token_id", None)
+        if found is None:
+            raise ValueError(f"the tokenizer ({type(tokenizer).__name__}) has no mask token; pass mask_id=")
+        return int(found)
+    found = getattr(getattr(model, "config", None), "mask_token_id", None)
+    if found is None:
+        found = _mask_id_at(getattr(model, "name_or_path", "") or "")
+    if found is None:
+        raise ValueError(
+            "no mask token is known: pass mask_id= or tokenizer= "
+            "(the model's config has no mask_token_id and no tokenizer with one lies at model.name_or_path)"
+        )
+    return int(found)
+
+
+def input_embedding(model: nn.Module) -> Tensor:
+    """The model's input embedding weight [V, H], or its output head's where it names no input embedding."""
+    get = getattr(model, "get_input_embeddings", None)
+    embedding = get() if callable(get) else None
+    weight = getattr(embedding, "weight", None)
+    if weight is None:
+        weight = model.get_output_embeddings().weight
+    return weight
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """How many positions the model has, or None where it does not say.
+
+    RoBERTa-like models number positions from padding_idx + 1 on, so that many rows of their table are never used.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - unused
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
+def _mask_id_at(name_or_path: str) -> int | None:
+    """The one place of the engine room that may load transformers, and only when nobody named the mask token."""
+    if not name_or_path:
+        return None
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(name_or_path).mask_token_id
+    except (ImportError, OSError, ValueError, KeyError):
+        return None

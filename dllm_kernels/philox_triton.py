@@ -1,0 +1,82 @@
+"""The random stream as Triton device functions: the bits of :mod:`dllm_kernels.philox`, which specifies them.
+
+Launch every kernel that calls these with ``enable_fp_fusion=False``: a multiplication contracted with an addition rounds
+once instead of twice, and the last bit of the noise would depend on the compiler. Counters are uint32; 64-bit ones
+silently select another Philox.
+"""
+
+import triton
+import triton.language as tl
+
+from dllm_kernels import philox
+
+TOKEN_NOISE = tl.constexpr(philox.TOKEN_NOISE)
+RANDOM_CONFIDENCE = tl.constexpr(philox.RANDOM_CONFIDENCE)
+
+_LN2_HIGH = tl.constexpr(philox._LN2_HIGH)
+_LN2_LOW = tl.constexpr(philox._LN2_LOW)
+_SQRT_HALF_BITS = tl.constexpr(philox._SQRT_HALF_BITS)
+_P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8 = (tl.constexpr(coefficient) for coefficient in philox._LOG_POLYNOMIAL)
+
+# gumbel_bound: the binary logarithm read off the bits of a float32 x is bits / 2^23 - 127, at most log2(x) and at least
+# log2(x) - 0.0861. So -ln U <= ln 2 (32 + 127 - bits / 2^23); the slack 2^-9 covers all roundings of g and of the bound.
+_BOUND_SLOPE = tl.constexpr(-0.6931471805599453 * 2.0**-23)
+_BOUND_OFFSET = tl.constexpr(0.6931471805599453 * 159 + 2.0**-9)
+
+
+@triton.jit
+def words(seed, block, position, step, STREAM: tl.constexpr):
+    """The four uint32 words of each block of four tokens; seed, position and step are int64 scalars."""
+    return tl.philox(
+        seed, block.to(tl.uint32), position.to(tl.uint32), step.to(tl.uint32), tl.full([], STREAM, tl.uint32)
+    )
+
+
+@triton.jit
+def log_float32(x):
+    """Natural logarithm of positive normal float32 numbers: log x = e ln 2 + log(1 + f), Cephes' polynomial."""
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits - _SQRT_HALF_BITS) >> 23
+    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    e = exponent.to(tl.float32)
+    p = f * _P0 + _P1
+    p = p * f + _P2
+    p = p * f + _P3
+    p = p * f + _P4
+    p = p * f + _P5
+    p = p * f + _P6
+    p = p * f + _P7
+    p = p * f + _P8
+    square = f * f
+    tail = (p * f) * square + e * _LN2_LOW - 0.5 * square
+    return (f + tail) + e * _LN2_HIGH
+
+
+@triton.jit
+def gumbel_from_words(w, partner):
+    """g = -log(-log(1 - U)) with U = (w 2^32 + partner + 1/2) 2^-64, from uint32 words."""
+    u = _unit(w, partner)
+    series = u * (1 / 6) + 1 / 5
+    series = series * u + 1 / 4
+    series = series * u + 1 / 3
+    series = series * u + 1 / 2
+    series = series * u + 1.0
+    near_zero = series * u
+    elsewhere = -log_float32(_unit(~w, ~partner))
+    return -log_float32(tl.where(w < 268435456, near_zero, elsewhere))  # 2^28
+
+
+@triton.jit
+def gumbel_bound(w):
+    """An upper bound of the noise that a word gives, at most 0.07 above -log U: two conversions and one fma.
+
+    E = -log(1 - U) >= U, hence g <= -log U; the logarithm is bounded from the bits of w as a float32.
+    """
+    bits = w.to(tl.float32).to(tl.int32, bitcast=True)
+    return tl.fma(bits.to(tl.float32), _BOUND_SLOPE, _BOUND_OFFSET)
+
+
+@triton.jit
+def _unit(high, low):
+    """(high 2^32 + low + 1/2) 2^-64 in float32: each word rounded once, each product exact, one rounded sum."""
+    return high.to(tl.float32) * 2.0**-32 + (low.to(tl.float32) + 0.5) * 2.0**-64
