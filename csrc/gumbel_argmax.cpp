@@ -65,15 +65,19 @@ void two_largest(const float* x, float& largest, float& second) {
 }
 
 void accumulate(const float* x, Partial& out) {
-  vfloat total = {}, moment = {};
-  for (int64_t i = 0; i < kTile; i += kLanes) {
-    const vfloat gap = max(load(x + i) - out.max, splat(-87.0f));
-    const vfloat weight = exp_nonpositive(gap);
-    total += weight;
-    moment = multiply_add(weight, gap, moment);
+  constexpr int kSums = 64 / kLanes;  // short chains of float32 additions, the same length on every machine
+  vfloat total[kSums] = {}, moment[kSums] = {};
+  for (int64_t i = 0; i < kTile; i += kSums * kLanes)
+    for (int s = 0; s < kSums; ++s) {
+      const vfloat gap = max(load(x + i + s * kLanes) - out.max, splat(-87.0f));
+      const vfloat weight = exp_nonpositive(gap);
+      total[s] += weight;
+      moment[s] = multiply_add(weight, gap, moment[s]);
+    }
+  for (int s = 0; s < kSums; ++s) {
+    out.total += sum(total[s]);
+    out.moment += sum(moment[s]);
   }
-  out.total += sum(total);
-  out.moment += sum(moment);
 }
 
 void move_maximum(Partial& p, float max) {

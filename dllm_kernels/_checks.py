@@ -62,8 +62,12 @@ def per_row(name: str, value: int | float | Tensor, rows: int, dtype: torch.dtyp
     return torch.full((1,), value, dtype=dtype, device=device).expand(rows)
 
 
-def finite_at_least_zero(name: str, value: float) -> None:
-    """Check a number given as a Python number.
+def finite_at_least_zero(name: str, value: object) -> None:
+    """Check a Python number.
+
+    Raises:
+        TypeError: no number.
+        ValueError: negative, infinite or NaN.
 
     Example:
         >>> finite_at_least_zero("temperature", -1.0)
@@ -71,6 +75,8 @@ def finite_at_least_zero(name: str, value: float) -> None:
         ...
         ValueError: temperature must be finite and at least 0, got -1.0
     """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
 

@@ -37,21 +37,21 @@ def gumbel_argmax(
         return _nothing(len(chosen), logits)
     safe = chosen.clamp(0, n_rows - 1)
 
-    l = _as_numbers(logits[safe])  # noqa: E741 the formulae call it l
+    x = _as_numbers(logits[safe])
     if suppress is not None:
-        l = l.masked_fill(suppress, -torch.inf)
-    valid = in_range & (l.amax(-1) > -torch.inf)
-    l = torch.where(valid[:, None], l, 0.0)  # noqa: E741 keeps rows that are thrown away free of NaN
+        x = x.masked_fill(suppress, -torch.inf)
+    valid = in_range & (x.amax(-1) > -torch.inf)
+    x = torch.where(valid[:, None], x, 0.0)  # keeps rows that are thrown away free of NaN
 
-    score = l
+    score = x
     if temperature is not None:
         T = temperature[safe, None]
         noise = philox.gumbel(seeds[safe], positions[safe], step[safe], vocab_size)
-        score = torch.where(T > 0, l + T * noise, l)
+        score = torch.where(T > 0, x + T * noise, x)
     token = score.argmax(-1)
 
-    likeliest = l.topk(min(2, vocab_size)).values
-    gap = l - likeliest[:, :1]
+    likeliest = x.topk(min(2, vocab_size)).values
+    gap = x - likeliest[:, :1]
     weight = gap.exp()
     total = weight.sum(-1)
     log_total = total.log()
@@ -71,8 +71,8 @@ def gumbel_argmax(
 
 def _as_numbers(logits: Tensor) -> Tensor:
     """float32 (or float64) logits with NaN as -inf and +inf as the largest finite float32."""
-    l = logits if logits.dtype == torch.float64 else logits.float()  # noqa: E741
-    return l.nan_to_num(nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    return x.nan_to_num(nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
 
 
 def _nothing(n: int, logits: Tensor) -> tuple[Tensor, ...]:

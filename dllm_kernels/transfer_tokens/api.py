@@ -28,8 +28,8 @@ def transfer_tokens(
 ) -> Tensor:
     r"""Replace mask tokens by the surest proposals of each row, in place, for the whole batch at once.
 
-    Row b looks at the window of W columns that begins at `start[b]`. Column start[b] + j is eligible when it lies in the
-    canvas, j < length[b], the canvas holds `mask_id` there and proposals[b, j] >= 0. With the confidences of the n
+    Row b looks at the window of W columns that begins at `start[b]`. Column start[b] + j is eligible when it lies in
+    the canvas, j < length[b], the canvas holds `mask_id` there and proposals[b, j] >= 0. With the confidences of the n
     eligible columns sorted descending, c_1 >= ... >= c_n, one of three rules says how many are committed:
 
     - `k`: the min(k, n) surest;

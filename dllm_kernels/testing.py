@@ -1,0 +1,144 @@
+"""What tests and benchmarks share: a float64 truth, an error budget derived from it, poisoned memory, input makers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dllm_kernels.gumbel_argmax import GumbelArgmax
+from dllm_kernels.gumbel_argmax.reference import gumbel_argmax as reference_gumbel_argmax
+
+STATISTICS = ("log_prob", "margin", "neg_entropy", "lse")
+
+
+def make_logits(
+    rows: int, vocab_size: int, *, scale: float = 3.0, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Tensor:
+    """Normal logits [rows, vocab_size] on the CPU, rounded to `dtype`; a scale of 3 is like an untrained head's,
+    30 like a saturated model's.
+
+    Example:
+        >>> make_logits(2, 5, dtype=torch.bfloat16).shape
+        torch.Size([2, 5])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, vocab_size, generator=generator) * scale).to(dtype)
+
+
+def make_noise(rows: int, temperature: float | Tensor, *, seed: int = 0) -> dict[str, float | Tensor]:
+    """Keyword arguments of :func:`dllm_kernels.gumbel_argmax` that address each row's noise: seeds with all 64 bits in
+    use, positions and steps that differ.
+
+    Example:
+        >>> sorted(make_noise(2, 1.0))
+        ['positions', 'seeds', 'step', 'temperature']
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draw = {"size": (rows,), "generator": generator}
+    return {
+        "temperature": temperature,
+        "seeds": torch.randint(-(2**63), 2**63 - 1, **draw),
+        "positions": torch.randint(0, 4096, **draw),
+        "step": torch.randint(0, 1024, **draw),
+    }
+
+
+def true_gumbel_argmax(logits: Tensor, **arguments) -> GumbelArgmax:
+    """The reference on float64 copies of `logits`; `arguments` as the public function takes them, per-row ones [R].
+
+    Example:
+        >>> true_gumbel_argmax(torch.zeros(1, 4)).lse
+        tensor([1.3863], dtype=torch.float64)
+    """
+    return GumbelArgmax(*reference_gumbel_argmax(logits.cpu().double(), **arguments))
+
+
+def plain_statistics(logits: Tensor, token: Tensor) -> dict[str, Tensor]:
+    """The same statistics as anybody would compute them in float32 PyTorch: the yardstick of the error budget.
+
+    Example:
+        >>> plain_statistics(torch.zeros(1, 4), torch.tensor([0]))["log_prob"]
+        tensor([-1.3863])
+    """
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    p = log_p.exp()
+    two = p.topk(min(2, p.shape[-1]), dim=-1).values
+    return {
+        "log_prob": log_p.gather(-1, token[:, None]).squeeze(-1),
+        "margin": two[:, 0] - (two[:, 1] if two.shape[-1] > 1 else 0.0),
+        "neg_entropy": torch.special.entr(p).sum(-1).neg(),
+        "lse": logits.float().logsumexp(-1),
+    }
+
+
+def assert_within_budget(got: GumbelArgmax, logits: Tensor, **arguments) -> None:
+    """Every statistic's largest error against float64 is at most twice that of plain PyTorch.
+
+    Errors are measured in units of one float32 ulp of the quantity's scale (at least 1, the scale at which the
+    exponentials were rounded), and plain PyTorch is granted one such ulp even where it happened to be exact.
+
+    Example:
+        >>> from dllm_kernels import gumbel_argmax
+        >>> logits = make_logits(4, 1000)
+        >>> assert_within_budget(gumbel_argmax(logits), logits)
+    """
+    truth = true_gumbel_argmax(logits, **arguments)
+    plain = plain_statistics(logits.cpu(), truth.token)
+    ulp = torch.finfo(torch.float32).eps
+    for name in STATISTICS:
+        true = getattr(truth, name)
+        scale = true.abs().clamp(min=1.0)
+        error = ((getattr(got, name).cpu().double() - true).abs() / scale).max()
+        budget = 2 * torch.maximum(((plain[name].double() - true).abs() / scale).max(), torch.tensor(ulp))
+        if not error <= budget:
+            raise AssertionError(f"{name}: error {error:.3g}, budget {budget:.3g} (twice plain PyTorch's)")
+
+
+def near_ties(got: Tensor, expected: Tensor, scores: Tensor) -> int:
+    """How many tokens differ; raises where a difference is more than a near tie.
+
+    Two implementations may differ where the float64 scores [R, V] of the two tokens are within 4 float32 ulp.
+
+    Example:
+        >>> near_ties(torch.tensor([0]), torch.tensor([0]), torch.zeros(1, 2))
+        0
+    """
+    different = (got != expected).nonzero().flatten().tolist()
+    for row in different:
+        a, b = scores[row, got[row]].item(), scores[row, expected[row]].item()
+        bound = 4 * torch.finfo(torch.float32).eps * max(abs(a), abs(b), 1.0)
+        if not abs(a - b) <= bound:
+            raise AssertionError(f"row {row}: token {int(got[row])} (score {a}) for {int(expected[row])} (score {b})")
+    return len(different)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty and its kin hand out NaN (floats) and -7 (integers), so that what is read unwritten shows.
+
+    Example:
+        >>> with poisoned_memory():
+        ...     torch.empty(1)
+        tensor([nan])
+    """
+    original = {name: getattr(torch, name) for name in ("empty", "empty_like", "empty_strided")}
+
+    def poisoned(make):
+        def wrapper(*args, **kwargs):
+            fresh = make(*args, **kwargs)
+            if fresh.dtype == torch.bool:
+                return fresh
+            return fresh.fill_(float("nan") if fresh.is_floating_point() else -7)
+
+        return wrapper
+
+    try:
+        for name, make in original.items():
+            setattr(torch, name, poisoned(make))
+        yield
+    finally:
+        for name, make in original.items():
+            setattr(torch, name, make)

@@ -1,0 +1,69 @@
+"""The C++ extension: built once, for every vector width, and missed politely."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dllm_kernels import _extension
+
+pytestmark = pytest.mark.skipif(_extension.find_compiler() is None, reason="no C++ compiler")
+
+AGREE = """
+import torch
+from dllm_kernels import gumbel_argmax
+from dllm_kernels.testing import assert_within_budget, make_logits, make_noise
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for vocab_size in (5, 1025, 20000):
+        logits, noise = make_logits(8, vocab_size, dtype=dtype), make_noise(8, torch.full((8,), 0.8))
+        got = gumbel_argmax(logits, **noise, impl="cpu")
+        assert torch.equal(got.token, gumbel_argmax(logits, **noise, impl="reference").token)
+        assert_within_budget(got, logits, **noise)
+print("agree")
+"""
+
+
+def run(code, cache, **environment):
+    given = {**os.environ, "DLLM_CACHE": str(cache), **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, timeout=300)
+
+
+# -m flags win over -march=native: the same source as 8 lanes (AVX2) and as 4 lanes without intrinsics
+@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-fma -mno-avx"])
+def test_narrower_vectors(tmp_path, flags):
+    if os.uname().machine not in ("x86_64", "AMD64"):
+        pytest.skip("flags of x86-64")
+    done = run(AGREE, tmp_path, CXX=f"{_extension.find_compiler()} {flags}")
+    assert done.stdout.strip() == "agree", done.stderr
+
+
+def test_built_once(tmp_path):
+    ask = "from dllm_kernels import _extension as e; s = e.status(); print(s.library.stat().st_mtime_ns, s.reason)"
+    first, second = run(ask, tmp_path), run(ask, tmp_path)
+    assert first.stdout == second.stdout and first.stdout.endswith("None\n"), first.stderr
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["dllm_kernels.so"]
+
+
+def test_without_a_compiler_the_reference_serves_and_says_so_once(tmp_path):
+    code = """
+import torch
+from dllm_kernels import gumbel_argmax
+for _ in range(2):
+    print(gumbel_argmax(torch.tensor([[0.0, 1.0]])).token.item())
+try:
+    gumbel_argmax(torch.zeros(1, 2), impl="cpu")
+except RuntimeError as error:
+    print(error)
+"""
+    done = run(code, tmp_path, CXX="no-such-compiler")
+    assert done.stdout == (
+        "1\n1\nimpl='cpu' cannot run: no C++ compiler was found (install g++ or clang++, or set CXX)\n"
+    )
+    assert done.stderr.count("served by the reference implementation") == 1
+
+
+def test_a_broken_compiler_is_reported_and_leaves_nothing(tmp_path):
+    done = run("from dllm_kernels import _extension as e; print(e.load())", tmp_path, CXX="false")
+    assert "failed to build the C++ extension" in done.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

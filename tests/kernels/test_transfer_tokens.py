@@ -1,0 +1,148 @@
+"""transfer_tokens: the reference against a loop in plain Python, and the C++ kernel against the reference."""
+
+import math
+
+import pytest
+import torch
+
+from dllm_kernels import _impl, transfer_tokens
+from dllm_kernels.testing import poisoned_memory
+
+MASK = 9
+cpu_kernel = pytest.mark.skipif(_impl.why_not_cpu() is not None, reason=f"no extension: {_impl.why_not_cpu()}")
+BOTH = pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=cpu_kernel)])
+
+
+def by_hand(canvas, proposals, confidence, start, length, k=None, threshold=None, factor=None):
+    """The rules as the docstring states them, one row and one column at a time."""
+    canvas, committed = [row[:] for row in canvas], []
+    for b, row in enumerate(canvas):
+        eligible = [
+            j
+            for j in range(min(length[b], len(proposals[b])))
+            if 0 <= start[b] + j < len(row) and row[start[b] + j] == MASK and proposals[b][j] >= 0
+        ]
+        sure = [-math.inf if math.isnan(c) else c for c in confidence[b]]
+        eligible.sort(key=lambda j: (-sure[j], j))
+        take = 0
+        for r, j in enumerate(eligible, start=1):
+            if k is not None:
+                fits = r <= k[b]
+            elif threshold is not None:
+                fits = r == 1 or sure[j] >= threshold
+            else:
+                fits = r == 1 or sure[j] >= 1 - factor / (r + 1)
+            if not fits:
+                break
+            take = r
+        for j in eligible[:take]:
+            row[start[b] + j] = proposals[b][j]
+        committed.append(take)
+    return canvas, committed
+
+
+def random_case(seed):
+    """Few distinct confidences, so that ties are the rule; windows that stick out of the canvas on both sides."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def integers(low, high, *size):
+        return torch.randint(low, high, size, generator=draw)
+
+    batch, columns, window = int(integers(0, 5)), int(integers(1, 40)), int(integers(0, 30))
+    canvas = torch.where(integers(0, 3, batch, columns) > 0, MASK, integers(0, 9, batch, columns))
+    confidence = integers(0, 8, batch, window) / 8.0
+    confidence[integers(0, 9, batch, window) == 0] = math.nan
+    confidence[integers(0, 9, batch, window) == 0] = -math.inf
+    proposals = integers(-1, 9, batch, window)
+    return canvas, proposals, confidence, integers(-4, columns + 2, batch), integers(-1, window + 3, batch), draw
+
+
+@BOTH
+@pytest.mark.parametrize("rule", ["k", "threshold", "factor"])
+def test_random_cases(impl, rule):
+    for seed in range(150):
+        canvas, proposals, confidence, start, length, draw = random_case(seed)
+        # quarters and eighths are exact in float32 and float64 alike
+        value = {
+            "k": torch.randint(-1, 9, (len(canvas),), generator=draw),
+            "threshold": 0.375,
+            "factor": 1.25,
+        }[rule]
+        expected_canvas, expected_count = by_hand(
+            canvas.tolist(),
+            proposals.tolist(),
+            confidence.tolist(),
+            start.tolist(),
+            length.tolist(),
+            **{rule: value.tolist() if rule == "k" else value},
+        )
+        with poisoned_memory():
+            count = transfer_tokens(
+                canvas, proposals, confidence, mask_id=MASK, start=start, length=length, impl=impl, **{rule: value}
+            )
+        assert canvas.tolist() == expected_canvas, f"seed {seed}"
+        assert count.tolist() == expected_count, f"seed {seed}"
+
+
+@BOTH
+def test_only_the_window_of_a_strided_canvas_changes(impl):
+    wide = torch.full((3, 10), MASK)
+    transfer_tokens(
+        wide[:, 2:8], torch.ones(3, 4, dtype=torch.int64), torch.zeros(3, 4), mask_id=MASK, k=9, start=1, impl=impl
+    )
+    assert wide.tolist() == [[MASK] * 3 + [1] * 4 + [MASK] * 3] * 3
+
+
+@BOTH
+def test_minus_infinity_is_committed_last(impl):
+    canvas = torch.full((1, 3), MASK)
+    sure = torch.tensor([[-math.inf, 0.1, -math.inf]])
+    proposals = torch.tensor([[1, 2, 3]])
+    assert transfer_tokens(canvas, proposals, sure, mask_id=MASK, k=2, impl=impl).tolist() == [2]
+    assert canvas.tolist() == [[1, 2, MASK]]
+
+
+@BOTH
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_signed_zeros_are_equal(impl, zero):
+    canvas = torch.full((1, 2), MASK)
+    transfer_tokens(canvas, torch.tensor([[1, 2]]), torch.tensor([[zero, -zero]]), mask_id=MASK, k=1, impl=impl)
+    assert canvas.tolist() == [[1, MASK]]
+
+
+CANVAS = torch.full((2, 6), MASK)
+PROPOSALS, SURE = torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 4)
+BAD = [
+    (dict(canvas=CANVAS.int()), TypeError, "canvas must be int64, got int32"),
+    (dict(canvas=CANVAS[0]), ValueError, r"canvas must have shape \[B, L\], got \[6\]"),
+    (dict(canvas=CANVAS.t()), ValueError, "adjacent columns"),
+    (dict(canvas=CANVAS[:1].expand(2, 6)), ValueError, "must not overlap"),
+    (dict(proposals=PROPOSALS.float()), TypeError, "proposals must be int64"),
+    (dict(proposals=PROPOSALS[:1]), ValueError, r"proposals must have shape \[2, W\], got \[1, 4\]"),
+    (dict(confidence=SURE.double()), TypeError, "confidence must be float32"),
+    (dict(confidence=SURE[:, :3]), ValueError, r"confidence must have shape \[2, 4\], got \[2, 3\]"),
+    (dict(mask_id=9.0), TypeError, "mask_id must be an integer"),
+    (dict(k=None), ValueError, "exactly one of k, threshold and factor, got none"),
+    (dict(k=1, factor=1.0), ValueError, "got k, factor"),
+    (dict(k=1.5), TypeError, "k must be an integer"),
+    (dict(k=None, threshold=math.nan), ValueError, "threshold must be a number"),
+    (dict(k=None, factor=0.0), ValueError, "factor must be finite and above 0"),
+    (dict(start=torch.zeros(3, dtype=torch.int64)), ValueError, r"shape \[2\], got \[3\]"),
+    (dict(length="4"), TypeError, "length"),
+    (dict(impl="fast"), ValueError, "impl must be one of"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_bad_input_leaves_the_canvas(arguments, error, message):
+    given = {"canvas": CANVAS, "proposals": PROPOSALS, "confidence": SURE, "mask_id": MASK, "k": 1, **arguments}
+    before = given["canvas"].clone()
+    with pytest.raises(error, match=message):
+        transfer_tokens(**given)
+    assert torch.equal(given["canvas"], before)
+
+
+def test_a_window_too_wide():
+    wide = torch.zeros(1, 8193)
+    with pytest.raises(ValueError, match="at most 8192 columns, got 8193"):
+        transfer_tokens(wide.long(), wide.long(), wide, mask_id=MASK, k=1)
