@@ -118,7 +118,7 @@ def begin_block(state: State, first: Tensor, block: int, policy: Policy) -> None
 
 
 class Clock:
-    """Seconds spent in each part of the steps. Off, it does nothing; on a GPU it records events and waits only at the end.
+    """Seconds spent in each part of the steps. Off, it does nothing; on a GPU it records events, waiting at the end.
 
     Example:
         >>> clock = Clock(torch.device("cpu"), on=True)

@@ -2,8 +2,8 @@
 
 A replay runs the same kernels on the same memory. So everything that changes lives in the state's tensors (canvas,
 seeds, step, block start, counts), a call copies its own state into the captured one, and the step advances its own
-counter: every replay draws fresh noise. A bucket's key holds the addresses of all weights, so weights that were replaced
-are never served stale (weights changed in place are simply read).
+counter: every replay draws fresh noise. A bucket's key holds the addresses of all weights, so weights that were
+replaced are never served stale (weights changed in place are simply read).
 """
 
 from __future__ import annotations

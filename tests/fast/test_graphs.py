@@ -1,0 +1,151 @@
+"""Graph mode. What capture does needs a GPU; what surrounds it does not: on a CPU a stand-in for the captured graph
+runs the step on the captured memory, so that a state not carried over, not reset or not read back shows here too."""
+
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+
+from dllm.fast import generate, graphs
+from dllm.fast.denoise import Clock, State, denoise_step
+from dllm.fast.head import HeadTap
+from tests.models import MASK_ID, favour, tiny
+
+ARGUMENTS = dict(steps=8, gen_length=16, block_length=8, mask_id=MASK_ID, seed=3)
+
+
+def prompts(rows, columns, seed=0):
+    return torch.randint(5, 97, (rows, columns), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def captures(monkeypatch, one_thread):
+    """Graph mode on the CPU; the list fills with one entry per capture."""
+    made = []
+
+    def capture(tap, state, policy, pool):
+        copies = {name: tensor.clone() for name, tensor in state.tensors().items()}
+        own = State(**dict.fromkeys(State.__slots__) | copies)
+        model, kind = weakref.ref(tap.model), tap.kind  # a graph keeps no model alive
+        made.append(kind)
+
+        def replay():
+            stand_in = object.__new__(HeadTap)
+            stand_in.model, stand_in.head, stand_in.kind = model(), model().get_output_embeddings(), kind
+            denoise_step(stand_in, own, policy, Clock(torch.device("cpu"), on=False))
+
+        return graphs.CapturedStep(own, replay, model)
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "wanted", lambda cuda_graph, device, forwards: (cuda_graph is not False, "off"))
+    monkeypatch.setattr(graphs, "CACHE", graphs.GraphCache(size=3))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    return made
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random", "none"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_replays_give_the_eager_tokens(captures, remasking, temperature, cfg_scale):
+    model = tiny("modernbert")
+    options = dict(remasking=remasking, temperature=temperature, cfg_scale=cfg_scale, **ARGUMENTS)
+    for seed, rows in itertools.product((0, 1), (1, 3)):
+        prompt = prompts(rows, 6, seed)
+        eager = generate(model, prompt, cuda_graph=False, **options)
+        graphed, stats = generate(model, prompt, return_stats=True, **options)
+        assert stats.mode == "graph" and stats.body_seconds is None
+        assert torch.equal(graphed, eager)
+    assert len(captures) == 2  # one for each number of rows; the second prompts replay
+
+
+def test_padded_rows_and_early_stop(captures):
+    model, prompt = favour(tiny("bert"), 40, 6.0), prompts(4, 7)
+    padding = torch.tensor([[1] * 7, [0] * 3 + [1] * 4, [0] * 6 + [1], [0] + [1] * 6])
+    options = dict(attention_mask=padding, eos_token_id=40, temperature=1.0, **ARGUMENTS)
+    assert torch.equal(generate(model, prompt, **options), generate(model, prompt, cuda_graph=False, **options))
+
+
+def test_a_batch_that_has_finished_stops(captures):
+    model = favour(tiny("bert"), 40, 100.0)
+    out, stats = generate(model, prompts(2, 4), eos_token_id=40, return_stats=True, **ARGUMENTS)
+    assert stats.forwards < 8 and bool((out[:, 4:] == 40).all()) and stats.useful_tokens == 2
+
+
+def test_what_makes_a_new_bucket(captures):
+    model, options = tiny("bert"), dict(ARGUMENTS)
+    calls = itertools.count(1)
+
+    def call(expect_capture, columns=5, **changed):
+        before = len(captures)
+        generate(model, prompts(2, columns, next(calls)), **{**options, **changed})
+        assert (len(captures) > before) == expect_capture
+
+    call(True)
+    call(False)  # other prompts and seeds replay
+    call(False, seed=99)
+    call(True, columns=6)
+    call(True, temperature=0.5)
+    call(False, temperature=0.5)
+    call(False)
+    with torch.no_grad():
+        head = model.get_output_embeddings()
+        head.weight.mul_(0.5)
+        call(False)  # changed in place: the graph reads the new values
+        head.weight.data = head.weight.data.clone()
+        call(True)  # other memory: never stale
+    model.train()
+    call(True)
+
+
+def test_weights_replaced_between_calls_are_used(captures):
+    model, prompt = tiny("bert"), prompts(2, 5)
+    before = generate(model, prompt, **ARGUMENTS)
+    other = tiny("bert", seed=1)
+    for parameter, source in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data = source.data
+    after = generate(model, prompt, **ARGUMENTS)
+    assert torch.equal(after, generate(model, prompt, cuda_graph=False, **ARGUMENTS))
+    assert not torch.equal(before, after)
+
+
+def test_the_cache_is_bounded_and_forgets_dead_models(captures):
+    model = tiny("bert")
+    for columns in range(1, 6):
+        generate(model, prompts(1, columns), **ARGUMENTS)
+    assert len(graphs.CACHE) == 3
+    del model
+    gc.collect()
+    other = tiny("bert")
+    generate(other, prompts(1, 1), **ARGUMENTS)
+    assert len(graphs.CACHE) == 1
+
+
+def test_a_capture_that_fails(captures, monkeypatch, caplog):
+    def refuse(*arguments):
+        raise graphs.CaptureError("RuntimeError: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "capture", refuse)
+    model, prompt = tiny("bert"), prompts(1, 4)
+    with pytest.raises(RuntimeError, match="cuda_graph=True, but the step cannot be captured: RuntimeError: operation"):
+        generate(model, prompt, cuda_graph=True, **ARGUMENTS)
+    out, stats = generate(model, prompt, return_stats=True, **ARGUMENTS)
+    assert stats.mode == "eager" and "cannot be captured" in stats.note and "operation not permitted" in caplog.text
+    assert torch.equal(out, generate(model, prompt, cuda_graph=False, **ARGUMENTS))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [(1, TypeError, "None, True or False, got int"), (True, ValueError, "needs a model on a CUDA device, got cpu")],
+)
+def test_bad_cuda_graph(value, error, message):
+    with pytest.raises(error, match=message):
+        graphs.wanted(value, torch.device("cpu"), 8)
+
+
+def test_when_to_capture():
+    cuda = torch.device("cuda", 0)
+    assert graphs.wanted(None, cuda, 128)[0] and graphs.wanted(True, cuda, 1)[0]
+    assert not graphs.wanted(False, cuda, 128)[0] and not graphs.wanted(None, cuda, 2)[0]
+    assert not graphs.wanted(None, torch.device("cpu"), 128)[0]
