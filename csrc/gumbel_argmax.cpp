@@ -91,12 +91,12 @@ void move_maximum(Partial& p, float max) {
 
 void draw(const float* x, int64_t first_token, const Noise& noise, float floor, Partial& out) {
   const float T = noise.temperature;
-  for (int64_t i = 0; i < kTile; i += 2 * kLanes) {
-    vuint words[2];
-    philox::words(noise.address, static_cast<uint32_t>((first_token + i) / 4), words[0], words[1]);
-    for (int half = 0; half < 2; ++half) {
-      const int64_t begin = i + half * kLanes;
-      const vfloat bound = load(x + begin) + splat(T) * philox::gumbel_bound(words[half]);
+  for (int64_t i = 0; i < kTile; i += philox::kVectors * kLanes) {
+    vuint words[philox::kVectors];
+    philox::words(noise.address, static_cast<uint32_t>((first_token + i) / 4), words);
+    for (int v = 0; v < philox::kVectors; ++v) {
+      const int64_t begin = i + v * kLanes;
+      const vfloat bound = load(x + begin) + splat(T) * philox::gumbel_bound(words[v]);
       if (!any_above(bound, std::max(out.best, floor))) continue;
       for (int lane = 0; lane < kLanes; ++lane) {
         if (!(bound[lane] > std::max(out.best, floor))) continue;

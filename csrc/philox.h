@@ -91,30 +91,48 @@ inline vlong multiply_wide(vlong a, uint32_t m) {
 #endif
 }
 
-// The words of tokens 4 `index` + 0 .. 2 kLanes - 1, in token order: kLanes / 2 blocks.
-inline void words(const Address& at, uint32_t index, vuint& first, vuint& second) {
-  vlong c0 = vlong{} + index, c1 = vlong{} + at.position, c2 = vlong{} + at.step, c3 = vlong{} + kTokenNoise;
-  for (int i = 0; i < kLanes / 2; ++i) c0[i] += i;
+// Pairs of lanes of `a` and `b` side by side: a0 b0 a1 b1 ..., the first and the second half of them.
+inline void interleave(vlong a, vlong b, vuint& first, vuint& second) {
+#if defined(__AVX512F__)
+  first = (vuint)__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  second = (vuint)__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif defined(__AVX2__)
+  first = (vuint)__builtin_shufflevector(a, b, 0, 4, 1, 5);
+  second = (vuint)__builtin_shufflevector(a, b, 2, 6, 3, 7);
+#else
+  first = (vuint)vlong{a[0], b[0]};
+  second = (vuint)vlong{a[1], b[1]};
+#endif
+}
+
+constexpr int kStreams = 2;  // independent vectors of blocks, whose multiplications overlap
+constexpr int kVectors = 2 * kStreams;
+
+// The words of tokens 4 `index` + 0 .. kVectors kLanes - 1, in token order.
+inline void words(const Address& at, uint32_t index, vuint (&out)[kVectors]) {
+  vlong c0[kStreams], c1[kStreams], c2[kStreams], c3[kStreams];
+  for (int s = 0; s < kStreams; ++s) {
+    for (int i = 0; i < kLanes / 2; ++i) c0[s][i] = index + s * (kLanes / 2) + i;
+    c1[s] = vlong{} + at.position;
+    c2[s] = vlong{} + at.step;
+    c3[s] = vlong{} + kTokenNoise;
+  }
   uint32_t k0 = static_cast<uint32_t>(at.seed), k1 = static_cast<uint32_t>(at.seed >> 32);
   for (int round = 0; round < kRounds; ++round) {
-    const vlong product0 = multiply_wide(c0, kMultiplier0), product1 = multiply_wide(c2, kMultiplier1);
-    c0 = (product1 >> 32) ^ c1 ^ uint64_t{k0};
-    c1 = product1;
-    c2 = (product0 >> 32) ^ c3 ^ uint64_t{k1};
-    c3 = product0;
+    for (int s = 0; s < kStreams; ++s) {
+      const vlong product0 = multiply_wide(c0[s], kMultiplier0), product1 = multiply_wide(c2[s], kMultiplier1);
+      c0[s] = (product1 >> 32) ^ c1[s] ^ uint64_t{k0};
+      c1[s] = product1;
+      c2[s] = (product0 >> 32) ^ c3[s] ^ uint64_t{k1};
+      c3[s] = product0;
+    }
     k0 += kWeyl0;
     k1 += kWeyl1;
   }
-  const vlong pair01 = (c0 & 0xFFFFFFFFull) | (c1 << 32), pair23 = (c2 & 0xFFFFFFFFull) | (c3 << 32);
-  vlong low, high;
-  for (int i = 0; i < kLanes / 4; ++i) {
-    low[2 * i] = pair01[i];
-    low[2 * i + 1] = pair23[i];
-    high[2 * i] = pair01[i + kLanes / 4];
-    high[2 * i + 1] = pair23[i + kLanes / 4];
+  for (int s = 0; s < kStreams; ++s) {
+    const vlong pair01 = (c0[s] & 0xFFFFFFFFull) | (c1[s] << 32), pair23 = (c2[s] & 0xFFFFFFFFull) | (c3[s] << 32);
+    interleave(pair01, pair23, out[2 * s], out[2 * s + 1]);
   }
-  first = (vuint)low;
-  second = (vuint)high;
 }
 
 // An upper bound on the Gumbel noise of tokens with words w.
