@@ -1,7 +1,7 @@
 """One denoising step: some masks of each row's current block become tokens.
 
-A step runs the model's body, the head on the positions of the block that are still masked, the sampling kernel and
-the transfer kernel. The same function runs eagerly and is captured as a CUDA graph: it reads and advances tensors of
+A step runs the model's body, the head on the positions that may still be committed, the sampling kernel and the
+transfer kernel. The same function runs eagerly and is captured as a CUDA graph: it reads and advances tensors of
 the state and never asks the device for a value.
 
 Rows do not know each other. Each is packed to column 0 of the canvas, so position means the row's own position; seeds,
@@ -19,6 +19,9 @@ from torch import Tensor
 from dllm.fast.head import HeadTap
 from dllm_kernels import gumbel_argmax, philox, transfer_tokens
 
+# On a GPU, where the number of masked positions stays on the device, the head has room for a whole block in every row
+# and for this many holes besides (positions to which the model committed the mask token itself).
+HOLES = 64
 # Libraries switch algorithms for very few rows and the last bits with them: the head always sees multiples of this.
 ROW_MULTIPLE = 64
 # Rows of logits that exist at once: what a CPU's cache keeps, and on a GPU few enough to keep memory small.
@@ -31,6 +34,7 @@ class Policy:
 
     mask_id: int
     block_length: int
+    window: int  # columns left of a block's end that a step looks at: all that may hold a mask
     temperature: float
     cfg_scale: float
     impl: str
@@ -38,19 +42,20 @@ class Policy:
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """What changes, B rows of L columns, W columns a block, S steps a block. All tensors, all on the model's device."""
+    """What changes, B rows of L columns, a window of W columns, S steps a block. All tensors, on the model's device."""
 
     tokens: Tensor  # int64 [B, L], the canvas
     prompt: Tensor  # bool [B, L], columns that the caller gave
     attention_mask: Tensor | None  # int64 [B, L], None when no row is padded
-    start: Tensor  # int64 [B], first column of the current block
+    start: Tensor  # int64 [B], first column of the window
+    stop: Tensor  # int64 [B], column after the current block
     seeds: Tensor  # int64 [B]
     take: Tensor  # int64 [S, B], how many to commit at each step
-    order: Tensor | None  # float32 [S, B, W], random confidences of the current block
+    order: Tensor | None  # float32 [S, B, W], random confidences in the current block
     step: Tensor  # int64 [1], within the block
     earlier: Tensor  # int64 [1], steps of the blocks before
     failed: Tensor  # int64 [B], first step of all at which the row's logits had no finite number, else -1
-    proposals: Tensor  # int64 [B, W], of the last step
+    proposals: Tensor  # int64 [B, W], of the last step; -1 where there was nothing to propose
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -71,24 +76,26 @@ class State:
 def denoise_step(tap: HeadTap, state: State, policy: Policy, clock: Clock) -> None:
     """One step, in place: forward, head on the masked positions of the block, sampling, transfer."""
     clock.start()
-    tokens, (batch, columns), width = state.tokens, state.tokens.shape, policy.block_length
+    tokens, columns = state.tokens, state.tokens.shape[1]
     bodies = _bodies(tap, state, policy)
     clock.lap("body")
 
-    column = state.start[:, None] + torch.arange(width, device=tokens.device)
-    masked = tokens.gather(1, column) == policy.mask_id
-    rows, slot, count = _compact(masked)
-    row = rows // width
-    position = column.flatten()[rows]
+    column = state.start[:, None] + torch.arange(policy.window, device=tokens.device)
+    masked = (tokens.gather(1, column) == policy.mask_id) & (column < state.stop[:, None])
+    cells, slot, count = _compact(masked, len(tokens) * policy.block_length + HOLES)
+    row = cells // policy.window
+    position = column.flatten()[cells]
     hidden = [body.flatten(0, 1).index_select(0, row * columns + position) for body in bodies]
     token, confidence = _sample(tap, hidden, state.seeds[row], position, state.step, count, policy)
-    state.proposals.copy_(token[slot].view(batch, width))
-    confidence = confidence[slot].view(batch, width)
+    listed = masked & (slot < len(cells))
+    slot = slot.clamp(max=len(cells) - 1)
+    state.proposals.copy_(torch.where(listed, token[slot], -1))
+    confidence = confidence[slot]
     if state.order is not None:
         confidence = state.order.index_select(0, state.step)[0]
     clock.lap("head")
 
-    nothing_finite = (masked & (state.proposals < 0)).any(1)
+    nothing_finite = (listed & (state.proposals < 0)).any(1)
     state.failed.copy_(torch.where(nothing_finite & (state.failed < 0), state.earlier + state.step, state.failed))
     take = state.take.index_select(0, state.step)[0]
     transfer_tokens(
@@ -106,12 +113,12 @@ def denoise_step(tap: HeadTap, state: State, policy: Policy, clock: Clock) -> No
 
 def begin_block(state: State, first: Tensor, block: int, policy: Policy) -> None:
     """Move the state to the start of a block; `first` [B] is the first generated column of each row."""
-    width = policy.block_length
-    state.start.copy_(first + block * width)
+    state.stop.copy_(first + (block + 1) * policy.block_length)
+    state.start.copy_((state.stop - policy.window).clamp(min=0))
     state.step.zero_()
     state.earlier.fill_(block * len(state.take))
     if state.order is not None:
-        position = state.start[:, None] + torch.arange(width, device=first.device)
+        position = state.start[:, None] + torch.arange(policy.window, device=first.device)
         step = torch.arange(len(state.take), device=first.device)
         noise = philox.uniform(state.seeds[:, None], position, step[:, None, None], philox.RANDOM_CONFIDENCE)
         state.order.copy_(noise)
@@ -170,27 +177,28 @@ def _bodies(tap: HeadTap, state: State, policy: Policy) -> list[Tensor]:
     return list(both.chunk(2))
 
 
-def _compact(masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compact(masked: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
     """The masked cells of [B, W] as a list, without asking the device how many there are.
 
-    Their number cannot be derived from the schedule: a model may propose the mask token itself, and then a committed
-    position stays masked. On a CPU the number is at hand and the list is cut to it; on a GPU the list has room for all.
+    Their number does not follow from the schedule: a model may propose the mask token itself, and a position that was
+    committed stays a hole. On a CPU the number is at hand and the list is cut to it; on a GPU the list has `room` for
+    a number that is exceeded only by models that leave holes everywhere, and what does not fit has to wait.
 
     Returns:
-        rows: int64 [N], flat indices of the masked cells in order, then zeros; N is a multiple of ROW_MULTIPLE.
-        slot: int64 [B W], where each masked cell stands in that list; some valid place for the others.
-        count: int64 [1], how many there are.
+        cells: int64 [N], flat indices of the masked cells in order, then zeros; N is a multiple of ROW_MULTIPLE.
+        slot: int64 [B, W], where each masked cell stands in that list, or would stand; some number for the others.
+        count: int64 [1], how many masked cells there are.
     """
     flat = masked.flatten()
     running = flat.cumsum(0)
     count, slot = running[-1:], (running - 1).clamp(min=0)
-    room = _round_up(len(flat), ROW_MULTIPLE)
-    target = torch.where(flat, slot, room)  # the others all write to one spare place
-    cells = torch.arange(len(flat), device=flat.device)
-    rows = torch.zeros(room + 1, dtype=torch.int64, device=flat.device).scatter_(0, target, cells)[:room]
     if flat.device.type == "cpu":
-        rows = rows[: max(_round_up(int(count.numpy()[0]), ROW_MULTIPLE), ROW_MULTIPLE)]
-    return rows, slot, count
+        room = max(int(count.numpy()[0]), 1)
+    room = _round_up(room, ROW_MULTIPLE)
+    target = torch.where(flat, slot, room).clamp(max=room)  # all others write to one spare place
+    index = torch.arange(len(flat), device=flat.device)
+    cells = torch.zeros(room + 1, dtype=torch.int64, device=flat.device).scatter_(0, target, index)[:room]
+    return cells, slot.view_as(masked), count
 
 
 def _sample(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.head import output_head
-from dllm.fast.inputs import Plan, check_prompt, find_mask_id, prompt_lengths, row_seeds
+from dllm.fast.inputs import Plan, check_eos, check_prompt, find_mask_id, prompt_lengths, row_seeds
 from dllm.fast.loop import Denoiser, Step
 from dllm_kernels import _impl
 
@@ -124,8 +124,9 @@ def generate(
     output_head(model)
     mask_id = find_mask_id(model, mask_id, tokenizer)
     check_prompt(model, prompt, gen_length, mask_id)
-    if eos_token_id is not None and (isinstance(eos_token_id, bool) or not isinstance(eos_token_id, int)):
-        raise TypeError(f"eos_token_id must be an integer, got {type(eos_token_id).__name__}")
+    check_eos(model, eos_token_id, mask_id)
+    if on_step is not None and not callable(on_step):
+        raise TypeError(f"on_step must be callable, got {type(on_step).__name__}")
     lengths = prompt_lengths(prompt, attention_mask)
     seeds = row_seeds(seed if seed is not None or plan.draws else 0, len(prompt), prompt.device)
     denoiser = Denoiser(model, plan, mask_id, eos_token_id, impl, cuda_graph, on_step, timed=return_stats)

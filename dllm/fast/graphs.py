@@ -117,7 +117,7 @@ def capture(tap: HeadTap, state: State, policy: Policy, pool: object) -> Capture
     Raises:
         CaptureError: with the reason.
     """
-    own = State(**{name: None for name in state.__slots__} | {n: t.clone() for n, t in state.tensors().items()})
+    own = State(**dict.fromkeys(state.__slots__) | {n: t.clone() for n, t in state.tensors().items()})
     device, silent = state.tokens.device, Clock(state.tokens.device, on=False)
     try:
         with torch.cuda.device(device):

@@ -136,10 +136,15 @@ def _is_plain_linear(head: nn.Module) -> bool:
     )
 
 
+def _around_forward(module: nn.Module) -> tuple:
+    """What an instance carries around its forward; torch numbers hooks and never reuses a number."""
+    return id(module.__dict__.get("forward")), tuple(module._forward_hooks), tuple(module._forward_pre_hooks)
+
+
 def _inspect(model: nn.Module, head: nn.Module, example: Tensor) -> str:
     """The kind of the head, found once per model and state of its head."""
     plain = _is_plain_linear(head)
-    state = (id(head), plain, len(head._forward_hooks), len(head._forward_pre_hooks))
+    state = (id(head), plain, *_around_forward(head), *_around_forward(model))
     known = _inspected.get(model)
     if known is not None and known[0] == state:
         return known[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm_kernels import philox
+from dllm_kernels.transfer_tokens.api import MAX_WINDOW
 
 # The model card's table and its code use different words for the same thing.
 REMASKING = {
@@ -43,6 +44,8 @@ class Plan:
                 raise TypeError(f"{name} must be a number, got {type(value).__name__}")
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be finite and at least 0, got {value}")
+        if self.block_length > MAX_WINDOW:
+            raise ValueError(f"block_length must be at most {MAX_WINDOW}, got {self.block_length}")
         if self.gen_length % self.block_length:
             raise ValueError(
                 f"gen_length must be a multiple of block_length, got {self.gen_length} and {self.block_length}"
@@ -69,7 +72,7 @@ class Plan:
     def transfers(self) -> list[int]:
         """Tokens committed at each step of a block: m // S, and one more at the first m mod S of S steps."""
         if self.order == "none":
-            return [self.block_length]
+            return [self.gen_length]  # all there are
         steps = self.steps // self.blocks
         share, rest = divmod(self.block_length, steps)
         return [share + (i < rest) for i in range(steps)]
@@ -107,6 +110,24 @@ def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int
     columns, positions = prompt.shape[1] + gen_length, position_limit(model)
     if positions is not None and columns > positions:
         raise ValueError(f"prompt and gen_length must fit the model's {positions} positions, got {columns}")
+
+
+def check_eos(model: nn.Module, eos_token_id: object, mask_id: int) -> None:
+    """Check the end-of-text token.
+
+    Raises:
+        TypeError: neither None nor an integer.
+        ValueError: outside the vocabulary, or the mask token.
+    """
+    if eos_token_id is None:
+        return
+    if isinstance(eos_token_id, bool) or not isinstance(eos_token_id, int):
+        raise TypeError(f"eos_token_id must be an integer, got {type(eos_token_id).__name__}")
+    vocab_size = len(input_embedding(model))
+    if not 0 <= eos_token_id < vocab_size:
+        raise ValueError(f"eos_token_id must lie in the vocabulary of {vocab_size} tokens, got {eos_token_id}")
+    if eos_token_id == mask_id:
+        raise ValueError(f"eos_token_id must differ from the mask token, got {mask_id} for both")
 
 
 def prompt_lengths(prompt: Tensor, attention_mask: Tensor | None) -> Tensor:

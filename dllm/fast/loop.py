@@ -14,6 +14,7 @@ from dllm.fast import graphs
 from dllm.fast.denoise import Clock, Policy, State, begin_block, denoise_step
 from dllm.fast.head import HeadTap
 from dllm.fast.inputs import Plan
+from dllm_kernels.transfer_tokens.api import MAX_WINDOW
 
 # On a GPU asking whether rows have finished waits for the device: do so only every so many steps.
 POLL_EVERY = {"cpu": 1, "cuda": 8}
@@ -61,6 +62,7 @@ class Denoiser:
         self.policy = Policy(
             mask_id=mask_id,
             block_length=plan.block_length,
+            window=min(plan.gen_length, MAX_WINDOW),
             temperature=float(plan.temperature),
             cfg_scale=float(plan.cfg_scale),
             impl=impl,
@@ -159,13 +161,12 @@ class Denoiser:
                 raise RuntimeError(f"row {row}: no logit was finite at step {step}, so no token could be chosen")
 
     def _view(self, block: int, step: int) -> Step:
-        canvas, tentative = self.canvas.clone(), self.canvas.clone()
-        state, width = self.state, self.policy.block_length
-        canvas[self.active] = state.tokens
-        column = state.start[:, None] + torch.arange(width, device=canvas.device)
+        canvas, tentative, state = self.canvas.clone(), self.canvas.clone(), self.state
+        column = state.start[:, None] + torch.arange(self.policy.window, device=canvas.device)
         current = state.tokens.gather(1, column)
-        proposed = torch.where(current == self.policy.mask_id, state.proposals, current)
-        tentative[self.active] = state.tokens.scatter(1, column, proposed)
+        open_to_change = (current == self.policy.mask_id) & (state.proposals >= 0)
+        canvas[self.active] = state.tokens
+        tentative[self.active] = state.tokens.scatter(1, column, torch.where(open_to_change, state.proposals, current))
         steps = len(self.plan.transfers())
         return Step(self._unpack(canvas), self._unpack(tentative), block, self.plan.blocks, step, steps)
 
@@ -181,13 +182,14 @@ class Denoiser:
             prompt=column < self.first[:, None],
             attention_mask=(column < stop).long() if padded else None,
             start=self.first.clone(),
+            stop=self.first.clone(),
             seeds=seeds,
             take=torch.tensor(transfers, device=device)[:, None].repeat(1, batch),
-            order=torch.zeros(len(transfers), batch, plan.block_length, device=device) if random_order else None,
+            order=torch.zeros(len(transfers), batch, self.policy.window, device=device) if random_order else None,
             step=torch.zeros(1, dtype=torch.int64, device=device),
             earlier=torch.zeros(1, dtype=torch.int64, device=device),
             failed=torch.full_like(seeds, -1),
-            proposals=tokens.new_full((batch, plan.block_length), -1),
+            proposals=tokens.new_full((batch, self.policy.window), -1),
         )
 
     def _pack(self, canvas: Tensor) -> Tensor:
