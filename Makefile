@@ -1,0 +1,32 @@
+# Everything runs in .venv, which `make setup` makes.
+export PYTHON TORCH
+RUN := .venv/bin/python
+
+.PHONY: help setup demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
+	@echo "PYTHON=python3.12 names the interpreter, TORCH='torch==2.12.0' the torch to install,"
+	@echo "ARGS='...' what is passed on by test (to pytest), bench and demo."
+
+setup: ## make .venv with everything (quick when nothing has changed)
+	@bash scripts/setup.sh
+
+demo: setup ## the main job on a real model and real text: live denoising, a short benchmark, table and plot
+	$(RUN) -m dllm.demo $(ARGS)
+
+lint: setup ## style, format and import contracts
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -c "from importlinter.cli import lint_imports_command as lint; lint()"
+
+test: lint ## lint and all tests; natively on a GPU where there is one
+	$(RUN) -m pytest $(ARGS)
+
+bench: setup ## measure sampling against the model card's loop
+	$(RUN) benchmarks/sampler_throughput.py $(ARGS)
+
+clean: ## remove what was built and installed
+	rm -rf .venv build dist *.egg-info .benchmarks .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,187 @@
+"""What this machine offers, what dllm picks on it and why, and whether that works: `dllm doctor`.
+
+Every part of the report is a dict or a list of dicts of plain values, so that it prints as a table and as JSON alike.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+import dllm_kernels
+from dllm_kernels import _extension, _impl
+
+_CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+
+
+def main(as_json: bool = False) -> int:
+    """Print the whole report; 0 if every self-test that can run here passes, else 1."""
+    report = {}
+    for name, part in PARTS.items():
+        report[name] = part()
+        if not as_json:  # part by part: building the extension and the self-test take a few seconds
+            print(f"{name.upper()}\n{_table(report[name])}\n", flush=True)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    return int(any(row["result"].startswith("failed") for row in report["self-test"]))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, dllm and what it stands on.
+
+    Example:
+        >>> sorted(versions())
+        ['cuda', 'dllm', 'python', 'torch', 'transformers', 'triton']
+    """
+    backend = torch.version.cuda or (torch.version.hip and f"ROCm {torch.version.hip}")
+    return {
+        "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        "dllm": dllm_kernels.__version__,
+        "torch": torch.__version__,
+        "cuda": backend or "not in this build of torch",
+        "triton": _version("triton"),
+        "transformers": _version("transformers"),
+    }
+
+
+def devices() -> dict[str, str]:
+    """The CPU, with its vector instructions, and every GPU that torch sees.
+
+    Example:
+        >>> "threads" in devices()["cpu"]
+        True
+    """
+    model, flags = _cpu_info()
+    capability = torch.backends.cpu.get_cpu_capability()
+    found = {"cpu": f"{model}, {torch.get_num_threads()} threads, torch uses {capability}; {' '.join(flags)}"}
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
+    return found
+
+
+def extension() -> dict[str, str]:
+    """The C++ kernels: where they are, built with what, from where. Builds them if that has not happened yet.
+
+    Example:
+        >>> list(extension())
+        ['library', 'compiler', 'sources']
+    """
+    status = _extension.status()
+    return {
+        "library": str(status.library) if status.library else f"not built: {status.reason}",
+        "compiler": status.compiler or "none found",
+        "sources": str(status.source),
+    }
+
+
+def picked() -> list[dict[str, str]]:
+    """What `impl="auto"` takes for each operation and kind of device, and why.
+
+    Example:
+        >>> picked()[0]["device"]
+        'cpu'
+    """
+    rows = []
+    for device in _kinds_of_device():
+        impl, reason = _impl.pick(torch.device(device))
+        rows += [{"op": op, "device": device, "impl": impl, "because": reason} for op in SELF_TESTS]
+    return rows
+
+
+def self_test() -> list[dict[str, str]]:
+    """Every operation in every implementation, on every kind of device it serves, against the reference on the CPU."""
+    rows = []
+    for op, run in SELF_TESTS.items():
+        expected = run("reference", "cpu")
+        for impl, device, missing in _candidates():
+            result = missing or _compare(run, impl, device, expected)
+            rows.append({"op": op, "impl": impl, "device": device, "result": result})
+    return rows
+
+
+def _candidates() -> list[tuple[str, str, str | None]]:
+    """Implementation, device, and what is missing to run it there."""
+    cuda = torch.cuda.is_available()
+    found = [("reference", device, None) for device in _kinds_of_device()]
+    found.append(("cpu", "cpu", _impl.why_not_cpu()))
+    triton_missing = _impl.why_not_triton()
+    if not triton_missing and not cuda and not _impl.interpreting():
+        triton_missing = "needs a GPU (or TRITON_INTERPRET=1)"
+    found.append(("triton", "cuda" if cuda else "cpu", triton_missing))
+    return found
+
+
+def _compare(run: Callable[[str, str], Outputs], impl: str, device: str, expected: Outputs) -> str:
+    """ "ok", or "failed" and why: integers must be equal, floats close."""
+    try:
+        for got, want in zip(run(impl, device), expected, strict=True):
+            torch.testing.assert_close(got.cpu(), want)
+    except Exception as error:  # whatever breaks is what the doctor is there to tell
+        return f"failed: {type(error).__name__}: {error}"
+    return "ok"
+
+
+def _gumbel_argmax(impl: str, device: str) -> Outputs:
+    logits = torch.randn(3, 257, generator=torch.Generator().manual_seed(0)).to(device)
+    where = torch.arange(3, device=device)
+    return tuple(dllm_kernels.gumbel_argmax(logits, temperature=1.0, seeds=where, positions=where, step=1, impl=impl))
+
+
+def _transfer_tokens(impl: str, device: str) -> Outputs:
+    mask_id = 9
+    canvas = torch.tensor([[mask_id, 1, mask_id, mask_id], [mask_id, mask_id, 2, 3]], device=device)
+    proposals = torch.tensor([[4, 5, 6, 7], [8, 7, 6, 5]], device=device)
+    confidence = torch.tensor([[0.5, 0.9, 0.5, 0.1], [0.2, 0.3, 0.4, 0.5]], device=device)
+    count = dllm_kernels.transfer_tokens(canvas, proposals, confidence, mask_id=mask_id, k=2, impl=impl)
+    return count, canvas
+
+
+def _kinds_of_device() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _cpu_info() -> tuple[str, list[str]]:
+    """The CPU's name and those of its instruction sets that matter to the kernels, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    offered = (facts.get("flags") or facts.get("Features") or "").split()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores", [flag for flag in _CPU_FLAGS if flag in offered]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _table(part: Mapping[str, str] | list[dict[str, str]]) -> str:
+    if isinstance(part, Mapping):
+        rows = list(part.items())
+    else:
+        rows = [tuple(part[0]), *(tuple(row.values()) for row in part)]
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    return "\n".join("  " + "  ".join(map(str.ljust, row, [*widths, 0])).rstrip() for row in rows)
+
+
+Outputs = tuple[torch.Tensor, ...]
+PARTS = {
+    "versions": versions,
+    "devices": devices,
+    "extension": extension,
+    "picked": picked,
+    "self-test": self_test,
+}
+# every operation of dllm_kernels, run on a tiny input: (implementation, device) -> results
+SELF_TESTS = {"gumbel_argmax": _gumbel_argmax, "transfer_tokens": _transfer_tokens}
