@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -229,8 +230,9 @@ def position_limit(model: nn.Module) -> int | None:
 
 def _mask_id_at(name_or_path: str) -> int | None:
     """The one place of the engine room that may load transformers, and only when nobody named the mask token."""
-    if not name_or_path:
-        return None
+    folder = Path(name_or_path)
+    if not name_or_path or (folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*"))):
+        return None  # for a folder without a tokenizer transformers 5 makes up an empty one, with a mask token
     try:
         from transformers import AutoTokenizer
 

@@ -1,0 +1,169 @@
+"""The baseline: the sampling loop as the model cards of masked-diffusion language models print it.
+
+Each step runs the model with its head on the whole canvas, adds float64 Gumbel noise to every logit, takes argmax,
+softmax and gather over all positions, and transfers the surest proposals in a Python loop over the rows with one
+``topk`` each. It is written plainly and is not tuned: it is what a user of a model card runs today.
+
+`noise` swaps the random numbers: :class:`TorchNoise` draws them as the cards do; :class:`PhiloxNoise` draws those of
+``dllm_kernels.philox``, so that a run of ``dllm.fast.generate`` at any temperature can be checked token for token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+REMASKING = {"low_confidence": "low_confidence", "confidence": "low_confidence", "random": "random"}
+
+
+class Noise(Protocol):
+    """Where a loop's random numbers come from."""
+
+    def choose(self, logits: Tensor, temperature: float, masked: Tensor, step: int) -> Tensor:
+        """A token for each `masked` position, drawn from softmax(logits / temperature); the argmax at temperature 0."""
+
+    def random_confidence(self, masked: Tensor, step: int) -> Tensor:
+        """A uniform number in (0, 1) for each position."""
+
+
+class TorchNoise:
+    """Torch's generator and float64 Gumbel noise at every position: argmax of exp(l) / (-ln u)^T."""
+
+    def choose(self, logits: Tensor, temperature: float, masked: Tensor, step: int) -> Tensor:
+        if temperature == 0:
+            return logits.argmax(dim=-1)
+        logits = logits.to(torch.float64)
+        exponential = (-torch.log(torch.rand_like(logits))) ** temperature
+        return (logits.exp() / exponential).argmax(dim=-1)
+
+    def random_confidence(self, masked: Tensor, step: int) -> Tensor:
+        return torch.rand(masked.shape, device=masked.device)
+
+
+class PhiloxNoise:
+    """The stream of ``dllm_kernels.philox``; only positions that can be committed are drawn."""
+
+    def __init__(self, seeds: list[int], rows_at_once: int = 32):
+        self.seeds = torch.tensor(seeds)
+        self.rows_at_once = rows_at_once
+
+    def choose(self, logits: Tensor, temperature: float, masked: Tensor, step: int) -> Tensor:
+        from dllm_kernels import philox
+
+        if temperature == 0:
+            return logits.argmax(dim=-1)
+        seeds = self.seeds.to(logits.device)
+        tokens = torch.zeros(masked.shape, dtype=torch.int64, device=logits.device)
+        steps = torch.tensor([step], device=logits.device)
+        for rows in masked.nonzero().split(self.rows_at_once):
+            row, position = rows.unbind(1)
+            noise = philox.gumbel(seeds[row], position, steps, logits.shape[-1])
+            tokens[row, position] = (logits[row, position].to(torch.float32) + temperature * noise).argmax(dim=-1)
+        return tokens
+
+    def random_confidence(self, masked: Tensor, step: int) -> Tensor:
+        from dllm_kernels import philox
+
+        seeds = self.seeds.to(masked.device)[:, None]
+        positions = torch.arange(masked.shape[1], device=masked.device)[None]
+        return philox.uniform(seeds, positions, torch.tensor(step, device=masked.device), philox.RANDOM_CONFIDENCE)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompt: Tensor,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 64,
+    temperature: float = 0.0,
+    cfg_scale: float = 0.0,
+    remasking: str = "random",
+    *,
+    mask_id: int,
+    noise: Noise | None = None,
+    mark: Callable[[str], None] = lambda part: None,
+) -> Tensor:
+    """Complete `prompt` by the model card's loop.
+
+    Args:
+        model: called as ``model(canvas).logits``, [B, L, V].
+        prompt: int64 [B, P].
+        steps, gen_length, block_length, temperature, cfg_scale, remasking: as on the model card; `remasking` is
+            "low_confidence" (or "confidence") or "random".
+        mask_id: the mask token.
+        noise: where random numbers come from; None means :class:`TorchNoise`.
+        mark: called with "head" after the forward and the choice of tokens, and with "transfer" after the transfer.
+
+    Returns:
+        int64 [B, P + gen_length].
+
+    Raises:
+        ValueError: lengths or steps do not divide, or `remasking` is unknown.
+    """
+    if gen_length % block_length or steps % (gen_length // block_length):
+        raise ValueError(f"gen {gen_length}, block {block_length}, steps {steps}: blocks must divide gen and steps")
+    if remasking not in REMASKING:
+        raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {remasking!r}")
+    noise = noise or TorchNoise()
+    batch, prompt_length = prompt.shape
+    canvas = torch.full((batch, prompt_length + gen_length), mask_id, dtype=torch.int64, device=prompt.device)
+    canvas[:, :prompt_length] = prompt
+    given = canvas != mask_id
+    blocks = gen_length // block_length
+    for block in range(blocks):
+        block_start = prompt_length + block * block_length
+        block_end = block_start + block_length
+        left_of_end = torch.arange(canvas.shape[1], device=canvas.device) < block_end
+        counts = transfer_counts(canvas[:, block_start:block_end] == mask_id, steps // blocks)
+        for step in range(steps // blocks):
+            masked = canvas == mask_id
+            logits = guided_logits(model, canvas, given, mask_id, cfg_scale)
+            tokens = noise.choose(logits, temperature, masked & left_of_end, step)
+            if REMASKING[remasking] == "low_confidence":
+                confidence = token_probability(logits, tokens)
+            else:
+                confidence = noise.random_confidence(masked, step)
+            mark("head")
+            confidence[:, block_end:] = -torch.inf
+            confidence = torch.where(masked, confidence, -torch.inf)
+            transfer(canvas, torch.where(masked, tokens, canvas), confidence, counts[:, step])
+            mark("transfer")
+    return canvas
+
+
+def guided_logits(model: nn.Module, canvas: Tensor, given: Tensor, mask_id: int, cfg_scale: float) -> Tensor:
+    """Logits of the whole canvas; with guidance u + (s + 1)(c - u), u from a canvas whose given tokens are masked."""
+    if cfg_scale == 0:
+        return model(canvas).logits
+    unconditional = torch.where(given, mask_id, canvas)
+    conditional, unconditional = model(torch.cat([canvas, unconditional])).logits.chunk(2)
+    return unconditional + (cfg_scale + 1) * (conditional - unconditional)
+
+
+def token_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Probability of each token under the softmax of the raw logits."""
+    return logits.softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
+
+
+def transfer_counts(masked: Tensor, steps: int) -> Tensor:
+    """How many tokens each step commits in each row, [B, steps]: the masks shared out evenly, the first steps one more.
+
+    Example:
+        >>> transfer_counts(torch.ones(1, 10, dtype=torch.bool), 4)
+        tensor([[3, 3, 2, 2]])
+    """
+    total = masked.sum(dim=1, keepdim=True)
+    return total // steps + (torch.arange(steps, device=masked.device) < total % steps)
+
+
+def transfer(canvas: Tensor, proposals: Tensor, confidence: Tensor, counts: Tensor) -> None:
+    """Each row takes its `counts` surest proposals into its canvas."""
+    chosen = torch.zeros_like(canvas, dtype=torch.bool)
+    for row in range(len(canvas)):
+        _, surest = torch.topk(confidence[row], k=counts[row])
+        chosen[row, surest] = True
+    canvas[chosen] = proposals[chosen]

@@ -1,0 +1,1 @@
+"""Cases for pytest-benchmark, one file for each operation."""

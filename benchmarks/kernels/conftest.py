@@ -1,0 +1,84 @@
+"""Benchmarks of the kernels alone: `pytest benchmarks/kernels`, by pytest-benchmark.
+
+Every case reads its inputs cold. Besides pytest-benchmark's own table, `extra_info` of each case holds the bytes that
+must be moved, the speed that makes, and the fraction of what this machine's memory was measured to do: a copy on a GPU,
+a read on a CPU. With `--benchmark-json FILE` all of it is written to a file.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from benchmarks import machine, timing
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+CACHE_BYTES = {"cpu": 2**27, "cuda": 0}  # on a GPU the timer flushes the cache itself
+SUMMARY = pytest.StashKey[list[tuple[str, dict[str, object]]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files here are called bench_*.py, their cases bench_*."""
+    config.addinivalue_line("python_files", "bench_*.py")
+    config.addinivalue_line("python_functions", "bench_*")
+
+
+@pytest.fixture(params=DEVICES, scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device of this machine in turn."""
+    return torch.device(request.param)
+
+
+@functools.cache
+def ceiling(device: torch.device) -> float:
+    """Measured bytes per second that a kernel is held against."""
+    return machine.bandwidth(device)["copy" if device.type == "cuda" else "read"]
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> Callable[..., None]:
+    """`measure(call, inputs, n_bytes)`: time `call(input)` on each of the inputs in turn and record what it moved."""
+
+    def run(call: Callable[[object], object], inputs: Sequence[object], n_bytes: int) -> None:
+        turns = itertools.cycle(inputs)
+
+        def synchronised(value: object) -> None:
+            call(value)
+            timing.synchronize(device)
+
+        benchmark.pedantic(synchronised, setup=lambda: ((next(turns),), {}), rounds=20, warmup_rounds=3)
+        if benchmark.disabled:  # one call of each case was enough
+            return
+        seconds = timing.median_seconds(lambda: call(next(turns)), device, repeats=20)
+        benchmark.extra_info |= {
+            "device": device.type,
+            "bytes": n_bytes,
+            "cold_seconds": seconds,
+            "gigabytes_per_second": n_bytes / seconds / 1e9,
+            "fraction_of_measured_memory_speed": n_bytes / seconds / ceiling(device),
+        }
+        request.config.stash.setdefault(SUMMARY, []).append((benchmark.name, benchmark.extra_info))
+
+    return run
+
+
+def cold_copies(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """As many copies of `tensor` as overflow the cache of its device; one where the timer flushes it."""
+    return [tensor.clone() for _ in range(max(1, CACHE_BYTES[tensor.device.type] // tensor.nbytes))]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Below pytest-benchmark's table: what each case moved, how fast, and the share of the memory's measured speed."""
+    summary = config.stash.get(SUMMARY, [])
+    if not summary:
+        return
+    terminalreporter.section("bytes moved, on cold inputs")
+    for name, info in summary:
+        terminalreporter.write_line(
+            f"{name:75} {info['bytes']:>12,} B {1e6 * info['cold_seconds']:>10.1f} us "
+            f"{info['gigabytes_per_second']:>8.2f} GB/s {info['fraction_of_measured_memory_speed']:>6.1%}"
+        )

@@ -1,0 +1,249 @@
+"""Models to measure: known shapes with random, seeded weights, or a local folder.
+
+The speed of a model does not depend on its weights, so a shape is enough, and no download is needed. transformers has
+no LLaDA or Dream classes: they are measured as Llama and Qwen2 of the same shape, with every attention layer set to see
+both sides. A model is built on its device in its dtype, after a check that it fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from benchmarks import machine
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+
+
+class NotEnoughMemoryError(RuntimeError):
+    """A model and the loop's temporaries do not fit; the message states the bytes needed and those free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A shape: the transformers classes that build it, their settings, and its mask token."""
+
+    model_class: str
+    config_class: str
+    mask_id: int
+    settings: dict[str, object]
+
+
+PRESETS = {
+    "minilm": Preset(
+        "BertForMaskedLM",
+        "BertConfig",
+        mask_id=103,
+        settings={
+            "vocab_size": 30522,
+            "hidden_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+            "intermediate_size": 1536,
+        },
+    ),
+    "modernbert-base": Preset(
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        mask_id=50284,
+        settings={
+            "vocab_size": 50368,
+            "hidden_size": 768,
+            "num_hidden_layers": 22,
+            "num_attention_heads": 12,
+            "intermediate_size": 1152,
+        },
+    ),
+    "modernbert-large": Preset(
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        mask_id=50284,
+        settings={
+            "vocab_size": 50368,
+            "hidden_size": 1024,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "intermediate_size": 2624,
+        },
+    ),
+    "llada-8b": Preset(
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        mask_id=126336,
+        settings={
+            "vocab_size": 126464,
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "intermediate_size": 12288,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "dream-7b": Preset(
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        mask_id=151666,
+        settings={
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "intermediate_size": 18944,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model ready to be measured.
+
+    source: the preset or folder it came from. eos_id: the token that ends an answer, or None where nothing is known to
+    end it.
+    """
+
+    source: str
+    model: nn.Module
+    mask_id: int
+    eos_id: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load(
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    mask_id: int | None = None,
+) -> Loaded:
+    """A preset with random weights, or the masked language model in a local folder.
+
+    Args:
+        name: a key of ``PRESETS``, or a folder that ``from_pretrained`` reads.
+        seed: of a preset's weights.
+        mask_id: overrides the mask token, which is otherwise the preset's, the config's or the tokenizer's.
+
+    Raises:
+        ValueError: neither a preset nor a folder, or no mask token can be found.
+        NotEnoughMemoryError: it does not fit.
+    """
+    if name in PRESETS:
+        preset = PRESETS[name]
+        config = getattr(transformers, preset.config_class)(**preset.settings)
+        model_class = getattr(transformers, preset.model_class)
+    elif Path(name).is_dir():
+        preset = None
+        config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
+        model_class = _class_of(config)
+    else:
+        raise ValueError(f"expected one of {', '.join(PRESETS)} or a local folder, got {name!r}")
+    see_both_sides(config)
+    if hasattr(config, "reference_compile"):
+        config.reference_compile = False  # transformers 4.57 would compile ModernBERT unasked, in every provider
+    check_weights_fit(name, model_class, config, dtype, device)
+    if preset:
+        torch.manual_seed(seed)
+        with device, _default_dtype(dtype):
+            model = model_class(config)
+    else:
+        model = model_class.from_pretrained(name, config=config, dtype=dtype, local_files_only=True).to(device)
+    see_both_sides(model)
+    model.eval().requires_grad_(False)
+    if mask_id is None:
+        mask_id = preset.mask_id if preset else _mask_id(name, config)
+    return Loaded(name, model, mask_id, eos_id=None if preset else getattr(config, "eos_token_id", None))
+
+
+def see_both_sides(target: nn.Module | transformers.PretrainedConfig) -> None:
+    """Turn a causal decoder, or its config, into one whose tokens attend to both sides; encoders stay as they are.
+
+    With transformers 5 the config's `is_causal` decides; with 4.57 each attention layer's does, when no mask is given.
+    """
+    if isinstance(target, nn.Module):
+        for module in target.modules():
+            if getattr(module, "is_causal", None) is True:
+                module.is_causal = False
+    elif target.model_type in ("llama", "qwen2"):
+        target.is_causal = False
+        target.use_cache = False
+
+
+def check_weights_fit(
+    name: str,
+    model_class: type[nn.Module],
+    config: transformers.PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Refuse a model whose weights do not fit, before anything is allocated."""
+    with torch.device("meta"):
+        needed = sum(parameter.numel() for parameter in model_class(config).parameters()) * dtype.itemsize
+    _refuse_if_short(f"the weights of {name} in {dtype}", needed, device)
+
+
+def check_logits_fit(loaded: Loaded, canvas_tokens: int) -> None:
+    """Refuse a canvas whose logits do not fit: B L V (2 itemsize + 32) bytes in the model card's loop.
+
+    That is logits and softmax in the model's dtype, and four float64 tensors (logits, noise, exponential, quotient).
+    """
+    weight = loaded.model.get_output_embeddings().weight
+    needed = canvas_tokens * loaded.vocab_size * (2 * weight.dtype.itemsize + 32)
+    _refuse_if_short(f"the logits of {canvas_tokens} tokens x {loaded.vocab_size}", needed, weight.device)
+
+
+def _refuse_if_short(what: str, needed: int, device: torch.device) -> None:
+    free = machine.free_memory(device)
+    if needed > free:
+        raise NotEnoughMemoryError(f"{what} need {needed:,} bytes on {device}, {free:,} are free")
+
+
+def _class_of(config: transformers.PretrainedConfig) -> type[nn.Module]:
+    """The class that gives a config's model its language-model head: masked where there is one, else causal."""
+    if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        return transformers.MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+    if config.model_type in ("llama", "qwen2"):
+        return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    raise ValueError(f"expected a masked language model, Llama or Qwen2, got a {config.model_type} folder")
+
+
+def _mask_id(folder: str, config: transformers.PretrainedConfig) -> int:
+    """The mask token named by a folder's config or, failing that, by its tokenizer."""
+    if getattr(config, "mask_token_id", None) is not None:
+        return config.mask_token_id
+    # without its files transformers 5 makes up an empty tokenizer, whose mask token means nothing
+    if not any((Path(folder) / file).exists() for file in TOKENIZER_FILES):
+        raise ValueError(f"{folder} has no mask_token_id in its config and no tokenizer; pass --mask-id")
+    found = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).mask_token_id
+    if found is None:
+        raise ValueError(f"the tokenizer in {folder} has no mask token; pass --mask-id")
+    return found
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

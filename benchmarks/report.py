@@ -1,0 +1,108 @@
+"""What a measurement leaves behind: progress on stderr, a table on stdout, a JSON row in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import json
+import math
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks import machine
+
+RESULTS = machine.ROOT / "benchmarks" / "results"
+WIDE = 170
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar of `total` parts on stderr; plain lines where stderr is no terminal.
+
+    Yields:
+        ``begin(text)``: call it before each part; the parts before it then count as done.
+    """
+    begun = itertools.count()
+    if not sys.stderr.isatty():
+        yield _plain_lines(total, begun)
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    # few refreshes: the thread that draws them runs on the cores that are being measured
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda text: bar.update(task, description=text, completed=next(begun))
+
+
+def _plain_lines(total: int, begun: Iterator[int]) -> Callable[[str], None]:
+    """A line for each part, at most one a second."""
+    start, last = time.monotonic(), -math.inf
+
+    def begin(text: str) -> None:
+        nonlocal last
+        number, now = next(begun) + 1, time.monotonic()
+        if now - last >= 1:
+            last = now
+            print(f"[{number}/{total}, {now - start:.0f} s] {text}", file=sys.stderr, flush=True)
+
+    return begin
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """A table on stdout, as wide as it needs where stdout is no terminal, with notes below it."""
+    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    table = Table()
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
+    for note in notes:
+        console.print(f"  {note}", markup=False, soft_wrap=True)
+
+
+def new_row(kind: str, program: str, arguments: Sequence[str], device: torch.device) -> dict[str, object]:
+    """The part that every row has: kind, date, command, commit, machine and versions."""
+    return {
+        "kind": kind,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join([f"python {program}", *map(shlex.quote, arguments)]),
+        "commit": machine.commit(),
+        "machine": machine.describe(device),
+        "versions": machine.versions(),
+    }
+
+
+def write_row(row: dict[str, object], folder: Path, slug: str) -> Path:
+    """Write a row as `folder`/<date>-<slug>.json and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    moment = re.sub(r"[-:]", "", str(row["date"])).partition("+")[0]
+    path = folder / f"{moment}-{row['kind']}-{slug}.json"
+    path.write_text(json.dumps(row, indent=1) + "\n")
+    return path
+
+
+def read_row(path: Path) -> dict[str, object]:
+    """A row that :func:`write_row` wrote."""
+    return json.loads(path.read_text())
+
+
+def print_last_line(summary: dict[str, object]) -> None:
+    """The machine-readable end of every benchmark's output: one JSON object on one line."""
+    print(json.dumps(summary), flush=True)

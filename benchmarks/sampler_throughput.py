@@ -1,0 +1,200 @@
+"""Sampling speed of `dllm.fast.generate` against the model card's own loop, on the machine at hand.
+
+    python benchmarks/sampler_throughput.py --model modernbert-base --dtype bfloat16 --temperature 0 1
+
+Every provider completes the same prompt with the same settings. Runs are interleaved; the first run of each (loading
+code, compiling, capturing) is reported apart and not counted. One more run of each is taken apart into body, head with
+sampling, and transfer, and its memory is measured. A table for people goes to stdout, a JSON row for each case to the
+results folder, and the last line of stdout is one JSON object. What fails says why in its row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import itertools
+import sys
+import time
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+
+from benchmarks import machine, models, providers, report
+from benchmarks.measure import measure
+from benchmarks.providers import Case
+
+COLUMNS = (
+    "provider",
+    "tokens/s",
+    "useful/s",
+    "ms/step (10-90 %)",
+    "speed-up",
+    "body",
+    "head+sampling",
+    "transfer",
+    "peak MB",
+    "first run s",
+    "same tokens",
+)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; unknown options end the program."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", nargs="+", default=["modernbert-base"], help=f"{', '.join(models.PRESETS)}, or a local folder")
+    add("--batch", nargs="+", type=int, default=[1])
+    add("--prompt-length", type=int, default=64)
+    add("--gen-length", type=int, default=128)
+    add("--block-length", type=int, default=64)
+    add("--steps", type=int, default=128)
+    add("--temperature", nargs="+", type=float, default=[0.0])
+    add("--remasking", choices=["low_confidence", "random"], default="low_confidence")
+    add("--cfg-scale", type=float, default=0.0)
+    add("--dtype", choices=list(models.DTYPES), default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--providers", nargs="+", choices=providers.NAMES, default=None)
+    add("--repeats", type=int, default=5)
+    add("--seed", type=int, default=0)
+    add("--mask-id", type=int, default=None, help="the mask token of a folder that does not name it")
+    add(
+        "--check-noise",
+        action="store_true",
+        help="where random numbers are drawn, compare with the card's loop on ours (slow)",
+    )
+    add("--out", type=Path, default=report.RESULTS, help="folder for the JSON rows")
+    add("--plot", type=Path, default=None, metavar="FILE.png")
+    add("--budget", type=float, default=None, metavar="SECONDS", help="start no further round or case after so long")
+    add("--threads", type=int, default=None, help="threads that torch may use on the CPU")
+    options = parser.parse_args(arguments)
+    options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    return options
+
+
+def cases_of(options: argparse.Namespace) -> list[Case]:
+    """Every combination of model, batch and temperature asked for, model by model."""
+    shared = (
+        "prompt_length",
+        "gen_length",
+        "block_length",
+        "steps",
+        "cfg_scale",
+        "remasking",
+        "seed",
+        "dtype",
+        "device",
+    )
+    settings = {name: getattr(options, name) for name in shared}
+    combinations = itertools.product(options.model, options.batch, options.temperature)
+    return [Case(model=m, batch=b, temperature=t, **settings) for m, b, t in combinations]
+
+
+def print_case(case: Case, results: dict[str, dict[str, object]]) -> None:
+    """The table of one case."""
+    notes = [
+        f"{name}: {r.get('error') or r.get('note')}" for name, r in results.items() if r.get("error") or r.get("note")
+    ]
+    why_not = {r["same_tokens_why_not"] for r in results.values() if "same_tokens_why_not" in r}
+    notes += [f"same tokens n/a: {why}" for why in sorted(why_not)]
+    report.print_table(
+        f"{case.title}: prompt {case.prompt_length}, generate {case.gen_length} in {case.steps} steps, "
+        f"blocks of {case.block_length}, {case.remasking}, guidance {case.cfg_scale:g}; ms per step",
+        COLUMNS,
+        [cells(name, result) for name, result in results.items()],
+        notes,
+    )
+
+
+def cells(name: str, result: dict[str, object]) -> list[str]:
+    """A provider's line of the table; a dash where nothing was measured."""
+    step, split = result.get("ms_per_step"), result.get("split_ms_per_step", {})
+    peak, same = result.get("peak_bytes"), result.get("same_tokens")
+
+    def number(value: float | None, pattern: str = "{:.2f}") -> str:
+        return "-" if value is None else pattern.format(value)
+
+    return [
+        name,
+        number(result.get("tokens_per_second"), "{:.1f}"),
+        number(result.get("useful_tokens_per_second"), "{:.1f}"),
+        f"{step['median']:.2f} ({step['p10']:.2f}-{step['p90']:.2f})" if step else "-",
+        number(result.get("speedup"), "{:.2f}x"),
+        *(number(split.get(part)) for part in ("body", "head_sampling", "transfer")),
+        number(peak and peak / 1e6, "{:.0f}"),
+        number(result.get("first_run_seconds")),
+        number(same, "{:.1%}") if same is not None else ("n/a" if "same_tokens_why_not" in result else "-"),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure every case asked for; 1 when a case could not be measured at all, else 0."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    try:
+        cases = cases_of(options)
+    except ValueError as error:
+        print(f"sampler_throughput: {error}", file=sys.stderr)
+        return 2
+    deadline = time.monotonic() + options.budget if options.budget else None
+    names = options.providers or providers.default_names(device)
+    row_base = report.new_row("sampler", "benchmarks/sampler_throughput.py", arguments, device)
+    row_base["memory_bytes_per_second"] = machine.bandwidth(device)
+    loaded, rows, paths = None, [], []
+    for case in cases:
+        row = row_base | {"settings": dataclasses.asdict(case)}
+        try:
+            if deadline and time.monotonic() > deadline:
+                raise TimeoutError(f"not started: the budget of {options.budget:g} s was used up")
+            if loaded is None or loaded.source != case.model:
+                loaded = None  # two models at once might not fit
+                gc.collect()
+                loaded = models.load(
+                    case.model, models.DTYPES[case.dtype], device, seed=case.seed, mask_id=options.mask_id
+                )
+        except (ValueError, OSError, models.NotEnoughMemoryError) as error:
+            row["error"] = f"{type(error).__name__}: {error}"
+            print(f"{case.title}: {error}", file=sys.stderr)
+        else:
+            row["parameters"] = loaded.parameters
+            head_bytes = loaded.model.get_output_embeddings().weight.nbytes
+            row["head_read_ms"] = 1000 * head_bytes / row["memory_bytes_per_second"]["read"]
+            row["providers"] = measure(
+                loaded, case, names, options.repeats, check_noise=options.check_noise, deadline=deadline
+            )
+            print_case(case, row["providers"])
+        rows.append(row)
+        paths.append(report.write_row(row, options.out, dataclasses.replace(case, model=Path(case.model).name).slug))
+    if options.plot:
+        from benchmarks import plot
+
+        plot.sampler_rows(rows, options.plot)
+    report.print_last_line(last_line(rows, paths, options.plot))
+    return int(any("error" in row for row in rows))
+
+
+def last_line(rows: list[dict], paths: list[Path], plot: Path | None) -> dict[str, object]:
+    """What a program wants to know: each case's key numbers, and where the rows and the plot lie."""
+    keys = ("tokens_per_second", "ms_per_step", "speedup", "same_tokens", "peak_bytes", "error")
+    cases = [
+        {key: row["settings"][key] for key in ("model", "dtype", "device", "batch", "temperature")}
+        | {"error": row.get("error"), "row": str(path)}
+        | {name: {k: r[k] for k in keys if k in r} for name, r in row.get("providers", {}).items()}
+        for row, path in zip(rows, paths, strict=True)
+    ]
+    return {"cases": cases, "plot": str(plot) if plot else None}
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,151 @@
+"""The README's table of results, made from the rows listed in ``benchmarks/results/chosen.txt``.
+
+    python -m benchmarks.table            write the table between the README's markers
+    python -m benchmarks.table --check    only say whether the README is up to date; exit status 1 when it is not
+
+So no number in the README was typed by hand, and each stands beside the command that measured it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks import machine, report
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+SAMPLER_HEAD = (
+    "model",
+    "batch",
+    "T",
+    "machine",
+    "card's loop, tokens/s",
+    "dllm, tokens/s",
+    "speed-up",
+    "ms/step",
+    "same tokens",
+    "command",
+)
+KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check the README; 1 when a check fails, 2 when something is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--readme", type=Path, default=machine.ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder with the rows and chosen.txt")
+    options = parser.parse_args(arguments)
+    try:
+        before = options.readme.read_text()
+        after = replace_between_markers(before, table([report.read_row(path) for path in chosen(options.results)]))
+    except (OSError, ValueError) as error:
+        print(f"benchmarks.table: {error}", file=sys.stderr)
+        return 2
+    if options.check:
+        if before != after:
+            print(f"{options.readme.name} is out of date: run python -m benchmarks.table", file=sys.stderr)
+        return int(before != after)
+    options.readme.write_text(after)
+    return 0
+
+
+def chosen(folder: Path) -> list[Path]:
+    """The rows named in chosen.txt, one file name a line; empty lines and those that begin with # do not count."""
+    lines = [line.strip() for line in (folder / "chosen.txt").read_text().splitlines()]
+    return [folder / line for line in lines if line and not line.startswith("#")]
+
+
+def replace_between_markers(text: str, block: str) -> str:
+    """`text` with everything between the two markers replaced by `block`.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README needs the lines {BEGIN} and {END}")
+    lines = [BEGIN, block, END] if block else [BEGIN, END]
+    return head + "\n".join(lines) + tail
+
+
+def table(rows: list[dict]) -> str:
+    """The markdown tables of sampler rows and of kernel rows, and the commands that measured them."""
+    commands = list(dict.fromkeys(row["command"] for row in rows))
+    sampler = [sampler_line(row, commands) for row in rows if row["kind"] == "sampler"]
+    kernels = [line for row in rows if row["kind"] == "cpu_kernels" for line in kernel_lines(row, commands)]
+    parts = []
+    if sampler:
+        parts.append(markdown(SAMPLER_HEAD, sampler))
+    if kernels:
+        parts.append(markdown(KERNEL_HEAD, kernels))
+    if commands:
+        parts.append("\n".join(f"{number}. `{command}`" for number, command in enumerate(commands, start=1)))
+    return "\n\n".join(parts)
+
+
+def sampler_line(row: dict, commands: list[str]) -> list[str]:
+    """One case: the model card's loop beside the fastest of ours.
+
+    Raises:
+        ValueError: the row lacks one of the two.
+    """
+    settings, results = row["settings"], row.get("providers", {})
+    ours = [r for name, r in results.items() if name.startswith("ours") and "tokens_per_second" in r]
+    card = results.get("card", {})
+    if not ours or "tokens_per_second" not in card:
+        raise ValueError(f"a chosen row has no measurement of both programs: {row['command']}")
+    best = max(ours, key=lambda result: result["tokens_per_second"])
+    same = best.get("same_tokens")
+    return [
+        f"{Path(settings['model']).name} {settings['dtype']}",
+        str(settings["batch"]),
+        f"{settings['temperature']:g}",
+        machine.short_name(row["machine"]),
+        f"{card['tokens_per_second']:.1f}",
+        f"{best['tokens_per_second']:.1f}",
+        f"{best['tokens_per_second'] / card['tokens_per_second']:.1f}x",
+        f"{card['ms_per_step']['median']:.1f} -> {best['ms_per_step']['median']:.1f}",
+        "n/a" if same is None else f"{same:.1%}",
+        f"{commands.index(row['command']) + 1}",
+    ]
+
+
+def kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each dtype and temperature of a kernel row."""
+    settings = row["settings"]
+    return [
+        [
+            f"{settings['rows']} x {settings['vocab']} {result['dtype']}",
+            f"{result['temperature']:g}",
+            machine.short_name(row["machine"]),
+            f"{1000 * result['eager_seconds']['median']:.1f}",
+            f"{1000 * result['kernel_seconds']['median']:.2f}",
+            f"{result['speedup']:.1f}x",
+            f"{result['share_of_read_speed']:.0%}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for result in row["results"]
+    ]
+
+
+def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A markdown table.
+
+    Example:
+        >>> print(markdown(["a", "b"], [["1", "2"]]))
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+    """
+    head = list(head)
+    rows = [head, *map(list, lines)]
+    drawn = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([drawn[0], "|" + "---|" * len(head), *drawn[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

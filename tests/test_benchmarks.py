@@ -1,0 +1,329 @@
+"""The benchmarks on tiny models: what they print and write, what they refuse, and that they measure what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from benchmarks import card_loop, cpu_kernels, machine, measure, models, providers, sampler_throughput, table, timing
+from tests.models import MASK_ID, make_prompt, tiny
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+SHORT = ["--prompt-length", "6", "--gen-length", "8", "--block-length", "4", "--steps", "8", "--repeats", "2"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """A tiny BERT saved to a folder whose config names the mask token."""
+    path = tmp_path_factory.mktemp("models") / "tiny-bert"
+    model = tiny("bert")
+    model.config.mask_token_id = MASK_ID
+    model.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def quick_bandwidth(monkeypatch):
+    monkeypatch.setattr(machine, "bandwidth", lambda device: {"read": 1e9, "copy": 1e9})
+
+
+@pytest.fixture
+def run(folder, tmp_path, capsys):
+    """Run sampler_throughput on the tiny folder; returns exit status, last line, rows and everything printed."""
+
+    def call(*arguments: str, model: str = folder):
+        out = tmp_path / "rows"
+        status = sampler_throughput.main(["--model", model, "--device", "cpu", "--out", str(out), *SHORT, *arguments])
+        printed = capsys.readouterr()
+        last = json.loads(printed.out.strip().splitlines()[-1])
+        rows = [json.loads(Path(case["row"]).read_text()) for case in last["cases"]]
+        return status, last, rows, printed
+
+    return call
+
+
+class TestSamplerThroughput:
+    def test_measures_both_programs(self, run, tmp_path):
+        plot = tmp_path / "plots" / "steps.png"
+        status, last, rows, printed = run("--temperature", "0", "1", "--check-noise", "--plot", str(plot))
+        assert status == 0
+        assert plot.read_bytes().startswith(b"\x89PNG")
+        assert len(rows) == 2
+        for case, row in zip(last["cases"], rows, strict=True):
+            assert row["kind"] == "sampler"
+            assert row["machine"]["cores"] >= 1
+            assert row["versions"]["torch"]
+            assert row["command"].startswith("python benchmarks/sampler_throughput.py --model")
+            for name in ("card", "ours-eager"):
+                result = row["providers"][name]
+                assert result["seconds"]["runs"] == 2
+                assert result["seconds"]["p10"] <= result["seconds"]["median"] <= result["seconds"]["p90"]
+                assert result["useful_tokens"] == 8  # nothing ends an answer of this model
+                assert set(result["split_ms_per_step"]) == {"body", "head_sampling", "transfer"}
+                assert all(part > 0 for part in result["split_ms_per_step"].values())
+                assert result["peak_bytes"] is None or result["peak_bytes"] >= 0
+                assert case[name]["tokens_per_second"] == result["tokens_per_second"] > 0
+            assert row["providers"]["ours-eager"]["same_tokens"] == 1
+        assert "ours-eager" in printed.out
+
+    def test_different_noise_is_not_compared(self, run):
+        _, _, (row,), printed = run("--temperature", "1")
+        assert "same_tokens" not in row["providers"]["ours-eager"]
+        assert "--check-noise" in printed.out
+
+    def test_failing_judge_says_why(self, run, monkeypatch):
+        def fail(*arguments):
+            raise RuntimeError("no judge today")
+
+        monkeypatch.setattr(providers, "philox_check", fail)
+        _, _, (row,), _ = run("--temperature", "1", "--check-noise")
+        assert "no judge today" in row["providers"]["ours-eager"]["same_tokens_why_not"]
+
+    def test_failing_provider_says_why(self, run):
+        status, last, (row,), printed = run("--providers", "ours-eager", "ours-graph")
+        assert status == 0
+        assert "CUDA" in row["providers"]["ours-graph"]["error"]
+        assert "CUDA" in printed.out
+        assert "error" in last["cases"][0]["ours-graph"]
+        assert row["providers"]["ours-eager"]["same_tokens_why_not"] == "the card's loop was not run"
+
+    def test_guidance_and_batch(self, run):
+        _, _, (row,), _ = run("--batch", "3", "--cfg-scale", "0.5")
+        assert row["providers"]["ours-eager"]["same_tokens"] == 1
+        assert row["providers"]["ours-eager"]["useful_tokens"] == 24
+
+    def test_used_up_budget_is_said(self, run):
+        status, _, rows, _ = run("--temperature", "0", "1", "--budget", "1e-9")
+        assert status == 1
+        assert all("budget" in row["error"] for row in rows)
+
+    def test_unknown_model(self, run):
+        status, last, _, printed = run(model="no-such-model")
+        assert status == 1
+        assert "modernbert-base" in last["cases"][0]["error"]
+        assert "no-such-model" in printed.err
+
+    def test_model_that_does_not_fit(self, run, monkeypatch):
+        monkeypatch.setattr(machine, "free_memory", lambda device: 10**9)
+        _, last, _, _ = run(model="llada-8b")
+        assert "bytes" in last["cases"][0]["error"]
+        assert "1,000,000,000 are free" in last["cases"][0]["error"]
+
+    @pytest.mark.parametrize("wrong", [["--stepz", "8"], ["--step", "8"], ["--repeats", "0"], ["--providers", "x"]])
+    def test_wrong_options_end_the_program(self, wrong):
+        with pytest.raises(SystemExit) as end:
+            sampler_throughput.main(wrong)
+        assert end.value.code == 2
+
+    def test_negative_temperature(self, capsys):
+        assert sampler_throughput.main(["--temperature", "-1"]) == 2
+        assert "temperature" in capsys.readouterr().err
+
+    def test_lengths_that_do_not_divide(self, capsys):
+        assert sampler_throughput.main(["--gen-length", "9", "--block-length", "4"]) == 2
+        assert "multiple of block_length" in capsys.readouterr().err
+
+    def test_runs_as_a_file(self):
+        call = [sys.executable, str(ROOT / "benchmarks" / "sampler_throughput.py"), "--help"]
+        assert "--cfg-scale" in subprocess.run(call, check=True, capture_output=True, text=True, cwd="/").stdout
+
+
+class TestCardLoop:
+    def test_same_seed_same_tokens(self):
+        model = tiny("modernbert")
+        prompt = make_prompt(model, batch=2, length=5)
+
+        def canvas(seed: int) -> torch.Tensor:
+            torch.manual_seed(seed)
+            return card_loop.generate(model, prompt, 4, 8, 4, temperature=1.0, remasking="random", mask_id=MASK_ID)
+
+        assert torch.equal(canvas(1), canvas(1))
+        assert not torch.equal(canvas(1), canvas(2))
+        assert torch.equal(canvas(1)[:, :5], prompt)
+        assert not (canvas(1) == MASK_ID).any()
+
+    @pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+    def test_on_our_noise_gives_our_tokens(self, remasking):
+        from dllm.fast import generate
+
+        model = tiny("bert")
+        prompt = make_prompt(model, batch=3, length=5)
+        case = providers.Case("tiny", "float32", "cpu", 3, 5, 12, 6, 8, temperature=0.7, remasking=remasking, seed=11)
+        judge = providers.philox_check(models.Loaded("tiny", model, MASK_ID), case, prompt)
+        assert torch.equal(judge, generate(model, prompt, **case.loop_arguments(), mask_id=MASK_ID, seed=11))
+
+    def test_bad_input(self):
+        model = tiny("bert")
+        with pytest.raises(ValueError, match="remasking"):
+            card_loop.generate(model, make_prompt(model, 1, 4), remasking="none", mask_id=MASK_ID)
+        with pytest.raises(ValueError, match="divide"):
+            card_loop.generate(model, make_prompt(model, 1, 4), steps=3, gen_length=8, block_length=4, mask_id=MASK_ID)
+
+
+class TestModels:
+    @pytest.mark.parametrize("name", ["llada-8b", "dream-7b"])
+    def test_decoders_see_both_sides(self, name, monkeypatch):
+        small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        small |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+        preset = models.PRESETS[name]
+        monkeypatch.setitem(
+            models.PRESETS,
+            name,
+            models.Preset(preset.model_class, preset.config_class, 3, preset.settings | small),
+        )
+        model = models.load(name, torch.float32, CPU).model
+        tokens = make_prompt(model, 1, 8)
+        changed = tokens.clone()
+        changed[0, -1] = (tokens[0, -1] + 1) % 64
+        assert not torch.equal(model(tokens).logits[0, 0], model(changed).logits[0, 0])
+
+    def test_weights_are_seeded_and_of_the_dtype(self):
+        once, again, other = (models.load("minilm", torch.bfloat16, CPU, seed=seed).model for seed in (1, 1, 2))
+        weights = [model.get_output_embeddings().weight for model in (once, again, other)]
+        assert weights[0].dtype == torch.bfloat16
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+
+    def test_folder_without_a_mask_token(self, tmp_path):
+        tiny("bert").save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="--mask-id"):
+            models.load(str(tmp_path), torch.float32, CPU)
+        assert models.load(str(tmp_path), torch.float32, CPU, mask_id=7).mask_id == 7
+
+    def test_folder_of_another_kind(self, tmp_path):
+        transformers.GPT2Config(n_layer=1).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="gpt2"):
+            models.load(str(tmp_path), torch.float32, CPU)
+
+    def test_prompts_hold_no_mask(self):
+        loaded = models.Loaded("tiny", tiny("bert"), MASK_ID)
+        case = providers.Case("tiny", "float32", "cpu", batch=4, prompt_length=500)
+        prompt = measure.random_prompt(loaded, case)
+        assert prompt.shape == (4, 500)
+        assert not (prompt == MASK_ID).any()
+        assert prompt.max() == loaded.vocab_size - 1
+
+
+class TestTiming:
+    def test_providers_take_turns(self):
+        order = []
+        calls = {name: lambda name=name: order.append(name) or 1.0 for name in "abc"}
+        assert timing.interleave(calls, repeats=3) == {"a": [1.0] * 3, "b": [1.0] * 3, "c": [1.0] * 3}
+        assert "".join(order) == "abcbcacab"
+
+    def test_deadline_leaves_one_round(self):
+        assert timing.interleave({"a": lambda: 1.0, "b": lambda: None}, repeats=3, deadline=0.0) == {"a": [1.0]}
+
+    def test_no_providers(self):
+        assert timing.interleave({}, repeats=2) == {}
+
+    def test_stopwatch_adds_up_parts(self):
+        watch = timing.Stopwatch(CPU)
+        for part in ("body", "head", "body"):
+            watch.mark(part)
+        seconds = watch.seconds()
+        assert list(seconds) == ["body", "head"]
+        assert all(value >= 0 for value in seconds.values())
+
+    def test_peak_memory_sees_what_is_freed_again(self):
+        with timing.PeakMemory(CPU) as memory:
+            torch.ones(2**24)
+        if memory.bytes is None:
+            pytest.skip(memory.how)
+        assert 0.9 * 2**26 < memory.bytes < 2 * 2**26
+
+    def test_useful_tokens_end_with_the_first_eos(self):
+        answers = torch.tensor([[5, 2, 6], [5, 6, 7], [2, 2, 2]])
+        assert measure.useful_tokens(answers, eos_id=2) == 6
+        assert measure.useful_tokens(answers, eos_id=None) == 9
+
+
+class TestKernelBenchmarks:
+    def test_cpu_kernels(self, tmp_path, capsys):
+        arguments = ["--rows", "2", "--vocab", "300000", "--impl", "reference", "--repeats", "1", "--dtype", "float32"]
+        assert cpu_kernels.main([*arguments, "--out", str(tmp_path)]) == 0
+        last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        row = json.loads(Path(last["row"]).read_text())
+        assert [result["temperature"] for result in row["results"]] == [0.0, 1.0]
+        assert all(result["speedup"] > 0 and result["bytes"] == 2_400_000 for result in row["results"])
+
+    def test_pytest_finds_the_cases(self):
+        call = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "benchmarks/kernels",
+            "-q",
+            "--benchmark-disable",
+            "-k",
+            "cpu-1-32-loop",
+        ]
+        run = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "1 passed" in run.stdout
+
+
+class TestTable:
+    @pytest.fixture
+    def files(self, run, tmp_path, capsys):
+        """A README with markers and a results folder with one chosen row."""
+        _, last, _, _ = run()
+        results = tmp_path / "rows"
+        (results / "chosen.txt").write_text(f"# the README's rows\n\n{Path(last['cases'][0]['row']).name}\n")
+        readme = tmp_path / "README.md"
+        readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+        return ["--readme", str(readme), "--results", str(results)], readme
+
+    def test_writes_and_checks(self, files, capsys):
+        arguments, readme = files
+        assert table.main([*arguments, "--check"]) == 1
+        assert "out of date" in capsys.readouterr().err
+        assert table.main(arguments) == 0
+        text = readme.read_text()
+        assert text.startswith(f"before\n{table.BEGIN}\n| model |")
+        assert text.endswith(f"{table.END}\nafter\n")
+        assert "| tiny-bert float32 | 1 | 0 |" in text
+        assert "1. `python benchmarks/sampler_throughput.py" in text
+        assert table.main([*arguments, "--check"]) == 0
+
+    def test_nothing_chosen(self, files):
+        arguments, readme = files
+        (readme.parent / "rows" / "chosen.txt").write_text("# none yet\n")
+        assert table.main(arguments) == 0
+        assert readme.read_text() == f"before\n{table.BEGIN}\n{table.END}\nafter\n"
+
+    def test_missing_markers(self, files, capsys):
+        arguments, readme = files
+        readme.write_text("nothing here")
+        assert table.main(arguments) == 2
+        assert table.BEGIN in capsys.readouterr().err
+
+    def test_row_without_both_programs(self):
+        row = {"kind": "sampler", "command": "c", "settings": {}, "providers": {"card": {"error": "no"}}}
+        with pytest.raises(ValueError, match="both"):
+            table.table([row])
+
+    def test_kernel_rows(self):
+        result = {"dtype": "float32", "temperature": 1.0, "speedup": 20.0, "share_of_read_speed": 0.5}
+        result |= {"eager_seconds": {"median": 0.2}, "kernel_seconds": {"median": 0.01}}
+        row = {"kind": "cpu_kernels", "command": "python benchmarks/cpu_kernels.py", "results": [result]}
+        row |= {"settings": {"rows": 64, "vocab": 50368}, "machine": {"cpu": "A processor", "threads": 2}}
+        assert "| 64 x 50368 float32 | 1 | A processor, 2 threads | 200.0 | 10.00 | 20.0x | 50% | 1 |" in table.table(
+            [row]
+        )
+
+
+def test_bandwidth_is_positive(monkeypatch):
+    monkeypatch.undo()
+    speed = machine.bandwidth(CPU, repeats=1, n_bytes=2**20)
+    assert speed["read"] > 0
+    assert speed["copy"] > 0
