@@ -1,1 +1,61 @@
-CHUNK = 8192
+"""Block shapes, warps and stages of the Triton kernels, per architecture.
+
+Nothing here depends on the number of rows: the result of a row must not depend on its batch. Nothing is searched at run
+time either: what suits an architecture is written down here, with its origin.
+"""
+
+from typing import NamedTuple
+
+import triton
+
+from dllm_kernels import _impl
+
+
+class GumbelArgmaxShape(NamedTuple):
+    """How a row of logits is cut: chunks of BLOCK_V tokens, one program each, whose tokens lie in COLUMNS columns.
+
+    A column is one thread's, so that nothing is exchanged between threads inside the pass.
+    """
+
+    BLOCK_V: int
+    COLUMNS: int
+    num_stages: int
+
+
+# 8192 tokens in 128 columns are 64 tokens a thread: enough to pay for the reductions at the end of a chunk, and a
+# vocabulary of 126464 tokens still has 16 programs a row.
+_GUMBEL_ARGMAX = {
+    "default": GumbelArgmaxShape(BLOCK_V=8192, COLUMNS=128, num_stages=1),  # origin: default, unmeasured
+}
+# One program combines all chunks of a row. Beyond so many of them (2 million tokens) the chunks widen.
+MAX_CHUNKS = 256
+
+# (widest window, warps): up to 128 columns are sorted within one warp, then it is 8 to 16 keys a thread.
+_TRANSFER_TOKENS = {
+    "default": ((128, 1), (512, 2), (2048, 4), (4096, 8), (8192, 16)),  # origin: default, unmeasured
+}
+
+
+def gumbel_argmax(vocab_size: int) -> tuple[GumbelArgmaxShape, int]:
+    """The shape for a vocabulary on the current device, and the number of warps that gives every column a thread."""
+    architecture, warp_size = _target()
+    shape = _GUMBEL_ARGMAX.get(architecture, _GUMBEL_ARGMAX["default"])
+    while triton.cdiv(vocab_size, shape.BLOCK_V) > MAX_CHUNKS:
+        shape = shape._replace(BLOCK_V=2 * shape.BLOCK_V)
+    return shape, shape.COLUMNS // warp_size
+
+
+def transfer_tokens(window: int) -> tuple[int, int]:
+    """BLOCK_W and the number of warps for a window on the current device."""
+    architecture, _ = _target()
+    BLOCK_W = max(32, triton.next_power_of_2(window))
+    table = _TRANSFER_TOKENS.get(architecture, _TRANSFER_TOKENS["default"])
+    return BLOCK_W, next(warps for widest, warps in table if BLOCK_W <= widest)
+
+
+def _target() -> tuple[str, int]:
+    """The current device's architecture (sm_90, gfx942, ...) and the number of threads in a warp."""
+    if _impl.interpreting():
+        return "default", 32
+    target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch), target.warp_size

@@ -48,7 +48,8 @@ def transfer_tokens(
     elif threshold is not None:
         take = (c >= threshold) | (rank == 1)
     else:
-        take = ((c >= 1 - factor / (rank + 1)) | (rank == 1)).to(torch.int8).cummin(1).values.bool()
+        bar = 1 - torch.full_like(c, factor) / (rank + 1)  # a quotient and a difference, each rounded to float32
+        take = ((c >= bar) | (rank == 1)).to(torch.int8).cummin(1).values.bool()
     take &= eligible.gather(1, order)
 
     commit = torch.zeros_like(eligible).scatter(1, order, take)

@@ -1,0 +1,213 @@
+"""Compile every Triton kernel for GPUs that are not there, and print what each takes of one.
+
+    python -m dllm_kernels.offline [--target sm_90 ...] [--json]
+
+The launchers themselves run, on meta tensors: a stand-in for Triton's driver names the target, and a launch compiles
+instead of running. So what is compiled is what a call with such arguments would launch, flag for flag.
+
+Configurations: every flag of every kernel on and off, every dtype, rows aligned to 16 elements and not, every rule, the
+narrowest and widest window of every number of warps. Not every combination of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+from dllm_kernels import _impl
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+
+
+class Compiled(NamedTuple):
+    """One kernel in one configuration: registers per thread (AMD: vector registers), bytes of spills per thread, bytes
+    of shared memory per program."""
+
+    kernel: str
+    configuration: str
+    target: str
+    warps: int
+    registers: int
+    spills: int
+    shared: int
+
+
+def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Name and call of every configuration; the calls launch on meta tensors.
+
+    Example:
+        >>> next(configurations())[0]
+        'float32'
+    """
+    from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
+    from dllm_kernels.transfer_tokens import triton as transfer_tokens
+
+    def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def gumbel(vocab_size: int, dtype: torch.dtype, **options: torch.Tensor) -> Callable[[], object]:
+        return partial(gumbel_argmax.gumbel_argmax, meta(8, vocab_size, dtype=dtype), **options)
+
+    def transfer(window: int, mask_id: int = 126336, **rule) -> Callable[[], object]:
+        per_row, size = meta(1).expand(8), (8, window)
+        rule = {"k": None, "threshold": None, "factor": None, **rule}
+        return partial(
+            transfer_tokens.transfer_tokens,
+            *(meta(*size), meta(*size), meta(*size, dtype=torch.float32)),
+            **dict(mask_id=mask_id, start=per_row, length=per_row, **rule),
+        )
+
+    llada, bert = 126464, 30522  # rows aligned to 16 elements; rows that are not
+    noise = dict(temperature=meta(1, dtype=torch.float32).expand(8), seeds=meta(8), positions=meta(8), step=meta(8))
+    chosen = dict(rows=meta(4), count=meta(1))
+    suppress = {vocab_size: dict(suppress=meta(vocab_size, dtype=torch.bool)) for vocab_size in (llada, bert)}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        yield name, gumbel(llada, dtype)
+        yield f"{name} noise", gumbel(llada, dtype, **noise)
+    bf16 = torch.bfloat16
+    yield "bfloat16 ragged", gumbel(bert, bf16)
+    yield "bfloat16 noise ragged", gumbel(bert, bf16, **noise)
+    yield "bfloat16 suppress", gumbel(llada, bf16, **suppress[llada])
+    yield "bfloat16 rows", gumbel(llada, bf16, rows=meta(4))
+    yield "bfloat16 count", gumbel(llada, bf16, count=meta(1))
+    yield "bfloat16 noise suppress rows count", gumbel(llada, bf16, **noise, **chosen, **suppress[llada])
+    yield "float32 noise ragged suppress rows count", gumbel(bert, torch.float32, **noise, **chosen, **suppress[bert])
+    yield "float32 one token", gumbel(1, torch.float32)
+    yield "float32 most chunks", gumbel(2**21, torch.float32)
+    for window in (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
+        yield f"k window {window}", transfer(window, k=meta(8))
+    for window in (64, 8192):
+        yield f"threshold window {window}", transfer(window, threshold=0.9)
+        yield f"factor window {window}", transfer(window, factor=1.0)
+    yield "k window 64, 64-bit mask_id", transfer(64, mask_id=2**40, k=meta(8))
+
+
+def compile_all(target: str) -> list[Compiled]:
+    """Compile every configuration for one target.
+
+    Raises:
+        RuntimeError: Triton's interpreter is on (TRITON_INTERPRET=1): then there is nothing to compile.
+    """
+    if _impl.interpreting():
+        raise RuntimeError("TRITON_INTERPRET=1 turns kernels into Python functions: unset it to compile them")
+    rows = {}
+    for configuration, call in configurations():
+        with _compiling_for(target) as compiled:
+            call()
+        for kernel in compiled:
+            registers, spills = _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
+            name, meta = kernel.metadata.name.strip("_"), kernel.metadata
+            row = Compiled(name, configuration, target, meta.num_warps, registers, spills, meta.shared)
+            rows.setdefault(kernel.hash, row)  # a kernel that another configuration had compiled already
+    return list(rows.values())
+
+
+class _Driver:
+    """What Triton asks its driver while it compiles."""
+
+    def __init__(self, target: str):
+        from triton.backends.compiler import GPUTarget
+
+        self._name, self._target = target, GPUTarget(*TARGETS[target])
+
+    def get_current_device(self) -> str:
+        return self._name  # the key under which kernels are kept
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self):
+        return self._target
+
+
+@contextmanager
+def _compiling_for(target: str) -> Iterator[list]:
+    """Within, launches compile for `target` and run nothing; yields the list of what they compiled."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    compiled = []
+
+    def compile_instead(kernel, grid):
+        return lambda **arguments: compiled.append(kernel.warmup(grid=grid, **arguments))
+
+    before = driver._active
+    driver.set_active(_Driver(target))
+    try:
+        with mock.patch.object(JITFunction, "__getitem__", compile_instead):
+            yield compiled
+    finally:
+        driver.set_active(before)
+
+
+def _nvidia(kernel) -> tuple[int, int]:
+    """Registers and spilled bytes, from the cubin; our kernels have no other use for a stack."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def _amd(kernel) -> tuple[int, int]:
+    """Vector registers and bytes of scratch memory, from the metadata at the end of the assembly."""
+    found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", kernel.asm["amdgcn"]))
+    return int(found["vgpr_count"]), int(found["private_segment_fixed_size"])
+
+
+def _table(rows: list[Compiled]) -> str:
+    lines = [Compiled._fields, *(tuple(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    names = [field in ("kernel", "configuration", "target") for field in Compiled._fields]
+    return "\n".join(
+        "  ".join(c.ljust(w) if name else c.rjust(w) for c, w, name in zip(line, widths, names, strict=True))
+        for line in lines
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; what a target cannot compile ends it with Triton's error."""
+    parser = argparse.ArgumentParser(prog="python -m dllm_kernels.offline", description=__doc__.splitlines()[0])
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all of them")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    options = parser.parse_args(arguments)
+    if missing := _impl.why_not_triton():
+        parser.exit(1, f"{missing}\n")
+    if _impl.interpreting():  # read when the kernels are defined: start again without it
+        environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        return subprocess.run([sys.executable, "-m", "dllm_kernels.offline", *sys.argv[1:]], env=environment).returncode
+    rows = []
+    with ProcessPoolExecutor(min(2, len(options.target)), mp_context=get_context("spawn")) as pool:
+        for target, compiled in zip(options.target, pool.map(compile_all, options.target), strict=True):
+            print(f"{target}: {len(compiled)} kernels compiled", file=sys.stderr)
+            rows += compiled
+    print(json.dumps([row._asdict() for row in rows]) if options.json else _table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

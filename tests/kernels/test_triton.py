@@ -1,0 +1,462 @@
+"""The Triton kernels against the reference: on a GPU where there is one, else in Triton's interpreter.
+
+An interpreted program costs tenths of a second whatever its width, so shapes are chosen by the number of programs.
+"""
+
+import math
+
+import pytest
+import torch
+
+from dllm_kernels import _impl, gumbel_argmax, philox, transfer_tokens
+from dllm_kernels.testing import assert_within_budget, make_logits, make_noise, poisoned_memory
+
+if _impl.why_not_triton():
+    pytest.skip(_impl.why_not_triton(), allow_module_level=True)
+if not torch.cuda.is_available() and not _impl.interpreting():
+    pytest.skip("no CUDA device, and TRITON_INTERPRET=0", allow_module_level=True)
+
+import triton
+import triton.language as tl
+
+from dllm_kernels import _tuning, philox_triton
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+INF, NAN = math.inf, math.nan
+MASK = 9
+
+# In the interpreter numpy remarks on inf and NaN; older ones hand on a NaN where the hardware's maximum drops it.
+remarks = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+drops_nan = pytest.mark.skipif(
+    _impl.interpreting() and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
+    reason=f"the interpreter of Triton {triton.__version__} has another maximum than the hardware",
+)
+
+
+def here(arguments):
+    """Tensors among the arguments, on the device of the tests."""
+    return {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+
+
+def fast(logits, **arguments):
+    with poisoned_memory():
+        got = gumbel_argmax(logits.to(DEVICE), **here(arguments), impl="triton")
+    return type(got)(*(field.cpu() for field in got))
+
+
+def reference(logits, **arguments):
+    return gumbel_argmax(logits, **arguments, impl="reference")
+
+
+def same_bits(a, b):
+    return all(torch.equal(x.view(torch.int32), y.view(torch.int32)) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Chunks of 1024 tokens, read 512 at a time: 1600 tokens are two chunks, the last one ragged."""
+    shape = _tuning.GumbelArgmaxShape(BLOCK_V=1024, COLUMNS=32, num_stages=1)
+    monkeypatch.setattr(_tuning, "_GUMBEL_ARGMAX", {"default": shape})
+
+
+# the noise, bit for bit
+
+
+@triton.jit
+def _words_kernel(out_ptr, seed_ptr, position_ptr, step_ptr, first_block, STREAM: tl.constexpr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    seed, position, step = tl.load(seed_ptr), tl.load(position_ptr), tl.load(step_ptr)
+    w0, w1, w2, w3 = philox_triton.words(seed, first_block + offs, position, step, STREAM)
+    tl.store(out_ptr + offs, w0.to(tl.int64))
+    tl.store(out_ptr + BLOCK + offs, w1.to(tl.int64))
+    tl.store(out_ptr + 2 * BLOCK + offs, w2.to(tl.int64))
+    tl.store(out_ptr + 3 * BLOCK + offs, w3.to(tl.int64))
+
+
+@triton.jit
+def _noise_kernel(noise_ptr, bound_ptr, w_ptr, partner_ptr, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    w, partner = tl.load(w_ptr + offs).to(tl.uint32), tl.load(partner_ptr + offs).to(tl.uint32)
+    tl.store(noise_ptr + offs, philox_triton.gumbel_from_words(w, partner))
+    tl.store(bound_ptr + offs, philox_triton.gumbel_bound(w))
+
+
+@triton.jit
+def _log_kernel(log_ptr, x_ptr, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(log_ptr + offs, philox_triton.log_float32(tl.load(x_ptr + offs)))
+
+
+@pytest.mark.parametrize("stream", range(4))
+@pytest.mark.parametrize(
+    ("seed", "position", "step", "first_block"),
+    [
+        (0, 0, 0, 0),
+        (-1, 2**32 - 1, 2**32 - 1, 2**31 - 100),  # every counter at its end
+        (-(2**63), 2**32 + 5, -3, 1000),  # counters are taken modulo 2^32
+        (0x299F31D0A4093822, 4095, 127, 37000),
+    ],
+)
+def test_words(seed, position, step, first_block, stream):
+    address = [torch.tensor(value) for value in (seed, position, step)]
+    got = torch.full((4, 64), -1, device=DEVICE)
+    _words_kernel[(1,)](got, *(x.to(DEVICE) for x in address), first_block, STREAM=stream, BLOCK=64)
+    expected = philox.words(address[0], first_block + torch.arange(64), *address[1:], stream=stream)
+    assert torch.equal(got.cpu(), torch.stack(expected))
+
+
+def test_noise_from_any_words():
+    # the ends, both sides of the change of formula, every power of two and its neighbours, and random words
+    edges = {0, 1, 2**32 - 1, *(2**i + j for i in range(32) for j in (-1, 0, 1))}
+    edges = torch.tensor(sorted(edges))
+    draw = torch.randint(0, 2**32, (2, 2**14), generator=torch.Generator().manual_seed(0))
+    w = torch.cat([edges.repeat(3), draw[0]])
+    partner = torch.cat([torch.zeros_like(edges), torch.full_like(edges, 2**32 - 1), edges.flip(0), draw[1]])
+    size = len(w) // 1024 * 1024 + 1024
+    w, partner = (torch.nn.functional.pad(x, (0, size - len(x))) for x in (w, partner))
+    noise, bound = torch.full((2, size), NAN, device=DEVICE)
+    _noise_kernel[(size // 1024,)](noise, bound, w.to(DEVICE), partner.to(DEVICE), BLOCK=1024, enable_fp_fusion=False)
+    noise, bound = noise.cpu(), bound.cpu()
+    assert same_bits([noise], [philox.gumbel_from_words(w, partner)])
+    assert (bound >= noise + 1e-3).all(), "the bound must hold with room for the rounding of l + T g"
+    U = (w.double() * 2.0**32 + partner.double() + 0.5) * 2.0**-64
+    partner_is_small = w >= 2**8  # beside the word
+    assert (bound <= 0.07 - U.log())[partner_is_small].all(), "a loose bound prunes nothing"
+
+
+def test_log():
+    x = torch.cat([torch.rand(4000) * 4, 2.0 ** torch.arange(-64, 32), torch.ones(1), 1 + torch.tensor([-1, 1]) * 6e-8])
+    x = torch.nn.functional.pad(x.clamp_min(1e-30), (0, 4608 - len(x)), value=1.0)
+    got = torch.full_like(x, NAN).to(DEVICE)
+    _log_kernel[(9,)](got, x.to(DEVICE), BLOCK=512, enable_fp_fusion=False)
+    assert same_bits([got.cpu()], [philox.log_float32(x)])
+
+
+# gumbel_argmax
+
+
+# one token, one group of four and around it, around one pass over 1024 tokens; two chunks as they come
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 7, 1025, 8195])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_as_tuned(vocab_size, dtype, temperature):
+    logits, noise = make_logits(2, vocab_size, dtype=dtype), make_noise(2, temperature)
+    got = fast(logits, **noise)
+    assert torch.equal(got.token, reference(logits, **noise).token)
+    assert_within_budget(got, logits, **{**noise, "temperature": torch.full((2,), temperature)})
+
+
+# from flat to saturated; rows at a temperature where the noise hides the logits, and where it breaks near ties only
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [
+        (0.0, torch.float32),
+        (1.0, torch.float32),
+        (30.0, torch.float32),
+        (1.0, torch.bfloat16),
+        (30.0, torch.float16),
+    ],
+)
+def test_many_chunks(narrow, scale, dtype):
+    temperature = torch.tensor([1.0, 50.0, 1e-3, 0.0, -1.0, NAN])
+    logits, noise = make_logits(6, 1600, scale=scale, dtype=dtype), make_noise(6, temperature)
+    got = fast(logits, **noise)
+    assert torch.equal(got.token, reference(logits, **noise).token)
+    assert_within_budget(got, logits, **noise)
+
+
+def test_what_is_measured_does_not_depend_on_what_is_drawn(narrow):
+    logits = make_logits(2, 1600)
+    assert same_bits(fast(logits)[2:], fast(logits, **make_noise(2, 1.0))[2:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_greedy_is_argmax(narrow, dtype):
+    logits = make_logits(3, 1600, scale=1.0, dtype=dtype).float().round(decimals=1).to(dtype)  # ties
+    assert torch.equal(fast(logits).token, logits.argmax(-1))
+
+
+def test_ties_go_to_the_lowest_token(narrow):
+    logits = torch.zeros(5, 1600)
+    logits[1, [1500, 701, 1200]] = 1.0  # in two chunks
+    logits[2, [700, 130, 517]] = 1.0  # in three columns of a chunk; the lowest token in the second pass
+    logits[3, [1030, 1029]] = 1.0  # in one group
+    logits[4, [512, 4]] = 1.0  # column 0, second pass, against column 1, first pass
+    expected = [0, 701, 130, 1029, 4]
+    assert fast(logits).token.tolist() == expected
+    zero = dict(temperature=torch.zeros(5), seeds=3, positions=0)
+    assert fast(logits, **zero).token.tolist() == expected
+
+
+def test_suppressed_tokens_count_nowhere(narrow):
+    logits, noise = make_logits(3, 1600), make_noise(3, torch.tensor([1.0, 0.0, 0.5]))
+    suppress = torch.zeros(1600, dtype=torch.bool)
+    suppress[logits.argmax(-1)] = True
+    suppress[900:1100] = True
+    got, hidden = fast(logits, **noise, suppress=suppress), logits.masked_fill(suppress, -INF)
+    assert torch.equal(got.token, reference(hidden, **noise).token) and not suppress[got.token].any()
+    assert_within_budget(got, hidden, **noise)
+    assert fast(logits, suppress=torch.ones(1600, dtype=torch.bool)).token.tolist() == [-1] * 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_chosen_rows_and_count(narrow, temperature):
+    logits, noise = make_logits(5, 1200), make_noise(5, temperature)
+    full = fast(logits, **noise)
+    rows = torch.tensor([[4, 8], [0, 8], [3, 8], [3, 8], [5, 8], [-1, 8], [2, 8]])[:, 0]  # of any stride
+    got = fast(logits, **noise, rows=rows, count=torch.tensor(6, dtype=torch.int32))
+    assert same_bits([field[:4] for field in got], [field[rows[:4]] for field in full])
+    assert got.token[4:].tolist() == [-1] * 3
+    assert [field[4:].tolist() for field in got[1:]] == [[-INF] * 3, [0.0] * 3, [-INF] * 3, [-INF] * 3]
+
+
+@pytest.mark.parametrize("count", [-1, 0, 2, 99])
+def test_count(count):
+    logits = make_logits(3, 40)
+    expected = logits.argmax(-1).where(torch.arange(3) < count, -1)
+    assert torch.equal(fast(logits, count=torch.tensor([count])).token, expected)
+
+
+def test_a_row_is_the_same_alone_and_in_any_batch(narrow):
+    logits, noise = make_logits(4, 1600), make_noise(4, torch.tensor([1.0, 0.0, 0.7, 2.0]))
+    together = fast(logits, **noise)
+    for row in (0, 3):
+        alone = fast(logits[row : row + 1], **{name: x[row : row + 1] for name, x in noise.items()})
+        assert same_bits(alone, [field[row : row + 1] for field in together])
+
+
+@remarks
+@drops_nan
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_values_that_are_no_numbers(narrow, temperature, dtype):
+    logits = torch.full((6, 1500), -1e4, dtype=dtype)
+    logits[0, 1400], logits[0, 1300] = NAN, 9.0  # a NaN is never chosen
+    logits[1] = -INF  # nothing to choose
+    logits[2] = NAN
+    logits[3] = -INF  # all probability on one token, one chunk without any
+    logits[3, 1100] = 3.0
+    logits[4, [1200, 5]] = INF  # the largest finite number, twice
+    logits[5] = torch.finfo(dtype).min  # finite, if barely
+    got = fast(logits, **make_noise(6, temperature))
+    assert got.token[:5].tolist() == [1300, -1, -1, 1100, 5]
+    for row in (0, 3):
+        assert got.log_prob[row] == 0 and got.margin[row] == 1 and abs(got.neg_entropy[row]) < 1e-30
+    for row in (1, 2):
+        assert got.log_prob[row] == got.lse[row] == got.neg_entropy[row] == -INF and got.margin[row] == 0
+    assert got.log_prob[4].item() == pytest.approx(-math.log(2)) and got.margin[4] == 0
+    assert got.token[5] >= 0 and got.log_prob[5].item() == pytest.approx(-math.log(1500))
+    assert not any(field.isnan().any() for field in got[1:])
+
+
+@remarks
+@drops_nan
+def test_an_infinite_temperature_in_a_tensor_still_draws_a_token(narrow):
+    logits = make_logits(2, 1100)
+    logits[:, :1050] = -INF
+    got = fast(logits, **make_noise(2, torch.tensor([INF, 1e38])))
+    assert ((got.token >= 1050) & (got.token < 1100)).all() and not got.log_prob.isnan().any()
+
+
+def test_empty_and_strided():
+    assert [field.shape for field in fast(torch.empty(0, 5))] == [(0,)] * 5
+    assert fast(make_logits(2, 5), rows=torch.empty(0, dtype=torch.int64)).lse.shape == (0,)
+    nothing = fast(torch.empty(0, 5), **make_noise(0, 1.0), rows=torch.tensor([0, -1]))
+    assert nothing.token.tolist() == [-1, -1] and nothing.lse.tolist() == [-INF, -INF]
+    wide, noise = make_logits(6, 900), make_noise(6, torch.full((6,), 0.5))
+    every_other = {name: x[::2] for name, x in noise.items()}
+    view = wide[::2, 100:777]
+    assert torch.equal(fast(view, **every_other).token, reference(view, **every_other).token)
+    one_row = wide.to(DEVICE)[:1, 3:800].expand(3, 797)  # a stride of 0
+    got = gumbel_argmax(one_row, impl="triton").token
+    assert torch.equal(got, one_row.argmax(-1))
+
+
+def test_explicit_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="CUDA tensors"):
+        gumbel_argmax(torch.zeros(1, 2), impl="triton")
+
+
+# transfer_tokens
+
+
+def compare_transfer(canvas, proposals, confidence, **arguments):
+    """Run the kernel and the reference on the same canvas; returns the number committed."""
+    expected = canvas.clone()
+    committed = transfer_tokens(expected, proposals, confidence, mask_id=MASK, impl="reference", **arguments)
+    with poisoned_memory():
+        on_device = canvas.to(DEVICE)
+        got = transfer_tokens(
+            on_device, proposals.to(DEVICE), confidence.to(DEVICE), mask_id=MASK, impl="triton", **here(arguments)
+        )
+    assert torch.equal(on_device.cpu(), expected) and torch.equal(got.cpu(), committed)
+    return committed
+
+
+def random_case(seed, window, distinct=8):
+    """Few distinct confidences, so that ties are the rule; windows that stick out of the canvas on both sides."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def integers(low, high, *size):
+        return torch.randint(low, high, size, generator=draw)
+
+    batch, columns = int(integers(1, 4)), int(integers(1, 2 * window + 2))
+    canvas = torch.where(integers(0, 3, batch, columns) > 0, MASK, integers(0, MASK, batch, columns))
+    confidence = integers(-1, distinct, batch, window) / distinct
+    for special in (NAN, -INF, INF, -0.0):
+        confidence[integers(0, 12, batch, window) == 0] = special
+    where = dict(start=integers(-4, columns + 2, batch), length=integers(-1, window + 3, batch))
+    return canvas, integers(-1, 9, batch, window), confidence, where, integers(-1, window + 2, batch)
+
+
+# windows: one column, below, at and above the narrowest block, several warps
+@pytest.mark.parametrize("window", [1, 5, 32, 33, 200])
+@pytest.mark.parametrize("rule", ["k", "threshold", "factor"])
+def test_transfer(window, rule):
+    for seed in range(8):
+        canvas, proposals, confidence, where, k = random_case(seed, window)
+        compare_transfer(
+            canvas, proposals, confidence, **where, **{rule: dict(k=k, threshold=0.375, factor=1.25)[rule]}
+        )
+
+
+def test_transfer_of_the_widest_window():
+    canvas, proposals, confidence, where, _ = random_case(0, 8192, distinct=1000)
+    where["start"], where["length"] = torch.tensor(-4), 8192
+    for rule in (dict(k=3000), dict(threshold=0.9), dict(factor=40.0)):
+        compare_transfer(canvas, proposals, confidence, **where, **rule)
+
+
+def test_transfer_at_the_bar_of_factor():
+    """Confidences equal to 1 - f / (r + 1) as float32 computes it: one rounding otherwise, and the count differs."""
+    for factor in (0.3, 0.7, 1.0, 1.9):
+        r = torch.arange(1, 31)
+        bar = 1 - torch.full_like(r, factor) / (r + 1)
+        for confidence in (bar, bar.nextafter(torch.tensor(-INF)), bar.where(r < 20, bar - 1e-7)):
+            confidence = confidence.sort(descending=True).values[None]
+            compare_transfer(torch.full((1, 30), MASK), torch.zeros(1, 30).long(), confidence, factor=factor)
+        exact = compare_transfer(
+            torch.full((1, 30), MASK), torch.zeros(1, 30).long(), bar.max().expand(1, 30), factor=factor
+        )
+        assert exact == 30
+
+
+@pytest.mark.parametrize("rule", [dict(k=0), dict(k=-5), dict(k=2**40), dict(threshold=2.0), dict(threshold=-INF)])
+def test_transfer_at_the_ends(rule):
+    confidence = torch.tensor([[-INF, 0.5, NAN, 0.5, INF, 0.0, -0.0]])
+    proposals = torch.arange(7)[None]
+    n = compare_transfer(torch.full((1, 7), MASK), proposals, confidence, **rule)
+    expected = {"k": min(max(rule.get("k", 0), 0), 7), "threshold": 1 if rule.get("threshold") == 2.0 else 7}
+    assert n.item() == expected[next(iter(rule))]
+
+
+def test_transfer_with_nothing_to_do():
+    for batch, columns, window in [(0, 4, 4), (2, 0, 4), (2, 4, 0)]:
+        for rule in (dict(k=2), dict(threshold=0.5), dict(factor=1.0)):
+            shape = (batch, window)
+            n = compare_transfer(
+                torch.full((batch, columns), MASK), torch.zeros(shape).long(), torch.zeros(shape), **rule
+            )
+            assert n.tolist() == [0] * batch
+    no_mask = compare_transfer(torch.zeros(1, 4).long(), torch.zeros(1, 4).long(), torch.zeros(1, 4), threshold=0.0)
+    assert no_mask.tolist() == [0]
+
+
+def test_transfer_through_strides_changes_nothing_else():
+    wide = torch.full((3, 12), MASK, device=DEVICE)
+    proposals = torch.arange(16, device=DEVICE).reshape(4, 4).t()[:3]
+    confidence = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)).t()[:3].to(DEVICE)
+    expected = wide.clone()
+    for canvas, impl in ((wide, "triton"), (expected, "reference")):
+        transfer_tokens(canvas[:, 2:8], proposals, confidence, mask_id=MASK, k=3, start=1, impl=impl)
+    assert torch.equal(wide, expected) and (wide[:, :3] == MASK).all() and (wide[:, 7:] == MASK).all()
+
+
+@pytest.mark.parametrize("mask_id", [0, 1, -7, 2**40])
+def test_transfer_of_any_mask_id(mask_id):
+    canvas = torch.tensor([[mask_id, 5, mask_id]], device=DEVICE)
+    proposals, confidence = torch.full((1, 3), 3, device=DEVICE), torch.zeros(1, 3, device=DEVICE)
+    assert transfer_tokens(canvas, proposals, confidence, mask_id=mask_id, k=9, impl="triton").tolist() == [2]
+    assert canvas.tolist() == [[3, 5, 3]]
+
+
+# natively only
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [30522, 50368, 126464])
+def test_real_vocabularies(vocab_size, dtype):
+    for scale in (0.5, 3.0, 30.0):
+        temperature = torch.tensor([0.0, 0.3, 1.0, 1.0, 1.0, 2.0, 50.0, NAN])
+        logits, noise = make_logits(8, vocab_size, scale=scale, dtype=dtype), make_noise(8, temperature)
+        got = fast(logits, **noise)
+        assert torch.equal(got.token, reference(logits, **noise).token)
+        assert_within_budget(got, logits, **noise)
+
+
+@pytest.mark.gpu
+def test_rows_times_vocabulary_beyond_int32():
+    vocab_size = 126464
+    rows = 2**31 // vocab_size + 5
+    logits = torch.randn(rows, vocab_size, dtype=torch.bfloat16, device="cuda")
+    noise = dict(temperature=1.0, seeds=7, positions=torch.arange(rows, device="cuda"))
+    got = gumbel_argmax(logits, **noise, impl="triton")
+    last = gumbel_argmax(logits[-3:].clone(), **{**noise, "positions": noise["positions"][-3:]}, impl="triton")
+    assert same_bits([field[-3:] for field in got], last)
+    assert torch.equal(gumbel_argmax(logits, impl="triton").token[-3:], logits[-3:].argmax(-1))
+
+
+@pytest.mark.gpu
+def test_nothing_is_read_back_to_the_host():
+    logits, noise = make_logits(4, 5000).cuda(), here(make_noise(4, torch.ones(4)))
+    rows, count = torch.arange(4, device="cuda"), torch.tensor(3, device="cuda")
+    canvas, k = torch.full((4, 32), MASK, device="cuda"), torch.full((4,), 2, device="cuda")
+    proposals, confidence = torch.zeros_like(canvas), torch.rand(4, 32, device="cuda")
+
+    def step():
+        gumbel_argmax(logits, **noise, rows=rows, count=count, impl="triton")
+        transfer_tokens(canvas, proposals, confidence, mask_id=MASK, k=k, impl="triton")
+
+    step()  # compiling may wait for the device
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_replayed_graph_draws_fresh_numbers():
+    logits, step = make_logits(4, 50368, scale=1.0).cuda(), torch.zeros(1, dtype=torch.int64, device="cuda")
+    noise = dict(temperature=1.0, seeds=5, positions=torch.arange(4, device="cuda"))
+    canvas = torch.full((1, 4), MASK, device="cuda")
+
+    def once():
+        drawn = gumbel_argmax(logits, **noise, step=step, impl="triton")
+        transfer_tokens(canvas, drawn.token[None], drawn.log_prob[None], mask_id=MASK, k=2, impl="triton")
+        return drawn
+
+    once()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        drawn = once()
+    tokens = []
+    for i in range(4):
+        step.fill_(i)
+        canvas.fill_(MASK)
+        graph.replay()
+        assert same_bits(drawn, gumbel_argmax(logits, **noise, step=i, impl="triton"))
+        assert (canvas != MASK).sum() == 2
+        tokens.append(drawn.token.tolist())
+    assert len(set(map(tuple, tokens))) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_the_device_of_the_tensors_is_used():
+    logits = make_logits(2, 3000).to("cuda:1")
+    with torch.cuda.device(0):
+        assert torch.equal(gumbel_argmax(logits, impl="triton").token, logits.argmax(-1))
