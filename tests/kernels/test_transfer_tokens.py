@@ -85,6 +85,18 @@ def test_random_cases(impl, rule):
 
 
 @BOTH
+@pytest.mark.parametrize("factor", [0.3, 0.7, 1.0, 1.9])
+def test_the_bar_of_factor_is_a_float32_quotient(impl, factor):
+    """Confidences exactly at 1 - f / (r + 1), each operation rounded once: all are committed; one ulp below, one is."""
+    rank = torch.arange(1, 31)
+    bar = 1 - torch.full((30,), factor) / (rank + 1)
+    for confidence, expected in ((bar.max().expand(30), 30), (bar[1].nextafter(torch.tensor(-1.0)).expand(30), 1)):
+        canvas, proposals = torch.full((1, 30), MASK), torch.zeros(1, 30, dtype=torch.int64)
+        count = transfer_tokens(canvas, proposals, confidence[None], mask_id=MASK, factor=factor, impl=impl)
+        assert count.tolist() == [expected]
+
+
+@BOTH
 def test_only_the_window_of_a_strided_canvas_changes(impl):
     wide = torch.full((3, 10), MASK)
     transfer_tokens(

@@ -333,7 +333,7 @@ def test_transfer_at_the_bar_of_factor():
     """Confidences equal to 1 - f / (r + 1) as float32 computes it: one rounding otherwise, and the count differs."""
     for factor in (0.3, 0.7, 1.0, 1.9):
         r = torch.arange(1, 31)
-        bar = 1 - torch.full_like(r, factor) / (r + 1)
+        bar = 1 - torch.full(r.shape, factor) / (r + 1)
         for confidence in (bar, bar.nextafter(torch.tensor(-INF)), bar.where(r < 20, bar - 1e-7)):
             confidence = confidence.sort(descending=True).values[None]
             compare_transfer(torch.full((1, 30), MASK), torch.zeros(1, 30).long(), confidence, factor=factor)
