@@ -54,6 +54,7 @@ class State:
     order: Tensor | None  # float32 [S, B, W], random confidences in the current block
     step: Tensor  # int64 [1], within the block
     earlier: Tensor  # int64 [1], steps of the blocks before
+    waited: Tensor  # int64 [1], masked positions for which the head had no room, all steps
     failed: Tensor  # int64 [B], first step of all at which the row's logits had no finite number, else -1
     proposals: Tensor  # int64 [B, W], of the last step; -1 where there was nothing to propose
 
@@ -67,7 +68,7 @@ class State:
         kept = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and field.name not in ("step", "earlier"):
+            if value is not None and field.name not in ("step", "earlier", "waited"):
                 value = value.index_select(1 if field.name in ("take", "order") else 0, index)
             kept[field.name] = value
         return State(**kept)
@@ -87,6 +88,7 @@ def denoise_step(tap: HeadTap, state: State, policy: Policy, clock: Clock) -> No
     position = column.flatten()[cells]
     hidden = [body.flatten(0, 1).index_select(0, row * columns + position) for body in bodies]
     token, confidence = _sample(tap, hidden, state.seeds[row], position, state.step, count, policy)
+    state.waited += (count - len(cells)).clamp(min=0)
     listed = masked & (slot < len(cells))
     slot = slot.clamp(max=len(cells) - 1)
     state.proposals.copy_(torch.where(listed, token[slot], -1))

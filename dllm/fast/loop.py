@@ -155,10 +155,16 @@ class Denoiser:
             self.canvas[rows] = fill_after_eos(self.canvas[rows], self.first[rows], stop, self.eos_token_id)
 
     def _raise_if_failed(self) -> None:
-        failed = self.failed.tolist()
-        for row, step in enumerate(failed):
+        """What only the device saw, read once at the end."""
+        for row, step in enumerate(self.failed.tolist()):
             if step >= 0:
                 raise RuntimeError(f"row {row}: no logit was finite at step {step}, so no token could be chosen")
+        if waited := int(self.state.waited):
+            _log.warning(
+                "the model commits its mask token so often that masked positions had to wait for the head %d times; "
+                "on a CPU none waits, and the tokens may differ",
+                waited,
+            )
 
     def _view(self, block: int, step: int) -> Step:
         canvas, tentative, state = self.canvas.clone(), self.canvas.clone(), self.state
@@ -176,7 +182,6 @@ class Denoiser:
         column, transfers = torch.arange(columns, device=device), plan.transfers()
         padded = bool((self.padding > 0).any())
         stop = self.first[:, None] + plan.gen_length
-        random_order = plan.order == "random"
         return State(
             tokens=tokens,
             prompt=column < self.first[:, None],
@@ -185,12 +190,16 @@ class Denoiser:
             stop=self.first.clone(),
             seeds=seeds,
             take=torch.tensor(transfers, device=device)[:, None].repeat(1, batch),
-            order=torch.zeros(len(transfers), batch, self.policy.window, device=device) if random_order else None,
+            order=self._order(len(transfers), batch) if plan.order == "random" else None,
             step=torch.zeros(1, dtype=torch.int64, device=device),
             earlier=torch.zeros(1, dtype=torch.int64, device=device),
+            waited=torch.zeros(1, dtype=torch.int64, device=device),
             failed=torch.full_like(seeds, -1),
             proposals=tokens.new_full((batch, self.policy.window), -1),
         )
+
+    def _order(self, steps: int, batch: int) -> Tensor:
+        return torch.zeros(steps, batch, self.policy.window, dtype=torch.float32, device=self.canvas.device)
 
     def _pack(self, canvas: Tensor) -> Tensor:
         return _rotate(canvas, self.padding)

