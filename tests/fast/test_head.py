@@ -1,0 +1,63 @@
+"""The head's product on chosen rows: as exact as the model's own, and a row's bits do not depend on its company."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dllm.fast import head
+from dllm.fast.denoise import ROW_MULTIPLE
+
+
+def operands(rows, hidden, vocab, dtype, device, bias=True):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(rows, hidden), (vocab, hidden), (vocab,)]
+    x, weight, b = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    return x, weight, b if bias else None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [32, 384, 768])
+def test_a_row_does_not_depend_on_how_many_there_are(hidden, dtype, device):
+    """Every number of rows that the loop may ask for, alone and at another place of the list."""
+    x, weight, bias = operands(128, hidden, 5003, dtype, device)
+    step = ROW_MULTIPLE[device.type]
+    full = head.linear(x, weight, bias)
+    for rows in range(step, 129, step):
+        assert torch.equal(head.linear(x[:rows], weight, bias), full[:rows])
+        assert torch.equal(head.linear(x[128 - rows :], weight, bias), full[128 - rows :])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_against_float64(dtype, bias, device):
+    """A sum of H products in another order: both errors stay below the bound of any order, H eps sum |x| |w|."""
+    x, weight, b = operands(64, 384, 3001, dtype, device, bias)
+    x64, weight64, b64 = (t if t is None else t.double() for t in (x, weight, b))
+    truth = F.linear(x64, weight64, b64)
+    bound = F.linear(x64.abs(), weight64.abs(), b64 if b is None else b64.abs()) * 384 * torch.finfo(torch.float32).eps
+    rounding = truth.abs() * torch.finfo(dtype).eps
+    for product in (head.linear, F.linear):
+        assert bool(((product(x, weight, b).double() - truth).abs() <= bound + rounding).all())
+
+
+def test_what_onednn_must_not_serve(monkeypatch):
+    x, weight, _ = operands(4, 8, 16, torch.float32, "cpu")
+    assert not head._by_onednn(x.bfloat16(), weight.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not head._by_onednn(x, weight)
+        assert head.linear(x, weight, None).dtype == torch.bfloat16
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not head._by_onednn(x, weight)
+    monkeypatch.setattr(head.platform, "machine", lambda: "arm64")
+    assert not head._by_onednn(x, weight)
+
+
+def test_bypassed_restores_what_the_instance_had():
+    layer = torch.nn.Linear(3, 5)
+    layer.register_forward_hook(lambda *_: None)
+    layer.forward = original = lambda x: x * 0
+    hooks = layer._forward_hooks
+    with pytest.raises(KeyboardInterrupt), head.bypassed(layer):
+        assert layer(torch.ones(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
+        raise KeyboardInterrupt
+    assert layer.forward is original and layer._forward_hooks is hooks
