@@ -48,7 +48,7 @@ inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
 inline vfloat as_float(vint v) { return (vfloat)v; }  // the same bits
 inline vint as_int(vfloat v) { return (vint)v; }
 
-// `a` where it is a number, else `b`: also the rule by which NaN becomes `b`.
+// Where `a` is NaN, `b`.
 inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 inline vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 
@@ -60,6 +60,12 @@ inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
 #else
   return a * b + c;
 #endif
+}
+
+inline float largest(vfloat v) {
+  float found = v[0];
+  for (int i = 1; i < kLanes; ++i) found = v[i] > found ? v[i] : found;
+  return found;
 }
 
 inline float sum(vfloat v) {
@@ -82,24 +88,26 @@ inline bool any_above(vfloat v, float bound) {
 #endif
 }
 
-// e^x for x <= 0, relative error below 2^-22; below -87 the result stays at e^-87, which no float32 sum can see.
-// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by the Cephes expf polynomial; 2^n by the exponent bits.
-inline vfloat exp_nonpositive(vfloat x) {
+// e^x for x <= 80, relative error below 2^-22; below -87 the result stays at e^-87, which no float32 sum can see.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 p(r), p of degree 4, fitted to a largest relative error of 4e-9.
+inline vfloat exponential(vfloat x) {
   const vfloat shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   x = max(x, splat(-87.0f));
   const vfloat shifted = multiply_add(x, splat(1.44269504f), shift);
   const vfloat n = shifted - shift;
   vfloat r = multiply_add(n, splat(-0.693359375f), x);
   r = multiply_add(n, splat(2.12194440e-4f), r);
-  vfloat p = splat(1.9875691500e-4f);
-  p = multiply_add(p, r, splat(1.3981999507e-3f));
-  p = multiply_add(p, r, splat(8.3334519073e-3f));
-  p = multiply_add(p, r, splat(4.1665795894e-2f));
-  p = multiply_add(p, r, splat(1.6666665459e-1f));
-  p = multiply_add(p, r, splat(0.5f));
+  vfloat p = splat(1.381454058e-3f);
+  p = multiply_add(p, r, splat(8.368745446e-3f));
+  p = multiply_add(p, r, splat(4.166838899e-2f));
+  p = multiply_add(p, r, splat(1.666652113e-1f));
+  p = multiply_add(p, r, splat(4.999999404e-1f));
   p = multiply_add(p, r * r, r + 1.0f);
-  const vint exponent = as_int(shifted) << 23;  // the low bits of `shifted` hold n
-  return as_float(as_int(p) + exponent);
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
+  return (vfloat)((vint)p + ((vint)shifted << 23));  // the low bits of `shifted` hold n
+#endif
 }
 
 // kLanes logits of each dtype, as float32.

@@ -1,8 +1,9 @@
 // Gumbel-argmax with confidence: one pass over each row of logits. Formulae: dllm_kernels/gumbel_argmax/api.py.
 //
 // A row is cut into chunks of a fixed width, each reduced by itself and then combined in order: threads share the chunks
-// of few rows, and a row's result does not depend on how they do or on what else is in the batch. Inside a chunk a tile
-// of logits is converted into L1 once and read from there twice: for its maximum, and for sums and noise.
+// of few rows, and a row's result does not depend on how they do or on what else is in the batch. Inside a chunk each
+// tile is read once, for the two largest logits and for sums relative to the largest of the tiles before; a tile that
+// exceeds it by more than a little, which would cost the sums their precision, is read again from cache.
 //
 // Noise is pruned: a token whose logit plus the upper bound of its noise does not exceed the best score so far cannot
 // win, so its logarithms are never taken. Rounding is monotone, hence fl(l + fl(T G)) >= fl(l + fl(T g)) for G >= g and
@@ -34,54 +35,77 @@ struct Noise {
   float temperature;
 };
 
-// Converts a tile, NaN to -inf and +inf to the largest finite number; the rest of the buffer becomes -inf.
+// The two largest logits of each lane.
+struct Largest {
+  vfloat first = splat(-kInf), second = splat(-kInf);
+
+  void take(vfloat v) {
+    second = max(second, min(first, v));
+    first = max(first, v);
+  }
+};
+
+struct Sums {
+  float total = 0, moment = 0;
+};
+
+// Fills a tile with -inf where there is no logit or it is suppressed; NaN becomes -inf, +inf the largest finite number.
 template <typename Dtype>
 void load_tile(float* x, const typename Dtype::type* logits, const bool* suppress, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    store(x + i, min(max(Dtype::load(logits + i), splat(-kInf)), splat(FLT_MAX)));
-  if (i < n) {
-    typename Dtype::type last[kLanes] = {};
-    std::memcpy(last, logits + i, (n - i) * sizeof last[0]);
-    store(x + i, min(max(Dtype::load(last), splat(-kInf)), splat(FLT_MAX)));
-  }
+  typename Dtype::type buffer[kTile] = {};
+  std::memcpy(buffer, logits, n * sizeof buffer[0]);
+  for (int64_t i = 0; i < kTile; i += kLanes)
+    store(x + i, min(max(Dtype::load(buffer + i), splat(-kInf)), splat(FLT_MAX)));
   std::fill(x + n, x + kTile, -kInf);
   if (suppress)
-    for (i = 0; i < n; ++i) x[i] = suppress[i] ? -kInf : x[i];
+    for (int64_t i = 0; i < n; ++i) x[i] = suppress[i] ? -kInf : x[i];
 }
 
-void two_largest(const float* x, float& largest, float& second) {
-  vfloat first_by_lane = splat(-kInf), second_by_lane = splat(-kInf);
-  for (int64_t i = 0; i < kTile; i += kLanes) {
-    const vfloat v = load(x + i);
-    second_by_lane = max(second_by_lane, min(first_by_lane, v));
-    first_by_lane = max(first_by_lane, v);
-  }
-  for (int i = 0; i < kLanes; ++i)
-    for (const float v : {first_by_lane[i], second_by_lane[i]}) {
-      second = std::max(second, std::min(largest, v));
-      largest = std::max(largest, v);
-    }
+template <typename Dtype>
+float maximum(const typename Dtype::type* logits) {
+  vfloat found = splat(-kInf);
+  for (int64_t i = 0; i < kTile; i += kLanes) found = max(max(Dtype::load(logits + i), splat(-kInf)), found);
+  return largest(found);
 }
 
-void accumulate(const float* x, Partial& out) {
+// One pass over a whole tile: sum e^(l - max) and sum e^(l - max) (l - max), and the largest logits so far. `x` receives
+// the logits as float32. Moving the second sum to a maximum that lies s higher loses s ulp to cancellation, so kNear.
+constexpr float kNear = 1;
+
+template <typename Dtype>
+Sums pass(const typename Dtype::type* logits, float max_so_far, float* x, Largest& largest) {
   constexpr int kSums = 64 / kLanes;  // short chains of float32 additions, the same length on every machine
   vfloat total[kSums] = {}, moment[kSums] = {};
   for (int64_t i = 0; i < kTile; i += kSums * kLanes)
     for (int s = 0; s < kSums; ++s) {
-      const vfloat gap = max(load(x + i + s * kLanes) - out.max, splat(-87.0f));
-      const vfloat weight = exp_nonpositive(gap);
+      const vfloat v = max(Dtype::load(logits + i + s * kLanes), splat(-kInf));
+      store(x + i + s * kLanes, v);
+      largest.take(v);
+      const vfloat gap = max(v - max_so_far, splat(-87.0f));
+      const vfloat weight = exponential(gap);
       total[s] += weight;
       moment[s] = multiply_add(weight, gap, moment[s]);
     }
+  Sums sums;
   for (int s = 0; s < kSums; ++s) {
-    out.total += sum(total[s]);
-    out.moment += sum(moment[s]);
+    sums.total += sum(total[s]);
+    sums.moment += sum(moment[s]);
   }
+  return sums;
+}
+
+float second_largest(const Largest& seen) {
+  float first = -kInf, second = -kInf;
+  for (int i = 0; i < kLanes; ++i)
+    for (const float v : {seen.first[i], seen.second[i]}) {
+      second = std::max(second, std::min(first, v));
+      first = std::max(first, v);
+    }
+  return second;
 }
 
 void move_maximum(Partial& p, float max) {
-  if (p.total > 0) {
+  if (p.total > 0 && p.max < max) {
     const double shift = double(p.max) - max, scale = std::exp(shift);
     p.moment = scale * (p.moment + shift * p.total);
     p.total *= scale;
@@ -114,22 +138,35 @@ Partial reduce_chunk(
     const typename Dtype::type* logits, const bool* suppress, int64_t begin, int64_t end, const Noise& noise,
     float floor) {
   Partial out;
+  Largest seen;
   alignas(64) float x[kTile];
   for (int64_t tile = begin; tile < end; tile += kTile) {
-    load_tile<Dtype>(x, logits + tile, suppress ? suppress + tile : nullptr, std::min(kTile, end - tile));
-    float largest = out.max;
-    two_largest(x, largest, out.second);
-    if (largest == -kInf) continue;
-    if (largest > out.max) {
-      move_maximum(out, largest);
-      if (!(noise.temperature > 0)) {
-        out.best = out.logit = largest;
-        out.token = tile + (std::find(x, x + kTile, largest) - x);
-      }
+    const float max_before = out.max;
+    const Largest seen_before = seen;
+    const bool whole = tile + kTile <= end && !suppress;
+    if (!whole) load_tile<Dtype>(x, logits + tile, suppress ? suppress + tile : nullptr, std::min(kTile, end - tile));
+    if (out.max == -kInf) out.max = std::min(whole ? maximum<Dtype>(logits + tile) : maximum<Float32>(x), FLT_MAX);
+    Sums sums = whole ? pass<Dtype>(logits + tile, out.max, x, seen) : pass<Float32>(x, out.max, x, seen);
+    float highest = any_above(seen.first, out.max) ? largest(seen.first) : out.max;
+    if (highest == -kInf) continue;
+    if (highest > out.max + kNear) {
+      if (highest == kInf) load_tile<Dtype>(x, logits + tile, nullptr, kTile);
+      highest = std::min(highest, FLT_MAX);
+      move_maximum(out, highest);
+      seen = seen_before;
+      sums = pass<Float32>(x, highest, x, seen);
     }
-    accumulate(x, out);
-    if (noise.temperature > 0) draw(x, tile, noise, floor, out);
+    out.total += sums.total;
+    out.moment += sums.moment;
+    move_maximum(out, highest);
+    if (noise.temperature > 0) {
+      draw(x, tile, noise, floor, out);
+    } else if (highest > max_before) {
+      out.best = out.logit = highest;
+      out.token = tile + (std::find(x, x + kTile, highest) - x);
+    }
   }
+  out.second = second_largest(seen);
   return out;
 }
 
