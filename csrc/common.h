@@ -89,7 +89,7 @@ inline bool any_above(vfloat v, float bound) {
 }
 
 // e^x for x <= 80, relative error below 2^-22; below -87 the result stays at e^-87, which no float32 sum can see.
-// x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 p(r), p of degree 4, fitted to a largest relative error of 4e-9.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 p(r), p of degree 4 with a relative error of 4e-9 at most.
 inline vfloat exponential(vfloat x) {
   const vfloat shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   x = max(x, splat(-87.0f));

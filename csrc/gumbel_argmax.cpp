@@ -1,8 +1,8 @@
 // Gumbel-argmax with confidence: one pass over each row of logits. Formulae: dllm_kernels/gumbel_argmax/api.py.
 //
-// A row is cut into chunks of a fixed width, each reduced by itself and then combined in order: threads share the chunks
-// of few rows, and a row's result does not depend on how they do or on what else is in the batch. Inside a chunk each
-// tile is read once, for the two largest logits and for sums relative to the largest of the tiles before; a tile that
+// A row is cut into chunks of a fixed width, each reduced by itself and then combined in order: threads share the
+// chunks of few rows, and a row's result does not depend on how they do or on what else is in the batch. Inside a chunk
+// each tile is read once, for the two largest logits and for sums relative to the largest of the tiles before; a tile that
 // exceeds it by more than a little, which would cost the sums their precision, is read again from cache.
 //
 // Noise is pruned: a token whose logit plus the upper bound of its noise does not exceed the best score so far cannot
@@ -68,7 +68,7 @@ float maximum(const typename Dtype::type* logits) {
   return largest(found);
 }
 
-// One pass over a whole tile: sum e^(l - max) and sum e^(l - max) (l - max), and the largest logits so far. `x` receives
+// One pass over a whole tile: sum e^(l - max) and sum e^(l - max) (l - max), and the largest logits so far. `x` gets
 // the logits as float32. Moving the second sum to a maximum that lies s higher loses s ulp to cancellation, so kNear.
 constexpr float kNear = 1;
 

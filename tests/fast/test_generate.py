@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -668,19 +669,23 @@ class SyncWatch(TorchDispatchMode):
 @pytest.mark.parametrize("temperature, remasking", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_step_waits_for_the_device(family, temperature, remasking, scale, padded, device):
-    """From the second step's forward to the last one's nothing is read back; only a 2-D mask makes the *body* ask."""
+    """From the second step's forward to the last one's nothing is read back; only a 2-D mask makes the *body* ask.
+
+    The bodies of transformers 4 ask always: without a mask they make one of ones, and look at it.
+    """
     if device.type == "cpu" and (missing := _impl.why_not_cpu()):
         pytest.skip(f"the reference implementation is allowed to wait: {missing}")
     model = tiny(family).to(device)
     prompt, mask = left_padded(model, [5, 3] if padded else [5, 5])
     mask = mask if padded else None
+    body_asks = padded or int(transformers.__version__.partition(".")[0]) < 5
     arguments = (8, 16, 8, temperature, scale, remasking)
     generate(model, prompt, *arguments, mask_id=MASK_ID, attention_mask=mask)
     watch, forwards = SyncWatch(), []
 
     def enters(*_):
         forwards.append(1)
-        watch.active = 2 <= len(forwards) < 8 and not padded
+        watch.active = 2 <= len(forwards) < 8 and not body_asks
 
     def leaves(*_):
         watch.active = 2 <= len(forwards) < 8
