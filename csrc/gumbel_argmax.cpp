@@ -2,7 +2,7 @@
 //
 // A row is cut into chunks of a fixed width, each reduced by itself and then combined in order: threads share the
 // chunks of few rows, and a row's result does not depend on how they do or on what else is in the batch. Inside a chunk
-// each tile is read once, for the two largest logits and for sums relative to the largest of the tiles before; a tile that
+// each tile is read once, for the two largest logits and for sums relative to the largest of the tiles before; one that
 // exceeds it by more than a little, which would cost the sums their precision, is read again from cache.
 //
 // Noise is pruned: a token whose logit plus the upper bound of its noise does not exceed the best score so far cannot
@@ -125,7 +125,8 @@ void draw(const float* x, int64_t first_token, const Noise& noise, float floor, 
       for (int lane = 0; lane < kLanes; ++lane) {
         if (!(bound[lane] > std::max(out.best, floor))) continue;
         const int64_t token = first_token + begin + lane;
-        const float noisy = x[begin + lane] + T * philox::gumbel(noise.address, static_cast<uint32_t>(token));
+        const float drawn = x[begin + lane] + T * philox::gumbel(noise.address, static_cast<uint32_t>(token));
+        const float noisy = std::max(drawn, -FLT_MAX);  // a logit above -inf stays so whatever T is
         if (noisy > out.best) out.best = noisy, out.token = token, out.logit = x[begin + lane];
       }
     }

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+
+# Numbers beyond this overflow float32 once they have met a logit or some noise.
+LARGEST = 1e30
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,17 +61,55 @@ def per_row(name: str, value: int | float | Tensor, rows: int, dtype: torch.dtyp
             raise ValueError(f"{name} must have one element or shape [{rows}], got {list(value.shape)}")
         flat = value.to(dtype) if value.shape == (rows,) else value.to(dtype).reshape(1)
         return flat.expand(rows)
-    if isinstance(value, bool) or not isinstance(value, (int, float) if dtype.is_floating_point else int):
+    if isinstance(value, bool) or not isinstance(value, Real if dtype.is_floating_point else Integral):
         raise TypeError(f"{name} must be {kind} or a tensor of them, got {type(value).__name__}")
+    if dtype == torch.int64:
+        value = int64(name, value)
     return torch.full((1,), value, dtype=dtype, device=device).expand(rows)
 
 
-def finite_at_least_zero(name: str, value: object) -> None:
-    """Check a Python number.
+def int64(name: str, value: object) -> int:
+    """An integer of Python or numpy, as a Python one.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: more than 64 bits with the sign.
+
+    Example:
+        >>> int64("mask_id", 7)
+        7
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {value}")
+    return int(value)
+
+
+def number(name: str, value: object) -> float:
+    """A number of Python or numpy, as a float.
 
     Raises:
         TypeError: no number.
-        ValueError: negative, infinite or NaN.
+        ValueError: NaN, or beyond 1e30 in size.
+
+    Example:
+        >>> number("threshold", 0.5)
+        0.5
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} must be a number from {-LARGEST} to {LARGEST}, got {value}")
+    return float(value)
+
+
+def finite_at_least_zero(name: str, value: object) -> float:
+    """A number that may not be negative, as a float.
+
+    Raises:
+        TypeError: no number.
+        ValueError: negative, infinite, NaN or beyond 1e30.
 
     Example:
         >>> finite_at_least_zero("temperature", -1.0)
@@ -75,10 +117,13 @@ def finite_at_least_zero(name: str, value: object) -> None:
         ...
         ValueError: temperature must be finite and at least 0, got -1.0
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {value}")
+    return float(value)
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -4,7 +4,8 @@ The sources (`csrc/`) use LibTorch's stable ABI, so building takes seconds and a
 in later ones. It is compiled on first use, for this machine's CPU, into a cache keyed by the sources, the compiler, the
 flags, the torch ABI and the CPU. Without a compiler everything runs on the reference implementation.
 
-Environment: CXX names the compiler, DLLM_CACHE the cache folder (default: dllm in the user's cache folder).
+Environment: CXX names the compiler, DLLM_CACHE the cache folder (default: dllm in the user's cache folder). A library
+that is not what was built (a full disk, a power cut) is found out by its digest and built again.
 """
 
 from __future__ import annotations
@@ -56,11 +57,16 @@ def status() -> Status:
     if not any(source.glob("*.cpp")):
         return Status(None, compiler, source, f"the C++ sources are not at {source}")
     if compiler is None:
-        return Status(None, None, source, "no C++ compiler was found (install g++ or clang++, or set CXX)")
+        named = os.environ.get("CXX", "").strip()
+        missing = f"CXX is set to {named!r}, which was not found" if named else "no C++ compiler was found"
+        return Status(None, None, source, f"{missing} (install g++ or clang++, or set CXX)")
     try:
         library = _build(compiler, source)
         torch.ops.load_library(library)
-    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+    except OSError as error:
+        reason = f"{error} (cache folder {cache_folder()}; DLLM_CACHE names another)"
+        return Status(None, compiler, source, reason)
+    except (subprocess.SubprocessError, RuntimeError) as error:
         return Status(None, compiler, source, str(error))
     return Status(library, compiler, source, None)
 
@@ -74,25 +80,26 @@ def source_folder() -> Path:
 
 def find_compiler() -> str | None:
     """The compiler command: $CXX, else the first of c++, g++, clang++ on the path."""
-    named = os.environ.get("CXX")
+    named = os.environ.get("CXX", "").strip()
     if named:
-        return named if shutil.which(shlex.split(named)[0]) else None
+        return named if shutil.which(_words(named)[0]) else None
     return next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
 def cache_folder() -> Path:
     """Where built libraries are kept; any of it may be deleted at any time."""
     if named := os.environ.get("DLLM_CACHE"):
-        return Path(named)
+        return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dllm"
 
 
 def _build(compiler: str, source: Path) -> Path:
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    command = [*shlex.split(compiler), *_FLAGS, native]
+    command = [*_words(compiler), *_FLAGS, native]
     sources = sorted(source.glob("*.cpp"))
-    library = cache_folder() / _key(command, [*sources, *sorted(source.glob("*.h"))]) / "dllm_kernels.so"
-    if library.is_file():
+    library = cache_folder() / _key(compiler, command, [*sources, *sorted(source.glob("*.h"))]) / "dllm_kernels.so"
+    digest = library.with_suffix(".sha256")
+    if library.is_file() and digest.is_file() and digest.read_text() == _digest(library):
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
@@ -104,13 +111,27 @@ def _build(compiler: str, source: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode != 0:
             raise RuntimeError(f"{compiler} failed to build the C++ extension:\n{done.stderr.strip()[-2000:]}")
+        (Path(aside) / digest.name).write_text(_digest(built))
+        os.replace(Path(aside) / digest.name, digest)
         os.replace(built, library)
     return library
 
 
-def _key(command: list[str], files: list[Path]) -> str:
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _words(command: str) -> list[str]:
+    """A command as a shell reads it; one that no shell could read is one word."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return [command]
+
+
+def _key(compiler: str, command: list[str], files: list[Path]) -> str:
     digest = hashlib.sha256()
-    version = subprocess.run([*shlex.split(command[0]), "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([*_words(compiler), "--version"], capture_output=True, text=True).stdout
     abi = (torch.__version__.split("+")[0].rsplit(".", 1)[0], torch._C._GLIBCXX_USE_CXX11_ABI, sys.platform)
     for part in (shlex.join(command), version, repr(abi), _cpu()):
         digest.update(part.encode())

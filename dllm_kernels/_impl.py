@@ -66,7 +66,7 @@ def pick(device: torch.device) -> tuple[str, str]:
 
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "y", "yes", "t", "true", "on")
 
 
 def why_not_triton() -> str | None:

@@ -23,6 +23,8 @@ Gumbel
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -64,10 +66,11 @@ def as_int64(seed: int | Tensor) -> int | Tensor:
     """
     if isinstance(seed, Tensor):
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"a seed must be an integer, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"a seed must fit into 64 bits, got {seed}")
+    seed = int(seed)
     return seed - 2**64 if seed >= 2**63 else seed
 
 

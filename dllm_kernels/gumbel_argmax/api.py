@@ -53,7 +53,7 @@ def gumbel_argmax(
 
     Args:
         logits: [R, V], float32, bfloat16 or float16; rows may have any stride, a row's tokens are adjacent.
-        temperature: number or tensor, one for all or [R]. A number must be finite and at least 0; in a tensor
+        temperature: number or tensor, one for all or [R]. A number must be from 0 to 1e30; in a tensor
             (whose values are not looked at on the host) what is not above 0 means 0.
         seeds: integer or int64 tensor, one for all or [R]: the seed of the sample that each row belongs to.
             Needed unless `temperature` is the number 0.
@@ -94,7 +94,7 @@ def gumbel_argmax(
     noise = {"temperature": None, "seeds": None, "positions": None, "step": None}
     if isinstance(temperature, Tensor) or temperature != 0:
         if not isinstance(temperature, Tensor):
-            _checks.finite_at_least_zero("temperature", temperature)
+            temperature = _checks.finite_at_least_zero("temperature", temperature)
         if seeds is None or positions is None:
             raise ValueError(f"temperature {temperature} needs seeds and positions: noise is addressed by them")
         noise = {

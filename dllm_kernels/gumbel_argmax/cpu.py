@@ -18,8 +18,8 @@ def gumbel_argmax(
 ) -> tuple[Tensor, ...]:
     """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked."""
     n = logits.shape[0] if rows is None else rows.shape[0]
-    token = torch.empty(n, dtype=torch.int64)
-    log_prob, margin, neg_entropy, lse = (torch.empty(n, dtype=torch.float32) for _ in range(4))
+    token = torch.empty(n, dtype=torch.int64, device=logits.device)
+    log_prob, margin, neg_entropy, lse = (torch.empty(n, dtype=torch.float32, device=logits.device) for _ in range(4))
     out = (token, log_prob, margin, neg_entropy, lse)
     if suppress is not None:
         suppress = suppress.contiguous()

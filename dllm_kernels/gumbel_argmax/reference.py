@@ -47,7 +47,8 @@ def gumbel_argmax(
     if temperature is not None:
         T = temperature[safe, None]
         noise = philox.gumbel(seeds[safe], positions[safe], step[safe], vocab_size)
-        score = torch.where(T > 0, x + T * noise, x)
+        noisy = (x + T * noise).clamp(min=-torch.finfo(torch.float32).max)
+        score = torch.where((T > 0) & (x > -torch.inf), noisy, x)  # what is above -inf stays so whatever T is
     token = score.argmax(-1)
 
     likeliest = x.topk(min(2, vocab_size)).values

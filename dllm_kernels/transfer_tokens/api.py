@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 
 import torch
 from torch import Tensor
@@ -42,12 +41,12 @@ def transfer_tokens(
 
     Args:
         canvas: int64 [B, L], any stride between rows, adjacent columns; changed in place.
-        proposals: int64 [B, W], proposed token ids; a negative one is never committed.
+        proposals: int64 [B, W], proposed token ids; a negative one is never committed. Memory of its own.
         confidence: float32 [B, W], in the unit of `threshold`.
         mask_id: the mask token.
         k: integer or tensor, one for all or [B]; negative ones count as 0.
-        threshold: number, not NaN.
-        factor: number above 0, finite.
+        threshold: number from -1e30 to 1e30.
+        factor: number above 0, at most 1e30.
         start: integer or tensor, one for all or [B]: first column of the window. Columns outside the canvas are never
             eligible.
         length: integer or tensor, one for all or [B]: columns of the window in use; None means W.
@@ -80,15 +79,14 @@ def transfer_tokens(
     _checks.tensor("confidence", confidence, dtypes=(torch.float32,), shape=(batch, window), device=device)
     if window > MAX_WINDOW:
         raise ValueError(f"a window must have at most {MAX_WINDOW} columns, got {window}")
-    if isinstance(mask_id, bool) or not isinstance(mask_id, int):
-        raise TypeError(f"mask_id must be an integer, got {type(mask_id).__name__}")
+    mask_id = _checks.int64("mask_id", mask_id)
     rules = {"k": k, "threshold": threshold, "factor": factor}
     given = [name for name, value in rules.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"expected exactly one of k, threshold and factor, got {', '.join(given) or 'none'}")
-    if threshold is not None and math.isnan(threshold):
-        raise ValueError("threshold must be a number, got nan")
-    if factor is not None and not 0 < factor < math.inf:
+    if threshold is not None:
+        threshold = _checks.number("threshold", threshold)
+    if factor is not None and not _checks.finite_at_least_zero("factor", factor) > 0:
         raise ValueError(f"factor must be finite and above 0, got {factor}")
 
     def per_row(name: str, value: int | Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def transfer_tokens(
     length: Tensor,
 ) -> Tensor:
     """Commit in place and return the number committed per row; arguments as in the public function, already checked."""
-    committed = torch.empty(canvas.shape[0], dtype=torch.int64)
+    committed = torch.empty(canvas.shape[0], dtype=torch.int64, device=canvas.device)
     torch.ops.dllm_kernels.transfer_tokens(
         canvas, proposals, confidence, mask_id, k, threshold, factor, start, length, committed
     )

@@ -42,7 +42,11 @@ def test_built_once(tmp_path):
     ask = "from dllm_kernels import _extension as e; s = e.status(); print(s.library.stat().st_mtime_ns, s.reason)"
     first, second = run(ask, tmp_path), run(ask, tmp_path)
     assert first.stdout == second.stdout and first.stdout.endswith("None\n"), first.stderr
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["dllm_kernels.so"]
+    built = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [path.name for path in built] == ["dllm_kernels.sha256", "dllm_kernels.so"]
+    built[1].write_bytes(built[1].read_bytes()[:2000])  # a full disk: loading this would end the process
+    third = run(ask, tmp_path)
+    assert third.returncode == 0 and third.stdout.endswith("None\n") and third.stdout != first.stdout, third.stderr
 
 
 def test_without_a_compiler_the_reference_serves_and_says_so_once(tmp_path):
@@ -58,9 +62,16 @@ except RuntimeError as error:
 """
     done = run(code, tmp_path, CXX="no-such-compiler")
     assert done.stdout == (
-        "1\n1\nimpl='cpu' cannot run: no C++ compiler was found (install g++ or clang++, or set CXX)\n"
+        "1\n1\nimpl='cpu' cannot run: CXX is set to 'no-such-compiler', which was not found "
+        "(install g++ or clang++, or set CXX)\n"
     )
     assert done.stderr.count("served by the reference implementation") == 1
+
+
+@pytest.mark.parametrize("compiler", [" ", "g++ '", "/dev/null"])
+def test_a_strange_cxx_is_no_crash(tmp_path, compiler):
+    done = run("from dllm_kernels import _extension as e; print(e.find_compiler())", tmp_path, CXX=compiler)
+    assert done.returncode == 0 and (done.stdout == "None\n") == bool(compiler.strip()), done.stderr
 
 
 def test_a_broken_compiler_is_reported_and_leaves_nothing(tmp_path):

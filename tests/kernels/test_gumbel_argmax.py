@@ -191,6 +191,16 @@ def test_values_that_are_no_numbers(impl, temperature, dtype):
 
 
 @BOTH
+def test_temperatures_at_which_scores_overflow(impl):
+    """T g beyond float32: a row with a finite logit still gets a token, and never a suppressed one."""
+    suppress = torch.arange(300) % 3 == 0
+    noise = make_noise(40, torch.full((40,), 3e38))
+    drawn = gumbel_argmax(torch.zeros(40, 300), **noise, suppress=suppress, impl=impl)
+    assert not suppress[drawn.token].any() and bool((drawn.log_prob > -torch.inf).all())
+    assert gumbel_argmax(torch.zeros(40, 1), **noise, impl=impl).token.tolist() == [0] * 40
+
+
+@BOTH
 def test_empty_and_strided(impl):
     assert gumbel_argmax(torch.empty(0, 5), impl=impl).token.shape == (0,)
     assert gumbel_argmax(make_logits(2, 5), rows=torch.empty(0, dtype=torch.int64), impl=impl).lse.shape == (0,)
@@ -255,6 +265,8 @@ BAD = [
     (dict(temperature=math.nan), ValueError, "finite"),
     (dict(temperature=math.inf), ValueError, "finite"),
     (dict(temperature="1"), TypeError, "temperature"),
+    (dict(temperature=1e300), ValueError, "at most 1e[+]30"),
+    (dict(temperature=1.0, seeds=0, positions=2**70), ValueError, "positions must fit into 64 bits"),
     (dict(temperature=1.0), ValueError, "needs seeds and positions"),
     (dict(temperature=1.0, seeds=0.5, positions=0), TypeError, "seed must be an integer"),
     (dict(temperature=1.0, seeds=2**64, positions=0), ValueError, "64 bits"),
