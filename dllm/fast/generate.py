@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.head import output_head
-from dllm.fast.inputs import Plan, check_eos, check_prompt, find_mask_id, prompt_lengths, row_seeds
+from dllm.fast.inputs import Plan, check_eos, check_no_masks, check_prompt, find_mask_id, prompt_lengths, row_seeds
 from dllm.fast.loop import Denoiser, Step
 from dllm_kernels import _impl
 
@@ -78,8 +78,8 @@ def generate(
         steps: denoising steps in all, a multiple of the number of blocks.
         gen_length: tokens to generate, a multiple of block_length (the card's table calls it max_new_tokens).
         block_length: tokens per block.
-        temperature: T, at least 0; 0 takes the argmax.
-        cfg_scale: classifier-free guidance, at least 0; 0 is off.
+        temperature: T, from 0 to 1e30; 0 takes the argmax.
+        cfg_scale: classifier-free guidance, from 0 to 1e30; 0 is off.
         remasking: "low_confidence" (or "confidence"), "random", or "none": nothing is masked again, so the first step
             of a block commits all of it.
         mask_id: the mask token; None takes the tokenizer's, else model.config.mask_token_id, else that of the tokenizer
@@ -124,10 +124,11 @@ def generate(
     output_head(model)
     mask_id = find_mask_id(model, mask_id, tokenizer)
     check_prompt(model, prompt, gen_length, mask_id)
-    check_eos(model, eos_token_id, mask_id)
+    eos_token_id = check_eos(model, eos_token_id, mask_id)
     if on_step is not None and not callable(on_step):
         raise TypeError(f"on_step must be callable, got {type(on_step).__name__}")
     lengths = prompt_lengths(prompt, attention_mask)
+    check_no_masks(prompt, lengths, mask_id)
     seeds = row_seeds(seed if seed is not None or plan.draws else 0, len(prompt), prompt.device)
     denoiser = Denoiser(model, plan, mask_id, eos_token_id, impl, cuda_graph, on_step, timed=return_stats)
     _impl.choose(impl, prompt.device)

@@ -39,6 +39,7 @@ class CapturedStep:
     state: State
     replay: Callable[[], None]
     model: weakref.ref
+    busy: bool = False  # its memory serves one call at a time
 
     def load(self, state: State) -> None:
         """Make the captured state equal to `state`, which has the same shapes."""
@@ -76,6 +77,8 @@ class GraphCache:
         self._drop_dead()
         key = bucket(tap, state, policy)
         step = self._steps.get(key)
+        if step is not None and step.busy:
+            raise CaptureError("another call is using the captured step of this shape")
         if step is None:
             while len(self._steps) >= self.size:
                 self._steps.popitem(last=False)
@@ -86,6 +89,7 @@ class GraphCache:
         else:
             step.load(state)
         self._steps.move_to_end(key)
+        step.busy = True
         return step
 
     def _drop_dead(self) -> None:
@@ -105,6 +109,7 @@ def bucket(tap: HeadTap, state: State, policy: Policy) -> Hashable:
         getattr(getattr(model, "config", None), "_attn_implementation", None),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
         torch.get_float32_matmul_precision(),
+        torch.is_inference_mode_enabled(),  # its tensors may not be written outside of it
         tuple(module.training for module in model.modules()),
         str(state.tokens.device),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ _log = logging.getLogger("dllm.fast")
 # What an instance may carry that runs when its head is called. All of it is set aside while the head is bypassed.
 _AROUND_FORWARD = ("forward", "_forward_hooks", "_forward_pre_hooks")
 
+# A head is bypassed by changing the instance, so one thread at a time may run a body or inspect a model.
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
 _inspected: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, str]] = weakref.WeakKeyDictionary()
 
 
@@ -30,7 +35,8 @@ class HeadTap:
         "logits"  the model does more after its head (softcap, scaling, slicing): its own logits are taken, and rows of
                   them are chosen afterwards. Correct, slower, and logged.
 
-    Which one holds is found by one small forward per model, comparing head(head's input) with the model's logits.
+    Which one holds is found by one small forward, comparing head(head's input) with the model's logits; again when the
+    head, the hooks or the configuration have changed.
 
     Args:
         model: a module with `get_output_embeddings()` whose output has `.logits`, or is a tuple that begins with them.
@@ -51,7 +57,8 @@ class HeadTap:
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         if self.kind == "logits":
-            return logits_of(self.model(**inputs))
+            with _alone(self.head):
+                return logits_of(self.model(**inputs))
         with bypassed(self.head):
             return logits_of(self.model(**inputs))
 
@@ -60,7 +67,8 @@ class HeadTap:
         if self.kind == "logits":
             return hidden
         if self.kind == "module":
-            return self.head(hidden)
+            with _alone(self.head):
+                return self.head(hidden)
         return linear(hidden.to(self.head.weight.dtype), self.head.weight, self.head.bias)
 
     def guided_logits(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -83,6 +91,9 @@ def output_head(model: nn.Module) -> nn.Module:
     get = getattr(model, "get_output_embeddings", None)
     head = get() if callable(get) else None
     if not isinstance(head, nn.Module):
+        wrapped = getattr(model, "module", None)
+        if callable(getattr(wrapped, "get_output_embeddings", None)):
+            raise ValueError(f"{type(model).__name__} wraps the model: pass its .module")
         raise ValueError(
             f"the model must have output embeddings (get_output_embeddings() returning its LM head); "
             f"{type(model).__name__} has none"
@@ -121,20 +132,29 @@ def _by_onednn(hidden: Tensor, weight: Tensor) -> bool:
 def bypassed(head: nn.Module) -> Iterator[None]:
     """Within this context the head hands out what it is given; afterwards it is exactly as it was.
 
+    Threads that share a head wait for each other.
+
     Example:
         >>> head = nn.Linear(2, 5)
         >>> with bypassed(head):
         ...     head(torch.ones(1, 2)).shape
         torch.Size([1, 2])
     """
-    saved = {name: head.__dict__[name] for name in _AROUND_FORWARD if name in head.__dict__}
-    head.__dict__.update(forward=_identity, _forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
-    try:
-        yield
-    finally:
-        for name in _AROUND_FORWARD:
-            head.__dict__.pop(name, None)
-        head.__dict__.update(saved)
+    with _alone(head):
+        saved = {name: head.__dict__[name] for name in _AROUND_FORWARD if name in head.__dict__}
+        try:
+            head.__dict__.update(forward=_identity, _forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
+            yield
+        finally:
+            for name in _AROUND_FORWARD:
+                head.__dict__.pop(name, None)
+            head.__dict__.update(saved)
+
+
+def _alone(head: nn.Module) -> threading.RLock:
+    """The lock of a head, one for all who share it."""
+    with _locks_lock:
+        return _locks.setdefault(head, threading.RLock())
 
 
 def logits_of(output: object) -> Tensor:
@@ -180,22 +200,26 @@ def _around_forward(module: nn.Module) -> tuple:
 
 
 def _inspect(model: nn.Module, head: nn.Module, example: Tensor) -> str:
-    """The kind of the head, found once per model and state of its head."""
-    plain = _is_plain_linear(head)
-    state = (id(head), plain, *_around_forward(head), *_around_forward(model))
-    known = _inspected.get(model)
-    if known is not None and known[0] == state:
-        return known[1]
-    kind = "linear" if plain else "module"
-    if why := _disagreement(model, head, example):
-        kind = "logits"
-        _log.warning("%s: sampling from full logits, because %s", type(model).__name__, why)
-    _inspected[model] = (state, kind)
-    return kind
+    """The kind of the head, found once per model and state of its head, hooks and configuration."""
+    with _alone(head):
+        plain = _is_plain_linear(head)
+        config = getattr(model, "config", None)
+        settings = config.to_json_string() if hasattr(config, "to_json_string") else repr(config)
+        state = (id(head), plain, *_around_forward(head), *_around_forward(model), settings)
+        known = _inspected.get(model)
+        if known is not None and known[0] == state:
+            return known[1]
+        logits, why = _disagreement(model, head, example)
+        if why:
+            _log.warning("%s: sampling from full logits, because %s", type(model).__name__, why)
+        kind = "logits" if why else "linear" if plain else "module"
+        if bool(logits.isfinite().all()):  # a verdict on NaN would outlive their cause
+            _inspected[model] = (state, kind)
+        return kind
 
 
-def _disagreement(model: nn.Module, head: nn.Module, example: Tensor) -> str | None:
-    """Why the model's logits are not its head's output, or None where they are.
+def _disagreement(model: nn.Module, head: nn.Module, example: Tensor) -> tuple[Tensor, str | None]:
+    """The model's logits, and why they are not its head's output, or None where they are.
 
     The same product on the same operands gives the same bits, so equality is asked for: any tolerance would hide a
     softcap on small logits. What torch.compile made of the model may round otherwise and is looked through.
@@ -208,11 +232,11 @@ def _disagreement(model: nn.Module, head: nn.Module, example: Tensor) -> str | N
     finally:
         hook.remove()
     if len(given) != 1:
-        return f"its forward calls the head {len(given)} times"
+        return logits, f"its forward calls the head {len(given)} times"
     expected = head(given[0])
     if expected.shape != logits.shape:
-        return f"the head returns {list(expected.shape)} and the model {list(logits.shape)}"
+        return logits, f"the head returns {list(expected.shape)} and the model {list(logits.shape)}"
     expected = expected.to(logits.dtype)
     if torch.equal(expected, logits):
-        return None if _is_plain_linear(head) else _dependence_on_place(head, given[0], logits)
-    return f"its logits differ from the head's output by up to {float((expected - logits).abs().max()):.3g}"
+        return logits, None if _is_plain_linear(head) else _dependence_on_place(head, given[0], logits)
+    return logits, f"its logits differ from the head's output by up to {float((expected - logits).abs().max()):.3g}"

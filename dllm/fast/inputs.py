@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dllm_kernels import philox
+from dllm_kernels import _checks, philox
 from dllm_kernels.transfer_tokens.api import MAX_WINDOW
 
 # The model card's table and its code use different words for the same thing.
@@ -34,17 +33,12 @@ class Plan:
 
     def __post_init__(self):
         for name in ("steps", "gen_length", "block_length"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+            value = _checks.int64(name, getattr(self, name))
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+            object.__setattr__(self, name, value)
         for name in ("temperature", "cfg_scale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+            object.__setattr__(self, name, _checks.finite_at_least_zero(name, getattr(self, name)))
         if self.block_length > MAX_WINDOW:
             raise ValueError(f"block_length must be at most {MAX_WINDOW}, got {self.block_length}")
         if self.gen_length % self.block_length:
@@ -53,7 +47,7 @@ class Plan:
             )
         if self.steps % self.blocks:
             raise ValueError(f"steps must be a multiple of the {self.blocks} blocks, got {self.steps}")
-        if self.remasking not in REMASKING:
+        if not isinstance(self.remasking, str) or self.remasking not in REMASKING:
             raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {self.remasking!r}")
 
     @property
@@ -84,8 +78,7 @@ def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int
 
     Raises:
         TypeError: not an int64 tensor.
-        ValueError: wrong rank or device, a token outside the vocabulary, a mask token, or more positions than the
-            model has.
+        ValueError: wrong rank or device, a token outside the vocabulary, or more positions than the model has.
     """
     if not isinstance(prompt, Tensor):
         raise TypeError(f"prompt must be a tensor of token ids [B, P], got {type(prompt).__name__}")
@@ -94,7 +87,8 @@ def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int
     if prompt.dim() != 2:
         raise ValueError(f"prompt must have shape [B, P], got {list(prompt.shape)}")
     embedding = input_embedding(model)
-    if prompt.device != embedding.device:
+    # weights that accelerate keeps elsewhere are "meta" until its hooks bring them; those move the prompt too
+    if prompt.device != embedding.device and embedding.device.type != "meta":
         raise ValueError(f"prompt must be on the model's device {embedding.device}, got {prompt.device}")
     vocab_size = embedding.shape[0]
     if not 0 <= mask_id < vocab_size:
@@ -103,32 +97,41 @@ def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int
         lowest, highest = int(prompt.min()), int(prompt.max())
         if lowest < 0 or highest >= vocab_size:
             raise ValueError(f"prompt tokens must lie in [0, {vocab_size}), got {lowest if lowest < 0 else highest}")
-        if bool((prompt == mask_id).any()):
-            raise ValueError(
-                f"prompt must not contain the mask token {mask_id}: generate only appends; "
-                "to fill masks inside a text use a sampler's infill"
-            )
     columns, positions = prompt.shape[1] + gen_length, position_limit(model)
     if positions is not None and columns > positions:
         raise ValueError(f"prompt and gen_length must fit the model's {positions} positions, got {columns}")
 
 
-def check_eos(model: nn.Module, eos_token_id: object, mask_id: int) -> None:
-    """Check the end-of-text token.
+def check_no_masks(prompt: Tensor, lengths: Tensor, mask_id: int) -> None:
+    """Check that no real token of the left-padded prompts [B, P] is the mask token; `lengths` [B] of them are real.
+
+    Raises:
+        ValueError: one is.
+    """
+    real = torch.arange(prompt.shape[1], device=prompt.device) >= (prompt.shape[1] - lengths)[:, None]
+    if bool(((prompt == mask_id) & real).any()):
+        raise ValueError(
+            f"prompt must not contain the mask token {mask_id}: generate only appends; "
+            "to fill masks inside a text use a sampler's infill"
+        )
+
+
+def check_eos(model: nn.Module, eos_token_id: object, mask_id: int) -> int | None:
+    """The end-of-text token, checked.
 
     Raises:
         TypeError: neither None nor an integer.
         ValueError: outside the vocabulary, or the mask token.
     """
     if eos_token_id is None:
-        return
-    if isinstance(eos_token_id, bool) or not isinstance(eos_token_id, int):
-        raise TypeError(f"eos_token_id must be an integer, got {type(eos_token_id).__name__}")
+        return None
+    eos_token_id = _checks.int64("eos_token_id", eos_token_id)
     vocab_size = len(input_embedding(model))
     if not 0 <= eos_token_id < vocab_size:
         raise ValueError(f"eos_token_id must lie in the vocabulary of {vocab_size} tokens, got {eos_token_id}")
     if eos_token_id == mask_id:
         raise ValueError(f"eos_token_id must differ from the mask token, got {mask_id} for both")
+    return eos_token_id
 
 
 def prompt_lengths(prompt: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -142,6 +145,8 @@ def prompt_lengths(prompt: Tensor, attention_mask: Tensor | None) -> Tensor:
         return torch.full((batch,), columns, device=prompt.device)
     if not isinstance(attention_mask, Tensor):
         raise TypeError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
+    if attention_mask.is_complex():
+        raise TypeError("attention_mask must be a tensor of real numbers, got complex ones")
     if attention_mask.shape != prompt.shape:
         raise ValueError(
             f"attention_mask must have the prompt's shape {list(prompt.shape)}, got {list(attention_mask.shape)}"
@@ -163,10 +168,12 @@ def row_seeds(seed: int | list[int] | Tensor | None, batch: int, device: torch.d
         TypeError, ValueError: neither None, an integer, nor B integers of 64 bits.
     """
     if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     if isinstance(seed, Tensor):
         if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
             raise TypeError(f"seed must hold integers, got {str(seed.dtype).removeprefix('torch.')}")
+        if seed.device.type == "meta":
+            raise ValueError("seed must hold numbers, got a tensor on meta")
         seed = seed.tolist()
     if isinstance(seed, (list, tuple)):
         if len(seed) != batch:
@@ -187,9 +194,7 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
         ValueError: none of these knows one.
     """
     if mask_id is not None:
-        if isinstance(mask_id, bool) or not isinstance(mask_id, int):
-            raise TypeError(f"mask_id must be an integer, got {type(mask_id).__name__}")
-        return mask_id
+        return _checks.int64("mask_id", mask_id)
     if tokenizer is not None:
         found = getattr(tokenizer, "mask_token_id", None)
         if found is None:

@@ -67,7 +67,12 @@ class Denoiser:
             cfg_scale=float(plan.cfg_scale),
             impl=impl,
         )
-        self.forwards, self.graphed, self.note = 0, False, ""
+        self.forwards, self.captured, self.note = 0, None, ""
+
+    @property
+    def graphed(self) -> bool:
+        """Whether steps are replays of a captured one."""
+        return self.captured is not None
 
     def run(self, prompt: Tensor, lengths: Tensor, seeds: Tensor) -> Tensor:
         """The finished canvas [B, P + gen_length], in the layout of the left-padded `prompt` [B, P].
@@ -87,16 +92,20 @@ class Denoiser:
         self.active = torch.arange(batch, device=device)
         self.state = self._initial_state(seeds)
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
-        if capturing:
-            self._capture()
-        for block in range(plan.blocks):
-            begin_block(self.state, self.first[self.active], block, self.policy)
-            self._denoise_block(block)
-            if len(self.active) == 0:
-                break
-        self._retire(torch.ones_like(self.active, dtype=torch.bool))
-        self._raise_if_failed()
-        return self._unpack(self.canvas)
+        try:
+            if capturing:
+                self._capture()
+            for block in range(plan.blocks):
+                begin_block(self.state, self.first[self.active], block, self.policy)
+                self._denoise_block(block)
+                if len(self.active) == 0:
+                    break
+            self._retire(torch.ones_like(self.active, dtype=torch.bool))
+            self._raise_if_failed()
+            return self._unpack(self.canvas)
+        finally:
+            if self.captured is not None:
+                self.captured.busy = False
 
     def _denoise_block(self, block: int) -> None:
         transfers = self.plan.transfers()
@@ -114,7 +123,7 @@ class Denoiser:
 
     def _step(self) -> None:
         if self.graphed:
-            self.replay()
+            self.captured.replay()
         else:
             denoise_step(self.tap, self.state, self.policy, self.clock)
         self.forwards += 1
@@ -124,14 +133,14 @@ class Denoiser:
         began = time.perf_counter()
         begin_block(self.state, self.first, 0, self.policy)
         try:
-            step = graphs.CACHE.step_for(self.tap, self.state, self.policy)
+            self.captured = graphs.CACHE.step_for(self.tap, self.state, self.policy)
         except graphs.CaptureError as error:
             if self.cuda_graph:
                 raise RuntimeError(f"cuda_graph=True, but the step cannot be captured: {error}") from error
             self.note = f"the step cannot be captured: {error}"
             _log.warning("eager steps, because %s", self.note)
             return
-        self.state, self.replay, self.graphed = step.state, step.replay, True
+        self.state = self.captured.state
         self.note = f"graph ready after {time.perf_counter() - began:.3f} s"
 
     def _poll(self) -> None:

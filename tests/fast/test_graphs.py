@@ -122,6 +122,30 @@ def test_the_cache_is_bounded_and_forgets_dead_models(captures):
     assert len(graphs.CACHE) == 1
 
 
+def test_a_captured_step_serves_one_call_at_a_time(captures):
+    """A call inside another's callback has the same shapes: it must not write into the memory of the outer one."""
+    model, prompt = tiny("bert"), prompts(2, 5)
+    alone = generate(model, prompt, cuda_graph=False, **ARGUMENTS)
+    inner = []
+
+    def nested(_):
+        if not inner:
+            inner.append(generate(model, prompts(2, 5, seed=9), return_stats=True, **ARGUMENTS))
+
+    assert torch.equal(generate(model, prompt, on_step=nested, **ARGUMENTS), alone)
+    assert inner[0][1].mode == "eager" and "another call is using" in inner[0][1].note
+    with pytest.raises(KeyError):
+        generate(model, prompt, on_step=lambda _: {}["stop"], **ARGUMENTS)
+    assert generate(model, prompt, return_stats=True, **ARGUMENTS)[1].mode == "graph"  # free again
+
+
+def test_inference_mode_has_a_captured_step_of_its_own(captures):
+    model, prompt = tiny("bert"), prompts(1, 5)
+    with torch.inference_mode():
+        inside = generate(model, prompt, **ARGUMENTS)
+    assert torch.equal(generate(model, prompt, **ARGUMENTS), inside) and len(captures) == 2
+
+
 def test_a_capture_that_fails(captures, monkeypatch, caplog):
     def refuse(*arguments):
         raise graphs.CaptureError("RuntimeError: operation not permitted when stream is capturing")
