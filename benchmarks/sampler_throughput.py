@@ -72,9 +72,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--threads", type=int, default=None, help="threads that torch may use on the CPU")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
-    if options.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    check(parser, options)
     return options
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program, before anything is measured, where an option makes no sense here."""
+    for name in ("repeats", "threads", "budget"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name} must be above 0, got {value:g}")
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}")
+    for folder in (options.out, options.plot and options.plot.parent):
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"{folder} cannot be written to: {error.strerror}")
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
@@ -171,6 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
                 loaded, case, names, options.repeats, check_noise=options.check_noise, deadline=deadline
             )
             print_case(case, row["providers"])
+            if all("error" in result for result in row["providers"].values()):
+                row["error"] = "no provider could be measured"
         rows.append(row)
         paths.append(report.write_row(row, options.out, dataclasses.replace(case, model=Path(case.model).name).slug))
     if options.plot:

@@ -118,11 +118,24 @@ class TestSamplerThroughput:
         assert "bytes" in last["cases"][0]["error"]
         assert "1,000,000,000 are free" in last["cases"][0]["error"]
 
-    @pytest.mark.parametrize("wrong", [["--stepz", "8"], ["--step", "8"], ["--repeats", "0"], ["--providers", "x"]])
-    def test_wrong_options_end_the_program(self, wrong):
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            ["--stepz", "8"],
+            ["--step", "8"],
+            ["--repeats", "0"],
+            ["--threads", "-1"],
+            ["--budget", "0"],
+            ["--providers", "x"],
+            ["--device", "no-such-device"],
+            ["--out", "/dev/null/folder"],
+        ],
+    )
+    def test_wrong_options_end_the_program(self, wrong, capsys):
         with pytest.raises(SystemExit) as end:
             sampler_throughput.main(wrong)
         assert end.value.code == 2
+        assert "error:" in capsys.readouterr().err
 
     def test_negative_temperature(self, capsys):
         assert sampler_throughput.main(["--temperature", "-1"]) == 2
