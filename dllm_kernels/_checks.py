@@ -15,8 +15,13 @@ LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def tensor(
-    name: str, value: object, *, dtypes: tuple[torch.dtype, ...], shape: tuple, device: torch.device | None = None
-):
+    name: str,
+    value: object,
+    *,
+    dtypes: tuple[torch.dtype, ...],
+    shape: tuple[int | str, ...],
+    device: torch.device | None = None,
+) -> Tensor:
     """Check one tensor. `shape` holds sizes, or a name where any size will do.
 
     Raises:
@@ -87,11 +92,11 @@ def int64(name: str, value: object) -> int:
 
 
 def number(name: str, value: object) -> float:
-    """A number of Python or numpy, as a float.
+    """A number of Python or numpy, infinite or not, as a float.
 
     Raises:
         TypeError: no number.
-        ValueError: NaN, or beyond 1e30 in size.
+        ValueError: NaN, or finite and beyond 1e30 in size.
 
     Example:
         >>> number("threshold", 0.5)
@@ -99,8 +104,8 @@ def number(name: str, value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{name} must be a number from {-LARGEST} to {LARGEST}, got {value}")
+    if not (-LARGEST <= value <= LARGEST or value in (math.inf, -math.inf)):
+        raise ValueError(f"{name} must be infinite or from {-LARGEST} to {LARGEST}, got {value}")
     return float(value)
 
 

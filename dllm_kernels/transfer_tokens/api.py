@@ -45,7 +45,7 @@ def transfer_tokens(
         confidence: float32 [B, W], in the unit of `threshold`.
         mask_id: the mask token.
         k: integer or tensor, one for all or [B]; negative ones count as 0.
-        threshold: number from -1e30 to 1e30.
+        threshold: number from -1e30 to 1e30, or infinite.
         factor: number above 0, at most 1e30.
         start: integer or tensor, one for all or [B]: first column of the window. Columns outside the canvas are never
             eligible.

@@ -137,7 +137,7 @@ BAD = [
     (dict(k=None), ValueError, "exactly one of k, threshold and factor, got none"),
     (dict(k=1, factor=1.0), ValueError, "got k, factor"),
     (dict(k=1.5), TypeError, "k must be an integer"),
-    (dict(k=None, threshold=math.nan), ValueError, "threshold must be a number"),
+    (dict(k=None, threshold=math.nan), ValueError, "threshold must be infinite or from -1e[+]30 to 1e[+]30, got nan"),
     (dict(k=None, threshold="0.5"), TypeError, "threshold must be a number, got str"),
     (dict(k=None, factor=0.0), ValueError, "factor must be finite and above 0"),
     (dict(k=None, factor=1e300), ValueError, "factor must be at most 1e[+]30"),
