@@ -1,8 +1,8 @@
-"""The demo's text: English dialogues of the package chatterbot-corpus."""
+"""English dialogues of the package chatterbot-corpus: small talk to learn, and text to time."""
 
 from __future__ import annotations
 
-import random
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +10,21 @@ import torch
 from torch import Tensor
 
 SUBJECTS = ("conversations", "food", "science", "computers", "literature")
-
-
-def questions(count: int, seed: int, subjects: Sequence[str] = SUBJECTS) -> list[str]:
-    """Opening lines of that many dialogues, drawn with `seed`."""
-    openings = [dialogue[0] for subject in subjects for dialogue in dialogues(subject)]
-    asked = sorted({line.strip() for line in openings if line.strip().endswith("?")})
-    return random.Random(seed).sample(asked, count)
+SMALL_TALK = (
+    "greetings",
+    "conversations",
+    "botprofile",
+    "ai",
+    "emotion",
+    "food",
+    "health",
+    "money",
+    "movies",
+    "science",
+    "literature",
+    "trivia",
+)
+LONGEST_LINE = 14  # words
 
 
 def dialogues(subject: str) -> list[list[str]]:
@@ -34,3 +42,35 @@ def running_text(tokenizer: object, length: int, subjects: Sequence[str] = SUBJE
     lines = " ".join(line for subject in subjects for dialogue in dialogues(subject) for line in dialogue)
     tokens = tokenizer(lines, truncation=True, max_length=length)["input_ids"]
     return torch.tensor([tokens])
+
+
+def small_talk(subjects: Sequence[str] = SMALL_TALK, longest: int = LONGEST_LINE) -> list[tuple[str, str]]:
+    """(question, answer) for every line of the corpus that is followed by another, if both are short.
+
+    A line that occurs with several answers keeps its first; lines count as the same whatever their case and
+    punctuation.
+
+    Args:
+        subjects: files of the corpus.
+        longest: most words in a line.
+
+    Example:
+        >>> small_talk()[0]
+        ('Hello', 'Hi')
+    """
+    answers: dict[str, tuple[str, str]] = {}
+    lines = (pair for subject in subjects for dialogue in dialogues(subject) for pair in itertools.pairwise(dialogue))
+    for question, answer in ((" ".join(one.split()), " ".join(other.split())) for one, other in lines):
+        if max(len(question.split()), len(answer.split())) <= longest and question.isascii() and answer.isascii():
+            answers.setdefault(canonical(question), (question, answer))
+    return list(answers.values())
+
+
+def canonical(line: str) -> str:
+    """A line without case and punctuation: what a chat partner hears.
+
+    Example:
+        >>> canonical("What's up?")
+        'whats up'
+    """
+    return " ".join("".join(c for c in line.lower() if c.isalnum() or c.isspace()).split())

@@ -1,0 +1,78 @@
+"""The shipped model's own tokenizer: byte-level BPE in which every number of the word problems is one token.
+
+No text is outside its vocabulary: what was never seen falls apart into bytes. The tags of BERT-chat's template own the
+line breaks around them, so a conversation costs two tokens a turn beyond its words, and reads the same as on the model
+card:
+
+    [Question]
+    How are you?
+    [/Question]
+
+    [Answer]
+    I am fine.
+    [/Answer]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+MASK, END_OF_ANSWER = "[MASK]", "[/Answer]"
+# stands for the line breaks beside it, too
+TAGS = {
+    "[Question]": {"rstrip": True},
+    "[/Question]": {"lstrip": True, "rstrip": True},
+    "[Answer]": {"rstrip": True},
+    END_OF_ANSWER: {"lstrip": True, "rstrip": True},
+    "[SYS]": {"rstrip": True},
+    "[/SYS]": {"lstrip": True, "rstrip": True},
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}[SYS]\n{{ message['content'] }}\n[/SYS]\n\n"
+    "{% elif message['role'] == 'user' %}[Question]\n{{ message['content'] }}\n[/Question]\n\n"
+    "{% elif message['role'] == 'assistant' %}[Answer]\n{{ message['content'] }}\n[/Answer]\n\n"
+    "{% else %}{{ raise_exception('expected the role system, user or assistant, got ' + message['role']) }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[Answer]\n{% endif %}"
+)
+
+
+def build_tokenizer(
+    texts: Iterable[str], vocab_size: int, largest_number: int, max_length: int
+) -> PreTrainedTokenizerFast:
+    """Learn the vocabulary from `texts`; the numbers 0 to `largest_number` become one token each.
+
+    Example:
+        >>> tokenizer = build_tokenizer(["How are you?"] * 9, 512, 20, 64)
+        >>> tokenizer.decode(tokenizer("12 ants").input_ids).strip()
+        '12 ants'
+    """
+    numbers = " ".join(str(number) for number in range(largest_number + 1))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[MASK, *TAGS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # merges are learnt from the most frequent down: seen so often, numbers come before any word
+    texts = list(texts)
+    backend.train_from_iterator([*texts, *[numbers] * (len(texts) + 1)], trainer)
+    backend.add_special_tokens([AddedToken(tag, normalized=False, **sides) for tag, sides in TAGS.items()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        mask_token=MASK,
+        eos_token=END_OF_ANSWER,
+        pad_token=END_OF_ANSWER,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=max_length,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
