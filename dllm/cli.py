@@ -1,4 +1,4 @@
-"""The command line: `dllm doctor`."""
+"""The command line: `dllm generate` and `dllm doctor`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dllm", description="Masked-diffusion language models, fast and exact.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_generate(commands)
     doctor = commands.add_parser(
         "doctor",
         help="what this machine offers, what dllm picks and whether it works",
@@ -34,6 +35,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="answer a question, shown while the answer takes form",
+        description="Answer a question by masked diffusion. The answer goes to stdout, everything else to stderr.",
+    )
+    add = generate.add_argument
+    add("prompt", help="the question; - reads it from stdin")
+    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the shipped model)")
+    add("--steps", type=int, default=None, help="denoising steps (default: one for each token)")
+    add("--gen-length", type=int, default=64, help="tokens to generate (default: %(default)s)")
+    add("--block-length", type=int, default=None, help="tokens per block (default: all of gen-length)")
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
+    add("--cfg-scale", type=float, default=0.0, help="classifier-free guidance (default: %(default)s, off)")
+    add("--remasking", default="low_confidence", help="low_confidence, random or none (default: %(default)s)")
+    add("--seed", type=int, default=None, help="of the noise (default: another one each time)")
+    add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
+    add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
+    generate.set_defaults(run=_generate)
+
+
 class _Version(argparse.Action):
     """--version, which loads the package only when asked."""
 
@@ -42,6 +64,12 @@ class _Version(argparse.Action):
 
         print(f"dllm {dllm.__version__}")
         parser.exit()
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from dllm.demo import generate
+
+    return generate.main(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

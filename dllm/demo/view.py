@@ -6,6 +6,7 @@ Three kinds of token: masked (nothing known yet), tentative (this step's proposa
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -39,12 +40,12 @@ class View:
     Args:
         tokenizer: turns token ids into words; its mask token marks what is not known yet.
         questions: the prompts as text, one for each row.
-        prompt_length: columns of the padded prompt; what is right of them is shown.
+        gen_length: columns that are generated, at the right end of the canvas; only they are shown.
         console: where to draw; a terminal gets frames, anything else gets lines.
     """
 
-    def __init__(self, tokenizer: object, questions: list[str], prompt_length: int, console: Console):
-        self.tokenizer, self.questions, self.prompt_length, self.console = tokenizer, questions, prompt_length, console
+    def __init__(self, tokenizer: object, questions: Sequence[str], gen_length: int, console: Console):
+        self.tokenizer, self.questions, self.gen_length, self.console = tokenizer, questions, gen_length, console
         self.before: Tensor | None = None
         self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
@@ -61,7 +62,7 @@ class View:
 
     def show(self, step: Step) -> None:
         """Draw the state after a step."""
-        canvas, tentative = step.canvas[:, self.prompt_length :].cpu(), step.tentative[:, self.prompt_length :].cpu()
+        canvas, tentative = (tokens[:, -self.gen_length :].cpu() for tokens in (step.canvas, step.tentative))
         states = self._states(canvas, tentative)
         self.before = canvas
         done, total = step.block * step.steps + step.step + 1, step.blocks * step.steps
@@ -103,9 +104,20 @@ class View:
             self.console.print(f"  {question} | {' '.join(words)}", markup=False, highlight=False, soft_wrap=True)
 
     def _pieces(self, tokens: list[int]) -> list[str]:
-        """Each token as it stands in running text: word pieces joined to the word before them, masks as dots."""
-        names = self.tokenizer.convert_ids_to_tokens(tokens)
-        return [
-            " ·" if name == self.tokenizer.mask_token else name[2:] if name.startswith("##") else f" {name}"
-            for name in names
-        ]
+        """Each token as it stands in running text; masks are dots, ends of text are squares.
+
+        A token's text is what it adds to the text before it: only so does any tokenizer say where its spaces are.
+        """
+        marks = {self.tokenizer.mask_token_id: " ·", self.tokenizer.eos_token_id: "∎"}
+        pieces, known, before = [], [], ""
+        for token in tokens:
+            if token in marks:
+                pieces.append(marks[token])
+                continue
+            known.append(token)
+            # a character of several tokens appears with the last of them
+            text = self.tokenizer.decode(known, clean_up_tokenization_spaces=False).rstrip("\ufffd")
+            piece = text[len(before) :]
+            pieces.append(piece if before or piece.startswith(" ") else f" {piece}")
+            before = text
+        return pieces

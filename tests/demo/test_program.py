@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from dllm.demo import __main__ as demo
+from dllm.demo.shipped import load_shipped
 from dllm.demo.view import COMMITTED, MASKED, NEW, TENTATIVE, View
 from dllm.fast import Step
 
@@ -20,13 +21,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Words:
-    """A tokenizer of five tokens."""
+    """A tokenizer of five tokens; its text joins what begins with ## to the word before, as WordPiece does."""
 
-    mask_token, mask_token_id = "[MASK]", 0
-    names = ("[MASK]", "hello", "world", "##ly", "end")
+    mask_token_id, eos_token_id = 0, 4
+    names = ("[MASK]", "hello", "world", "##ly", "[END]")
 
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return [self.names[i] for i in ids]
+    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool) -> str:
+        assert not clean_up_tokenization_spaces  # it would change text that is already on the screen
+        return " ".join(self.names[i] for i in ids).replace(" ##", "")
 
 
 def steps() -> list[Step]:
@@ -39,7 +41,7 @@ def steps() -> list[Step]:
 def shown(terminal: bool) -> tuple[View, str]:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=80, color_system=None)
-    with View(Words(), ["hello?"], prompt_length=1, console=console) as view:
+    with View(Words(), ["hello?"], gen_length=3, console=console) as view:
         for step in steps():
             view.show(step)
     return view, out.getvalue()
@@ -47,7 +49,7 @@ def shown(terminal: bool) -> tuple[View, str]:
 
 class TestView:
     def test_kinds_of_token(self):
-        view = View(Words(), ["hello?"], prompt_length=0, console=Console(file=io.StringIO()))
+        view = View(Words(), ["hello?"], gen_length=4, console=Console(file=io.StringIO()))
         view.before = torch.tensor([[1, 0, 0, 0]])
         kinds = view._states(torch.tensor([[1, 2, 0, 0]]), torch.tensor([[1, 2, 3, 0]]))
         assert kinds == [[COMMITTED, NEW, TENTATIVE, MASKED]]
@@ -64,17 +66,30 @@ class TestView:
         assert "step 2 of 2" in text
         assert text.count("╭") == text.count("╰") >= 2
 
+    def test_words_stand_apart_and_pieces_together(self):
+        view = View(Words(), ["hello?"], gen_length=6, console=Console(file=io.StringIO()))
+        assert view._pieces([1, 2, 3, 0, 2, 4]) == [" hello", " world", "ly", " ·", " world", "∎"]
+
+    def test_bytes_of_one_character_appear_together(self):
+        _, tokenizer = load_shipped()
+        ids = tokenizer("é😀").input_ids
+        view = View(tokenizer, ["?"], gen_length=len(ids), console=Console(file=io.StringIO()))
+        pieces = view._pieces(ids)
+        assert "".join(pieces) == " é😀"
+        assert pieces.count("") == len(ids) - len(" é😀")
+
 
 class TestProgram:
     @needs_packages
     def test_whole_demo(self, tmp_path, capsys):
         plot = tmp_path / "build" / "demo.png"
-        small = ["--prompts", "2", "--gen-length", "8", "--steps", "4", "--benchmark-length", "4", "--repeats", "1"]
+        small = ["--problems", "4", "--benchmark-length", "4", "--repeats", "1"]
         assert demo.main([*small, "--plot", str(plot)]) == 0
         out = capsys.readouterr().out
-        assert "neither for chat nor for filling masks" in " ".join(out.split())
-        assert "step 4 of 4" in out
-        assert "16 tokens in 4 forward passes" in out
+        assert "step 64 of 64" in out
+        assert "The answer is 72." in out
+        assert "tokens in 64 forward passes" in out
+        assert " of 4 " in out
         assert f"plot: {plot}" in out
         assert out.count(" yes ") == 2 * (1 + torch.cuda.is_available())
         assert plot.read_bytes().startswith(b"\x89PNG")
@@ -138,11 +153,26 @@ class TestEncoder:
         assert not torch.isin(likeliest, never).any()
 
     def test_text(self, encoder):
-        from dllm.demo.dialogues import questions, running_text
+        from dllm.demo.dialogues import running_text
 
         _, tokenizer = encoder
         prompt = running_text(tokenizer, 64)
         assert prompt.shape == (1, 64)
         assert not (prompt == tokenizer.mask_token_id).any()
-        assert questions(3, seed=1) == questions(3, seed=1) != questions(3, seed=2)
-        assert all(question.endswith("?") for question in questions(3, seed=1))
+
+
+@needs_packages
+class TestDialogues:
+    def test_small_talk_is_short_and_has_one_answer_to_a_question(self):
+        from dllm.demo.dialogues import LONGEST_LINE, canonical, small_talk
+
+        pairs = small_talk()
+        assert len(pairs) > 500
+        assert max(len(line.split()) for pair in pairs for line in pair) <= LONGEST_LINE
+        assert len({canonical(question) for question, _ in pairs}) == len(pairs)
+        assert ("Hello", "Hi") in pairs
+
+    def test_what_a_partner_hears(self):
+        from dllm.demo.dialogues import canonical
+
+        assert canonical("  What's UP,  doc?! ") == "whats up doc"

@@ -1,0 +1,83 @@
+"""Questions in, answers out: a chat model's template around `dllm.fast.generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dllm.fast import Stats, generate
+
+
+def encode(tokenizer: object, questions: Sequence[str], room: int | None = None) -> tuple[Tensor, Tensor]:
+    """The prompts that ask these questions, int64 [B, P], left-padded, and their attention mask [B, P].
+
+    Args:
+        tokenizer: one with a chat template.
+        questions: B texts.
+        room: most tokens that a prompt may have, template included; None sets no limit.
+
+    Raises:
+        TypeError: a question is not text.
+        ValueError: no question, an empty one, or one that does not fit.
+    """
+    if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
+        raise TypeError(f"expected a list of texts, got {questions!r}")
+    if not questions:
+        raise ValueError("expected at least one question, got none")
+    if not all(question.strip() for question in questions):
+        raise ValueError("expected a question, got an empty text")
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+        )
+        for question in questions
+    ]
+    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    longest = batch["input_ids"].shape[1]
+    if room is not None and longest > room:
+        raise ValueError(f"expected a prompt of at most {room} tokens, template included, got {longest}")
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def answer(
+    model: nn.Module, tokenizer: object, questions: Sequence[str], *, gen_length: int = 64, **options: object
+) -> tuple[list[str], Stats]:
+    """The answers to some questions, in one batch, and what they cost.
+
+    Args:
+        model: a masked language model; its `config.max_position_embeddings` bounds the length of question and answer.
+        tokenizer: its tokenizer, with a chat template and a mask token.
+        questions: B texts.
+        gen_length: tokens to generate; an answer ends at the tokenizer's EOS, if that comes first.
+        **options: of `dllm.fast.generate`.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above or one of `generate`; the model has not run.
+
+    Example:
+        >>> from dllm.demo.shipped import load_shipped
+        >>> replies, stats = answer(*load_shipped(), ["What is 6 * 7?"], steps=64, block_length=64)
+        >>> replies
+        ['6 * 7 = 42.']
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    room = None if positions is None else positions - gen_length
+    prompt, attention_mask = encode(tokenizer, questions, room)
+    canvas, stats = generate(
+        model,
+        prompt.to(model.device),
+        gen_length=gen_length,
+        attention_mask=attention_mask.to(model.device),
+        tokenizer=tokenizer,
+        return_stats=True,
+        **options,
+    )
+    return [decode(tokenizer, row) for row in canvas[:, prompt.shape[1] :].tolist()], stats
+
+
+def decode(tokenizer: object, tokens: list[int]) -> str:
+    """The text of an answer up to the first EOS."""
+    end = tokenizer.eos_token_id
+    kept = tokens[: tokens.index(end)] if end in tokens else tokens
+    return tokenizer.decode(kept, skip_special_tokens=True).strip()

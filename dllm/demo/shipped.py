@@ -1,0 +1,66 @@
+"""The model that comes with the package: two-stage word problems, their arithmetic and short English small talk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import transformers
+from torch import nn
+
+SHIPPED = Path(__file__).parent / "model"
+
+
+def load_shipped(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
+    """The shipped model, in evaluation mode, and its tokenizer; see the card beside it, dllm/demo/model/README.md.
+
+    Example:
+        >>> model, tokenizer = load_shipped()
+        >>> tokenizer.mask_token
+        '[MASK]'
+    """
+    return load(SHIPPED, device, dtype)
+
+
+def load(
+    source: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
+    """A masked language model of transformers, in evaluation mode, and its tokenizer. Runs no code that comes with it.
+
+    Args:
+        source: a folder, or a name on the Hugging Face Hub.
+        device: where to put the model.
+        dtype: of its weights.
+
+    Raises:
+        OSError: there is no such folder and no such name, or no network to look it up.
+        ValueError: what is there is no masked language model.
+    """
+    try:
+        with quiet_transformers():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            model = transformers.AutoModelForMaskedLM.from_pretrained(source, dtype=dtype)
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise OSError(
+            f"expected a folder with a model, or its name on the Hub, got {str(source)!r}: {reason}"
+        ) from error
+    return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+class quiet_transformers:
+    """While it lasts transformers shows neither loading bars nor what it thinks of the weights it finds."""
+
+    def __enter__(self) -> None:
+        self.verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        transformers.logging.set_verbosity(self.verbosity)
+        transformers.logging.enable_progress_bar()

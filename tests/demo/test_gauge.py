@@ -1,0 +1,155 @@
+"""The gauge of quality: that it tells right from wrong, and that the shipped model is worth measuring with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from dllm.demo import gauge
+from dllm.demo.problems import final_answer
+from dllm.demo.shipped import SHIPPED, load_shipped
+
+LARGEST_BYTES = 8_000_000
+
+
+@pytest.fixture(scope="module")
+def shipped(device):
+    return load_shipped(device)
+
+
+class TestShippedModel:
+    def test_solves_problems_it_never_saw(self, shipped):
+        score = gauge.measure(*shipped, questions=50)
+        assert score.accuracy >= 0.8  # 50 of the 500; the card says what all of them give
+        assert score.forwards == 64
+        assert 0.5 < score.tokens_per_forward < 1
+
+    def test_haste_costs_answers(self, shipped):
+        one, eight = (gauge.measure(*shipped, questions=50, tokens_per_step=n).accuracy for n in (1, 8))
+        assert eight <= one - 0.1
+
+    def test_small_talk_is_known(self, shipped):
+        pytest.importorskip("chatterbot_corpus")
+        assert gauge.measure(*shipped, questions=24, task="small-talk").accuracy > 0.5
+
+    def test_is_small_and_half_precision(self):
+        assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= LARGEST_BYTES
+        assert AutoModelForMaskedLM.from_pretrained(SHIPPED).dtype == torch.float16
+        assert (SHIPPED / "curve.png").read_bytes().startswith(b"\x89PNG")
+        assert not list(SHIPPED.glob("*.bin"))  # safetensors only
+
+    def test_its_card_says_what_it_answers(self, shipped):
+        card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+        code = card.partition("```python\n")[2].partition("```")[0]
+        quoted = card.partition("\n> ")[2].partition("\n")[0]
+        variables: dict[str, object] = {}
+        exec(code, variables)
+        assert variables["replies"] == [quoted]
+        assert final_answer(quoted) == 72
+
+
+class TestMeasure:
+    def test_counts_exact_answers(self, shipped):
+        asked, answered = [], []
+
+        def listen(questions, replies):
+            asked.extend(questions)
+            answered.extend(replies)
+
+        score = gauge.measure(*shipped, questions=7, batch_size=3, tokens_per_step=4, on_batch=listen)
+        assert len(asked) == len(answered) == score.questions == 7
+        assert score.correct == sum(final_answer(r) == q.answer for q, r in zip(asked, answered, strict=True))
+        assert score.forwards == 16
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_batches_change_nothing(self, shipped, temperature):
+        replies = {}
+        for size in (1, 5):
+            told: list[str] = []
+            gauge.measure(
+                *shipped,
+                questions=5,
+                batch_size=size,
+                tokens_per_step=4,
+                temperature=temperature,
+                on_batch=lambda _, texts, told=told: told.extend(texts),
+            )
+            replies[size] = told
+        assert replies[1] == replies[5]
+
+    def test_a_wrong_answer_does_not_count(self, shipped, monkeypatch):
+        model, tokenizer = shipped
+        wrong = gauge.Question("What is 2 * 3?", 7, final_answer), gauge.Question("What is 2 * 3?", 6, final_answer)
+        monkeypatch.setitem(gauge.TASKS, "problems", lambda count, seed: list(wrong))
+        assert gauge.measure(model, tokenizer, questions=2).correct == 1
+
+    @pytest.mark.parametrize(
+        ("options", "error", "rule"),
+        [
+            ({"task": "poetry"}, ValueError, "task must be one of problems, new-phrasings, small-talk, got 'poetry'"),
+            ({"questions": 0}, ValueError, "questions must be at least 1, got 0"),
+            ({"questions": True}, TypeError, "questions must be an integer, got True"),
+            ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+            ({"tokens_per_step": 3}, ValueError, "tokens_per_step must divide gen_length 64, got 3"),
+            ({"gen_length": 200}, ValueError, "at most -8 tokens"),
+            ({"temperature": -1.0}, ValueError, "temperature"),
+            ({"remasking": "no"}, ValueError, "remasking must be one of"),
+            ({"stepz": 3}, TypeError, "stepz"),
+        ],
+    )
+    def test_bad_options(self, shipped, options, error, rule):
+        with pytest.raises(error, match=rule):
+            gauge.measure(*shipped, **{"questions": 2, **options})
+
+    def test_more_small_talk_than_there_is(self, shipped):
+        pytest.importorskip("chatterbot_corpus")
+        with pytest.raises(ValueError, match="at most the 611 lines of small talk, got 612"):
+            gauge.measure(*shipped, questions=612, task="small-talk")
+
+
+class TestScore:
+    @pytest.mark.parametrize(
+        ("questions", "correct", "low", "high"),
+        [(10, 0, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (500, 450, 0.87062, 0.92332)],  # R: binom::binom.wilson
+    )
+    def test_wilsons_interval(self, questions, correct, low, high):
+        score = gauge.Score(questions, correct, forwards=1.0, tokens=1.0, seconds=1.0)
+        assert score.interval == pytest.approx((low, high), abs=2e-5)
+
+
+class TestProgram:
+    def test_prints_for_people_and_programs(self, capsys):
+        assert gauge.main(["--questions", "4", "--tokens-per-step", "4", "--device", "cpu"]) == 0
+        lines = capsys.readouterr().out.strip().splitlines()
+        assert "4 questions (problems), 4 tokens per step, temperature 0" in lines[0]
+        assert [line.split()[0] for line in lines[1:5]] == ["exact", "forward", "tokens", "seconds"]
+        row = json.loads(lines[-1])
+        assert row["forwards"] == 16
+        assert row["questions"] == 4
+        assert row["model"] == "shipped"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [["--tokens-per-step", "5"], ["--block-length", "0"], ["--model", "/no/such/folder"], ["--impl", "magic"]],
+    )
+    def test_options_that_make_no_sense(self, arguments, capsys):
+        assert gauge.main(["--questions", "2", "--device", "cpu", *arguments]) == 2
+        assert "dllm.demo.gauge:" in capsys.readouterr().err
+
+    def test_unknown_option(self):
+        with pytest.raises(SystemExit) as end:
+            gauge.main(["--quest", "2"])
+        assert end.value.code == 2
+
+
+def test_every_task_is_a_list_of_questions():
+    tasks = [name for name in gauge.TASKS if name != "small-talk" or importlib.util.find_spec("chatterbot_corpus")]
+    for name in tasks:
+        questions = gauge.TASKS[name](3, 0)
+        assert len({question.text for question in questions}) == 3
+        assert questions == gauge.TASKS[name](3, 0)
+        assert questions != gauge.TASKS[name](3, 1)
