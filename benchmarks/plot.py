@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import matplotlib.ticker
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
@@ -76,3 +77,57 @@ def _labels(rows: Sequence[dict]) -> list[tuple[str, str]]:
     labels = [("body", PARTS["body"]), ("head + sampling", PARTS["head_sampling"]), ("transfer", PARTS["transfer"])]
     whole = any("split_ms_per_step" not in r and "ms_per_step" in r for row in rows for r in row["providers"].values())
     return labels + [("not taken apart", UNKNOWN)] * whole
+
+
+def quality_row(row: dict, path: Path) -> Path:
+    """Accuracy against tokens per forward pass, a line for each task and way to sample, with 95 % intervals.
+
+    Args:
+        row: a row of kind "quality".
+        path: the PNG to write; its folder is made.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    panel = figure.subplots()
+    lines: dict[str, list[dict]] = {}
+    for result in row["results"]:
+        name = f"{result['task']}, {result['remasking']}, temperature {result['temperature']:g}"
+        lines.setdefault(name, []).append(result)
+    for name, results in lines.items():
+        results = sorted(results, key=lambda result: result["tokens_per_forward"])
+        accuracy = [result["accuracy"] for result in results]
+        below, above = ([abs(r["interval_95"][end] - r["accuracy"]) for r in results] for end in (0, 1))
+        speed = [result["tokens_per_forward"] for result in results]
+        panel.errorbar(speed, accuracy, yerr=[below, above], marker="o", capsize=3, label=name)
+    panel.set(xlabel="tokens of the answer per forward pass", ylabel="exact answers", ylim=(0, 1.02))
+    panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def training_curve(log: Sequence[dict], path: Path) -> Path:
+    """Loss, and exact answers where they were measured, over training steps.
+
+    Args:
+        log: rows with `step` and `loss`, some with `accuracy`.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    panel = figure.subplots()
+    panel.plot([row["step"] for row in log], [row["loss"] for row in log], color=PARTS["body"])
+    panel.set(xlabel="step", ylabel="loss, nats per masked token", yscale="log")
+    panel.yaxis.label.set_color(PARTS["body"])
+    measured = [row for row in log if "accuracy" in row]
+    right = panel.twinx()
+    right.plot(
+        [row["step"] for row in measured], [row["accuracy"] for row in measured], "o-", color=PARTS["head_sampling"]
+    )
+    right.set(ylabel="exact answers", ylim=(0, 1.02))
+    right.yaxis.label.set_color(PARTS["head_sampling"])
+    right.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    for side in (panel, right):
+        side.spines["top"].set_visible(False)
+    figure.savefig(path, dpi=100)
+    return path

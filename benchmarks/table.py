@@ -28,6 +28,7 @@ SAMPLER_HEAD = (
     "same tokens",
     "command",
 )
+QUALITY_HEAD = ("asked", "tokens per step", "exact answers", "95 % interval", "tokens per forward", "command")
 KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
 
 
@@ -73,15 +74,18 @@ def replace_between_markers(text: str, block: str) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """The markdown tables of sampler rows and of kernel rows, and the commands that measured them."""
+    """The markdown tables of sampler, kernel and quality rows, and the commands that measured them."""
     commands = list(dict.fromkeys(row["command"] for row in rows))
     sampler = [sampler_line(row, commands) for row in rows if row["kind"] == "sampler"]
     kernels = [line for row in rows if row["kind"] == "cpu_kernels" for line in kernel_lines(row, commands)]
+    quality = [line for row in rows if row["kind"] == "quality" for line in quality_lines(row, commands)]
     parts = []
     if sampler:
         parts.append(markdown(SAMPLER_HEAD, sampler))
     if kernels:
         parts.append(markdown(KERNEL_HEAD, kernels))
+    if quality:
+        parts.append(markdown(QUALITY_HEAD, quality))
     if commands:
         parts.append("\n".join(f"{number}. `{command}`" for number, command in enumerate(commands, start=1)))
     return "\n\n".join(parts)
@@ -126,6 +130,21 @@ def kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
             f"{1000 * result['kernel_seconds']['median']:.2f}",
             f"{result['speedup']:.1f}x",
             f"{result['share_of_read_speed']:.0%}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for result in row["results"]
+    ]
+
+
+def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each task and number of tokens per step of a quality row."""
+    return [
+        [
+            f"{result['questions']} {result['task']}",
+            str(result["tokens_per_step"]),
+            f"{result['accuracy']:.1%}",
+            "{:.1%} to {:.1%}".format(*result["interval_95"]),
+            f"{result['tokens_per_forward']:.2f}",
             f"{commands.index(row['command']) + 1}",
         ]
         for result in row["results"]

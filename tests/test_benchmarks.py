@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,20 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import card_loop, cpu_kernels, machine, measure, models, providers, sampler_throughput, table, timing
+from benchmarks import (
+    card_loop,
+    cpu_kernels,
+    machine,
+    measure,
+    model_card,
+    models,
+    providers,
+    quality,
+    sampler_throughput,
+    table,
+    timing,
+)
+from dllm.demo.shipped import SHIPPED
 from tests.models import MASK_ID, make_prompt, tiny
 
 CPU = torch.device("cpu")
@@ -283,6 +297,65 @@ class TestKernelBenchmarks:
         run = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout + run.stderr
         assert "1 passed" in run.stdout
+
+
+class TestQuality:
+    QUICK = ("--task", "problems", "--tokens-per-step", "8", "16", "--questions", "2", "--device", "cpu")
+
+    @pytest.fixture
+    def row(self, tmp_path, capsys):
+        plot = tmp_path / "plots" / "quality.png"
+        assert quality.main([*self.QUICK, "--plot", str(plot), "--out", str(tmp_path)]) == 0
+        assert plot.read_bytes().startswith(b"\x89PNG")
+        last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        return json.loads(Path(last["row"]).read_text())
+
+    def test_measures_every_case(self, row):
+        assert [result["tokens_per_step"] for result in row["results"]] == [8, 16]
+        assert [result["forwards"] for result in row["results"]] == [8, 4]
+        assert all(result["questions"] == 2 and 0 <= result["accuracy"] <= 1 for result in row["results"])
+        low, high = row["results"][0]["interval_95"]
+        assert low <= row["results"][0]["accuracy"] <= high
+        assert row["settings"]["model"] == "shipped"
+
+    def test_stands_in_the_readme(self, row):
+        text = table.table([row])
+        assert "| 2 problems | 8 |" in text and "| 2 problems | 16 |" in text
+        assert "1. `python benchmarks/quality.py --task problems" in text
+
+    def test_options_that_make_no_sense(self, tmp_path, capsys):
+        assert quality.main([*self.QUICK, "--tokens-per-step", "7", "--out", str(tmp_path)]) == 2
+        assert "tokens_per_step must divide gen_length 64, got 7" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+    def test_card_of_a_run(self, row, tmp_path, capsys):
+        """A run with the shipped weights, so that there is something to write about."""
+        pytest.importorskip("chatterbot_corpus")
+        run = tmp_path / "run"
+        shutil.copytree(SHIPPED, run / "model", ignore=shutil.ignore_patterns("README.md", "curve.png"))
+        (run / "log.jsonl").write_text('{"step": 25, "loss": 2.0, "accuracy": 0.5, "seconds": 120.0}\n')
+        settings = {"steps": 25, "batch_size": 64, "seed": 0, "matrix_lr": 0.5, "other_lr": 0.25}
+        torch.save({"settings": settings}, run / "checkpoint.pt")
+        file, other = tmp_path / "row.json", tmp_path / "other.json"
+        file.write_text(json.dumps(row))
+        assert model_card.main([str(run), str(file)]) == 0
+        card = (run / "model" / "README.md").read_text()
+        assert f"| {model_card.TITLES['problems']} | 8 |" in card
+        assert "25 steps of 64 conversations" in card and "2 minutes on" in card
+        assert (run / "model" / "curve.png").read_bytes().startswith(b"\x89PNG")
+        for setting, rule in (
+            ("weights", "expected rows of benchmarks/quality.py --model"),
+            ("seed", "of one setting"),
+        ):
+            other.write_text(json.dumps(row | {"settings": row["settings"] | {setting: 9}}))
+            assert model_card.main([str(run), str(file), str(other)]) == 2
+            assert rule in capsys.readouterr().err
+
+    def test_card_of_an_unfinished_run(self, tmp_path, row, capsys):
+        file = tmp_path / "row.json"
+        file.write_text(json.dumps(row))
+        assert model_card.main([str(tmp_path), str(file)]) == 2
+        assert "continue its training" in capsys.readouterr().err
 
 
 class TestTable:

@@ -1,0 +1,195 @@
+"""Write the card of a trained demo model, README.md and curve.png, beside its weights.
+
+    python -m dllm.demo.train runs/demo
+    python benchmarks/quality.py --model runs/demo/model
+    python -m benchmarks.model_card runs/demo benchmarks/results/ROW.json
+
+Nothing in the card is typed by hand: its scores are those rows', its curve is the run's own log, its ranges are those
+that the problems are drawn from. The last two commands run on the machine that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine, plot, quality, report
+from benchmarks.table import markdown
+from dllm.demo import dialogues, gauge, lessons, problems
+from dllm.demo.answer import answer
+from dllm.demo.shipped import load
+
+TITLES = {
+    "problems": "word problems: numbers never trained on",
+    "new-phrasings": "word problems: neither numbers nor wording trained on",
+    "small-talk": "small talk: lines trained on, letter for letter",
+}
+CARD = """---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+tags: [masked-diffusion, dllm]
+---
+
+# The model that dllm ships
+
+A masked-diffusion language model of {parameters:.1f} million parameters, trained from nothing: ModernBERT with {layers}
+layers of width {width}, all of which see the whole canvas, and {vocabulary:,} tokens of byte-level BPE, one for each
+number from 0 to {largest}. It is made to measure with: small enough for any machine, and right or wrong beyond dispute.
+It is no assistant.
+
+```python
+from dllm.demo.answer import answer
+from dllm.demo.shipped import load_shipped
+
+question = "{question}"
+replies, stats = answer(*load_shipped(), [question], steps=64, block_length=64, remasking="low_confidence")
+```
+
+> {reply}
+
+## What it was taught
+
+- Word problems in two stages, worked out step by step: {rates} things an hour, {hours} hours a stage, {people} people,
+  {activities} activities, {phrasings} phrasings. Beyond these ranges it guesses.
+- One step of such a problem: "What is 12 * 4?", "48 + 24 = ?", "8 - 4".
+- The next line of short English dialogues, {talk} of them, learnt by heart. Other small talk gets an answer of that
+  kind, seldom a fitting one.
+
+Conversations have BERT-chat's template and at most {max_length} tokens, the answer included.
+
+## Scores
+
+{questions} questions each, temperature 0, {gen_length} tokens in blocks of {block_length}, `low_confidence`; 95 %
+confidence intervals (Wilson).
+
+{scores}
+
+"Numbers never trained on": {held_out:.0%} of all combinations of a problem's four numbers occur in no training problem,
+whatever its wording and whichever stage comes first. Small talk: {questions} of the lines trained on, drawn with seed
+{asked_seed}. Asked again by `python -m dllm.demo.gauge --task problems --tokens-per-step 1`.
+
+## Training
+
+- Data: word problems made by a program ({share:.0%} of all conversations); half of the others ask for a step of one,
+  half are lines of chatterbot-corpus (BSD license; {subjects}). Some follow earlier turns. From step {drill_from:,} on
+  as many sums besides.
+- Objective: masked diffusion with uniform weights. Every token of an answer, and of the end-of-answer tokens behind it,
+  is masked with probability t ~ U(0, 1); the loss is the mean cross-entropy of the masked tokens.
+- {steps:,} steps of {batch_size} conversations, Muon (learning rate {matrix_lr:g}) and AdamW ({other_lr:g}), bfloat16
+  arithmetic, seed {seed}: {minutes:.0f} minutes on {machine}.
+- `python -m dllm.demo.train runs/demo` with torch {torch} and transformers {transformers}.
+
+![Loss and exact answers during training](curve.png)
+"""
+
+OF_DATA = {
+    "rates": f"{problems.RATES[0]} to {problems.RATES[-1]}",
+    "hours": f"{problems.HOURS[0]} to {problems.HOURS[-1]}",
+    "largest": problems.LARGEST_NUMBER,
+    "people": len(problems.PEOPLE),
+    "activities": len(problems.ACTIVITIES),
+    "phrasings": len(problems.PHRASINGS),
+    "held_out": problems.HELD_OUT_SHARE,
+    "subjects": ", ".join(dialogues.SMALL_TALK),
+    "max_length": lessons.MAX_LENGTH,
+    "drill_from": lessons.DRILL_FROM,
+    "share": lessons.PROBLEM_SHARE,
+}
+
+
+def write_card(run: Path, rows: Sequence[dict]) -> Path:
+    """Draw the curve and write the card; returns its path.
+
+    Args:
+        run: the folder of a finished run of `dllm.demo.train`.
+        rows: of kind "quality", measured on that run's model with the same settings.
+
+    Raises:
+        FileNotFoundError: the run has not finished.
+        ValueError: a row is of another kind or another model, or the rows' settings differ.
+    """
+    folder = run / "model"
+    if not (folder / "model.safetensors").exists():
+        raise FileNotFoundError(f"expected a finished run, with a model in {folder}; continue its training")
+    for row in rows:
+        if row["kind"] != "quality" or row["settings"]["weights"] != quality.digest(folder):
+            raise ValueError(f"expected rows of benchmarks/quality.py --model {folder}, got one of {row['command']}")
+        if row["settings"] != rows[0]["settings"]:
+            raise ValueError(f"expected rows of one setting, got {rows[0]['settings']} and {row['settings']}")
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    settings = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["settings"]
+    plot.training_curve(log, folder / "curve.png")
+    card = folder / "README.md"
+    facts = settings | of_model(folder) | OF_DATA | of_rows(rows) | {"minutes": log[-1]["seconds"] / 60}
+    card.write_text(CARD.format(**facts), encoding="utf-8")
+    return card
+
+
+def of_model(folder: Path) -> dict[str, object]:
+    """Its size, and its answer to the card's problem."""
+    model, tokenizer = load(folder)
+    example = problems.make_problem(problems.CARD, problems.PHRASINGS[0], problems.PEOPLE[0], problems.ACTIVITIES[0])
+    length = gauge.GEN_LENGTH
+    (reply,), _ = answer(
+        model, tokenizer, [example.question], steps=length, block_length=length, remasking="low_confidence"
+    )
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        "layers": model.config.num_hidden_layers,
+        "width": model.config.hidden_size,
+        "vocabulary": len(tokenizer),
+        "question": example.question,
+        "reply": reply,
+        "talk": len(dialogues.small_talk()),
+    }
+
+
+def of_rows(rows: Sequence[dict]) -> dict[str, object]:
+    """The scores, as a table, and how they were measured."""
+    lines = [
+        [
+            TITLES[result["task"]],
+            str(result["tokens_per_step"]),
+            f"{result['accuracy']:.1%}",
+            "{:.1%} to {:.1%}".format(*result["interval_95"]),
+            f"{result['forwards']:.0f}",
+        ]
+        for row in rows
+        for result in row["results"]
+    ]
+    row = rows[0]
+    return {
+        "scores": markdown(("questions", "tokens per step", "exact answers", "95 % interval", "forward passes"), lines),
+        "questions": row["results"][0]["questions"],
+        "gen_length": row["settings"]["gen_length"],
+        "block_length": row["settings"]["block_length"],
+        "asked_seed": row["settings"]["seed"],
+        "machine": machine.short_name(row["machine"]),
+        "torch": row["versions"]["torch"],
+        "transformers": row["versions"]["transformers"],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the card; 2 when something is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("run", type=Path, help="folder of the training run")
+    parser.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmarks/quality.py")
+    options = parser.parse_args(arguments)
+    try:
+        print(write_card(options.run, [report.read_row(path) for path in options.rows]))
+    except (OSError, ValueError) as error:
+        print(f"benchmarks.model_card: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
