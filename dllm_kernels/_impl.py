@@ -14,6 +14,7 @@ _log = logging.getLogger("dllm_kernels")
 _logged: set[str] = set()
 
 
+@torch.compiler.assume_constant_result
 def choose(impl: str, device: torch.device) -> str:
     """The implementation for tensors on `device`: "reference", "triton" or "cpu".
 
