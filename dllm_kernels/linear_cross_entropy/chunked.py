@@ -197,11 +197,11 @@ def _sweep(call: Call, row_scale: Tensor, wanted: Wanted) -> tuple[Tensor, Forme
     hidden, weight = call.hidden, call.weight.to(call.dtype)
     bias = None if call.bias is None else call.bias.to(call.dtype)
     chunks = chosen.split(CHUNK_ROWS)
-    nll = torch.zeros_like(row_weight)
-    d_hidden = torch.zeros_like(hidden) if wanted.hidden else None
     at_once = len(chunks) == 1 and call.dtype != torch.float16  # float16 could overflow where it sums over rows
-    d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted.weight and not at_once else None
-    d_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted.bias else None
+    nll = 0.0 * row_weight  # NaN stays
+    d_hidden = _zeros(hidden, hidden.dtype) if wanted.hidden else None
+    d_weight = _zeros(weight, torch.float32) if wanted.weight and not at_once else None
+    d_bias = _zeros(bias, torch.float32) if wanted.bias else None
     with torch.autocast(hidden.device.type, enabled=False):
         for part in chunks:
             h, source, targets = _gather(call, part, row_weight)
@@ -241,6 +241,11 @@ def _on_host(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
+def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows one after the other, however `like` lies."""
+    return torch.zeros(like.shape, dtype=dtype, device=like.device)
+
+
 def _gather(call: Call, part: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden rows [C, H], which ones they are, and labels of a chunk; padding reads nothing that counts: 0 h is 0."""
     source = part if call.rows is None else call.rows[part]
@@ -262,6 +267,7 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         hidden.device.type == "cpu"
         and hidden.dtype == torch.float32
         and len(hidden) > 0
+        and weight.is_contiguous()
         and platform.machine() in ("x86_64", "AMD64")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
