@@ -14,7 +14,6 @@ _log = logging.getLogger("dllm_kernels")
 _logged: set[str] = set()
 
 
-@torch.compiler.assume_constant_result
 def choose(impl: str, device: torch.device) -> str:
     """The implementation for tensors on `device`: "reference", "triton" or "cpu".
 
@@ -46,6 +45,11 @@ def choose(impl: str, device: torch.device) -> str:
         if missing := why_not_cpu():
             raise RuntimeError(f"impl='cpu' cannot run: {missing}")
     return impl
+
+
+# torch.compile calls `choose` and keeps its answer. torch.compiler.assume_constant_result does no more than this, but
+# imports the whole compiler for it, and Triton.
+choose._dynamo_marked_constant = True
 
 
 def pick(device: torch.device) -> tuple[str, str]:
