@@ -13,6 +13,7 @@ from transformers import BertTokenizerFast, TrainerCallback
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from tests.core.reference import Objective, corrupted, gradients, plain_loss
 from tests.core.runs import SEED, Gradients, Loose, Strict, config_of, model_of, samples_of, trainer_of
+from tests.fast.test_masked_loss import NoHostSync
 from tests.models import MASK_ID
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -260,6 +261,18 @@ def test_a_stream_of_samples(tmp_path):
     collate.base = lambda samples: epochs.append(collate.epoch) or base(samples)
     trainer.train()
     assert trainer.state.global_step == 5 and epochs[:5] == [0, 0, 1, 1, 2]
+
+
+def test_a_step_does_not_wait_for_the_device(tmp_path):
+    """From the batch on: the count of a step, the loss, the meters, the backward."""
+    model = model_of()
+    trainer = trainer_of(tmp_path, model, samples_of(6), Objective(norm="sequence"))
+    whole = [{"input_ids": s["input_ids"][:3], "labels": s["input_ids"][:3]} for s in samples_of(4)]
+    batch = trainer._noise[True](whole)  # of one length: without an attention mask, at which bodies look
+    trainer.compute_loss(model.train(), batch)
+    with NoHostSync():
+        (again,), normalizer = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+        trainer.compute_loss(model, again, num_items_in_batch=normalizer).backward()
 
 
 def test_what_the_trainer_refuses(tmp_path):

@@ -182,6 +182,28 @@ def test_only_the_chosen_rows_meet_the_vocabulary():
         assert largest.rows == BATCH * LENGTH  # so it would have been seen
 
 
+class NoHostSync(TorchDispatchMode):
+    """Fails where a value of a tensor, or a shape that depends on values, is asked for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        asked = function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        by_bool = function.overloadpacket is torch.ops.aten.index and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        assert not asked and not by_bool, f"{function} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_host_sync():
+    for model in (model_of(), as_thrice(model_of()), Capped(model_of())):
+        batch = batch_of(getattr(model, "inner", model))
+        masked_loss(model, **batch)  # the look at the head
+        with NoHostSync():
+            masked_loss(model, **batch).loss.backward()
+    with pytest.raises(AssertionError, match="waits"), NoHostSync():
+        float(torch.ones(()))
+
+
 def test_no_rows():
     for model in (model_of(), as_thrice(model_of()), Capped(model_of())):
         result = masked_loss(model, **batch_of(unwrapped(getattr(model, "inner", model)), rows=0))

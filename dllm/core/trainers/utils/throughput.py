@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dllm.fast.head import output_head
+from dllm.fast.training import unwrapped
+
 # Side of the square matrices whose product stands for what a device can do.
 _SIDE = {"cpu": 1024, "cuda": 4096}
 
@@ -24,8 +27,11 @@ class Flops:
     attention assumed. The head counts for masked tokens only. Experts that a token does not visit are counted too.
 
     Args:
-        model: with `get_input_embeddings` and `get_output_embeddings`; its config may name `num_hidden_layers` and
-            `hidden_size`, else attention counts as free.
+        model: with `get_output_embeddings`; its config may name `num_hidden_layers` and `hidden_size`, else attention
+            counts as free.
+
+    Raises:
+        ValueError: the model has no output embeddings.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
@@ -38,7 +44,7 @@ class Flops:
 
     def __init__(self, model: nn.Module):
         config = getattr(model, "config", None)
-        head = model.get_output_embeddings()
+        head = output_head(unwrapped(model))
         tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
         matrices = [p for p in model.parameters() if p.dim() >= 2]
         of_head = [p for p in head.parameters() if p.dim() >= 2]
