@@ -160,9 +160,9 @@ class _LossInHead:
         self.head: Callable[[], nn.Module | None] = lambda: None
         self.original: Callable[..., Tensor] | None = None
         self.job: _Job | None = None
+        self.forward = torch.compiler.disable(self._forward)  # here, because it loads the compiler
 
-    @torch.compiler.disable
-    def __call__(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def _forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         job, hidden = self.job, hidden.flatten(0, -2)
         if self.kind == "linear":
             head = self.head()
@@ -175,10 +175,10 @@ class _LossInHead:
 
     @contextmanager
     def working(self, head: nn.Module, job: _Job) -> Iterator[_Job]:
-        """Within this context the head's forward is this object; afterwards it is what it was."""
+        """Within this context the head's forward is this object's; afterwards it is what it was."""
         self.head, self.original, self.job = weakref.ref(head), head.forward, job
         try:
-            with _replaced_forward(head, self):
+            with _replaced_forward(head, self.forward):
                 yield job
         finally:
             self.original = self.job = None
@@ -186,7 +186,9 @@ class _LossInHead:
 
 def _loss_of(head: nn.Module) -> _LossInHead:
     with _losses_lock:
-        return _losses.setdefault(head, _LossInHead())
+        if head not in _losses:
+            _losses[head] = _LossInHead()
+        return _losses[head]
 
 
 @contextmanager
