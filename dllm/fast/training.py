@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm.fast.head import _alone, logits_of, output_head
+from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
 _log = logging.getLogger("dllm.fast")
 
@@ -129,15 +129,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _from_hidden(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor, row_weight: Tensor
 ) -> MaskedLoss:
-    """The loss of rows of hidden states [N, H] under a linear head: the place of the fused kernel."""
-    logits = F.linear(hidden.index_select(0, rows), weight, bias)
-    return _from_logits(logits, targets, row_weight)
+    """The loss of rows of hidden states [N, H] under a linear head."""
+    loss, nll = linear_cross_entropy(hidden, weight, targets, row_weight, bias=bias, rows=rows)
+    return MaskedLoss(loss, nll.detach())
 
 
 def _from_logits(logits: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedLoss:
     """The loss of given rows of logits [N, V]."""
-    nll = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
-    return MaskedLoss((row_weight * nll).sum(), nll.detach())
+    loss, nll = masked_cross_entropy(logits, targets, row_weight)
+    return MaskedLoss(loss, nll.detach())
 
 
 @dataclass(slots=True)
