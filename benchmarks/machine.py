@@ -99,6 +99,13 @@ def bandwidth(device: torch.device, repeats: int = 5, n_bytes: int | None = None
     return {"read": n_bytes / read, "copy": 2 * n_bytes / copy}
 
 
+def matmul_speed(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Measured FLOP/s of a square matrix product in `dtype`, of a size that fills the machine."""
+    size = size or (8192 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / timing.median_seconds(lambda: a @ b, device)
+
+
 def _git(*arguments: str) -> str:
     call = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
     return call.stdout.strip()

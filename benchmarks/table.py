@@ -29,6 +29,18 @@ SAMPLER_HEAD = (
     "command",
 )
 QUALITY_HEAD = ("asked", "tokens per step", "exact answers", "95 % interval", "tokens per forward", "command")
+ENTROPY_HEAD = (
+    "forward + backward of the loss",
+    "machine",
+    "full logits, ms",
+    "masked rows gathered, ms",
+    "linear_cross_entropy, ms",
+    "speed-up over full",
+    "over gathered",
+    "peak memory of full, MB",
+    "ours, MB",
+    "command",
+)
 KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
 
 
@@ -74,16 +86,19 @@ def replace_between_markers(text: str, block: str) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """The markdown tables of sampler, kernel and quality rows, and the commands that measured them."""
+    """The markdown tables of sampler, kernel, cross-entropy and quality rows, and the commands that measured them."""
     commands = list(dict.fromkeys(row["command"] for row in rows))
     sampler = [sampler_line(row, commands) for row in rows if row["kind"] == "sampler"]
     kernels = [line for row in rows if row["kind"] == "cpu_kernels" for line in kernel_lines(row, commands)]
     quality = [line for row in rows if row["kind"] == "quality" for line in quality_lines(row, commands)]
+    entropy = [line for row in rows if row["kind"] == "cpu_cross_entropy" for line in entropy_lines(row, commands)]
     parts = []
     if sampler:
         parts.append(markdown(SAMPLER_HEAD, sampler))
     if kernels:
         parts.append(markdown(KERNEL_HEAD, kernels))
+    if entropy:
+        parts.append(markdown(ENTROPY_HEAD, entropy))
     if quality:
         parts.append(markdown(QUALITY_HEAD, quality))
     if commands:
@@ -149,6 +164,29 @@ def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
         ]
         for result in row["results"]
     ]
+
+
+def entropy_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each head and dtype of a cross-entropy row."""
+    cases: dict[tuple[str, str], dict[str, dict]] = {}
+    for result in row["results"]:
+        cases.setdefault((result["head"], result["dtype"]), {})[result["program"]] = result
+    settings = row["settings"]
+    return [
+        [
+            f"{head} {dtype}, {settings['masked']} masked of {settings['rows']} rows",
+            machine.short_name(row["machine"]),
+            *(f"{1000 * case[name]['seconds']['median']:.0f}" for name in ("full", "gathered", "ours")),
+            *(f"{case[name]['ours_is_faster_by']:.1f}x" for name in ("full", "gathered")),
+            *(_megabytes(case[name]["peak_bytes"]) for name in ("full", "ours")),
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for (head, dtype), case in cases.items()
+    ]
+
+
+def _megabytes(n_bytes: int | None) -> str:
+    return "n/a" if n_bytes is None else f"{n_bytes / 1e6:.0f}"
 
 
 def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:

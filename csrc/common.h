@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cfloat>
 #include <cmath>
@@ -76,6 +77,12 @@ inline float sum(vfloat v) {
   return lanes[0];
 }
 
+inline bool any(vint mask) {
+  int32_t found = 0;
+  for (int i = 0; i < kLanes; ++i) found |= mask[i];
+  return found != 0;
+}
+
 inline bool any_above(vfloat v, float bound) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(v, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
@@ -110,23 +117,52 @@ inline vfloat exponential(vfloat x) {
 #endif
 }
 
-// kLanes logits of each dtype, as float32.
+struct Tanh {
+  vfloat value, slope;  // slope: 1 - tanh^2 x
+};
+
+// Relative errors below 2^-22, of the slope too. With E = e^-2|x| the slope is 4 E / (1 + E)^2, and the value is an odd
+// polynomial up to 0.625 (relative error 5e-9), (1 - E) / (1 + E) beyond.
+inline Tanh hyperbolic_tangent(vfloat x) {
+  const vfloat square = x * x;
+  vfloat p = splat(-5.704982901e-3f);
+  p = multiply_add(p, square, splat(2.063908320e-2f));
+  p = multiply_add(p, square, splat(-5.373971369e-2f));
+  p = multiply_add(p, square, splat(1.333144218e-1f));
+  p = multiply_add(p, square, splat(-3.333328194e-1f));
+  const vfloat small = multiply_add(x * square, p, x);
+  const vfloat size = as_float(as_int(x) & 0x7fffffff);
+  const vfloat e = exponential(-2.0f * size), inverse = 1.0f / (1.0f + e);
+  const vfloat large = as_float(as_int((1.0f - e) * inverse) | (as_int(x) & INT32_MIN));
+  return {x != x ? x : (size < 0.625f ? small : large), 4.0f * e * inverse * inverse};
+}
+
+// kLanes numbers of each dtype, read as float32 and written rounded to nearest even (a NaN stays one if it is kNaN).
 struct Float32 {
   using type = float;
+  static constexpr type kNaN = std::numeric_limits<float>::quiet_NaN();
   static vfloat load(const type* p) { return dllm::load(p); }
+  static void write(type* p, vfloat v) { store(p, v); }
 };
 
 struct BFloat16 {
   using type = uint16_t;
+  static constexpr type kNaN = 0x7fc0;
   static vfloat load(const type* p) {
     vshort half;
     std::memcpy(&half, p, sizeof half);
     return (vfloat)(__builtin_convertvector(half, vuint) << 16);
   }
+  static void write(type* p, vfloat v) {
+    const vuint bits = (vuint)v;
+    const vshort half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vshort);
+    std::memcpy(p, &half, sizeof half);
+  }
 };
 
 struct Float16 {
   using type = uint16_t;
+  static constexpr type kNaN = 0x7e00;
   static vfloat load(const type* p) {
     vshort half;
     std::memcpy(&half, p, sizeof half);
@@ -137,6 +173,17 @@ struct Float16 {
     const vfloat special = as_float(magnitude | 0x7f800000);  // infinity, or NaN with its payload
     const vint value = magnitude >= (0x7c00 << 13) ? as_int(special) : as_int(finite);
     return as_float(value | ((bits & 0x8000) << 16));
+  }
+  static void write(type* p, vfloat v) {
+#if defined(__AVX512F__)
+    const __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    std::memcpy(p, &half, sizeof half);
+#elif defined(__AVX2__) && defined(__F16C__)
+    const __m128i half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    std::memcpy(p, &half, sizeof half);
+#else
+    for (int i = 0; i < kLanes; ++i) p[i] = c10::Half(v[i]).x;
+#endif
   }
 };
 

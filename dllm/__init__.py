@@ -10,7 +10,7 @@ Importing `dllm` loads nothing; a part is loaded when it is first used:
 import importlib
 from typing import Any
 
-_PARTS = ("fast",)
+_PARTS = ("core", "fast", "utils")
 
 
 def __getattr__(name: str) -> Any:

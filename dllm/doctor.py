@@ -134,6 +134,24 @@ def _gumbel_argmax(impl: str, device: str) -> Outputs:
     return tuple(dllm_kernels.gumbel_argmax(logits, temperature=1.0, seeds=where, positions=where, step=1, impl=impl))
 
 
+def _masked_cross_entropy(impl: str, device: str) -> Outputs:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 257, generator=draw).to(device).requires_grad_()
+    targets, row_weight = torch.tensor([7, -100, 250], device=device), torch.tensor([2.0, 0.0, 0.5], device=device)
+    loss, nll = dllm_kernels.masked_cross_entropy(logits, targets, row_weight, impl=impl)
+    loss.backward()
+    return loss.detach(), nll.detach(), logits.grad
+
+
+def _linear_cross_entropy(impl: str, device: str) -> Outputs:
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=draw).to(device).requires_grad_() for n in (3, 257))
+    targets, row_weight = torch.tensor([7, -100, 250], device=device), torch.tensor([2.0, 0.0, 0.5], device=device)
+    loss, nll = dllm_kernels.linear_cross_entropy(hidden, weight, targets, row_weight, impl=impl)
+    loss.backward()
+    return loss.detach(), nll.detach(), hidden.grad, weight.grad
+
+
 def _transfer_tokens(impl: str, device: str) -> Outputs:
     mask_id = 9
     canvas = torch.tensor([[mask_id, 1, mask_id, mask_id], [mask_id, mask_id, 2, 3]], device=device)
@@ -184,4 +202,9 @@ PARTS = {
     "self-test": self_test,
 }
 # every operation of dllm_kernels, run on a tiny input: (implementation, device) -> results
-SELF_TESTS = {"gumbel_argmax": _gumbel_argmax, "transfer_tokens": _transfer_tokens}
+SELF_TESTS = {
+    "gumbel_argmax": _gumbel_argmax,
+    "linear_cross_entropy": _linear_cross_entropy,
+    "masked_cross_entropy": _masked_cross_entropy,
+    "transfer_tokens": _transfer_tokens,
+}

@@ -4,7 +4,16 @@ Importing this package loads neither Triton nor the C++ extension; the first cal
 """
 
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
+from dllm_kernels.linear_cross_entropy import linear_cross_entropy
+from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
 from dllm_kernels.transfer_tokens import transfer_tokens
 
-__all__ = ["GumbelArgmax", "gumbel_argmax", "transfer_tokens"]
+__all__ = [
+    "CrossEntropy",
+    "GumbelArgmax",
+    "gumbel_argmax",
+    "linear_cross_entropy",
+    "masked_cross_entropy",
+    "transfer_tokens",
+]
 __version__ = "0.2.0"

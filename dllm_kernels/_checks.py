@@ -1,4 +1,4 @@
-"""Checks that run before any launch. They look at shapes, dtypes and devices, never at values on a device."""
+"""Checks that run before any launch: shapes, dtypes and devices; values only where the host has them, on the CPU."""
 
 from __future__ import annotations
 
@@ -71,6 +71,23 @@ def per_row(name: str, value: int | float | Tensor, rows: int, dtype: torch.dtyp
     if dtype == torch.int64:
         value = int64(name, value)
     return torch.full((1,), value, dtype=dtype, device=device).expand(rows)
+
+
+def every_row(name: str, values: Tensor, good: Tensor, rule: str) -> None:
+    """Check the values [R] of a CPU tensor against a rule that `good` [R] says they keep; on a device nothing is read.
+
+    Raises:
+        ValueError: a row breaks the rule.
+
+    Example:
+        >>> every_row("row_weight", torch.tensor([1.0, -2.0]), torch.tensor([True, False]), "at least 0")
+        Traceback (most recent call last):
+        ...
+        ValueError: row_weight must be at least 0, got -2.0 in row 1
+    """
+    if values.device.type == "cpu" and not torch.compiler.is_compiling() and not good.all().tolist():
+        row = good.tolist().index(False)
+        raise ValueError(f"{name} must be {rule}, got {values[row].tolist()} in row {row}")
 
 
 def int64(name: str, value: object) -> int:

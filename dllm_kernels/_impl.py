@@ -47,6 +47,11 @@ def choose(impl: str, device: torch.device) -> str:
     return impl
 
 
+# torch.compile calls `choose` and keeps its answer. torch.compiler.assume_constant_result does no more than this, but
+# imports the whole compiler for it, and Triton.
+choose._dynamo_marked_constant = True
+
+
 def pick(device: torch.device) -> tuple[str, str]:
     """What ``auto`` takes for `device`, and why: CUDA -> triton, CPU -> cpu, where they are available.
 

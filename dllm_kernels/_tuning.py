@@ -6,6 +6,7 @@ time either: what suits an architecture is written down here, with its origin.
 
 from typing import NamedTuple
 
+import torch
 import triton
 
 from dllm_kernels import _impl
@@ -34,6 +35,31 @@ MAX_CHUNKS = 256
 _TRANSFER_TOKENS = {
     "default": ((128, 1), (512, 2), (2048, 4), (4096, 8), (8192, 16)),  # origin: default, unmeasured
 }
+
+
+class MaskedCrossEntropyShape(NamedTuple):
+    """How a program reads a row of logits: THREADS threads, VECTOR neighbouring tokens each at a time."""
+
+    THREADS: int
+    VECTOR: int
+    num_warps: int
+
+
+# (threads, bytes a thread loads at a time). As many threads as a program may have, with more than 32 registers each:
+# one program fills a multiprocessor, few rows are under way, and their second reading finds them in L2.
+_MASKED_CROSS_ENTROPY = {
+    "default": (1024, 32),  # origin: default, unmeasured
+    "gfx942": (1024, 16),  # 32 spill
+}
+
+
+def masked_cross_entropy(dtype: torch.dtype, plain: bool) -> MaskedCrossEntropyShape:
+    """The shape for logits of `dtype` on the current device. What is not plain, a softcap or rows that are not aligned,
+    needs the registers of the second half of 16."""
+    architecture, warp_size = _target()
+    threads, loaded = _MASKED_CROSS_ENTROPY.get(architecture, _MASKED_CROSS_ENTROPY["default"])
+    vector = min(loaded // dtype.itemsize, 16 if plain else 8)
+    return MaskedCrossEntropyShape(threads, vector, threads // warp_size)
 
 
 def gumbel_argmax(vocab_size: int) -> tuple[GumbelArgmaxShape, int]:

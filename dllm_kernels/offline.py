@@ -59,6 +59,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         'float32'
     """
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
+    from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
     from dllm_kernels.transfer_tokens import triton as transfer_tokens
 
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -75,6 +76,11 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
             *(meta(*size), meta(*size), meta(*size, dtype=torch.float32)),
             **dict(mask_id=mask_id, start=per_row, length=per_row, **rule),
         )
+
+    def entropy(vocab_size: int, dtype: torch.dtype, gradient: bool = True, *options: float) -> Callable[[], object]:
+        logits, per_row = meta(8, vocab_size, dtype=dtype), meta(8, dtype=torch.float32)
+        arguments = (logits, meta(8), per_row, per_row, logits if gradient else None)
+        return partial(masked_cross_entropy.masked_cross_entropy, *arguments, *(options or (0.0, 0.0, None)))
 
     llada, bert = 126464, 30522  # rows aligned to 16 elements; rows that are not
     noise = dict(temperature=meta(1, dtype=torch.float32).expand(8), seeds=meta(8), positions=meta(8), step=meta(8))
@@ -94,6 +100,18 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "float32 noise ragged suppress rows count", gumbel(bert, torch.float32, **noise, **chosen, **suppress[bert])
     yield "float32 one token", gumbel(1, torch.float32)
     yield "float32 most chunks", gumbel(2**21, torch.float32)
+    scale = meta(1, dtype=torch.float32).expand(8)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        yield f"{name} loss", entropy(llada, dtype, False)
+        yield f"{name} loss and gradient", entropy(llada, dtype)
+        yield f"{name} loss and gradient, every option", entropy(llada, dtype, True, 0.1, 1e-4, 30.0)
+        yield f"{name} loss and gradient ragged", entropy(bert, dtype)
+        yield f"{name} scaled", partial(masked_cross_entropy.scale_rows, meta(8, llada, dtype=dtype), scale)
+    yield "bfloat16 loss and gradient, smoothing", entropy(llada, bf16, True, 0.1, 0.0, None)
+    yield "bfloat16 loss and gradient, z-loss", entropy(llada, bf16, True, 0.0, 1e-4, None)
+    yield "bfloat16 loss and gradient, softcap", entropy(llada, bf16, True, 0.0, 0.0, 30.0)
+    yield "float32 loss and gradient, one token", entropy(1, torch.float32)
     for window in (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
         yield f"k window {window}", transfer(window, k=meta(8))
     for window in (64, 8192):

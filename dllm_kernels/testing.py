@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_kernels.gumbel_argmax import GumbelArgmax
@@ -113,6 +114,62 @@ def near_ties(got: Tensor, expected: Tensor, scores: Tensor) -> int:
         if not abs(a - b) <= bound:
             raise AssertionError(f"row {row}: token {int(got[row])} (score {a}) for {int(expected[row])} (score {b})")
     return len(different)
+
+
+def make_rows(rows: int, vocab_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """targets [rows] and row_weight [rows]: every third row without a weight, and a label that is none; the others with
+    weights 1/t from 1 to 1000.
+
+    Example:
+        >>> make_rows(3, 5)[1][0]
+        tensor(0.)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(vocab_size, (rows,), generator=generator)
+    weight = 1000.0 ** torch.rand(rows, generator=generator)
+    unused = torch.arange(rows) % 3 == 0
+    return targets.masked_fill(unused, -100), weight.masked_fill(unused, 0.0)
+
+
+def plain_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    row_weight: Tensor,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """loss, nll as anybody would compute them, upcasting the logits: the yardstick of the error budget.
+
+    Example:
+        >>> plain_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([2.0]))[0]
+        tensor(1.3863)
+    """
+    l = logits.float() if softcap is None else softcap * torch.tanh(logits.float() / softcap)
+    used = row_weight != 0
+    nll = F.cross_entropy(l, targets.where(used, 0), reduction="none", label_smoothing=label_smoothing)
+    if z_loss:
+        nll = nll + z_loss * l.logsumexp(-1).square()
+    nll = torch.where(used, nll, 0.0)
+    return (row_weight * nll).sum(), nll
+
+
+def assert_no_worse(got: Mapping[str, Tensor], plain: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
+    """Every result's largest error against float64 is at most twice that of plain PyTorch.
+
+    Errors count relative to the largest entry of their row (of a matrix) or of all (of a vector), and plain PyTorch is
+    granted one ulp of the result's dtype even where it happened to be exact.
+
+    Example:
+        >>> one = {"x": torch.ones(2)}
+        >>> assert_no_worse(one, one, one)
+    """
+    for name, true in truth.items():
+        scale = true.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        error, of_plain = (((x[name].cpu().double() - true).abs() / scale).max() for x in (got, plain))
+        budget = 2 * of_plain.clamp(min=torch.finfo(got[name].dtype).eps)
+        if not error <= budget:
+            raise AssertionError(f"{name}: error {error:.3g}, budget {budget:.3g} (twice plain PyTorch's)")
 
 
 @contextmanager

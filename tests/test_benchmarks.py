@@ -14,6 +14,7 @@ import transformers
 
 from benchmarks import (
     card_loop,
+    cpu_cross_entropy,
     cpu_kernels,
     machine,
     measure,
@@ -282,6 +283,22 @@ class TestKernelBenchmarks:
         row = json.loads(Path(last["row"]).read_text())
         assert [result["temperature"] for result in row["results"]] == [0.0, 1.0]
         assert all(result["speedup"] > 0 and result["bytes"] == 2_400_000 for result in row["results"])
+
+    def test_cpu_cross_entropy(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(cpu_cross_entropy.HEADS, "minilm", (8, 50))
+        arguments = ["--head", "minilm", "--dtype", "float32", "--rows", "12", "--masked", "5", "--repeats", "1"]
+        assert cpu_cross_entropy.main([*arguments, "--out", str(tmp_path)]) == 0
+        last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        row = json.loads(Path(last["row"]).read_text())
+        assert {"full", "gathered", "ours"} <= {result["program"] for result in row["results"]}
+        assert table.entropy_lines(row, [row["command"]])[0][0] == "minilm float32, 5 masked of 12 rows"
+
+    def test_the_programs_compute_the_same_loss(self, monkeypatch):
+        monkeypatch.setitem(cpu_cross_entropy.HEADS, "minilm", (8, 50))
+        options = cpu_cross_entropy.parse(["--rows", "12", "--masked", "5"])
+        batch = cpu_cross_entropy.make_batch(options, "minilm", torch.float32)
+        losses = [cpu_cross_entropy.programs(options)[name](batch).item() for name in ("full", "gathered", "ours")]
+        assert losses == pytest.approx([losses[0]] * 3, rel=1e-5) and losses[0] > 0
 
     def test_pytest_finds_the_cases(self):
         call = [

@@ -2,7 +2,8 @@
 
 Every case reads its inputs cold. Besides pytest-benchmark's own table, `extra_info` of each case holds the bytes that
 must be moved, the speed that makes, and the fraction of what this machine's memory was measured to do: a copy on a GPU,
-a read on a CPU. With `--benchmark-json FILE` all of it is written to a file.
+a read on a CPU. Where matrix products are what costs, it is their useful FLOPs, as a fraction of what a square product
+was measured to do, and the peak of memory. With `--benchmark-json FILE` all of it is written to a file.
 """
 
 from __future__ import annotations
@@ -39,11 +40,25 @@ def ceiling(device: torch.device) -> float:
     return machine.bandwidth(device)["copy" if device.type == "cuda" else "read"]
 
 
+@functools.cache
+def product_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured FLOP/s of a matrix product."""
+    return machine.matmul_speed(device, dtype)
+
+
 @pytest.fixture
 def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> Callable[..., None]:
-    """`measure(call, inputs, n_bytes)`: time `call(input)` on each of the inputs in turn and record what it moved."""
+    """`measure(call, inputs, n_bytes)`: time `call(input)` on each of the inputs in turn and record what it moved;
+    `measure(call, inputs, flops=f, dtype=d)`: the FLOPs of its products and its memory instead."""
 
-    def run(call: Callable[[object], object], inputs: Sequence[object], n_bytes: int) -> None:
+    def run(
+        call: Callable[[object], object],
+        inputs: Sequence[object],
+        n_bytes: int | None = None,
+        *,
+        flops: float | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         turns = itertools.cycle(inputs)
 
         def synchronised(value: object) -> None:
@@ -54,14 +69,23 @@ def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> 
         if benchmark.disabled:  # one call of each case was enough
             return
         seconds = timing.median_seconds(lambda: call(next(turns)), device, repeats=20)
-        benchmark.extra_info |= {
-            "device": device.type,
-            "bytes": n_bytes,
-            "cold_seconds": seconds,
-            "gigabytes_per_second": n_bytes / seconds / 1e9,
-            "fraction_of_measured_memory_speed": n_bytes / seconds / ceiling(device),
-        }
-        request.config.stash.setdefault(SUMMARY, []).append((benchmark.name, benchmark.extra_info))
+        info = {"device": device.type, "cold_seconds": seconds}
+        if n_bytes is not None:
+            info |= {
+                "bytes": n_bytes,
+                "gigabytes_per_second": n_bytes / seconds / 1e9,
+                "fraction_of_measured_memory_speed": n_bytes / seconds / ceiling(device),
+            }
+        if flops is not None:
+            with timing.PeakMemory(device) as memory:
+                synchronised(next(turns))
+            info |= {
+                "flops": flops,
+                "fraction_of_measured_product_speed": flops / seconds / product_ceiling(device, dtype),
+                "peak_bytes": memory.bytes,
+            }
+        benchmark.extra_info |= info
+        request.config.stash.setdefault(SUMMARY, []).append((benchmark.name, info))
 
     return run
 
@@ -72,13 +96,17 @@ def cold_copies(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Below pytest-benchmark's table: what each case moved, how fast, and the share of the memory's measured speed."""
+    """Below pytest-benchmark's table: what each case moved or multiplied, and the share of the measured speed."""
     summary = config.stash.get(SUMMARY, [])
     if not summary:
         return
-    terminalreporter.section("bytes moved, on cold inputs")
+    terminalreporter.section("on cold inputs")
     for name, info in summary:
-        terminalreporter.write_line(
-            f"{name:75} {info['bytes']:>12,} B {1e6 * info['cold_seconds']:>10.1f} us "
-            f"{info['gigabytes_per_second']:>8.2f} GB/s {info['fraction_of_measured_memory_speed']:>6.1%}"
-        )
+        line = f"{name:75} {1e6 * info['cold_seconds']:>10.1f} us"
+        if "bytes" in info:
+            share = info["fraction_of_measured_memory_speed"]
+            line += f" {info['bytes']:>12,} B {info['gigabytes_per_second']:>8.2f} GB/s {share:>6.1%}"
+        if "flops" in info:
+            peak = "" if info["peak_bytes"] is None else f" peak {info['peak_bytes'] / 1e6:,.0f} MB"
+            line += f" {info['fraction_of_measured_product_speed']:>6.1%} of product speed{peak}"
+        terminalreporter.write_line(line)

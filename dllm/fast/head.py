@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import threading
 import weakref
 from collections import OrderedDict
@@ -11,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dllm_kernels._linear import linear
 
 _log = logging.getLogger("dllm.fast")
 
@@ -99,33 +99,6 @@ def output_head(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has none"
         )
     return head
-
-
-def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear, without gradients: hidden [N, H], weight [V, H], bias [V] or None -> [N, V].
-
-    In float32 on an x86 CPU it is oneDNN's product, the one torch.compile takes, where eager torch takes MKL's: for a
-    head's few rows and long vocabulary that is twice as fast on AMD (benchmarks/LOG.md).
-
-    Example:
-        >>> linear(torch.ones(1, 2), torch.ones(3, 2), None)
-        tensor([[2., 2., 2.]])
-    """
-    if _by_onednn(hidden, weight):
-        return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
-    return F.linear(hidden, weight, bias)
-
-
-def _by_onednn(hidden: Tensor, weight: Tensor) -> bool:
-    return (
-        hidden.device.type == "cpu"
-        and hidden.dtype == weight.dtype == torch.float32
-        and platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and not torch.is_autocast_enabled("cpu")
-    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from dllm.fast import head
 from dllm.fast.denoise import ROW_MULTIPLE
+from dllm_kernels import _linear
 
 
 def operands(rows, hidden, vocab, dtype, device, bias=True):
@@ -21,10 +22,10 @@ def test_a_row_does_not_depend_on_how_many_there_are(hidden, dtype, device):
     """Every number of rows that the loop may ask for, alone and at another place of the list."""
     x, weight, bias = operands(128, hidden, 5003, dtype, device)
     step = ROW_MULTIPLE[device.type]
-    full = head.linear(x, weight, bias)
+    full = _linear.linear(x, weight, bias)
     for rows in range(step, 129, step):
-        assert torch.equal(head.linear(x[:rows], weight, bias), full[:rows])
-        assert torch.equal(head.linear(x[128 - rows :], weight, bias), full[128 - rows :])
+        assert torch.equal(_linear.linear(x[:rows], weight, bias), full[:rows])
+        assert torch.equal(_linear.linear(x[128 - rows :], weight, bias), full[128 - rows :])
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -36,20 +37,20 @@ def test_against_float64(dtype, bias, device):
     truth = F.linear(x64, weight64, b64)
     bound = F.linear(x64.abs(), weight64.abs(), b64 if b is None else b64.abs()) * 384 * torch.finfo(torch.float32).eps
     rounding = truth.abs() * torch.finfo(dtype).eps
-    for product in (head.linear, F.linear):
+    for product in (_linear.linear, F.linear):
         assert bool(((product(x, weight, b).double() - truth).abs() <= bound + rounding).all())
 
 
 def test_what_onednn_must_not_serve(monkeypatch):
     x, weight, _ = operands(4, 8, 16, torch.float32, "cpu")
-    assert not head._by_onednn(x.bfloat16(), weight.bfloat16())
+    assert not _linear._by_onednn(x.bfloat16(), weight.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not head._by_onednn(x, weight)
-        assert head.linear(x, weight, None).dtype == torch.bfloat16
+        assert not _linear._by_onednn(x, weight)
+        assert _linear.linear(x, weight, None).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not head._by_onednn(x, weight)
-    monkeypatch.setattr(head.platform, "machine", lambda: "arm64")
-    assert not head._by_onednn(x, weight)
+        assert not _linear._by_onednn(x, weight)
+    monkeypatch.setattr(_linear.platform, "machine", lambda: "arm64")
+    assert not _linear._by_onednn(x, weight)
 
 
 def test_bypassed_restores_what_the_instance_had():

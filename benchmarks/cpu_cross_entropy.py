@@ -1,0 +1,214 @@
+"""`linear_cross_entropy` against the ways there are, forward and backward on a CPU, in one interleaved run.
+
+    python benchmarks/cpu_cross_entropy.py
+
+512 masked of 1024 rows in MiniLM's and ModernBERT-base's head, float32 and bfloat16, with a bias and row weights 1/t:
+    full      the head on every row and F.cross_entropy on [B, V, L], as dLLM trains
+    gathered  the head on the masked rows, then F.cross_entropy
+    torch     F.linear_cross_entropy in chunks on the masked rows, where this torch has it; it knows no row weights
+    ours      linear_cross_entropy on all rows and their weights
+Memory is the peak of resident memory in a call of its own, less the gradients. A table goes to stdout, a JSON row to
+the results folder, and the last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import report, timing
+from benchmarks.models import DTYPES
+
+CPU = torch.device("cpu")
+HEADS = {"minilm": (384, 30522), "modernbert-base": (768, 50368)}  # width, vocabulary
+WARMUP = 1
+COLUMNS = ("head", "program", "ms", "ours is", "peak above gradients, MB", "ours takes")
+
+
+class Batch(NamedTuple):
+    """What a loss is given: hidden [N, H], head weight [V, H] and bias [V], and for each row target and weight [N]."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    targets: Tensor
+    row_weight: Tensor
+    masked: Tensor  # int64, the rows with a weight
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.hidden, self.weight, self.bias
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; unknown options end the program."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--head", nargs="+", choices=list(HEADS), default=list(HEADS))
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--masked", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4, help="sequences that the rows belong to")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
+    options = parser.parse_args(arguments)
+    if not 0 < options.masked <= options.rows or options.rows % options.batch:
+        parser.error("masked must be from 1 to rows, and rows a multiple of batch")
+    return options
+
+
+def make_batch(options: argparse.Namespace, head: str, dtype: torch.dtype) -> Batch:
+    """Hidden states and a head whose logits have a standard deviation of about 3; every row its own weight."""
+    width, vocab = HEADS[head]
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(options.rows, width, generator=draw).to(dtype)
+    weight = (torch.randn(vocab, width, generator=draw) * 3 / width**0.5).to(dtype)
+    masked = torch.randperm(options.rows, generator=draw)[: options.masked].sort().values
+    row_weight = torch.zeros(options.rows)
+    row_weight[masked] = 1 / torch.rand(options.masked, generator=draw).clamp(min=1e-3) / options.masked
+    targets = torch.randint(vocab, (options.rows,), generator=draw)
+    leaves = (hidden, weight, torch.zeros(vocab, dtype=dtype))
+    return Batch(*(leaf.requires_grad_() for leaf in leaves), targets, row_weight, masked)
+
+
+def full(batch: Batch, sequences: int) -> Tensor:
+    """dLLM's: logits and loss of every position, multiplied by weight and mask afterwards."""
+    logits = F.linear(batch.hidden.view(sequences, -1, batch.hidden.shape[1]), batch.weight, batch.bias)
+    nll = F.cross_entropy(logits.transpose(1, 2), batch.targets.view(sequences, -1), reduction="none")
+    return (nll * batch.row_weight.view(sequences, -1)).sum()
+
+
+def gathered(batch: Batch) -> Tensor:
+    """The masked rows only, by torch's own operations."""
+    logits = F.linear(batch.hidden[batch.masked], batch.weight, batch.bias)
+    nll = F.cross_entropy(logits, batch.targets[batch.masked], reduction="none")
+    return (nll * batch.row_weight[batch.masked]).sum()
+
+
+def by_torch(batch: Batch) -> Tensor:
+    """F.linear_cross_entropy, all masked rows with the same weight."""
+    return F.linear_cross_entropy(
+        batch.hidden[batch.masked],
+        batch.weight,
+        batch.targets[batch.masked],
+        linear_bias=batch.bias,
+        reduction="mean",
+        options=torch.nn.LinearCrossEntropyOptions(),
+    )
+
+
+def ours(batch: Batch) -> Tensor:
+    """All rows and their weights; the library finds the masked ones."""
+    from dllm_kernels import linear_cross_entropy
+
+    return linear_cross_entropy(batch.hidden, batch.weight, batch.targets, batch.row_weight, bias=batch.bias).loss
+
+
+def programs(options: argparse.Namespace) -> dict[str, Callable[[Batch], Tensor]]:
+    """Every way that this torch offers."""
+    found = {"full": functools.partial(full, sequences=options.batch), "gathered": gathered}
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        found["torch"] = by_torch
+    return found | {"ours": ours}
+
+
+def step(program: Callable[[Batch], Tensor], batch: Batch) -> None:
+    """Forward and backward, into fresh gradients."""
+    for leaf in batch.leaves:
+        leaf.grad = None
+    program(batch).backward()
+
+
+def measure(
+    options: argparse.Namespace, head: str, dtype: str, begin: Callable[[str], None]
+) -> list[dict[str, object]]:
+    """One result for each program on one head and dtype; the programs take turns."""
+    batch = make_batch(options, head, DTYPES[dtype])
+    calls: dict[str, Callable[[], float]] = {}
+    peaks: dict[str, int | None] = {}
+    for name, program in programs(options).items():
+        begin(f"{head} {dtype} {name}: memory")
+        one = functools.partial(step, program, batch)
+        one()
+        for leaf in batch.leaves:
+            leaf.grad = None
+        with timing.PeakMemory(CPU) as memory:
+            one()
+        gradients = sum(leaf.grad.nbytes for leaf in batch.leaves)
+        peaks[name] = None if memory.bytes is None else memory.bytes - gradients
+        calls[name] = functools.partial(timed, one, functools.partial(begin, f"{head} {dtype} {name}"))
+    for call in list(calls.values()) * WARMUP:
+        call()
+    seconds = {name: timing.summary(taken) for name, taken in timing.interleave(calls, options.repeats).items()}
+    return [
+        {
+            "head": head,
+            "dtype": dtype,
+            "program": name,
+            "seconds": seconds[name],
+            "peak_bytes": peaks[name],
+            "ours_is_faster_by": seconds[name]["median"] / seconds["ours"]["median"],
+            "ours_takes_of_its_memory": peaks["ours"] / peaks[name] if peaks[name] else None,
+        }
+        for name in calls
+    ]
+
+
+def timed(call: Callable[[], object], begin: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    begin()
+    return timing.host_seconds(call)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and write the row."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    row = report.new_row("cpu_cross_entropy", "benchmarks/cpu_cross_entropy.py", arguments, CPU)
+    row["settings"] = {name: getattr(options, name) for name in ("rows", "masked", "batch")}
+    row["results"] = []
+    cases = [(head, dtype) for head in options.head for dtype in options.dtype]
+    with report.progress(total=len(cases) * len(programs(options)) * (1 + WARMUP + options.repeats)) as begin:
+        for head, dtype in cases:
+            row["results"] += measure(options, head, dtype, begin)
+    report.print_table(
+        f"weighted cross-entropy, forward and backward: {options.masked} masked of {options.rows} rows",
+        COLUMNS,
+        [cells(result) for result in row["results"]],
+    )
+    path = report.write_row(row, options.out, f"{options.masked}of{options.rows}")
+    report.print_last_line({"row": str(path), "results": row["results"]})
+    return 0
+
+
+def cells(result: dict[str, object]) -> list[str]:
+    """A line of the table."""
+    peak, share = result["peak_bytes"], result["ours_takes_of_its_memory"]
+    return [
+        f"{result['head']} {result['dtype']}",
+        str(result["program"]),
+        f"{1000 * result['seconds']['median']:.0f}",
+        f"{result['ours_is_faster_by']:.2f}x faster",
+        "n/a" if peak is None else f"{peak / 1e6:.0f}",
+        "n/a" if share is None else f"{share:.0%}",
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,120 @@
+"""The arguments of a training run, on every supported version of transformers."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import math
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any
+
+import torch
+import transformers
+
+_log = logging.getLogger("dllm")
+
+# Fields of transformers 4 that scripts set and transformers 5 no longer has: type, default, and what they set today
+# (the successor's name and value for a value that differs from the default) or None where nothing acts any more.
+_DROPPED: dict[str, tuple[Any, Any, dict[str, Any] | None]] = {
+    "adafactor": (bool, False, {"optim": "adafactor"}),
+    "group_by_length": (bool, False, {"train_sampling_strategy": "group_by_length"}),
+    "no_cuda": (bool, False, {"use_cpu": True}),
+    "use_mps_device": (bool, False, None),
+    "half_precision_backend": (str, "auto", None),
+    "include_tokens_per_second": (bool, False, None),
+    "jit_mode_eval": (bool, False, None),
+    "logging_dir": (str | None, None, None),
+    "overwrite_output_dir": (bool, True, None),
+    "past_index": (int, -1, None),
+    "save_safetensors": (bool, True, None),
+    "warmup_ratio": (float, 0.0, None),  # read by get_warmup_steps below
+}
+_PRESENT = {known.name for known in fields(transformers.TrainingArguments)}
+_MISSING = {name: entry for name, entry in _DROPPED.items() if name not in _PRESENT}
+
+_AnyTransformers = make_dataclass(
+    "_AnyTransformers",
+    [(name, kind, field(default=default)) for name, (kind, default, _) in _MISSING.items()],
+    bases=(transformers.TrainingArguments,),
+)
+
+
+@dataclass
+class TrainingArguments(_AnyTransformers):
+    """`transformers.TrainingArguments` with the defaults of dLLM 0.1.
+
+    Fields that the installed transformers has dropped are still taken: `warmup_ratio`, `group_by_length`, `no_cuda` and
+    `adafactor` act through their successors, and of others that are set a log line says that they no longer act.
+    Without any accelerator the run is on the CPU, in the same precision. Where wandb is not installed, reports to it
+    are left out, and a log line says so.
+
+    Raises:
+        ValueError: what transformers refuses, or a warmup_ratio outside [0, 1].
+
+    Example:
+        >>> arguments = TrainingArguments(output_dir="out", report_to="none", use_cpu=True)
+        >>> arguments.learning_rate, arguments.get_warmup_steps(1000)
+        (2e-05, 100)
+    """
+
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (HfArgumentParser needs None first)
+        default="wandb", metadata={"help": "Where to report, or none."}
+    )
+    overwrite_output_dir: bool = field(default=True, metadata={"help": "Kept for scripts; nothing acts on it."})
+    seed: int = field(default=42, metadata={"help": "Of everything random, the masks included."})
+    num_train_epochs: float = field(default=10, metadata={"help": "Passes over the data."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "The largest learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate changes."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Samples per device and forward."})
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "The same in evaluation."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forwards per optimizer step."})
+    warmup_ratio: float = field(default=0.1, metadata={"help": "Share of steps with rising learning rate."})
+    bf16: bool = field(default=True, metadata={"help": "Train under bfloat16 autocast."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between log entries, or their share."})
+    eval_on_start: bool = field(default=False, metadata={"help": "Evaluate before the first step."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
+    eval_steps: float | None = field(default=0.1, metadata={"help": "Steps between evaluations, or their share."})
+    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints, or their share."})
+    save_only_model: bool = field(
+        default=True, metadata={"help": "Keep no optimizer state: smaller checkpoints, from which no run resumes."}
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio must lie in [0, 1], got {self.warmup_ratio}")
+        self._apply_dropped()
+        if self.bf16 and not self.use_cpu and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers refuses bfloat16 on a CPU that nobody has asked for
+        self.report_to = _without_missing_wandb(self.report_to)
+        super().__post_init__()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps of warm-up: `warmup_steps` where it is set, else the share `warmup_ratio` of all, rounded up."""
+        if self.warmup_steps > 0:
+            return super().get_warmup_steps(num_training_steps)
+        return math.ceil(num_training_steps * self.warmup_ratio)
+
+    def _apply_dropped(self) -> None:
+        default = {known.name: known.default for known in fields(self)}
+        for name, (_, _, successor) in _MISSING.items():
+            if name == "warmup_ratio" or getattr(self, name) == default[name]:
+                continue
+            if successor is None or not _PRESENT.issuperset(successor):
+                _say_once(f"{name} no longer acts: transformers {transformers.__version__} has dropped it")
+                continue
+            for heir, value in successor.items():
+                setattr(self, heir, value)
+
+
+def _without_missing_wandb(report_to: str | list[str] | None) -> str | list[str] | None:
+    reports = [report_to] if isinstance(report_to, str) else list(report_to or ())
+    if "wandb" not in reports or importlib.util.find_spec("wandb") is not None:
+        return report_to
+    _say_once("wandb is not installed: nothing is reported to it")
+    return [name for name in reports if name != "wandb"] or "none"
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _log.warning(message)

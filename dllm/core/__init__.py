@@ -1,0 +1,16 @@
+"""Diffusion itself: schedules, corruption, training. A part is loaded when it is first used."""
+
+import importlib
+from typing import Any
+
+_PARTS = ("noising", "schedulers", "trainers")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return importlib.import_module(f"dllm.core.{name}")
+    raise AttributeError(f"module 'dllm.core' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PARTS])

@@ -1,0 +1,132 @@
+"""Corruption: q(x_t | x_0), a text some of whose tokens are masked, drawn from the library's own random stream.
+
+What is drawn for a sample depends on the run's seed, the sample's tokens and the epoch, and on nothing else: not on the
+batch it is in, its rank, its padding, or whether the run was resumed. A sample is named by a hash of the seed and its
+tokens; the hash is the Philox key, the epoch its step counter, the token's position its position
+(:mod:`dllm_kernels.philox`, streams TRAINING_CORRUPTION and DIFFUSION_TIME).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dllm.core.schedulers import BaseAlphaScheduler
+from dllm_kernels import philox
+
+
+class Noised(NamedTuple):
+    """A corrupted batch.
+
+    tokens: int64 [B, L], x_t: x_0 with the mask token where `masked`.
+    masked: bool [B, L].
+    """
+
+    tokens: Tensor
+    masked: Tensor
+
+
+def real_lengths(tokens: Tensor, attention_mask: Tensor | None, pad_id: int | None) -> Tensor:
+    """int64 [B]: how many tokens of each row of [B, L] stand before its trailing padding.
+
+    Padding is what the attention mask leaves out, and the padding token at the end of a row, so that a sample has the
+    same length whether its padding is attended to (padded EOS that is trained) or not.
+
+    Example:
+        >>> real_lengths(torch.tensor([[5, 0, 6, 0, 0]]), None, pad_id=0)
+        tensor([3])
+    """
+    real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask != 0
+    if pad_id is not None:
+        real = real & (tokens != pad_id)
+    column = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    return (real * column).max(1).values if tokens.shape[1] else column.new_zeros(len(tokens))
+
+
+def sample_seeds(tokens: Tensor, lengths: Tensor, run_seed: int) -> Tensor:
+    """int64 [B]: the seed of each sample, a 64-bit BLAKE2b hash of the run's seed and of its first `lengths` tokens.
+
+    Args:
+        tokens: int64 [B, L], on the CPU.
+        lengths: int64 [B], see :func:`real_lengths`.
+        run_seed: any integer of 64 bits.
+
+    Example:
+        >>> rows = torch.tensor([[5, 6, 0], [5, 6, 9]])
+        >>> a, b = sample_seeds(rows, torch.tensor([2, 2]), run_seed=1).tolist()
+        >>> a == b
+        True
+    """
+    key = (philox.as_int64(run_seed) % 2**64).to_bytes(8, "little")
+    seeds = []
+    for row, length in zip(tokens.numpy(), lengths.tolist(), strict=True):
+        digest = hashlib.blake2b(row[:length].astype("<i8").tobytes(), digest_size=8, key=key).digest()
+        seeds.append(int.from_bytes(digest, "little", signed=True))
+    return torch.tensor(seeds, dtype=torch.int64)
+
+
+def diffusion_times(seeds: Tensor, epoch: int, *, low: float, high: float, antithetic: bool = False) -> Tensor:
+    """float32 [B]: t = low + (high - low) U, a time per sample.
+
+    Args:
+        seeds: int64 [B], of the samples.
+        epoch: the pass over the data.
+        low, high: the range of t, 0 <= low < high <= 1; MDLM's is (1e-3, 1).
+        antithetic: U becomes (U + i) / n mod 1 for row i of n, so that the times of a batch are spread evenly. Then
+            a sample's time depends on its place in the batch; what is masked at that time still does not.
+
+    Source: MDLM (arXiv:2406.07524), which calls the even spread antithetic.
+
+    Example:
+        >>> t = diffusion_times(torch.arange(4), 0, low=0.0, high=1.0, antithetic=True)
+        >>> (t * 4).floor()
+        tensor([0., 1., 2., 3.])
+    """
+    zero = torch.zeros_like(seeds)
+    u = philox.uniform(seeds, zero, zero + epoch, philox.DIFFUSION_TIME)
+    if antithetic:
+        u = (u + torch.arange(len(u), device=u.device)) / len(u) % 1
+    return (low + (high - low) * u).clamp(low, high)
+
+
+def corrupt(
+    tokens: Tensor,
+    maskable: Tensor,
+    times: Tensor,
+    *,
+    seeds: Tensor,
+    epoch: int,
+    scheduler: BaseAlphaScheduler,
+    mask_id: int,
+) -> Noised:
+    """Mask each maskable token with probability 1 - alpha(t) of its sample.
+
+    Args:
+        tokens: int64 [B, L], x_0.
+        maskable: bool [B, L], the tokens that may be masked.
+        times: floating point [B], or [B, L] for a time per token.
+        seeds: int64 [B], of the samples.
+        epoch: the pass over the data.
+        scheduler: alpha.
+        mask_id: the mask token.
+
+    Returns:
+        :class:`Noised`.
+
+    Source: MDLM (arXiv:2406.07524).
+
+    Example:
+        >>> from dllm.core.schedulers import LinearAlphaScheduler
+        >>> x = torch.tensor([[5, 6, 7, 8]])
+        >>> everything = dict(seeds=torch.tensor([1]), epoch=0, scheduler=LinearAlphaScheduler(), mask_id=3)
+        >>> corrupt(x, x > 5, torch.ones(1), **everything).tokens
+        tensor([[5, 3, 3, 3]])
+    """
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    u = philox.uniform(seeds[:, None], position, torch.full_like(position, epoch), philox.TRAINING_CORRUPTION)
+    times = times if times.dim() == 2 else times[:, None]
+    masked = maskable & (u < 1 - scheduler.alpha(times))
+    return Noised(torch.where(masked, mask_id, tokens), masked)

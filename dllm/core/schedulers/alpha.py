@@ -1,0 +1,138 @@
+"""alpha(t): the probability that a token has not been masked at time t. 1 at t = 0, 0 at t = 1."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm.core.schedulers.common import Number, by_name, evaluate
+
+# Keeps the weight finite at t = 0, where nothing is masked.
+EPSILON = 1e-6
+
+
+@dataclass
+class BaseAlphaScheduler(ABC):
+    """A masking schedule. A subclass gives alpha and its derivative and is then known by its name.
+
+    Times are floats or floating-point tensors of any shape; the result is of the same kind, dtype and shape.
+
+    Raises:
+        TypeError, ValueError: a time is no number, or outside [0, 1].
+
+    Source: MDLM (arXiv:2406.07524); the names are those of dLLM 0.1.
+
+    Example:
+        >>> LinearAlphaScheduler()(0.25)
+        0.75
+    """
+
+    __registry__: ClassVar[dict[str, type[BaseAlphaScheduler]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        BaseAlphaScheduler.__registry__[cls.__name__] = cls
+
+    @abstractmethod
+    def _alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _alpha_derivative(self, t: Tensor) -> Tensor: ...
+
+    def __call__(self, t: Number) -> Number:
+        """The same as `alpha`."""
+        return self.alpha(t)
+
+    def alpha(self, t: Number) -> Number:
+        """Probability that a token is unmasked at time t."""
+        return evaluate(self._alpha, t)
+
+    def alpha_derivative(self, t: Number) -> Number:
+        """d alpha / dt, at most 0."""
+        return evaluate(self._alpha_derivative, t)
+
+    def reverse_mask_prob(self, s: Number, t: Number) -> Number:
+        """(1 - alpha(s)) / (1 - alpha(t)): probability that a token masked at t is still masked at s, 0 <= s < t <= 1.
+
+        Raises:
+            ValueError: s is not before t.
+
+        Example:
+            >>> LinearAlphaScheduler().reverse_mask_prob(0.25, 0.5)
+            0.5
+        """
+        return evaluate(self._reverse_mask_prob, s, t)
+
+    def weight(self, t: Number) -> Number:
+        """w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6), the loss weight of a masked token. For linear alpha it is 1 / t.
+
+        Example:
+            >>> round(LinearAlphaScheduler().weight(0.5), 4)
+            2.0
+        """
+        return evaluate(lambda t: -self._alpha_derivative(t) / (1 - self._alpha(t) + EPSILON), t)
+
+    def _reverse_mask_prob(self, s: Tensor, t: Tensor) -> Tensor:
+        if not bool((s < t).all()):
+            raise ValueError("s must be less than t")
+        return (1 - self._alpha(s)) / (1 - self._alpha(t))
+
+
+@dataclass
+class LinearAlphaScheduler(BaseAlphaScheduler):
+    """alpha(t) = 1 - t.
+
+    Example:
+        >>> LinearAlphaScheduler().alpha_derivative(0.3)
+        -1.0
+    """
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def _alpha_derivative(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+
+@dataclass
+class CosineAlphaScheduler(BaseAlphaScheduler):
+    """alpha(t) = 1 - cos(pi/2 (1 - t)).
+
+    Example:
+        >>> CosineAlphaScheduler().alpha(1.0)
+        0.0
+    """
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - torch.cos(math.pi / 2 * (1 - t))
+
+    def _alpha_derivative(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
+
+
+def get_alpha_scheduler_class(name: str) -> type[BaseAlphaScheduler]:
+    """The class called `name`, in any case, with or without "AlphaScheduler".
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+
+    Example:
+        >>> get_alpha_scheduler_class("cosine").__name__
+        'CosineAlphaScheduler'
+    """
+    return by_name(BaseAlphaScheduler.__registry__, name, "AlphaScheduler")
+
+
+def make_alpha_scheduler(name: str, **options: Any) -> BaseAlphaScheduler:
+    """A scheduler by its name, `options` being those of its class.
+
+    Example:
+        >>> make_alpha_scheduler("LinearAlphaScheduler")
+        LinearAlphaScheduler()
+    """
+    return get_alpha_scheduler_class(name)(**options)

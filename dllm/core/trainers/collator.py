@@ -1,0 +1,184 @@
+"""From samples to a corrupted batch. Masks are drawn here, on the host, so that the number of masked tokens is known
+before anything is sent to a device, and a product over them has exactly their size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm.core import noising
+from dllm.core.schedulers import BaseAlphaScheduler
+
+_log = logging.getLogger("dllm")
+
+IGNORE = -100
+# The entry of a batch that holds what the loss needs; all others go to the model.
+CORRUPTION = "corruption"
+
+
+@dataclass(kw_only=True)
+class MDLMCollator:
+    """Pads samples with `base`, then masks each token that has a label with probability 1 - alpha(t) of its sample.
+
+    Args:
+        base: a collator that gives `input_ids` [B, L], padded on the right, and may give `labels` [B, L] (-100 where a
+            token is never masked, else the token itself) and `attention_mask` [B, L]. Without labels every token that
+            is attended to may be masked.
+        scheduler: alpha(t), and w(t) for the weight "scheduler".
+        mask_id, pad_id: the mask token; the padding token, None if there is none.
+        vocab_size: token ids lie below it.
+        seed: of the run.
+        low, high: the range of t.
+        antithetic: spread the times of a batch evenly.
+        uniform_weight: weight 1 instead of w(t).
+        right_shift: the token at p is predicted at p - 1 (Dream, A2D), at 0 that at 0.
+
+    A batch has the model's inputs, `input_ids` corrupted, no labels, no attention mask where it would be all ones, and
+    under "corruption", with N masked tokens of nonzero weight:
+        rows: int64 [N], position b L + p of the prediction of each.
+        targets: int64 [N], the token.
+        weight: float32 [N], w(t) of its sample.
+        maskable: int64 [B], tokens of each sample that may be masked.
+        lengths: int64 [B], tokens of each sample that are attended to.
+
+    `epoch`, which the masks depend on, may be set at any time and reaches the processes of a data loader.
+
+    Raises:
+        TypeError, ValueError: labels that differ from the tokens, token ids outside the vocabulary, padding on the
+            left, shapes that do not fit; weights of the scheduler that are negative or not finite.
+
+    Example:
+        >>> from dllm.core.schedulers import LinearAlphaScheduler
+        >>> def stack(samples):
+        ...     return {"input_ids": torch.tensor([s["input_ids"] for s in samples])}
+        >>> collate = MDLMCollator(
+        ...     base=stack, scheduler=LinearAlphaScheduler(), mask_id=3, pad_id=None, vocab_size=10, seed=0, low=0.999
+        ... )
+        >>> batch = collate([{"input_ids": [5, 6]}, {"input_ids": [7, 8]}])
+        >>> batch["input_ids"]
+        tensor([[3, 3],
+                [3, 3]])
+        >>> batch["corruption"]["targets"]
+        tensor([5, 6, 7, 8])
+    """
+
+    base: Callable[[Sequence[Any]], Mapping[str, Any]]
+    scheduler: BaseAlphaScheduler
+    mask_id: int
+    pad_id: int | None
+    vocab_size: int
+    seed: int
+    low: float = 1e-3
+    high: float = 1.0
+    antithetic: bool = False
+    uniform_weight: bool = False
+    right_shift: bool = False
+    _epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
+    _warned: bool = False
+
+    @property
+    def epoch(self) -> int:
+        """The pass over the data."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        batch = dict(self.base(samples))
+        tokens, attention_mask = batch["input_ids"], batch.get("attention_mask")
+        labels = batch.pop("labels", None)
+        if labels is None:
+            labels = tokens if attention_mask is None else torch.where(attention_mask != 0, tokens, IGNORE)
+        check_batch(tokens, labels, attention_mask, self.vocab_size)
+        if attention_mask is not None and bool((attention_mask != 0).all()):
+            del batch["attention_mask"]  # says nothing, and many models wait for the device to find that out
+        maskable = labels != IGNORE
+        times, noised = self._corrupt(tokens, maskable, attention_mask)
+        attended = torch.ones_like(tokens) if attention_mask is None else (attention_mask != 0).long()
+        counts = dict(maskable=maskable.sum(1), lengths=attended.sum(1))
+        self._warn_once_of_nothing(counts["maskable"])
+        chosen = self._chosen(tokens, noised.masked, times)
+        return batch | {"input_ids": noised.tokens, CORRUPTION: chosen | counts}
+
+    def _corrupt(
+        self, tokens: Tensor, maskable: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, noising.Noised]:
+        lengths = noising.real_lengths(tokens, attention_mask, self.pad_id)
+        seeds, epoch = noising.sample_seeds(tokens, lengths, self.seed), self.epoch
+        times = noising.diffusion_times(seeds, epoch, low=self.low, high=self.high, antithetic=self.antithetic)
+        options = dict(seeds=seeds, epoch=epoch, scheduler=self.scheduler, mask_id=self.mask_id)
+        return times, noising.corrupt(tokens, maskable, times, **options)
+
+    def _chosen(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
+        """The masked tokens that carry loss: where they are predicted, what they are, what they weigh."""
+        weight = torch.ones_like(times) if self.uniform_weight else self.scheduler.weight(times)
+        if not bool(((weight >= 0) & (weight < torch.inf)).all()):
+            raise ValueError(f"weights of {type(self.scheduler).__name__} must be finite and at least 0, got {weight}")
+        row, position = (masked & (weight > 0)[:, None]).nonzero(as_tuple=True)
+        predicted_at = (position - 1).clamp(min=0) if self.right_shift else position
+        rows = row * tokens.shape[1] + predicted_at
+        return dict(rows=rows, targets=tokens[row, position], weight=weight[row].float())
+
+    def _warn_once_of_nothing(self, maskable: Tensor) -> None:
+        if not self._warned and int(maskable.sum()) == 0:
+            self._warned = True
+            _log.warning("a batch has no token that may be masked (every label is %d): its loss is 0", IGNORE)
+
+
+def check_batch(tokens: object, labels: object, attention_mask: object, vocab_size: int) -> None:
+    """Check what the base collator made.
+
+    Raises:
+        TypeError: token ids that are not int64 tensors.
+        ValueError: other shapes than [B, L], ids outside the vocabulary, labels that are neither -100 nor the token, an
+            attention mask that is no right padding.
+
+    Example:
+        >>> check_batch(torch.tensor([[5, 6]]), torch.tensor([[-100, 7]]), None, vocab_size=10)
+        Traceback (most recent call last):
+        ...
+        ValueError: labels must equal input_ids wherever they are not -100, got label 7 for token 6 at row 0, position 1
+    """
+    for name, value in (("input_ids", tokens), ("labels", labels)):
+        if not isinstance(value, Tensor) or value.dtype != torch.int64:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name} must be an int64 tensor, got {str(got).removeprefix('torch.')}")
+    if tokens.dim() != 2 or labels.shape != tokens.shape:
+        raise ValueError(
+            f"input_ids and labels must have one shape [B, L], got {list(tokens.shape)} and {list(labels.shape)}"
+        )
+    _check_range("input_ids", tokens, tokens, vocab_size)
+    _check_range("labels", labels, labels[labels != IGNORE], vocab_size)
+    wrong = ((labels != tokens) & (labels != IGNORE)).nonzero()
+    if len(wrong):
+        row, position = wrong[0].tolist()
+        raise ValueError(
+            f"labels must equal input_ids wherever they are not {IGNORE}, got label {int(labels[row, position])} for "
+            f"token {int(tokens[row, position])} at row {row}, position {position}"
+        )
+    if attention_mask is not None:
+        real = attention_mask != 0
+        if real.shape != tokens.shape:
+            raise ValueError(
+                f"attention_mask must have the shape of input_ids {list(tokens.shape)}, got {list(real.shape)}"
+            )
+        if bool((~real[:, :-1] & real[:, 1:]).any()):
+            raise ValueError(
+                "attention_mask must be right padding: in each row ones, then zeros (tokenizer.padding_side = 'right')"
+            )
+
+
+def _check_range(name: str, all_ids: Tensor, ids: Tensor, vocab_size: int) -> None:
+    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < vocab_size):
+        outside = int(ids[(ids < 0) | (ids >= vocab_size)][0])
+        place = (all_ids == outside).nonzero()[0].tolist()
+        raise ValueError(
+            f"{name} must lie in the vocabulary [0, {vocab_size}), got {outside} at row {place[0]}, position {place[1]}"
+        )

@@ -1,0 +1,420 @@
+"""Training by masked diffusion, on transformers' Trainer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from dllm.configs import TrainingArguments
+from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
+from dllm.core.trainers import ema
+from dllm.core.trainers.collator import CORRUPTION, MDLMCollator
+from dllm.core.trainers.resume import checkpoint_to_resume
+from dllm.core.trainers.utils.curve import draw_curve
+from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric
+from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
+from dllm.fast.inputs import find_mask_id, input_embedding
+from dllm.fast.training import masked_loss
+
+WEIGHT_TYPES = ("scheduler", "uniform")
+NORM_TYPES = ("token", "sequence", "batch")
+
+
+@dataclass
+class MDLMConfig(TrainingArguments):
+    """Arguments of :class:`MDLMTrainer`: those of transformers' Trainer, and the fields below.
+
+    Raises:
+        ValueError: a field outside its range, or one of transformers that a diffusion loss has no use for.
+
+    Example:
+        >>> config = MDLMConfig(output_dir="out", report_to="none", loss_norm_type="sequence")
+        >>> config.loss_weight_type
+        'scheduler'
+    """
+
+    time_epsilon: float = field(default=1e-3, metadata={"help": "The smallest diffusion time t."})
+    time_max: float = field(default=1.0, metadata={"help": "The largest; below 1 for a clipped range."})
+    antithetic_time: bool = field(default=False, metadata={"help": "Spread the times of a batch evenly."})
+    loss_weight_type: str = field(default="scheduler", metadata={"help": "scheduler, w(t); or uniform, 1."})
+    loss_norm_type: str = field(default="token", metadata={"help": "Mean over: token, sequence or batch."})
+    right_shift_logits: bool = field(default=False, metadata={"help": "A token is predicted one position before it."})
+    ema_decay: float | None = field(default=None, metadata={"help": "Keep averaged weights, MDLM's decay is 0.9999."})
+
+    def __post_init__(self):
+        if not 0 <= self.time_epsilon < self.time_max <= 1:
+            raise ValueError(
+                f"time_epsilon and time_max must satisfy 0 <= time_epsilon < time_max <= 1, "
+                f"got {self.time_epsilon} and {self.time_max}"
+            )
+        for name, known in (("loss_weight_type", WEIGHT_TYPES), ("loss_norm_type", NORM_TYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and less than 1, got {self.ema_decay}")
+        if self.ema_decay is not None and self.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end loads weights that are not averaged: leave ema_decay unset")
+        if self.label_smoothing_factor:
+            raise ValueError(f"label_smoothing_factor is no part of this loss, got {self.label_smoothing_factor}")
+        super().__post_init__()
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "dispatch_batches must not be True: a batch's masked tokens cannot be cut into equal shares"
+            )
+        self.accelerator_config.dispatch_batches = False
+
+
+class MDLMTrainer(transformers.Trainer):
+    r"""Trains a masked language model by masked diffusion (MDLM, LLaDA), the loss costing what the masked tokens cost.
+
+    For a sample of tokens x with time t ~ U(time_epsilon, time_max), each token that has a label is masked with
+    probability 1 - alpha(t), and
+
+    .. math::
+        loss = \frac{1}{Z} \sum_{samples} c \, w(t) \sum_{masked\ i} -\log p(x_i \mid x_t)
+
+    with w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6), or 1 for `loss_weight_type="uniform"`. For `loss_norm_type`
+    "token" c = 1 and Z counts the tokens that have a label; for "sequence" c = 1 / (tokens of the sample that have a
+    label) and Z counts samples; for "batch" c = 1 and Z counts samples. Z is that of the whole optimizer step, all its
+    forwards and all ranks: k forwards of n samples are the same step as one of k n.
+
+    Which tokens are masked depends on the run's seed, the sample's tokens and the epoch alone: not on the batch, rank,
+    padding or a resumption (:mod:`dllm.core.noising`); `antithetic_time` gives up the independence of the batch. Every
+    evaluation masks the same tokens. The logs have, besides what transformers writes: `nll` (sum of w CE over masked /
+    tokens that have a label), `ppl` = exp(nll), `tokens_per_second`, `masked_tokens_per_second`, `mfu` (share of the
+    rate of a large matrix product, measured here), `peak_memory_gib`. At the end of training, `training_curve.png`
+    is drawn in `output_dir`. With `ema_decay`, evaluation and a final `save_model` use the averaged weights, while
+    checkpoints hold both.
+
+    Args:
+        args: :class:`MDLMConfig`.
+        scheduler: alpha(t); linear if not given.
+        model: as in transformers' Trainer; with `get_output_embeddings()`.
+        tokenizer, processing_class: two names of the same; it names the mask token and the padding token.
+        data_collator: gives `input_ids` and `labels`, padded on the right. By default the tokenizer
+            pads samples.
+        options: all else that transformers' Trainer takes.
+
+    Raises:
+        TypeError: both names of the tokenizer, or arguments that transformers refuses.
+        ValueError: no mask token is known; several GPUs in one process; compute_metrics or compute_loss_func (there
+            are no logits). While training: what :class:`~dllm.core.trainers.collator.MDLMCollator` refuses. In
+            `train(resume_from_checkpoint=...)`: a checkpoint that holds weights only.
+
+    Source: MDLM (arXiv:2406.07524), LLaDA (arXiv:2502.09992); the names are those of dLLM 0.1.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> tiny = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=50)
+        >>> model = BertForMaskedLM(BertConfig(**tiny, mask_token_id=3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = MDLMConfig(
+        ...         output_dir=folder, report_to="none", eval_strategy="no", save_strategy="no", max_steps=2,
+        ...         use_cpu=True, bf16=False, disable_tqdm=True, logging_strategy="no",
+        ...     )
+        ...     trainer = MDLMTrainer(config, model=model, train_dataset=[{"input_ids": [5, 6, 7]}] * 8)
+        ...     _ = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> trainer.state.global_step
+        2
+    """
+
+    loss_is_scaled_for_ga = True  # transformers 5: training_step divides by nothing
+
+    def __init__(
+        self,
+        args: MDLMConfig,
+        scheduler: BaseAlphaScheduler | None = None,
+        *,
+        model: nn.Module | None = None,
+        tokenizer: Any = None,
+        processing_class: Any = None,
+        data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+        **options: Any,
+    ):
+        if tokenizer is not None and processing_class is not None:
+            raise TypeError("tokenizer and processing_class are two names of one argument: give one")
+        for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
+            if options.get(name) is not None:
+                raise ValueError(f"{name} cannot be used: logits of all positions are never computed")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"one process must have one GPU, got {args.n_gpu}: start with `accelerate launch` or `torchrun`, or "
+                "set CUDA_VISIBLE_DEVICES"
+            )
+        tokenizer = tokenizer if tokenizer is not None else processing_class
+        self.scheduler = scheduler if scheduler is not None else LinearAlphaScheduler()
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            data_collator=data_collator if data_collator is not None else _padding_collator(tokenizer),
+            **options,
+        )
+        self.model_accepts_loss_kwargs = True  # transformers 4: training_step divides by nothing
+        self.label_names = ["labels"]  # kept in samples even where the model itself takes none
+        self.mask_id = self._mask_id()
+        self.averaged: ema.AveragedWeights | None = None
+        self.throughput = Throughput(args.device)
+        self.nll = NLLMetric(args.device)
+        self._noise = {True: self._collator(), False: self._collator()}  # while training; in evaluation, epoch 0
+        self._resumed_from: str | None = None
+        self.add_callback(_Hooks(self))
+
+    # What transformers calls, in the order of a run.
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' Trainer; resumes from whole checkpoints only, and follows the uninterrupted run exactly."""
+        self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if self._resumed_from and self.args.ema_decay is not None:
+            if not (Path(self._resumed_from) / ema.FILE).exists():
+                raise ValueError(f"{self._resumed_from} holds no averaged weights: leave ema_decay unset")
+        try:
+            return super().train(self._resumed_from, *args, **kwargs)
+        finally:  # an interrupted run has a curve too
+            if self.is_world_process_zero():
+                draw_curve(self.state.log_history, Path(self.args.output_dir) / "training_curve.png")
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Of corrupted batches, with new masks in every epoch."""
+        with self._collating(training=True):
+            return self._with_own_generator(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        """Of corrupted batches, with the same masks every time."""
+        with self._collating(training=False):
+            return self._with_own_generator(super().get_eval_dataloader(*args, **kwargs))
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        """Of corrupted batches, with the same masks every time."""
+        with self._collating(training=False):
+            return self._with_own_generator(super().get_test_dataloader(*args, **kwargs))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """The batches of one optimizer step, and Z over all of them and all ranks, int64 []."""
+        self.throughput.start()
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        normalizer = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in batches:
+            normalizer += self._normalizer(batch).to(device)
+        return batches, self.accelerator.reduce(normalizer, reduction="sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """This batch's part of the loss, float32 [], times the number of ranks, whose mean DDP and FSDP take.
+
+        Args:
+            model: wrapped or not.
+            inputs: a batch of this trainer's data loaders.
+            return_outputs: also return {"nll": float32 [B]}, each sample's sum of w CE.
+            num_items_in_batch: Z; that of this batch alone if not given.
+        """
+        ranks = 1 if num_items_in_batch is None else self.args.world_size
+        normalizer = self._normalizer(inputs) if num_items_in_batch is None else num_items_in_batch
+        loss, nll = self._weighted_loss(model, inputs, ranks / normalizer.clamp(min=1).float())
+        if model.training:
+            counts = inputs[CORRUPTION]
+            maskable = counts["maskable"]
+            self.nll.update(nll / maskable.clamp(min=1), maskable)
+            self.throughput.update(counts["lengths"], len(counts["rows"]))
+        return (loss, {"nll": nll}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As transformers' Trainer, with what this trainer measures added to the entries of training."""
+        if "loss" in logs:
+            nll = self.nll.compute()
+            self.nll.reset()
+            logs |= {"nll": float(nll), "ppl": float(nll.exp())}
+            memory = peak_memory(self.args.device)
+            if memory is not None:
+                logs["peak_memory_gib"] = memory
+            logs |= self.throughput.rates(self._flops, self._peak)
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As transformers' Trainer: loss under the run's normalisation, NLL and perplexity of the whole data set."""
+        with self.throughput.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As transformers' Trainer; means are over samples or tokens, never over batches."""
+        self._eval_loss, self._eval_nll = MeanMetric(), NLLMetric()
+        with nullcontext() if self.averaged is None else self.averaged.applied():
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        nll = self._eval_nll.compute()
+        found = {"loss": self._eval_loss.compute(), "nll": nll, "ppl": nll.exp()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()})
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of one batch of evaluation; there are no logits to return."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        # samples that fill up the last batch on some ranks are dropped here
+        nll, maskable = self.accelerator.gather_for_metrics((outputs["nll"], inputs[CORRUPTION]["maskable"]))
+        per_token = nll / maskable.clamp(min=1)
+        self._eval_nll.update(per_token, maskable)
+        if self.args.loss_norm_type == "token":
+            self._eval_loss.update(per_token, maskable)
+        else:
+            self._eval_loss.update(per_token if self.args.loss_norm_type == "sequence" else nll)
+        return loss.detach(), None, None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights, in checkpoints together with their average; else their average, if one is kept."""
+        if self.averaged is None:
+            super().save_model(output_dir, _internal_call)
+        elif not _internal_call:
+            with self.averaged.applied():
+                super().save_model(output_dir, _internal_call)
+        else:
+            super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                self.averaged.save(output_dir)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """On the device; what the loss needs keeps its dtype, where DeepSpeed would round weights to the model's."""
+        model_inputs = super()._prepare_inputs({name: value for name, value in inputs.items() if name != CORRUPTION})
+        return model_inputs | {CORRUPTION: {k: v.to(self.args.device) for k, v in inputs[CORRUPTION].items()}}
+
+    # What those are made of.
+
+    def _weighted_loss(self, model: nn.Module, inputs: Mapping[str, Any], scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss times `scale`, and each sample's sum of w CE, float32 [B]."""
+        chosen, tokens = inputs[CORRUPTION], inputs["input_ids"]
+        sample = chosen["rows"] // tokens.shape[1]
+        weight = chosen["weight"]
+        if self.args.loss_norm_type == "sequence":
+            weight = weight / chosen["maskable"][sample]
+        loss, nll = masked_loss(
+            model,
+            {name: value for name, value in inputs.items() if name != CORRUPTION},
+            rows=chosen["rows"],
+            targets=chosen["targets"],
+            row_weight=weight * scale,
+        )
+        return loss, nll.new_zeros(len(tokens)).index_add_(0, sample, chosen["weight"] * nll)
+
+    def _normalizer(self, batch: Mapping[str, Any]) -> Tensor:
+        """Z of one batch, int64 []."""
+        maskable = batch[CORRUPTION]["maskable"]
+        return maskable.sum() if self.args.loss_norm_type == "token" else maskable.new_tensor(len(maskable))
+
+    def _collator(self) -> MDLMCollator:
+        args = self.args
+        return MDLMCollator(
+            base=self.data_collator,
+            scheduler=self.scheduler,
+            mask_id=self.mask_id,
+            pad_id=getattr(self.processing_class, "pad_token_id", None),
+            vocab_size=len(input_embedding(self.model)),
+            seed=args.seed,
+            low=args.time_epsilon,
+            high=args.time_max,
+            antithetic=args.antithetic_time,
+            uniform_weight=args.loss_weight_type == "uniform",
+            right_shift=args.right_shift_logits,
+        )
+
+    @contextmanager
+    def _collating(self, training: bool) -> Iterator[None]:
+        """Within this context data loaders are made with the corrupting collator."""
+        base, self.data_collator = self.data_collator, self._noise[training]
+        try:
+            yield
+        finally:
+            self.data_collator = base
+
+    def _with_own_generator(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
+        """A loader draws a number when its workers start, which is another moment in a resumed run: not from torch's
+        generator, whose numbers dropout goes on with."""
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _mask_id(self) -> int:
+        mask_id, vocab_size = find_mask_id(self.model, None, self._names_mask()), len(input_embedding(self.model))
+        if not 0 <= mask_id < vocab_size:
+            raise ValueError(f"the mask token must lie in the vocabulary of {vocab_size} tokens, got {mask_id}")
+        return mask_id
+
+    def _names_mask(self) -> Any:
+        """The tokenizer, if it has a mask token; else the model's config may."""
+        return self.processing_class if getattr(self.processing_class, "mask_token_id", None) is not None else None
+
+    def _begin(self) -> None:
+        """At the start of `train`, weights in place and nothing trained yet."""
+        self.nll.reset()
+        self.throughput = Throughput(self.args.device)
+        half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        self._flops, self._peak = Flops(self.model), matmul_rate(self.args.device, half or torch.float32)
+        if self.args.ema_decay is not None:
+            self.averaged = ema.AveragedWeights(self.model, self.args.ema_decay)
+            if self._resumed_from:
+                self.averaged.load(self._resumed_from)
+
+
+class _Hooks(transformers.TrainerCallback):
+    """The moments of a run at which the trainer has something to do."""
+
+    def __init__(self, trainer: MDLMTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch: int | None = None
+        self.trainer._begin()
+
+    def on_epoch_begin(self, args: MDLMConfig, state: Any, control: Any, train_dataloader: Any, **kwargs: Any) -> None:
+        """Before the epoch's iterator is made. A resumed run begins in the epoch that it was in."""
+        if self.epoch is None:
+            self.epoch = state.global_step // _steps_per_epoch(train_dataloader, args) - 1
+        self.epoch += 1
+        self.trainer._noise[True].epoch = self.epoch
+
+    def on_optimizer_step(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.averaged is not None:
+            self.trainer.averaged.update()
+
+
+def _steps_per_epoch(dataloader: Any, args: MDLMConfig) -> int:
+    """Optimizer steps of an epoch; of a data set without length all steps are one, as transformers sees it."""
+    try:
+        return max(1, -(-len(dataloader) // args.gradient_accumulation_steps))
+    except TypeError:
+        return max(1, args.max_steps)
+
+
+def _padding_collator(tokenizer: Any) -> Callable[[list[Any]], Mapping[str, Any]]:
+    """Samples padded by the tokenizer, labels with -100; stacked as they are where there is none."""
+    if tokenizer is None:
+        return transformers.default_data_collator
+    return transformers.DataCollatorForSeq2Seq(tokenizer, padding=True, return_tensors="pt")

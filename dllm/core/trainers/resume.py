@@ -1,0 +1,54 @@
+"""Which checkpoint a run resumes from, and whether that holds what resuming needs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+_log = logging.getLogger("dllm")
+
+
+def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> str | None:
+    """The folder to resume from.
+
+    Args:
+        wanted: as `Trainer.train` takes it: a folder; True for the last checkpoint of `output_dir` that was written to
+            its end; None or False for none.
+        output_dir: of the run.
+
+    Raises:
+        ValueError: there is no whole checkpoint, or it holds weights only.
+
+    Example:
+        >>> checkpoint_to_resume(None, "out") is None
+        True
+    """
+    if wanted is None or wanted is False:
+        return None
+    found = _last_whole(Path(output_dir)) if wanted is True else Path(wanted)
+    if not _is_whole(found):
+        raise ValueError(f"{found} is no whole checkpoint: its trainer_state.json is missing or damaged")
+    if not any(found.glob("rng_state*.pth")):
+        raise ValueError(
+            f"{found} holds weights only: the optimizer's state was not saved, so training cannot go on from it. "
+            "Train with save_only_model=False to keep the optimizer in checkpoints"
+        )
+    return str(found)
+
+
+def _last_whole(output_dir: Path) -> Path:
+    checkpoints = {int(path.name.split("-")[1]): path for path in output_dir.glob("checkpoint-*[0-9]")}
+    for _, path in sorted(checkpoints.items(), reverse=True):
+        if _is_whole(path):
+            return path
+        _log.warning("%s was not written to its end and is passed over", path)
+    raise ValueError(f"there is no whole checkpoint in {output_dir}")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """The trainer writes its state after everything else."""
+    try:
+        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False

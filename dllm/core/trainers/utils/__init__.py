@@ -1,0 +1,1 @@
+"""What trainers measure and draw."""

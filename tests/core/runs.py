@@ -1,0 +1,109 @@
+"""Tiny runs of the trainer: models, data and arguments that every test of it shares."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertForMaskedLM, TrainerCallback
+
+from dllm.core.schedulers import make_alpha_scheduler
+from dllm.core.trainers import MDLMConfig, MDLMTrainer
+from tests.core.reference import Objective
+from tests.models import FIRST_WORD, MASK_ID, PAD_ID, tiny
+
+SEED = 11
+PLAIN = Objective()
+VOCABULARY = 131
+
+
+class Strict(BertForMaskedLM):
+    """A forward without **kwargs and without labels."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+
+
+class Loose(BertForMaskedLM):
+    """A forward with **kwargs, which transformers takes as the promise to normalise a loss."""
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+
+
+def model_of(kind: type[nn.Module] = Loose, dropout: float = 0.0) -> nn.Module:
+    model = tiny("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    model.__class__ = kind
+    model.config.mask_token_id = MASK_ID
+    return model
+
+
+def samples_of(count: int, seed: int = 0, longest: int = 12) -> list[dict[str, list[int]]]:
+    """Different lengths; a prompt without labels before an answer with them."""
+    draw = random.Random(seed)
+    samples = []
+    for _ in range(count):
+        length = draw.randint(3, longest)
+        tokens = [draw.randrange(FIRST_WORD, VOCABULARY) for _ in range(length)]
+        prompt = draw.randint(0, length - 2)
+        samples.append({"input_ids": tokens, "labels": [-100] * prompt + tokens[prompt:]})
+    return samples
+
+
+def pad_right(samples: list[dict[str, list[int]]], width: int | None = None) -> dict[str, torch.Tensor]:
+    """A collator: padding on the right with an attention mask."""
+    width = width or max(len(sample["input_ids"]) for sample in samples)
+
+    def padded(name: str, filler: int) -> torch.Tensor:
+        return torch.tensor([list(sample[name]) + [filler] * (width - len(sample[name])) for sample in samples])
+
+    ids, labels = padded("input_ids", PAD_ID), padded("labels", -100)
+    real = [[1] * len(sample["input_ids"]) + [0] * (width - len(sample["input_ids"])) for sample in samples]
+    return {"input_ids": ids, "labels": labels, "attention_mask": torch.tensor(real)}
+
+
+def config_of(folder: Any, **options: Any) -> MDLMConfig:
+    quiet = dict(report_to="none", disable_tqdm=True, eval_strategy="no", save_strategy="no", logging_steps=1)
+    exact = dict(use_cpu=True, bf16=False, max_grad_norm=0.0, warmup_ratio=0.0, lr_scheduler_type="constant")
+    return MDLMConfig(output_dir=str(folder), seed=SEED, **(quiet | exact | options))
+
+
+def trainer_of(
+    folder: Any, model: nn.Module, samples: list, objective: Objective = PLAIN, **options: Any
+) -> MDLMTrainer:
+    callbacks, evaluated = options.pop("callbacks", None), options.pop("eval_dataset", None)
+    config = config_of(
+        folder,
+        loss_norm_type=objective.norm,
+        loss_weight_type=objective.weight,
+        right_shift_logits=objective.right_shift,
+        time_epsilon=objective.low,
+        time_max=objective.high,
+        **options,
+    )
+    return MDLMTrainer(
+        config,
+        make_alpha_scheduler(objective.alpha),
+        model=model,
+        train_dataset=samples,
+        eval_dataset=evaluated,
+        data_collator=pad_right,
+        callbacks=callbacks,
+    )
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        grads = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
+        self.seen.append(torch.cat(grads))
+
+
+def losses(trainer: MDLMTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
