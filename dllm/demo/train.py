@@ -35,7 +35,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 from dllm.demo import gauge
 from dllm.demo.lessons import MAX_LENGTH, Batch, Lessons, vocabulary
 
-WARMUP_STEPS, HIGH_STEPS = 100, 500
+WARMUP_STEPS, HIGH_STEPS, AGAIN = 100, 500, 0.1
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 25, 100, 600
 EVALUATION_PROBLEMS = 64
 
@@ -48,7 +48,7 @@ class Settings:
         ValueError: a setting out of range.
     """
 
-    steps: int = 3600
+    steps: int = 3900
     batch_size: int = 64
     seed: int = 0
     matrix_lr: float = 0.02
@@ -148,13 +148,19 @@ class Optimizer:
         )
 
     def step(self, number: int) -> None:
-        """Update the parameters with the learning rates of step `number`: high until the model has found the question
-        (some hundred steps), then so low that it can learn its sums, and 0 at the end."""
-        share = min((number + 1) / WARMUP_STEPS, (1 - number / self.steps) / (1 + number / HIGH_STEPS))
+        """Update the parameters with the learning rates of step `number`."""
         for part, rate in zip(self.parts, self.rates, strict=True):
             for group in part.param_groups:
-                group["lr"] = rate * share
+                group["lr"] = rate * self._share(number)
             part.step()
+
+    def _share(self, number: int) -> float:
+        """Of the highest learning rate: all until the model has found the question (some hundred steps), then so little
+        that it can learn its sums, at last none; and once more from a tenth to none, for the sums."""
+        first = self.steps * 12 // 13
+        if number < first:
+            return min((number + 1) / WARMUP_STEPS, (1 - number / first) / (1 + number / HIGH_STEPS))
+        return AGAIN * (1 - (number - first) / (self.steps - first))
 
     def state_dict(self) -> list[dict]:
         """What `load_state_dict` takes."""
