@@ -66,14 +66,13 @@ Conversations have BERT-chat's template and at most {max_length} tokens, the ans
 
 ## Scores
 
-{questions} questions each, temperature 0, {gen_length} tokens in blocks of {block_length}, `low_confidence`; 95 %
-confidence intervals (Wilson).
+Temperature 0, {gen_length} tokens in blocks of {block_length}, `low_confidence`; 95 % confidence intervals (Wilson).
 
 {scores}
 
 "Numbers never trained on": {held_out:.0%} of all combinations of a problem's four numbers occur in no training problem,
-whatever its wording and whichever stage comes first. Small talk: {questions} of the lines trained on, drawn with seed
-{asked_seed}. Asked again by `python -m dllm.demo.gauge --task problems --tokens-per-step 1`.
+whatever its wording and whichever stage comes first. Small talk: drawn with seed {asked_seed} from what it was taught.
+Asked again by `python -m dllm.demo.gauge --task problems --tokens-per-step 1`.
 
 ## Training
 
@@ -155,7 +154,7 @@ def of_rows(rows: Sequence[dict]) -> dict[str, object]:
     """The scores, as a table, and how they were measured."""
     lines = [
         [
-            TITLES[result["task"]],
+            f"{result['questions']} {TITLES[result['task']]}",
             str(result["tokens_per_step"]),
             f"{result['accuracy']:.1%}",
             "{:.1%} to {:.1%}".format(*result["interval_95"]),
@@ -167,7 +166,6 @@ def of_rows(rows: Sequence[dict]) -> dict[str, object]:
     row = rows[0]
     return {
         "scores": markdown(("questions", "tokens per step", "exact answers", "95 % interval", "forward passes"), lines),
-        "questions": row["results"][0]["questions"],
         "gen_length": row["settings"]["gen_length"],
         "block_length": row["settings"]["block_length"],
         "asked_seed": row["settings"]["seed"],

@@ -357,7 +357,7 @@ class TestQuality:
         file.write_text(json.dumps(row))
         assert model_card.main([str(run), str(file)]) == 0
         card = (run / "model" / "README.md").read_text()
-        assert f"| {model_card.TITLES['problems']} | 8 |" in card
+        assert f"| 2 {model_card.TITLES['problems']} | 8 |" in card
         assert "25 steps of 64 conversations" in card and "2 minutes on" in card
         assert (run / "model" / "curve.png").read_bytes().startswith(b"\x89PNG")
         for setting, rule in (
