@@ -1,4 +1,4 @@
-"""The model that comes with the package: two-stage word problems, their arithmetic and short English small talk."""
+"""The model that comes with the package: two-stage word problems, their arithmetic and a little English small talk."""
 
 from __future__ import annotations
 
