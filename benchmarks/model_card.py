@@ -59,7 +59,7 @@ replies, stats = answer(*load_shipped(), [question], steps=64, block_length=64, 
 - Word problems in two stages, worked out step by step: {rates} things an hour, {hours} hours a stage, {people} people,
   {activities} activities, {phrasings} phrasings. Beyond these ranges it guesses.
 - One step of such a problem: "What is 12 * 4?", "48 + 24 = ?", "8 - 4".
-- The next line of short English dialogues, {talk} of them: an answer of that kind, seldom the right one (see the scores).
+- The next line of short English dialogues, {talk} of them: an answer of that kind, seldom the right one (see below).
 
 Conversations have BERT-chat's template and at most {max_length} tokens, the answer included.
 
@@ -77,8 +77,8 @@ Asked again by `python -m dllm.demo.gauge --task problems --tokens-per-step 1`.
 
 - Data: word problems made by a program ({share:.0%} of all conversations); half of the others ask for a step of one,
   half are lines of chatterbot-corpus (BSD license; {subjects}).
-  Some follow earlier turns. From step {drill_from:,} on as many sums besides, and later problems cut off behind an equals
-  sign (`dllm/demo/lessons.py`).
+  Some follow earlier turns. From step {drill_from:,} on as many sums besides, and later problems cut off behind an
+  equals sign (`dllm/demo/lessons.py`).
 - Objective: masked diffusion with uniform weights. Every token of an answer, and of the end-of-answer tokens behind it,
   is masked with probability t ~ U(0, 1); the loss is the mean cross-entropy of the masked tokens.
 - {steps:,} steps of {batch_size} conversations, Muon (learning rate {matrix_lr:g}) and AdamW ({other_lr:g}), bfloat16
