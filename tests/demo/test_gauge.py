@@ -110,7 +110,7 @@ class TestMeasure:
 class TestScore:
     @pytest.mark.parametrize(
         ("questions", "correct", "low", "high"),
-        [(10, 0, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (500, 450, 0.87062, 0.92332)],  # R: binom::binom.wilson
+        [(10, 0, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (500, 450, 0.87058, 0.92332)],
     )
     def test_wilsons_interval(self, questions, correct, low, high):
         score = gauge.Score(questions, correct, forwards=1.0, tokens=1.0, seconds=1.0)
