@@ -150,12 +150,13 @@ class PeakMemory:
 
     `bytes` is None, and `how` says why, where it cannot be measured. On a GPU it is the allocator's own peak. On Linux
     the heap's free pages are given back first, the kernel's high-water mark of resident memory is reset, and read again
-    at the end.
+    at the end. `before` is what was in use before it.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.bytes: int | None = None
+        self.before: int | None = None
         self.how = "CUDA allocator, peak above the start" if device.type == "cuda" else "peak resident memory growth"
 
     def __enter__(self) -> PeakMemory:
@@ -163,16 +164,16 @@ class PeakMemory:
         if self.device.type == "cuda":
             synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
-            self._before = torch.cuda.memory_allocated(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
         else:
-            self._before = self._reset_resident_peak()
+            self.before = self._reset_resident_peak()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self.device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
-        elif self._before is not None:
-            self.bytes = max(_resident("VmHWM") - self._before, 0)
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self.before
+        elif self.before is not None:
+            self.bytes = max(_resident("VmHWM") - self.before, 0)
 
     def _reset_resident_peak(self) -> int | None:
         try:

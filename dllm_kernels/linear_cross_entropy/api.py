@@ -49,7 +49,8 @@ def linear_cross_entropy(
     the matrix products' dtype and R, N, H, V as below:
 
         C V s + 3 C H s + 64 R,   and 4 V H for the weight's gradient in float32, if s < 4, from 2049 rows on and in
-                                  float16; there 4 C (H + 8192) besides where no product accumulates in float32 (CPU);
+                                  float16; there 4 C (H + 2048) besides where no product accumulates in float32 (CPU);
+        4 C 1024                  for a bias on a CPU, if s < 4;
 
     and under autocast s (N H + V H + V) for operands of another dtype, as much again for gradients in it.
 

@@ -19,7 +19,7 @@ from dllm_kernels._linear import linear
 from dllm_kernels.masked_cross_entropy import autograd
 
 CHUNK_ROWS = 2048
-BLOCK_V = 4096  # tokens whose gradients are widened to float32 at a time, where no product accumulates in it
+BLOCK_V = 1024  # tokens whose gradients are widened to float32 at a time, where nothing accumulates in it
 
 
 class Call(NamedTuple):
@@ -217,7 +217,7 @@ def _sweep(call: Call, row_scale: Tensor, wanted: Wanted) -> tuple[Tensor, Forme
             elif wanted.weight:
                 _add_product(d_weight, gradient, h)
             if wanted.bias:
-                d_bias += gradient.sum(0, dtype=torch.float32)
+                _add_column_sums(d_bias, gradient)
             del logits, gradient  # before the next chunk's take their place
     return nll, Formed(d_hidden, d_weight, d_bias), factor
 
@@ -273,6 +273,13 @@ def _add_product(total: Tensor, gradient: Tensor, h: Tensor) -> None:
         h = h.float()
         for part, columns in zip(total.split(BLOCK_V), gradient.split(BLOCK_V, dim=1), strict=True):
             part.addmm_(columns.float().t(), h)
+
+
+def _add_column_sums(total: Tensor, gradient: Tensor) -> None:
+    """total += gradient.sum(0), in float32, of which a CPU makes a copy first: so few columns at a time there."""
+    width = len(total) if total.is_cuda or total.dtype == gradient.dtype else BLOCK_V
+    for part, columns in zip(total.split(width), gradient.split(width, dim=1), strict=True):
+        part += columns.sum(0, dtype=torch.float32)
 
 
 def _finished(call: Call, formed: Formed, factor: Tensor | None) -> tuple[Tensor | None, ...]:
