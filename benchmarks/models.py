@@ -135,6 +135,7 @@ def load(
     *,
     seed: int = 0,
     mask_id: int | None = None,
+    attention: str | None = None,
 ) -> Loaded:
     """A preset with random weights, or the masked language model in a local folder.
 
@@ -142,6 +143,7 @@ def load(
         name: a key of ``PRESETS``, or a folder that ``from_pretrained`` reads.
         seed: of a preset's weights.
         mask_id: overrides the mask token, which is otherwise the preset's, the config's or the tokenizer's.
+        attention: overrides transformers' choice of its implementation: "eager", "sdpa", ...
 
     Raises:
         ValueError: neither a preset nor a folder, or no mask token can be found.
@@ -158,6 +160,8 @@ def load(
     else:
         raise ValueError(f"expected one of {', '.join(PRESETS)} or a local folder, got {name!r}")
     see_both_sides(config)
+    if attention is not None:
+        config._attn_implementation = attention  # transformers' own name for it, in a config that is there already
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # transformers 4.57 would compile ModernBERT unasked, in every provider
     check_weights_fit(name, model_class, config, dtype, device)
