@@ -41,6 +41,19 @@ ENTROPY_HEAD = (
     "ours, MB",
     "command",
 )
+TRAINING_HEAD = (
+    "training step",
+    "batch",
+    "machine",
+    "programs",
+    "before, tokens/s",
+    "dllm, tokens/s",
+    "speed-up",
+    "peak memory before, MB",
+    "dllm, MB",
+    "command",
+)
+TRAINING_WAYS = {"full": "full logits", "indexed": "logits[mask]", "ours": "MDLMTrainer's loss"}
 KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
 
 
@@ -86,28 +99,26 @@ def replace_between_markers(text: str, block: str) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """The markdown tables of sampler, kernel, cross-entropy and quality rows, and the commands that measured them."""
+    """The markdown tables of the rows, one for each kind, and the commands that measured them.
+
+    Raises:
+        ValueError: a row of a kind that has no table, or one that lacks what its table shows.
+    """
+    if unknown := {row["kind"] for row in rows} - KINDS.keys():
+        raise ValueError(f"rows must be of a kind among {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
     commands = list(dict.fromkeys(row["command"] for row in rows))
-    sampler = [sampler_line(row, commands) for row in rows if row["kind"] == "sampler"]
-    kernels = [line for row in rows if row["kind"] == "cpu_kernels" for line in kernel_lines(row, commands)]
-    quality = [line for row in rows if row["kind"] == "quality" for line in quality_lines(row, commands)]
-    entropy = [line for row in rows if row["kind"] == "cpu_cross_entropy" for line in entropy_lines(row, commands)]
     parts = []
-    if sampler:
-        parts.append(markdown(SAMPLER_HEAD, sampler))
-    if kernels:
-        parts.append(markdown(KERNEL_HEAD, kernels))
-    if entropy:
-        parts.append(markdown(ENTROPY_HEAD, entropy))
-    if quality:
-        parts.append(markdown(QUALITY_HEAD, quality))
+    for kind, (head, lines_of) in KINDS.items():
+        lines = [line for row in rows if row["kind"] == kind for line in lines_of(row, commands)]
+        if lines:
+            parts.append(markdown(head, lines))
     if commands:
         parts.append("\n".join(f"{number}. `{command}`" for number, command in enumerate(commands, start=1)))
     return "\n\n".join(parts)
 
 
-def sampler_line(row: dict, commands: list[str]) -> list[str]:
-    """One case: the model card's loop beside the fastest of ours.
+def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """One line, one case: the model card's loop beside the fastest of ours.
 
     Raises:
         ValueError: the row lacks one of the two.
@@ -120,16 +131,18 @@ def sampler_line(row: dict, commands: list[str]) -> list[str]:
     best = max(ours, key=lambda result: result["tokens_per_second"])
     same = best.get("same_tokens")
     return [
-        f"{Path(settings['model']).name} {settings['dtype']}",
-        str(settings["batch"]),
-        f"{settings['temperature']:g}",
-        machine.short_name(row["machine"]),
-        f"{card['tokens_per_second']:.1f}",
-        f"{best['tokens_per_second']:.1f}",
-        f"{best['tokens_per_second'] / card['tokens_per_second']:.1f}x",
-        f"{card['ms_per_step']['median']:.1f} -> {best['ms_per_step']['median']:.1f}",
-        "n/a" if same is None else f"{same:.1%}",
-        f"{commands.index(row['command']) + 1}",
+        [
+            f"{Path(settings['model']).name} {settings['dtype']}",
+            str(settings["batch"]),
+            f"{settings['temperature']:g}",
+            machine.short_name(row["machine"]),
+            f"{card['tokens_per_second']:.1f}",
+            f"{best['tokens_per_second']:.1f}",
+            f"{best['tokens_per_second'] / card['tokens_per_second']:.1f}x",
+            f"{card['ms_per_step']['median']:.1f} -> {best['ms_per_step']['median']:.1f}",
+            "n/a" if same is None else f"{same:.1%}",
+            f"{commands.index(row['command']) + 1}",
+        ]
     ]
 
 
@@ -185,6 +198,32 @@ def entropy_lines(row: dict, commands: list[str]) -> list[list[str]]:
     ]
 
 
+def training_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each program of ours beside the one that it replaces.
+
+    Raises:
+        ValueError: the row has no such pair.
+    """
+    settings, results = row["settings"], row["providers"]
+    pairs = [(name, result, results[result["against"]]) for name, result in results.items() if "against" in result]
+    if not pairs:
+        raise ValueError(f"a chosen row has no measurement of both programs: {row['command']}")
+    return [
+        [
+            f"{Path(settings['model']).name} {settings['dtype']}, {settings['attention']} attention, "
+            f"dropout {settings['dropout']:g}",
+            f"{settings['batch']} x {settings['length']}, {row['masked_share']:.0%} masked",
+            machine.short_name(row["machine"]),
+            " -> ".join(TRAINING_WAYS.get(program, program) for program in (result["against"], name)),
+            *(f"{program['tokens_per_second']:.0f}" for program in (before, result)),
+            f"{result['speedup']:.2f}x",
+            *(_megabytes(program["peak_bytes"]) for program in (before, result)),
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for name, result, before in pairs
+    ]
+
+
 def _megabytes(n_bytes: int | None) -> str:
     return "n/a" if n_bytes is None else f"{n_bytes / 1e6:.0f}"
 
@@ -202,6 +241,16 @@ def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     rows = [head, *map(list, lines)]
     drawn = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([drawn[0], "|" + "---|" * len(head), *drawn[1:]])
+
+
+# a kind of row: the head of its table, and its lines
+KINDS = {
+    "sampler": (SAMPLER_HEAD, sampler_lines),
+    "cpu_kernels": (KERNEL_HEAD, kernel_lines),
+    "cpu_cross_entropy": (ENTROPY_HEAD, entropy_lines),
+    "training_step": (TRAINING_HEAD, training_lines),
+    "quality": (QUALITY_HEAD, quality_lines),
+}
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from benchmarks import losses, models, report, timing
 from benchmarks.losses import PROGRAMS, Batch, Truth
-from benchmarks.measure import failures_in
+from benchmarks.measure import Result, failures_in
 from dllm.core.trainers.utils.throughput import Flops
 
+Begin = Callable[[str], None]  # says what begins, see report.progress
 BATCHES = 4  # different ones, in turn
 LEARNING_RATE = 1e-4
 # torch's fused attention is slow backward on a CPU (LOG.md); a step would be mostly that, and hide what is compared
@@ -53,7 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; unknown options end the program, and so do those that make no sense here."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--model", default="minilm", help="minilm, modernbert-base, modernbert-large, ..., or a local folder")
+    add("--model", default="minilm", help=f"{', '.join(models.PRESETS)}, or a local folder")
     add("--batch", type=_positive, default=8)
     add("--length", type=_positive, default=256)
     add("--dtype", choices=["float32", "bfloat16"], default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
@@ -91,7 +92,7 @@ def load(options: argparse.Namespace) -> models.Loaded:
 
     Raises:
         ValueError: no such model, or sequences longer than it has positions for.
-        NotEnoughMemoryError: its weights, gradients and optimizer state do not fit.
+        NotEnoughMemoryError: its weights do not fit.
     """
     loaded = models.load(
         options.model,
@@ -135,6 +136,7 @@ class Step:
 
     def __call__(self, program: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> dict[str, float]:
         """Seconds of a whole step and of its parts. Gradients are freed at its end."""
+        self.optimizer.zero_grad(set_to_none=True)  # those of a step that failed
         timing.synchronize(self.device)
         watch, start = timing.Stopwatch(self.device), time.perf_counter()
         loss = self.loss(program, batch)
@@ -148,29 +150,31 @@ class Step:
         return {"whole": time.perf_counter() - start} | watch.seconds()
 
 
-def check_losses(step: Step, names: list[str], batch: Batch) -> dict[str, object]:
-    """The loss of every program on one batch, and the truth.
+class WrongLossError(ValueError):
+    """A program computes another loss than the others: its speed means nothing."""
+
+
+def check_losses(step: Step, names: list[str], batch: Batch, results: dict[str, Result]) -> dict[str, object]:
+    """The loss of every program on one batch, and the truth; a program that fails says why in its result.
 
     Raises:
-        ValueError: one is farther from the truth than it may be.
+        WrongLossError: a loss is farther from the truth than it may be.
     """
-    truth = step.true_loss(batch)
-    found = {name: step.loss(PROGRAMS[name].loss, batch).item() for name in names}
+    truth, found = step.true_loss(batch), {}
+    for name in names:
+        with failures_in(results, name):
+            found[name] = step.loss(PROGRAMS[name].loss, batch).item()
     for name, loss in found.items():
         if not abs(loss - truth.loss) <= truth.tolerance:
-            raise ValueError(
+            raise WrongLossError(
                 f"{name} must give the loss {truth.loss:.9g} up to {truth.tolerance:.2g}, got {loss:.9g}: not timed"
             )
     return truth._asdict() | {"programs": found}
 
 
-def measure(
-    step: Step, names: list[str], batches: list[Batch], repeats: int, begin: Callable[[str], None]
-) -> dict[str, dict[str, object]]:
-    """For each program its numbers, or {"error": why}; the programs take turns."""
-    results: dict[str, dict[str, object]] = {name: {} for name in names}
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for name in names:
+def measure(step: Step, batches: list[Batch], repeats: int, results: dict[str, Result], begin: Begin) -> None:
+    """Fill in the results of all programs that have not failed; they take turns."""
+    for name in still_running(results):
         with failures_in(results, name):
             begin(f"{name}: warm-up")
             step(PROGRAMS[name].loss, batches[0])  # brings the optimizer's state, too
@@ -178,23 +182,27 @@ def measure(
             with timing.PeakMemory(step.device) as memory:
                 step(PROGRAMS[name].loss, batches[0])
             results[name] |= {"peak_bytes": memory.bytes, "peak_how": memory.how}
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in results}
 
     def once(name: str, given: itertools.cycle[Batch]) -> None:
         begin(name)
         with failures_in(results, name):
             taken[name].append(step(PROGRAMS[name].loss, next(given)))
 
-    calls = {n: functools.partial(once, n, itertools.cycle(batches)) for n in names if "error" not in results[n]}
+    calls = {name: functools.partial(once, name, itertools.cycle(batches)) for name in still_running(results)}
     timing.interleave(calls, repeats)
-    for name, steps in taken.items():
-        if steps:
-            results[name] |= rates(steps, batches[0].clean.numel())
+    for name in still_running(results):
+        results[name] |= rates(taken[name], batches[0].clean.numel())
     for name, result in results.items():
         compare(result, PROGRAMS[name].against, results)
-    return results
 
 
-def rates(steps: list[dict[str, float]], tokens: int) -> dict[str, object]:
+def still_running(results: dict[str, Result]) -> list[str]:
+    """The programs that have not failed."""
+    return [name for name, result in results.items() if "error" not in result]
+
+
+def rates(steps: list[dict[str, float]], tokens: int) -> Result:
     """Speed and parts of a program's counted steps, each of so many tokens."""
     spread = timing.summary([step["whole"] for step in steps])
     return {
@@ -204,24 +212,13 @@ def rates(steps: list[dict[str, float]], tokens: int) -> dict[str, object]:
     }
 
 
-def compare(result: dict[str, object], against: str | None, results: dict[str, dict[str, object]]) -> None:
+def compare(result: Result, against: str | None, results: dict[str, Result]) -> None:
     """Add speed-up and share of memory to the result of a program that is to replace another one measured here."""
     other = results.get(against, {})
     if "tokens_per_second" in result and "tokens_per_second" in other:
         result["against"] = against
         result["speedup"] = result["tokens_per_second"] / other["tokens_per_second"]
         result["share_of_memory"] = result["peak_bytes"] / other["peak_bytes"] if other["peak_bytes"] else None
-
-
-def step_flops(model: nn.Module, batch: int, length: int, masked: float) -> dict[str, float]:
-    """Floating-point operations of the products of one step, with `masked` tokens in a batch on average."""
-    flops = Flops(model)
-    return {
-        "body": flops.body * batch * length,
-        "attention": flops.attention * batch * length**2,
-        "head_of_all_rows": flops.head * batch * length,
-        "head_of_masked_rows": flops.head * masked,
-    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,29 +232,51 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, models.NotEnoughMemoryError) as error:
         print(f"training_step: {error}", file=sys.stderr)
         return 2
-    device, model = torch.device(options.device), loaded.model
+    step = Step(loaded.model, torch.device(options.device), options.dtype, options.seed)
     batches = losses.make_batches(loaded, options.batch, options.length, BATCHES, options.seed)
-    masked = statistics.mean(len(batch.rows) for batch in batches)
+    row = new_row(arguments, options, loaded, batches)
     names = list(dict.fromkeys(options.providers))
-    row = report.new_row("training_step", "benchmarks/training_step.py", arguments, device)
-    row["settings"] = {key: getattr(options, key) for key in ("model", "batch", "length", "dtype", "attention", "seed")}
-    row["settings"] |= {"dropout": dropout(model), "optimizer": "AdamW, fused"}
-    row["parameters"], row["masked_share"] = loaded.parameters, masked / (options.batch * options.length)
-    row["flops"] = step_flops(model, options.batch, options.length, masked)
-    step = Step(model, device, options.dtype, options.seed)
+    results: dict[str, Result] = {name: {} for name in names}
     with report.progress(total=1 + len(names) * (2 + options.repeats)) as begin:
         begin("losses against float64")
         try:
-            row["losses"] = check_losses(step, names, batches[0])
-        except ValueError as error:
+            row["losses"] = check_losses(step, names, batches[0], results)
+        except WrongLossError as error:
             print(f"training_step: {error}", file=sys.stderr)
             return 1
-        row["providers"] = measure(step, names, batches, options.repeats, begin)
+        measure(step, batches, options.repeats, results, begin)
+    row["providers"] = results
     print_results(row)
-    slug = f"{Path(options.model).name}-{options.dtype}-{device.type}-b{options.batch}-l{options.length}"
+    slug = f"{Path(options.model).name}-{options.dtype}-{step.device.type}-b{options.batch}-l{options.length}"
     path = report.write_row(row, options.out, slug)
-    report.print_last_line({"row": str(path), "providers": row["providers"]})
-    return int(all("seconds" not in result for result in row["providers"].values()))
+    report.print_last_line({"row": str(path), "providers": results})
+    return int(not still_running(results))
+
+
+def new_row(
+    arguments: list[str], options: argparse.Namespace, loaded: models.Loaded, batches: list[Batch]
+) -> dict[str, object]:
+    """What is known of a measurement before it."""
+    row = report.new_row("training_step", "benchmarks/training_step.py", arguments, torch.device(options.device))
+    settings = {key: getattr(options, key) for key in ("model", "batch", "length", "dtype", "attention", "seed")}
+    masked = statistics.mean(len(batch.rows) for batch in batches)
+    return row | {
+        "settings": settings | {"dropout": dropout(loaded.model), "optimizer": "AdamW, fused"},
+        "parameters": loaded.parameters,
+        "masked_share": masked / (options.batch * options.length),
+        "flops": step_flops(loaded.model, options.batch, options.length, masked),
+    }
+
+
+def step_flops(model: nn.Module, batch: int, length: int, masked: float) -> dict[str, float]:
+    """Floating-point operations of the products of one step, with `masked` tokens in a batch on average."""
+    flops = Flops(model)
+    return {
+        "body": flops.body * batch * length,
+        "attention": flops.attention * batch * length**2,
+        "head_of_all_rows": flops.head * batch * length,
+        "head_of_masked_rows": flops.head * masked,
+    }
 
 
 def dropout(model: nn.Module) -> float:
@@ -277,7 +296,7 @@ def print_results(row: dict) -> None:
     )
 
 
-def cells(name: str, result: dict) -> list[str]:
+def cells(name: str, result: Result) -> list[str]:
     """A program's line of the table; a dash where nothing was measured."""
     spread, split, peak = result.get("seconds"), result.get("split_seconds", {}), result.get("peak_bytes")
 
@@ -287,9 +306,9 @@ def cells(name: str, result: dict) -> list[str]:
     return [
         name,
         number(result.get("tokens_per_second"), "{:.0f}"),
-        "{:.0f} ({:.0f}-{:.0f})".format(*(1000 * spread[q] for q in ("median", "p10", "p90"))) if spread else "-",
+        "{:.1f} ({:.1f}-{:.1f})".format(*(1000 * spread[q] for q in ("median", "p10", "p90"))) if spread else "-",
         number(result.get("speedup"), f"{{:.2f}}x {result.get('against')}"),
-        *(number(1000 * split[part], "{:.0f}") if split else "-" for part in PARTS),
+        *(f"{1000 * split[part]:.1f}" if split else "-" for part in PARTS),
         number(peak and peak / 1e6, "{:.0f}"),
         number(result.get("share_of_memory"), "{:.0%}"),
     ]

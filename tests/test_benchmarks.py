@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from benchmarks import (
     card_loop,
     cpu_cross_entropy,
     cpu_kernels,
+    losses,
     machine,
     measure,
     model_card,
@@ -25,8 +27,10 @@ from benchmarks import (
     sampler_throughput,
     table,
     timing,
+    training_step,
 )
 from dllm.demo.shipped import SHIPPED
+from dllm_kernels.testing import assert_no_worse
 from tests.models import MASK_ID, make_prompt, tiny
 
 CPU = torch.device("cpu")
@@ -316,6 +320,168 @@ class TestKernelBenchmarks:
         assert "1 passed" in run.stdout
 
 
+class TestTrainingStep:
+    SHORT = ("--device", "cpu", "--batch", "3", "--length", "20", "--repeats", "2")
+
+    @pytest.fixture
+    def run(self, folder, tmp_path, capsys):
+        """Run training_step on the tiny folder; returns exit status, row and everything printed."""
+
+        def call(*arguments: str):
+            status = training_step.main(["--model", folder, "--out", str(tmp_path / "rows"), *self.SHORT, *arguments])
+            printed = capsys.readouterr()
+            last = json.loads(printed.out.strip().splitlines()[-1])
+            row = json.loads(Path(last["row"]).read_text())
+            assert last["providers"] == row["providers"]
+            return status, row, printed
+
+        return call
+
+    @pytest.fixture
+    def step(self, folder):
+        """A step without dropout, and a batch for it."""
+        options = training_step.parse(["--model", folder, *self.SHORT, "--no-dropout"])
+        loaded = training_step.load(options)
+        (batch,) = losses.make_batches(loaded, 3, 20, count=1, seed=0)
+        return training_step.Step(loaded.model, CPU, "float32", seed=0), batch
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_measures_every_program(self, run, dtype):
+        status, row, printed = run("--dtype", dtype)
+        assert status == 0
+        assert row["kind"] == "training_step"
+        assert row["command"].startswith("python benchmarks/training_step.py --model")
+        assert row["settings"]["attention"] == "eager"
+        assert row["settings"]["dropout"] == 0.1
+        assert 0.4 < row["masked_share"] < 0.6
+        assert row["flops"]["head_of_all_rows"] == 6 * 32 * 131 * 60
+        assert row["flops"]["head_of_masked_rows"] == 6 * 32 * 131 * round(60 * row["masked_share"], 6)
+        assert set(row["providers"]) == {"full", "indexed", "ours"}
+        for name, result in row["providers"].items():
+            assert result["seconds"]["runs"] == 2
+            assert result["tokens_per_second"] == pytest.approx(60 / result["seconds"]["median"])
+            assert all(seconds > 0 for seconds in result["split_seconds"].values())
+            assert result["peak_bytes"] is None or result["peak_bytes"] >= 0
+            assert abs(row["losses"]["programs"][name] - row["losses"]["loss"]) <= row["losses"]["tolerance"]
+            assert name in printed.out
+        ours, full = row["providers"]["ours"], row["providers"]["full"]
+        assert ours["against"] == "full" and "against" not in full
+        assert ours["speedup"] == ours["tokens_per_second"] / full["tokens_per_second"]
+
+    def test_stands_in_the_readme(self, run):
+        _, row, _ = run("--attention", "sdpa", "--no-dropout")
+        (line,) = table.training_lines(row, ["another command", row["command"]])
+        assert line[:2] == [
+            "tiny-bert float32, sdpa attention, dropout 0",
+            f"3 x 20, {row['masked_share']:.0%} masked",
+        ]
+        assert line[3] == "full logits -> MDLMTrainer's loss"
+        assert line[6] == f"{row['providers']['ours']['speedup']:.2f}x"
+        assert line[-1] == "2"
+        assert " | ".join(line[:-1]) in table.table([row])
+
+    def test_row_without_a_pair(self, run):
+        _, row, _ = run("--providers", "ours")
+        assert "speedup" not in row["providers"]["ours"]
+        with pytest.raises(ValueError, match="both"):
+            table.table([row])
+
+    def test_another_loss_is_not_timed(self, folder, tmp_path, monkeypatch, capsys):
+        off = losses.Program(lambda model, batch: losses.full(model, batch) * (1 + 1e-5), against="full")
+        monkeypatch.setitem(losses.PROGRAMS, "ours", off)
+        assert training_step.main(["--model", folder, "--out", str(tmp_path), *self.SHORT]) == 1
+        assert "ours must give the loss" in capsys.readouterr().err
+        assert not list(tmp_path.glob("*.json"))
+
+    @pytest.mark.parametrize("good_calls", [0, 1, 4])
+    def test_failing_program_says_why(self, run, monkeypatch, good_calls):
+        """At the check of the loss, in its warm-up, and in the second counted step."""
+        calls = []
+
+        def fails_later(model: torch.nn.Module, batch: losses.Batch) -> torch.Tensor:
+            calls.append(batch)
+            if len(calls) > good_calls:
+                raise MemoryError("no room")
+            return losses.full(model, batch)
+
+        monkeypatch.setitem(losses.PROGRAMS, "full", losses.Program(fails_later))
+        status, row, printed = run("--providers", "full", "ours")
+        assert status == 0
+        assert row["providers"]["full"]["error"] == "MemoryError: no room"
+        assert "seconds" not in row["providers"]["full"]
+        assert "no room" in printed.out
+        assert "seconds" in row["providers"]["ours"] and "speedup" not in row["providers"]["ours"]
+
+    def test_nothing_measured(self, run, monkeypatch):
+        monkeypatch.setitem(losses.PROGRAMS, "ours", losses.Program(lambda model, batch: None))
+        status, row, _ = run("--providers", "ours")
+        assert status == 1
+        assert "error" in row["providers"]["ours"]
+
+    def test_the_truth_is_that_of_a_float64_model(self, step):
+        step, batch = step
+        exact = losses.full(copy.deepcopy(step.model).double(), batch).item()
+        truth = step.true_loss(batch)
+        assert abs(truth.loss - exact) <= 1e-5 * exact  # the body in float32: a few hundred ulp at most
+        assert 0 < truth.tolerance <= 1e-5 * exact
+
+    def test_all_programs_take_the_same_step(self, step):
+        """Gradients of the other programs are as near to float64's as those of dLLM's way."""
+        step, batch = step
+
+        def gradients(program: str, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+            model.zero_grad()
+            losses.PROGRAMS[program].loss(model, batch).backward()
+            # a key's bias shifts all scores of a query alike: its gradient is 0 but for rounding
+            return {n: p.grad for n, p in model.named_parameters() if not n.endswith("key.bias")}
+
+        truth = gradients("full", copy.deepcopy(step.model).double())
+        plain = {name: gradient.clone() for name, gradient in gradients("full", step.model).items()}
+        for program in ("indexed", "ours"):
+            assert_no_worse(gradients(program, step.model), plain, truth)
+
+    def test_batches_are_the_trainers(self, step):
+        _, batch = step
+        masked = batch.masked
+        assert torch.equal(batch.noisy != batch.clean, masked)
+        assert (batch.noisy[masked] == MASK_ID).all() and not (batch.clean == MASK_ID).any()
+        assert torch.equal(batch.clean[masked], batch.targets)
+        assert torch.equal(batch.weight[masked], batch.row_weight)
+        assert (batch.weight.amax(1) > 1).all()  # 1/t
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            ["--lengths", "8"],
+            ["--batch", "0"],
+            ["--repeats", "-1"],
+            ["--threads", "x"],
+            ["--providers", "theirs"],
+            ["--attention", "flex"],
+            ["--dtype", "float16"],
+            ["--device", "no-such-device"],
+            ["--out", "/dev/null/folder"],
+        ],
+    )
+    def test_wrong_options_end_the_program(self, wrong, capsys):
+        with pytest.raises(SystemExit) as end:
+            training_step.main(wrong)
+        assert end.value.code == 2
+        assert "error:" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("wrong", "rule"),
+        [(["--model", "no-such-model"], "modernbert-base"), (["--length", "97"], "--length must be at most 96")],
+    )
+    def test_what_does_not_suit_the_model(self, wrong, rule, folder, tmp_path, capsys):
+        assert training_step.main(["--model", folder, "--out", str(tmp_path), *wrong]) == 2
+        assert rule in capsys.readouterr().err
+
+    def test_runs_as_a_file(self):
+        call = [sys.executable, str(ROOT / "benchmarks" / "training_step.py"), "--help"]
+        assert "--attention" in subprocess.run(call, check=True, capture_output=True, text=True, cwd="/").stdout
+
+
 class TestQuality:
     QUICK = ("--task", "problems", "--tokens-per-step", "8", "16", "--questions", "2", "--device", "cpu")
 
@@ -414,6 +580,10 @@ class TestTable:
         row = {"kind": "sampler", "command": "c", "settings": {}, "providers": {"card": {"error": "no"}}}
         with pytest.raises(ValueError, match="both"):
             table.table([row])
+
+    def test_row_of_a_kind_without_a_table(self):
+        with pytest.raises(ValueError, match="got weather"):
+            table.table([{"kind": "weather", "command": "c"}])
 
     def test_kernel_rows(self):
         result = {"dtype": "float32", "temperature": 1.0, "speedup": 20.0, "share_of_read_speed": 0.5}
