@@ -1,4 +1,4 @@
-"""The arguments of a training run, on every supported version of transformers."""
+"""The arguments of a run: which model, which data, and how to train on every supported version of transformers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import logging
 import math
+import os
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
@@ -38,6 +39,64 @@ _AnyTransformers = make_dataclass(
     [(name, kind, field(default=default)) for name, (kind, default, _) in _MISSING.items()],
     bases=(transformers.TrainingArguments,),
 )
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how it is loaded.
+
+    Raises:
+        ValueError: no model is named, or `bias` is none of LoRA's.
+
+    Example:
+        >>> ModelArguments(model_name_or_path="answerdotai/ModernBERT-base").dtype
+        'bfloat16'
+    """
+
+    model_name_or_path: str = field(default="", metadata={"help": "A folder, or a name on the Hugging Face Hub."})
+    dtype: str = field(default="bfloat16", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the weights (needs bitsandbytes)."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+    lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter only (needs peft)."})
+    target_modules: str = field(default="all-linear", metadata={"help": "What gets an adapter."})
+    r: int = field(default=32, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=64, metadata={"help": "Scale of the adapter, divided by its rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter's input."})
+    bias: str = field(default="none", metadata={"help": "Which biases are trained: none, all or lora_only."})
+    modules_to_save: str | None = field(default=None, metadata={"help": "Modules trained whole, with commas between."})
+
+    def __post_init__(self):
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path must name a folder or a model on the Hub, got nothing")
+        self.model_name_or_path = _under_base(str(self.model_name_or_path), "BASE_MODELS_DIR")
+        if self.bias not in ("none", "all", "lora_only"):
+            raise ValueError(f"bias must be one of none, all, lora_only, got {self.bias!r}")
+
+
+@dataclass
+class DataArguments:
+    """Which data, and how long a sample may be.
+
+    Raises:
+        ValueError: a length or a number of processes below 1, or an unknown way to truncate.
+
+    Example:
+        >>> DataArguments(dataset_args="data/dialogues[train:1000]").max_length
+        1024
+    """
+
+    dataset_args: str | None = field(default=None, metadata={"help": "name[split:count,...], joined by + or |."})
+    num_proc: int = field(default=8, metadata={"help": "Processes that prepare the data."})
+    disable_caching: bool = field(default=False, metadata={"help": "Prepare the data anew in every run."})
+    max_length: int = field(default=1024, metadata={"help": "Most tokens of a sample."})
+    truncation: str = field(default="right", metadata={"help": "Longer samples: right, cut; filter, left out."})
+
+    def __post_init__(self):
+        for name in ("num_proc", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.truncation not in ("right", "filter"):
+            raise ValueError(f"truncation must be right or filter, got {self.truncation!r}")
 
 
 @dataclass
@@ -105,6 +164,15 @@ class TrainingArguments(_AnyTransformers):
                 continue
             for heir, value in successor.items():
                 setattr(self, heir, value)
+
+
+def _under_base(path: str, variable: str) -> str:
+    """The path under the folder that an environment variable names, if it is there; else as it is."""
+    base = os.environ.get(variable)
+    if not base or os.path.isabs(path) or os.path.exists(path):
+        return path
+    inside = os.path.join(base, path)
+    return inside if os.path.exists(inside) else path
 
 
 def _without_missing_wandb(report_to: str | list[str] | None) -> str | list[str] | None:

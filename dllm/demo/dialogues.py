@@ -27,12 +27,16 @@ SMALL_TALK = (
 LONGEST_LINE = 14  # words
 
 
+def subjects() -> list[str]:
+    """The names of the corpus's files."""
+    return sorted(path.stem for path in _folder().glob("*.yml"))
+
+
 def dialogues(subject: str) -> list[list[str]]:
     """All dialogues of one file of the corpus, each a list of lines."""
-    import chatterbot_corpus.corpus
     import yaml
 
-    path = Path(chatterbot_corpus.corpus.DATA_DIRECTORY) / "english" / f"{subject}.yml"
+    path = _folder() / f"{subject}.yml"
     found = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
     return [[str(line) for line in dialogue] for dialogue in found if isinstance(dialogue, list)]
 
@@ -74,3 +78,9 @@ def canonical(line: str) -> str:
         'whats up'
     """
     return " ".join("".join(c for c in line.lower() if c.isalnum() or c.isspace()).split())
+
+
+def _folder() -> Path:
+    import chatterbot_corpus.corpus
+
+    return Path(chatterbot_corpus.corpus.DATA_DIRECTORY) / "english"

@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dllm.models.families import BERT_CHAT
+
 MASK, END_OF_ANSWER = "[MASK]", "[/Answer]"
 # stands for the line breaks beside it, too
 TAGS = {
@@ -30,15 +32,6 @@ TAGS = {
     "[SYS]": {"rstrip": True},
     "[/SYS]": {"lstrip": True, "rstrip": True},
 }
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}[SYS]\n{{ message['content'] }}\n[/SYS]\n\n"
-    "{% elif message['role'] == 'user' %}[Question]\n{{ message['content'] }}\n[/Question]\n\n"
-    "{% elif message['role'] == 'assistant' %}[Answer]\n{{ message['content'] }}\n[/Answer]\n\n"
-    "{% else %}{{ raise_exception('expected the role system, user or assistant, got ' + message['role']) }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}[Answer]\n{% endif %}"
-)
 
 
 def build_tokenizer(
@@ -71,7 +64,7 @@ def build_tokenizer(
         mask_token=MASK,
         eos_token=END_OF_ANSWER,
         pad_token=END_OF_ANSWER,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=BERT_CHAT,
         model_max_length=max_length,
         padding_side="right",
         clean_up_tokenization_spaces=False,

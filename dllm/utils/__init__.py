@@ -3,8 +3,21 @@
 import importlib
 from typing import Any
 
-_HOMES = {"TrainingArguments": "dllm.configs"}
-_PARTS = ("configs",)
+_HOMES = {
+    "DataArguments": "dllm.configs",
+    "ModelArguments": "dllm.configs",
+    "TrainingArguments": "dllm.configs",
+    "CollatorWrapper": "dllm.data.collators",
+    "NoAttentionMaskWrapper": "dllm.data.collators",
+    "clip_row": "dllm.data.load",
+    "default_sft_map_fn": "dllm.data.chat",
+    "get_model": "dllm.models",
+    "get_tokenizer": "dllm.models",
+    "load_peft": "dllm.models",
+    "parse_spec": "dllm.data.load",
+    "post_process_dataset": "dllm.data.load",
+}
+_PARTS = ("collators", "configs", "data", "models")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,5 @@
+"""Data sets, from their files to what a trainer takes."""
+
+from dllm.data.load import load_sft_dataset
+
+__all__ = ["load_sft_dataset"]

@@ -1,0 +1,6 @@
+"""Models and tokenizers, loaded with what their family needs for masked diffusion."""
+
+from dllm.models.load import get_model, load_peft
+from dllm.models.tokenizer import get_tokenizer
+
+__all__ = ["get_model", "get_tokenizer", "load_peft"]

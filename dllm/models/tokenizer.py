@@ -1,0 +1,50 @@
+"""Tokenizers with the special tokens and the chat template that masked diffusion needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+from dllm.models.families import family_of
+
+
+def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a model, ready for chat: padded on the right; with a mask token; pad, end and beginning of
+    sequence filled in from one another where one is missing (BERT has no end of sequence: its padding is); with
+    `eot_token`, the text that ends an answer, and a chat template, those of its family unless it brings its own.
+
+    Args:
+        model_args: names the tokenizer by `model_name_or_path`, a folder or a name on the Hub.
+        options: of `AutoTokenizer.from_pretrained`; or `model_name_or_path` in place of `model_args`.
+
+    Raises:
+        OSError: there is no such folder or name.
+        ValueError: the tokenizer has no mask token, or none of padding, end and beginning of sequence.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> get_tokenizer(model_name_or_path=SHIPPED).eot_token
+        '[/Answer]'
+    """
+    source = options.pop("model_name_or_path", None) or getattr(model_args, "model_name_or_path", None)
+    if source is None:
+        raise ValueError("expected model_args or model_name_or_path, got neither")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="right", **options)
+    if tokenizer.mask_token_id is None:
+        raise ValueError(f"the tokenizer must have a mask token, got none at {source}")
+    _fill_in(tokenizer)
+    family = family_of(transformers.AutoConfig.from_pretrained(source).model_type)
+    if family is not None:
+        tokenizer.eot_token = family.end_of_turn
+        tokenizer.chat_template = tokenizer.chat_template or family.chat_template
+    return tokenizer
+
+
+def _fill_in(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    known = next((t for t in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) if t is not None), None)
+    if known is None:
+        raise ValueError("the tokenizer must have a token for padding, or for a sequence's end or beginning; got none")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or known
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.pad_token
+    tokenizer.bos_token = tokenizer.bos_token or tokenizer.pad_token

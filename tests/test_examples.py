@@ -1,0 +1,60 @@
+"""The examples run as their headers say, on small models and few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dllm.demo.shipped import SHIPPED
+
+ROOT = Path(__file__).parents[1]
+for package in ("accelerate", "chatterbot_corpus", "datasets"):
+    pytest.importorskip(package)
+
+
+def run(*words: str, cwd: Path) -> str:
+    """What a program of this repository prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(cwd / "hf")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / words[0]), *words[1:]], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_bert_is_taught_and_asked(tmp_path):
+    told = run("examples/bert/dialogues.py", "data", cwd=tmp_path)
+    train, test = (rows(tmp_path / "data" / f"{split}.jsonl") for split in ("train", "test"))
+    assert f"train.jsonl: {len(train)} conversations" in told and len(train) > 8 * len(test) > 0
+    asked = [json.dumps([m["content"].lower() for m in row["messages"][:-1]]) for row in train + test]
+    assert len(set(asked)) == len(asked)
+    assert {row["messages"][-1]["role"] for row in train} == {"assistant"}
+
+    run(
+        *("examples/bert/sft.py", "--model_name_or_path", str(SHIPPED), "--dataset_args", "data[train:40,test:8]"),
+        *("--output_dir", "out", "--dtype", "float32", "--bf16", "False", "--max_length", "48"),
+        *("--truncation", "filter", "--max_steps", "4", "--num_proc", "1", "--eval_steps", "2", "--logging_steps", "1"),
+        cwd=tmp_path,
+    )
+    (state,) = (tmp_path / "out").glob("checkpoint-4/trainer_state.json")
+    history = json.loads(state.read_text())["log_history"]
+    assert sum("loss" in entry for entry in history) == 4 and sum("eval_nll" in entry for entry in history) == 2
+    assert (tmp_path / "out" / "training_curve.png").exists()
+
+    final = str(tmp_path / "out" / "checkpoint-final")
+    said = run(
+        *("examples/bert/exact_match.py", "--model_name_or_path", final, "--dataset_args", "data"),
+        *("--questions", "3", "--gen_length", "8"),
+        cwd=tmp_path,
+    )
+    found = json.loads(said.splitlines()[-1])
+    assert found["questions"] == 3 and found["forwards"] <= 8 and f"{found['correct']} of 3 exact" in said
