@@ -35,7 +35,9 @@ class Sharded(MDLMTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        layers = dict(auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["ModernBertEncoderLayer"])
+        layers = dict(
+            auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["ModernBertEncoderLayer"]
+        )
         whole = dict(state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=False)
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True, **layers, **whole)
         if self.args.bf16:
