@@ -13,7 +13,7 @@ from transformers import BertTokenizerFast, TrainerCallback
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from tests.core.reference import Objective, corrupted, gradients, plain_loss
 from tests.core.runs import SEED, Gradients, Loose, Strict, config_of, model_of, samples_of, trainer_of
-from tests.fast.test_masked_loss import NoHostSync
+from tests.fast.test_masked_loss import SYNC_FREE, NoHostSync
 from tests.models import MASK_ID
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -265,8 +265,7 @@ def test_a_stream_of_samples(tmp_path):
 
 def test_a_step_does_not_wait_for_the_device(tmp_path):
     """From the batch on: the count of a step, the loss, the meters, the backward."""
-    model = model_of()
-    model.config.pad_token_id = None  # with it a body of transformers 4 looks for padding, whatever the loss
+    model = model_of(**SYNC_FREE)
     trainer = trainer_of(tmp_path, model, samples_of(6), Objective(norm="sequence"))
     whole = [{"input_ids": s["input_ids"][:3], "labels": s["input_ids"][:3]} for s in samples_of(4)]
     batch = trainer._noise[True](whole)  # of one length: without an attention mask, at which bodies look
