@@ -61,8 +61,8 @@ def masked_loss(
       logits are computed and rows of them are taken. Correct, slower, and logged.
 
     Args:
-        model: a module with `get_output_embeddings()` whose output has `.logits`; or one wrapped by DDP, FSDP,
-            DeepSpeed, torch.compile or peft.
+        model: a module with `get_output_embeddings()` whose output has `.logits`; or one wrapped by DDP, FSDP2,
+            torch.compile or peft; or by DeepSpeed, whose hooks run around the head's forward as FSDP's do (untried).
         inputs: what the model is called with; `input_ids` int64 [B, L] among them, `labels` not.
         rows: int64 [N], positions b L + p, in any order; a position may occur twice.
         targets: int64 [N], the token that belongs there.

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import fully_shard
 
 from dllm.core.trainers import MDLMTrainer
 from dllm.fast import training
@@ -49,6 +50,8 @@ class Sharded(MDLMTrainer):
 
 def run(out: str, settings: dict) -> dict:
     watch, model = Gradients(), model_of(KINDS[settings["kind"]], **settings["model"])
+    if settings["head_alone"]:
+        fully_shard(model.get_output_embeddings(), reshard_after_forward=True)
     trainer = trainer_of(
         out,
         model,
@@ -71,7 +74,7 @@ def two_ranks(folder: Path, runs: list[dict]) -> list[list[dict]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    defaults = dict(model={}, sharded=False, resume=None, saved=None)
+    defaults = dict(model={}, sharded=False, head_alone=False, resume=None, saved=None)
     words = [sys.executable, "-m", "tests.core.rank", str(folder), json.dumps([defaults | run for run in runs])]
     world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
     processes = []

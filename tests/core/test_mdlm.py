@@ -275,6 +275,17 @@ def test_a_step_does_not_wait_for_the_device(tmp_path):
         trainer.compute_loss(model, again, num_items_in_batch=normalizer).backward()
 
 
+def test_an_embedding_spread_by_zero3(tmp_path):
+    """Such a weight is empty on every rank between forwards, and says what it is a part of."""
+    model = model_of(tie_word_embeddings=False)
+    weight = model.get_input_embeddings().weight
+    weight.ds_shape, weight.data = weight.shape, torch.empty(0)
+    trainer = trainer_of(tmp_path, model, samples_of(4))
+    assert trainer.mask_id == MASK_ID
+    (batch,) = trainer.get_train_dataloader()
+    assert len(batch["corruption"]["rows"])
+
+
 def test_what_the_trainer_refuses(tmp_path):
     config, model = config_of(tmp_path), model_of()
     for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
