@@ -61,8 +61,8 @@ def masked_loss(
       logits are computed and rows of them are taken. Correct, slower, and logged.
 
     Args:
-        model: a module with `get_output_embeddings()` whose output has `.logits`; or one wrapped by DDP, FSDP,
-            DeepSpeed, torch.compile or peft.
+        model: a module with `get_output_embeddings()` whose output has `.logits`; or one wrapped by DDP, FSDP2,
+            torch.compile or peft; or by DeepSpeed, whose hooks run around the head's forward as FSDP's do (untried).
         inputs: what the model is called with; `input_ids` int64 [B, L] among them, `labels` not.
         rows: int64 [N], positions b L + p, in any order; a position may occur twice.
         targets: int64 [N], the token that belongs there.
@@ -104,9 +104,9 @@ def masked_loss(
             return _from_logits(logits.flatten(0, -2).index_select(0, rows), targets, row_weight)
         with loss_in_head.working(head, _Job(rows, targets, row_weight)) as job:
             handed_out = logits_of(model(**inputs))
-    if job.nll is None or handed_out.numel() != 1:
+    if job.loss is None or handed_out.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
-    return MaskedLoss(handed_out.reshape(()), job.nll)
+    return MaskedLoss(_Carried.apply(handed_out.reshape(()), job.loss), job.nll)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -142,12 +142,26 @@ def _from_logits(logits: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedL
 
 @dataclass(slots=True)
 class _Job:
-    """What one forward is to compute, and the part of its result that the model's output has no place for."""
+    """What one forward is to compute, and its result: what the model's output has no place or no precision for."""
 
     rows: Tensor
     targets: Tensor
     row_weight: Tensor
+    loss: Tensor | None = None
     nll: Tensor | None = None
+
+
+class _Carried(torch.autograd.Function):
+    """The loss as the head computed it, differentiated through what the model handed out of it: that is what DDP and
+    FSDP wait for in the backward, and FSDP rounds it to the precision of its policy, bfloat16 often."""
+
+    @staticmethod
+    def forward(ctx: object, handed_out: Tensor, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class _LossInHead:
@@ -170,8 +184,8 @@ class _LossInHead:
         else:
             logits = self.original(hidden.index_select(0, job.rows), *args, **kwargs)
             loss, nll = _from_logits(logits, job.targets, job.row_weight)
-        job.nll = nll
-        return loss.view(1, 1, 1)
+        job.loss, job.nll = loss.detach(), nll
+        return loss.view(1, 1, 1).clone()  # FSDP warns of views
 
     @contextmanager
     def working(self, head: nn.Module, job: _Job) -> Iterator[_Job]:

@@ -1,34 +1,94 @@
-"""One rank of runs over several processes: `python -m tests.core.rank OUT RUNS`, the runs' settings as a JSON list.
+"""Runs over two processes: :func:`two_ranks` starts them, each of them is `python -m tests.core.rank OUT RUNS`.
 
-Environment as torchrun sets it. Writes OUT/rank{r}.pt, a dict for every run: the gradients of its steps, its logged
-entries, the metrics of an evaluation.
+RUNS are the runs' settings as a JSON list, the environment is as torchrun sets it. Writes OUT/rank{r}.pt, a dict for
+every run: the gradients of its steps, its logged entries, the metrics of an evaluation, the way the head was used.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import fully_shard
 
+from dllm.core.trainers import MDLMTrainer
+from dllm.fast import training
+from dllm.fast.training import unwrapped
 from tests.core.reference import Objective
-from tests.core.runs import Gradients, Loose, Strict, model_of, samples_of, trainer_of
+from tests.core.runs import KINDS, Gradients, model_of, samples_of, trainer_of
+
+ROOT = Path(__file__).parents[2]
+
+
+class Sharded(MDLMTrainer):
+    """Trained by accelerate's FSDP2: layers, the embedding and the head each sharded.
+
+    Accelerate takes FSDP for a thing of accelerators and would train by DDP on a CPU, without a word. So it is told, as
+    its own start does elsewhere, that this is FSDP; all that follows is what it does on a GPU.
+    """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        layers = dict(
+            auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["ModernBertEncoderLayer"]
+        )
+        whole = dict(state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=False)
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True, **layers, **whole)
+        if self.args.bf16:
+            plugin.set_mixed_precision("bf16")
+        state = self.accelerator.state
+        state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+        state.fsdp_plugin, self.is_fsdp_enabled = plugin, True
 
 
 def run(out: str, settings: dict) -> dict:
-    watch = Gradients()
+    watch, model = Gradients(), model_of(KINDS[settings["kind"]], **settings["model"])
+    if settings["head_alone"]:
+        fully_shard(model.get_output_embeddings(), reshard_after_forward=True)
     trainer = trainer_of(
         out,
-        model_of({"Strict": Strict, "Loose": Loose}[settings["kind"]]),
+        model,
         samples_of(settings["samples"]),
         Objective(norm=settings["norm"]),
+        Sharded if settings["sharded"] else MDLMTrainer,
         callbacks=[watch],
         eval_dataset=samples_of(settings["evaluated"], seed=5),
         **settings["options"],
     )
-    trainer.train()
-    return dict(gradients=watch.seen, logs=trainer.state.log_history, evaluation=trainer.evaluate())
+    trainer.train(resume_from_checkpoint=settings["resume"])
+    if settings["saved"]:
+        trainer.save_model(settings["saved"])
+    used = training._losses[unwrapped(trainer.model_wrapped).get_output_embeddings()].kind
+    return dict(gradients=watch.seen, logs=trainer.state.log_history, evaluation=trainer.evaluate(), used=used)
+
+
+def two_ranks(folder: Path, runs: list[dict]) -> list[list[dict]]:
+    """What each of two ranks found in each run, all runs one after the other in the same two processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    defaults = dict(model={}, sharded=False, head_alone=False, resume=None, saved=None)
+    words = [sys.executable, "-m", "tests.core.rank", str(folder), json.dumps([defaults | run for run in runs])]
+    world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
+    processes = []
+    for rank in "01":
+        environment = os.environ | world | dict(RANK=rank, LOCAL_RANK=rank, PYTHONPATH=str(ROOT))
+        log = (folder / f"rank{rank}.log").open("w")
+        processes.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=900) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], "\n".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in "01")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in "01"]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertForMaskedLM, TrainerCallback
+from torch.distributed.tensor import DTensor
+from transformers import BertForMaskedLM, ModernBertForMaskedLM, TrainerCallback
 
 from dllm.core.schedulers import make_alpha_scheduler
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
@@ -19,22 +20,43 @@ PLAIN = Objective()
 VOCABULARY = 131
 
 
-class Strict(BertForMaskedLM):
+class _Strict:
     """A forward without **kwargs and without labels."""
 
     def forward(self, input_ids, attention_mask=None):
         return super().forward(input_ids=input_ids, attention_mask=attention_mask)
 
 
-class Loose(BertForMaskedLM):
+class _Loose:
     """A forward with **kwargs, which transformers takes as the promise to normalise a loss."""
 
     def forward(self, input_ids, attention_mask=None, **kwargs):
         return super().forward(input_ids=input_ids, attention_mask=attention_mask)
 
 
-def model_of(kind: type[nn.Module] = Loose, dropout: float = 0.0) -> nn.Module:
-    model = tiny("bert", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+class Strict(_Strict, BertForMaskedLM):
+    family = "bert"
+
+
+class Loose(_Loose, BertForMaskedLM):
+    family = "bert"
+
+
+class StrictModern(_Strict, ModernBertForMaskedLM):
+    family = "modernbert"
+
+
+class LooseModern(_Loose, ModernBertForMaskedLM):
+    family = "modernbert"
+
+
+KINDS = {kind.__name__: kind for kind in (Strict, Loose, StrictModern, LooseModern)}
+
+
+def model_of(kind: type[nn.Module] = Loose, dropout: float = 0.0, **options: Any) -> nn.Module:
+    if kind.family == "bert":
+        options |= dict(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    model = tiny(kind.family, vocab_size=VOCABULARY, **options)
     model.__class__ = kind
     model.config.mask_token_id = MASK_ID
     return model
@@ -71,7 +93,12 @@ def config_of(folder: Any, **options: Any) -> MDLMConfig:
 
 
 def trainer_of(
-    folder: Any, model: nn.Module, samples: list, objective: Objective = PLAIN, **options: Any
+    folder: Any,
+    model: nn.Module,
+    samples: list,
+    objective: Objective = PLAIN,
+    kind: type[MDLMTrainer] = MDLMTrainer,
+    **options: Any,
 ) -> MDLMTrainer:
     callbacks, evaluated = options.pop("callbacks", None), options.pop("eval_dataset", None)
     config = config_of(
@@ -83,7 +110,7 @@ def trainer_of(
         time_max=objective.high,
         **options,
     )
-    return MDLMTrainer(
+    return kind(
         config,
         make_alpha_scheduler(objective.alpha),
         model=model,
@@ -95,14 +122,18 @@ def trainer_of(
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of every optimizer step."""
+    """Keeps the gradients of every optimizer step, gathered where ranks share a weight."""
 
     def __init__(self):
         self.seen = []
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-        grads = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
+        grads = [whole(p.grad).double().flatten() for p in model.parameters() if p.grad is not None]
         self.seen.append(torch.cat(grads))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def losses(trainer: MDLMTrainer) -> list[float]:

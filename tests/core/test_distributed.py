@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import dataclasses
 
 import pytest
 import torch
 
+from dllm.core.trainers import MDLMConfig
+from tests.core.rank import two_ranks
 from tests.core.reference import Objective
-from tests.core.runs import Loose, Strict, model_of, samples_of
+from tests.core.runs import KINDS, model_of, samples_of
 from tests.core.test_mdlm import close, truth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).parents[2]
-KINDS = {"Strict": Strict, "Loose": Loose}
+
+UNUSED, STRICT = dict(ddp_find_unused_parameters=True), dict(ddp_find_unused_parameters=False)
+STATIC = dict(ddp_static_graph=True)
+CHECKPOINTED = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
+
+# one forward and several; every normalisation; both kinds of forward; DDP that looks for unused weights, that relies
+# on there being none, that learns the order of gradients from the first step (an option since transformers 5)
+CASES = [
+    ("token", "Strict", 4, 1, {}),
+    ("token", "Loose", 2, 2, UNUSED),
+    ("sequence", "Loose", 1, 4, STRICT),
+    ("batch", "Strict", 2, 2, STRICT | CHECKPOINTED),
+]
+if "ddp_static_graph" in {known.name for known in dataclasses.fields(MDLMConfig)}:
+    CASES.append(("token", "Loose", 4, 1, STATIC))
+    CASES.append(("sequence", "Strict", 4, 1, STATIC | CHECKPOINTED))
 
 
-# one forward and several; every normalisation; both kinds of forward
-CASES = [("token", "Strict", 4, 1), ("token", "Loose", 2, 2), ("sequence", "Loose", 1, 4), ("batch", "Strict", 2, 2)]
-
-
-def settings_of(norm: str, kind: str, size: int, accumulation: int) -> dict:
+def settings_of(norm: str, kind: str, size: int, accumulation: int, further: dict) -> dict:
     options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, num_train_epochs=1)
     options |= dict(learning_rate=0.0, per_device_eval_batch_size=2)
-    return dict(norm=norm, kind=kind, samples=8, evaluated=7, options=options)
+    return dict(norm=norm, kind=kind, samples=8, evaluated=7, options=options | further)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[list[dict]]:
-    """What each of two ranks found in each case, all cases one after the other in the same two processes."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    runs = json.dumps([settings_of(*case) for case in CASES])
-    words = [sys.executable, "-m", "tests.core.rank", str(folder), runs]
-    world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-    processes = []
-    for rank in "01":
-        environment = os.environ | world | dict(RANK=rank, LOCAL_RANK=rank, PYTHONPATH=str(ROOT))
-        log = (folder / f"rank{rank}.log").open("w")
-        processes.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=900) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in "01")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in "01"]
+    return two_ranks(tmp_path_factory.mktemp("ranks"), [settings_of(*case) for case in CASES])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -65,6 +53,7 @@ def test_two_ranks_are_one_batch(case, ranks):
     for rank in (first, second):
         (step,) = rank["gradients"]
         assert float((step - exact).norm()) <= 2 * float((plain - exact).norm())
+        assert rank["used"] == "linear"
     (entry,) = [entry for entry in first["logs"] if "loss" in entry]
     assert abs(entry["loss"] - float(loss64.sum())) < 1e-4  # transformers 4 logs four digits
     assert close(entry["nll"], nll64, nll32)

@@ -13,7 +13,7 @@ from transformers import BertTokenizerFast, TrainerCallback
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from tests.core.reference import Objective, corrupted, gradients, plain_loss
 from tests.core.runs import SEED, Gradients, Loose, Strict, config_of, model_of, samples_of, trainer_of
-from tests.fast.test_masked_loss import NoHostSync
+from tests.fast.test_masked_loss import SYNC_FREE, NoHostSync
 from tests.models import MASK_ID
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -265,7 +265,7 @@ def test_a_stream_of_samples(tmp_path):
 
 def test_a_step_does_not_wait_for_the_device(tmp_path):
     """From the batch on: the count of a step, the loss, the meters, the backward."""
-    model = model_of()
+    model = model_of(**SYNC_FREE)
     trainer = trainer_of(tmp_path, model, samples_of(6), Objective(norm="sequence"))
     whole = [{"input_ids": s["input_ids"][:3], "labels": s["input_ids"][:3]} for s in samples_of(4)]
     batch = trainer._noise[True](whole)  # of one length: without an attention mask, at which bodies look
@@ -273,6 +273,17 @@ def test_a_step_does_not_wait_for_the_device(tmp_path):
     with NoHostSync():
         (again,), normalizer = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
         trainer.compute_loss(model, again, num_items_in_batch=normalizer).backward()
+
+
+def test_an_embedding_spread_by_zero3(tmp_path):
+    """Such a weight is empty on every rank between forwards, and says what it is a part of."""
+    model = model_of(tie_word_embeddings=False)
+    weight = model.get_input_embeddings().weight
+    weight.ds_shape, weight.data = weight.shape, torch.empty(0)
+    trainer = trainer_of(tmp_path, model, samples_of(4))
+    assert trainer.mask_id == MASK_ID
+    (batch,) = trainer.get_train_dataloader()
+    assert len(batch["corruption"]["rows"])
 
 
 def test_what_the_trainer_refuses(tmp_path):

@@ -337,7 +337,7 @@ class MDLMTrainer(transformers.Trainer):
             scheduler=self.scheduler,
             mask_id=self.mask_id,
             pad_id=getattr(self.processing_class, "pad_token_id", None),
-            vocab_size=len(input_embedding(self.model)),
+            vocab_size=_vocab_size(self.model),
             seed=args.seed,
             low=args.time_epsilon,
             high=args.time_max,
@@ -362,7 +362,7 @@ class MDLMTrainer(transformers.Trainer):
         return loader
 
     def _mask_id(self) -> int:
-        mask_id, vocab_size = find_mask_id(self.model, None, self._names_mask()), len(input_embedding(self.model))
+        mask_id, vocab_size = find_mask_id(self.model, None, self._names_mask()), _vocab_size(self.model)
         if not 0 <= mask_id < vocab_size:
             raise ValueError(f"the mask token must lie in the vocabulary of {vocab_size} tokens, got {mask_id}")
         return mask_id
@@ -403,6 +403,12 @@ class _Hooks(transformers.TrainerCallback):
     def on_optimizer_step(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.averaged is not None:
             self.trainer.averaged.update()
+
+
+def _vocab_size(model: nn.Module) -> int:
+    """Rows of the input embedding, of the whole of it where ZeRO-3 has spread it over ranks."""
+    weight = input_embedding(model)
+    return getattr(weight, "ds_shape", weight.shape)[0]
 
 
 def _steps_per_epoch(dataloader: Any, args: MDLMConfig) -> int:

@@ -1,0 +1,119 @@
+"""FSDP2 on two processes over gloo, the LM head sharded, is one process with batches twice as large.
+
+ModernBERT, because torch's FSDP2 (from 2.13) refuses modules that share a weight and are sharded apart, and accelerate
+shards a BERT so: its head's bias belongs to two modules. How accelerate is brought to FSDP on a CPU: rank.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.core.rank import two_ranks
+from tests.core.reference import Objective
+from tests.core.runs import KINDS, VOCABULARY, model_of, samples_of
+from tests.core.test_mdlm import close, truth
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# every normalisation; both kinds of forward; the head tied to the embedding or not, or sharded by itself and given up
+# after its forward, which accelerate does not; one forward and several
+CASES = [
+    ("token", "LooseModern", "tied", 2, 2),
+    ("sequence", "StrictModern", "untied", 1, 4),
+    ("batch", "LooseModern", "alone", 2, 2),
+    ("batch", "StrictModern", "tied", 4, 1),
+]
+RATE = 0.1
+# 8 samples, four a step: two steps an epoch, a checkpoint after each
+LONG = dict(per_device_train_batch_size=2, num_train_epochs=2, learning_rate=1e-2)
+KEPT = dict(save_strategy="steps", save_steps=1, save_only_model=False)
+
+
+def settings_of(norm: str, kind: str, head: str, options: dict, **others) -> dict:
+    options = dict(per_device_eval_batch_size=2) | options
+    model = dict(tie_word_embeddings=head == "tied")
+    settings = dict(norm=norm, kind=kind, model=model, sharded=True, samples=8, evaluated=7, options=options)
+    return settings | dict(head_alone=head == "alone") | others
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the ranks found: in each case, in a long run with checkpoints, in that run resumed, under bfloat16."""
+    folder = tmp_path_factory.mktemp("sharded")
+    runs = []
+    for i, (norm, kind, head, size, accumulation) in enumerate(CASES):
+        options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, num_train_epochs=1)
+        options |= dict(learning_rate=RATE, optim="sgd")
+        runs.append(settings_of(norm, kind, head, options, saved=str(folder / f"case{i}")))
+    runs.append(settings_of("token", "LooseModern", "tied", LONG | KEPT, saved=str(folder / "whole")))
+    resumed = dict(resume=str(folder / "checkpoint-3"), saved=str(folder / "resumed"))
+    runs.append(settings_of("token", "LooseModern", "tied", LONG, **resumed))
+    halves = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1, bf16=True)
+    runs.append(settings_of("token", "LooseModern", "tied", halves | dict(learning_rate=0.0)))
+    return folder, two_ranks(folder, runs)
+
+
+def logged(rank: dict, name: str) -> float:
+    (value,) = [entry[name] for entry in rank["logs"] if name in entry]
+    return value
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_are_one_batch(case, found):
+    norm, kind, head, *_ = case
+    number, objective = CASES.index(case), Objective(norm=norm)
+    model, samples = model_of(KINDS[kind], tie_word_embeddings=head == "tied"), samples_of(8)
+    loss64, nll64, exact = truth(model, samples, objective, torch.float64)
+    loss32, nll32, plain = truth(model, samples, objective, torch.float32)
+    for rank in found[1]:
+        (step,) = rank[number]["gradients"]
+        assert float((step - exact).norm()) <= 2 * float((plain - exact).norm())
+        assert rank[number]["used"] == "linear"
+        assert close(logged(rank[number], "train_loss"), loss64, loss32)
+        assert close(logged(rank[number], "nll"), nll64, nll32)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_saved_model_is_whole_and_the_one_that_was_evaluated(case, found):
+    norm, kind, head, *_ = case
+    number, objective = CASES.index(case), Objective(norm=norm)
+    start = model_of(KINDS[kind], tie_word_embeddings=head == "tied")
+    *_, exact = truth(start, samples_of(8), objective, torch.float64)
+    *_, plain = truth(start, samples_of(8), objective, torch.float32)
+    saved = KINDS[kind].from_pretrained(found[0] / f"case{number}")
+    assert saved.get_output_embeddings().weight.shape == (VOCABULARY, 32)
+    assert (saved.get_output_embeddings().weight is saved.get_input_embeddings().weight) == (head == "tied")
+    weights, before = (torch.cat([p.detach().double().flatten() for p in m.parameters()]) for m in (saved, start))
+    ulp = torch.finfo(torch.float32).eps * float(before.norm())  # a step of SGD rounds the weights once
+    assert float((weights - (before - RATE * exact)).norm()) <= 2 * RATE * float((plain - exact).norm()) + ulp
+    loss64, nll64, _ = truth(saved, samples_of(7, seed=5), objective, torch.float64)
+    loss32, nll32, _ = truth(saved, samples_of(7, seed=5), objective, torch.float32)
+    for rank in found[1]:
+        evaluation = rank[number]["evaluation"]
+        assert close(evaluation["eval_loss"], loss64, loss32) and close(evaluation["eval_nll"], nll64, nll32)
+
+
+def test_a_resumed_run_follows_the_uninterrupted_one(found):
+    folder, ranks = found
+    for rank in ranks:
+        whole, resumed = rank[len(CASES)], rank[len(CASES) + 1]
+        assert len(whole["gradients"]) == 4 and len(resumed["gradients"]) == 1
+        assert torch.equal(whole["gradients"][-1], resumed["gradients"][-1])
+        assert whole["evaluation"]["eval_loss"] == resumed["evaluation"]["eval_loss"]
+    models = [KINDS["LooseModern"].from_pretrained(folder / name).state_dict() for name in ("whole", "resumed")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_bfloat16(found):
+    """FSDP rounds all that leaves the model to the precision of its policy: a gradient may bear it, a loss may not."""
+    objective, model, samples = Objective(), model_of(KINDS["LooseModern"]), samples_of(8)
+    loss64, nll64, exact = truth(model, samples, objective, torch.float64)
+    loss16, nll16, plain = truth(model, samples, objective, torch.bfloat16)
+    for rank in found[1]:
+        (step,) = rank[-1]["gradients"]
+        assert float((step - exact).norm()) <= 2 * float((plain - exact).norm())
+        loss, nll = logged(rank[-1], "train_loss"), logged(rank[-1], "nll")
+        assert close(loss, loss64, loss16) and close(nll, nll64, nll16)
+        # one number, summed in float32 in two ways, by a forward of at most 24 rows or by samples
+        assert loss == pytest.approx(nll, rel=32 * torch.finfo(torch.float32).eps)
