@@ -121,9 +121,7 @@ class Teacher(MDLMTrainer):
         if "loss" in logs:
             step = self.state.global_step
             if not math.isfinite(logs["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {logs['loss']} between steps {step - LOG_EVERY} and {step}; a lower rate may help"
-                )
+                raise FloatingPointError(f"the loss has become {logs['loss']} by step {step}; a lower rate may help")
             if step % EVALUATE_EVERY == 0 or step == self.state.max_steps:
                 logs["accuracy"] = self._accuracy()
             logs["seconds"] = self.watch.seconds
