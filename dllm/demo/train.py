@@ -1,7 +1,7 @@
 """Train the shipped model from nothing: about an hour on two CPU cores.
 
     python -m dllm.demo.train runs/demo
-    torchrun --nproc-per-node 2 -m dllm.demo.train runs/demo    # a process for each core: faster
+    torchrun --nproc-per-node 2 -m dllm.demo.train runs/demo    # on CPUs: a process for each core
 
 An interrupted run is continued by the same command, with the same batches and the same masks as if it had never
 stopped. `runs/demo` then holds the last checkpoint, and at the end `trainer_state.json` with the log and the folder
