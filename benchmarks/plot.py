@@ -117,7 +117,7 @@ def training_curve(log: Sequence[dict], path: Path) -> Path:
     figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
     panel.plot([row["step"] for row in log], [row["loss"] for row in log], color=PARTS["body"])
-    panel.set(xlabel="step", ylabel="loss, nats per masked token", yscale="log")
+    panel.set(xlabel="step", ylabel="loss, nats per token of an answer", yscale="log")
     panel.yaxis.label.set_color(PARTS["body"])
     measured = [row for row in log if "accuracy" in row]
     right = panel.twinx()

@@ -516,15 +516,17 @@ class TestQuality:
         pytest.importorskip("chatterbot_corpus")
         run = tmp_path / "run"
         shutil.copytree(SHIPPED, run / "model", ignore=shutil.ignore_patterns("README.md", "curve.png"))
-        (run / "log.jsonl").write_text('{"step": 25, "loss": 2.0, "accuracy": 0.5, "seconds": 120.0}\n')
+        entries = [{"step": 25, "loss": 2.0, "accuracy": 0.5, "seconds": 120.0}, {"step": 25, "train_runtime": 60.0}]
+        (run / "trainer_state.json").write_text(json.dumps({"log_history": entries}))
         settings = {"steps": 25, "batch_size": 64, "seed": 0, "matrix_lr": 0.5, "other_lr": 0.25}
-        torch.save({"settings": settings}, run / "checkpoint.pt")
+        (run / "settings.json").write_text(json.dumps(settings))
         file, other = tmp_path / "row.json", tmp_path / "other.json"
         file.write_text(json.dumps(row))
         assert model_card.main([str(run), str(file)]) == 0
         card = (run / "model" / "README.md").read_text()
         assert f"| 2 {model_card.TITLES['problems']} | 8 |" in card
         assert "25 steps of 64 conversations" in card and "2 minutes on" in card
+        assert model_card.HISTORY in card  # the weights are the shipped ones
         assert (run / "model" / "curve.png").read_bytes().startswith(b"\x89PNG")
         for setting, rule in (
             ("weights", "expected rows of benchmarks/quality.py --model"),

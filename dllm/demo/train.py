@@ -1,41 +1,38 @@
 """Train the shipped model from nothing: about an hour on two CPU cores.
 
     python -m dllm.demo.train runs/demo
+    torchrun --nproc-per-node 2 -m dllm.demo.train runs/demo    # on CPUs: a process for each core
 
 An interrupted run is continued by the same command, with the same batches and the same masks as if it had never
-stopped. `runs/demo` then holds the checkpoint, `log.jsonl` and, at the end, the folder `model`.
+stopped. `runs/demo` then holds the last checkpoint, and at the end `trainer_state.json` with the log and the folder
+`model`.
 
-Objective (masked diffusion with uniform weights): of each answer of N tokens, every token is masked with probability
-t ~ U(0, 1), t spread evenly over the rows of a batch; later, in some rows, all tokens behind an equals sign. The loss
-is the mean cross-entropy of the masked tokens. The layers' matrices are trained by Muon (Jordan et al. 2024), under
-which the model looks at the question after 200 steps, where under AdamW it takes many more; embeddings, norms and
-biases by AdamW.
-
-On CPUs each core works on its own share of a batch: for a model of this size that is a third faster than all cores on
-every operation.
+This is :class:`~dllm.core.trainers.MDLMTrainer` with lessons of its own (`lessons.py`, `curriculum.py`) and its own
+optimizer (`optimizer.py`). The objective is masked diffusion with uniform weights: the cross-entropy of the masked
+tokens of a step, divided by the number of all that might have been masked, about twice as many.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
-import os
+import operator
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from transformers import ModernBertConfig, ModernBertForMaskedLM, TrainerCallback, TrainerControl, TrainerState
 
+from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from dllm.demo import gauge
-from dllm.demo.lessons import MAX_LENGTH, Batch, Lessons, vocabulary
+from dllm.demo.curriculum import FORWARDS, Curriculum
+from dllm.demo.lessons import MAX_LENGTH, Lessons, vocabulary
+from dllm.demo.optimizer import MuonAdamW, schedule
 
-WARMUP_STEPS, HIGH_STEPS, AGAIN = 100, 500, 0.1
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 25, 100, 600
 EVALUATION_PROBLEMS = 64
 
@@ -58,6 +55,8 @@ class Settings:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"expected a seed from 0 up to 2^32 - 1, got {self.seed}")
         for name in ("matrix_lr", "other_lr"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"expected a finite {name} above 0, got {getattr(self, name)}")
@@ -85,194 +84,129 @@ def new_model(tokenizer: object) -> ModernBertForMaskedLM:
     return ModernBertForMaskedLM(config)
 
 
-def masked(batch: Batch, mask_id: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The batch with masks, int64 [B, L], and where they are, bool [B, L]; depends on the batch and the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = len(batch.tokens)
-    t = (torch.rand((), generator=generator) + torch.arange(rows) / rows) % 1
-    drawn = torch.rand(batch.tokens.shape, generator=generator) < t[:, None]
-    behind = torch.arange(batch.tokens.shape[1]) >= batch.tail[:, None]
-    chosen = torch.where(batch.tail[:, None] >= 0, behind, drawn) & batch.answer
-    return batch.tokens.masked_fill(chosen, mask_id), chosen
+class Teacher(MDLMTrainer):
+    """The trainer of a run in `config.output_dir`: lessons in their order, and what a reader of its log looks for.
 
-
-def summed_loss(model: ModernBertForMaskedLM, canvas: Tensor, chosen: Tensor, tokens: Tensor) -> Tensor:
-    """Sum of the cross-entropies of the chosen tokens; only their rows meet the vocabulary."""
-    with torch.autocast(canvas.device.type, torch.bfloat16):
-        hidden = model.model(input_ids=canvas).last_hidden_state[chosen]
-        logits = model.decoder(model.head(hidden))
-    return F.cross_entropy(logits.float(), tokens[chosen], reduction="sum")
-
-
-class Workers:
-    """Threads that each take a share of the rows through the model; one on a GPU, one for each core elsewhere."""
-
-    def __init__(self, model: ModernBertForMaskedLM):
-        self.model = model
-        self.parameters = list(model.parameters())
-        self.count = torch.get_num_threads() if model.device.type == "cpu" else 1
-        self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
-
-    def backward(self, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """Give every parameter its gradient of the mean loss, and return that loss; 0 where no token is chosen.
-
-        Args:
-            batches: (canvas, chosen, tokens), each [B, L]; the mean is over all of them.
-        """
-        shares = [share for batch in batches for share in self._shares(batch)]
-        losses, gradients = zip(*self.pool.map(self._share, shares), strict=True)
-        chosen_tokens = sum(chosen.sum() for _, chosen, _ in batches).clamp(min=1)
-        for parameter, *parts in zip(self.parameters, *gradients, strict=True):
-            parameter.grad = torch.stack(parts).sum(0) / chosen_tokens
-        return sum(losses) / chosen_tokens
-
-    def _shares(self, batch: tuple[Tensor, Tensor, Tensor]) -> list[tuple[Tensor, ...]]:
-        count = min(self.count, len(batch[0]))
-        return [tuple(x[first::count] for x in batch) for first in range(count)]
-
-    def _share(self, share: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        loss = summed_loss(self.model, *share)
-        return loss.detach(), torch.autograd.grad(loss, self.parameters)
-
-
-class Optimizer:
-    """Muon for the matrices of the layers, AdamW for all else, on one schedule."""
-
-    def __init__(self, model: nn.Module, settings: Settings):
-        self.steps, self.rates = settings.steps, (settings.matrix_lr, settings.other_lr)
-        matrices = {name: p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
-        others = [p for name, p in model.named_parameters() if name not in matrices]
-        self.parts = (
-            torch.optim.Muon(matrices.values(), lr=settings.matrix_lr, weight_decay=0.01),
-            torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.98), weight_decay=0.0),
-        )
-
-    def step(self, number: int) -> None:
-        """Update the parameters with the learning rates of step `number`."""
-        for part, rate in zip(self.parts, self.rates, strict=True):
-            for group in part.param_groups:
-                group["lr"] = rate * self._share(number)
-            part.step()
-
-    def _share(self, number: int) -> float:
-        """Of the highest learning rate: all until the model has found the question (some hundred steps), then so little
-        that it can learn its sums, at last none; and once more from a tenth to none, for the sums."""
-        first = self.steps * 12 // 13
-        if number < first:
-            return min((number + 1) / WARMUP_STEPS, (1 - number / first) / (1 + number / HIGH_STEPS))
-        return AGAIN * (1 - (number - first) / (self.steps - first))
-
-    def state_dict(self) -> list[dict]:
-        """What `load_state_dict` takes."""
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, states: list[dict]) -> None:
-        """Continue where `state_dict` was called."""
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
-
-
-class Run:
-    """A training run in a folder.
-
-    Args:
-        folder: where the run keeps what it needs to be continued; made if missing.
-        settings: see `Settings`.
-        device: where to train.
+    The log's entries have, besides the trainer's: `seconds` of training so far, those before an interruption among
+    them; every EVALUATE_EVERY steps and at the end `accuracy`, exact answers among a few held-out problems.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        ValueError: a batch too small for the processes that share it.
+        FloatingPointError: while training, a loss that is not finite; what was saved before it is kept.
     """
 
-    def __init__(self, folder: Path, settings: Settings, device: torch.device):
-        self.folder, self.settings, self.device = folder, settings, device
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, config: MDLMConfig, settings: Settings):
         torch.manual_seed(settings.seed)
-        self.tokenizer = vocabulary()
-        self.lessons = Lessons(self.tokenizer, settings.batch_size, settings.seed)
-        self.model = new_model(self.tokenizer).to(device)
-        self.workers = Workers(self.model)
-        self.optimizer = Optimizer(self.model, settings)
-        self.step, self.seconds = 0, 0.0
-        self._resume()
+        tokenizer = vocabulary()
+        lessons = Lessons(tokenizer, settings.batch_size, settings.seed)
+        curriculum = Curriculum(lessons, steps=settings.steps, processes=config.world_size)
+        model = new_model(tokenizer).to(config.device)
+        optimizer = MuonAdamW(model, matrix_lr=settings.matrix_lr, other_lr=settings.other_lr)
+        super().__init__(
+            config,
+            model=model,
+            tokenizer=tokenizer,
+            train_dataset=curriculum,
+            data_collator=operator.itemgetter(0),  # an item is a batch
+            optimizers=(optimizer, schedule(optimizer, settings.steps)),
+            callbacks=[watch := _Watch()],
+        )
+        self.watch = watch
 
-    def train(self) -> None:
-        """Train to the last step, then save the model in half precision."""
-        while self.step < self.settings.steps:
-            self._section(min(self.step + LOG_EVERY, self.settings.steps))
-            if self.step % SAVE_EVERY == 0:
-                self._save_checkpoint()
-        self._save_checkpoint()
-        self.model.half().save_pretrained(self.folder / "model")
-        save_tokenizer(self.tokenizer, self.folder / "model")
-        print(f"model: {self.folder / 'model'}")
+    def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    def _section(self, end: int) -> None:
-        """The steps up to `end`, and their row in the log."""
-        started, total = time.monotonic(), 0.0
-        self.model.train()
-        steps = range(self.step, end)
-        for number in steps:
-            total += self.workers.backward([self._masked(batch, number) for batch in self.lessons[number]])
-            self.optimizer.step(number)
-        self.step, loss = end, float(total) / len(steps)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} between steps {steps[0]} and {end}; a lower rate may help")
-        row = {"step": end, "loss": round(loss, 4)}
-        if end % EVALUATE_EVERY == 0 or end == self.settings.steps:
-            row["accuracy"] = self._accuracy()
-        self.seconds += time.monotonic() - started
-        self._log(row | {"seconds": round(self.seconds, 1)})
-
-    def _masked(self, batch: Batch, number: int) -> tuple[Tensor, ...]:
-        canvas, chosen = masked(batch, self.tokenizer.mask_token_id, self.settings.seed + number)
-        return tuple(x.to(self.device) for x in (canvas, chosen, batch.tokens))
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As MDLMTrainer, with this class's entries."""
+        if "loss" in logs:
+            step = self.state.global_step
+            if not math.isfinite(logs["loss"]):
+                raise FloatingPointError(f"the loss has become {logs['loss']} by step {step}; a lower rate may help")
+            if step % EVALUATE_EVERY == 0 or step == self.state.max_steps:
+                logs["accuracy"] = self._accuracy()
+            logs["seconds"] = self.watch.seconds
+        super().log(logs, start_time)
 
     def _accuracy(self) -> float:
-        """Exact answers among a few held-out problems, one token per step."""
-        self.model.eval()
-        return gauge.measure(self.model, self.tokenizer, questions=EVALUATION_PROBLEMS, seed=1).accuracy
+        """Exact answers among a few held-out problems, one token per step, of a copy of the model: the model's own
+        forward is under autocast."""
+        with self.throughput.paused():
+            copy = type(self.model)(self.model.config).to(self.model.device).eval()
+            copy.load_state_dict(self.model.state_dict())
+            return gauge.measure(copy, self.processing_class, questions=EVALUATION_PROBLEMS, seed=1).accuracy
 
-    def _log(self, row: dict) -> None:
-        print(row, flush=True)
-        with self._log_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+
+class _Watch(TrainerCallback):
+    """Tells how long a run has taken, its part before an interruption included; has its last step logged."""
+
+    def on_train_begin(self, args: MDLMConfig, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        earlier = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
+        self.began = time.monotonic() - (earlier[-1] if earlier else 0.0)
+        if state.global_step and state.is_world_process_zero:
+            print(f"continued after step {state.global_step}", flush=True)
+
+    def on_step_end(self, args: MDLMConfig, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        control.should_log |= state.global_step == state.max_steps
 
     @property
-    def _log_path(self) -> Path:
-        return self.folder / "log.jsonl"
+    def seconds(self) -> float:
+        """Wall time of training so far."""
+        return time.monotonic() - self.began
 
-    def _save_checkpoint(self) -> None:
-        """All that a continued run needs; a killed run leaves the old checkpoint or the new one, never half of one."""
-        state = {
-            "settings": asdict(self.settings),
-            "step": self.step,
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        unfinished = self.folder / "checkpoint.unfinished"
-        torch.save(state, unfinished)
-        os.replace(unfinished, self.folder / "checkpoint.pt")
 
-    def _resume(self) -> None:
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            self._log_path.unlink(missing_ok=True)
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["settings"] != asdict(self.settings):
-            raise ValueError(
-                f"expected the settings of the run in {self.folder}, {state['settings']}, got {asdict(self.settings)}; "
-                "another folder starts another run"
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        rows = [json.loads(line) for line in self._log_path.read_text(encoding="utf-8").splitlines()]
-        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.step]
-        self._log_path.write_text("".join(kept), encoding="utf-8")
-        print(f"continued after step {self.step}")
+def new_run(folder: Path, settings: Settings, *, cpu: bool) -> Teacher:
+    """A run in a folder, which is made if it is missing.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or the batches are too small for so many processes.
+    """
+    config = MDLMConfig(
+        output_dir=str(folder),
+        seed=settings.seed,
+        use_cpu=cpu,
+        max_steps=settings.steps,
+        per_device_train_batch_size=1,  # batches come ready made
+        gradient_accumulation_steps=FORWARDS,
+        remove_unused_columns=False,
+        loss_weight_type="uniform",
+        max_grad_norm=0.0,
+        logging_steps=LOG_EVERY,
+        logging_nan_inf_filter=False,
+        save_steps=SAVE_EVERY,
+        save_total_limit=1,
+        save_only_model=False,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+    )
+    with config.main_process_first():
+        _keep(settings, folder / "settings.json")
+    return Teacher(config, settings)
+
+
+def finish(run: Teacher) -> None:
+    """Train to the last step, from the last checkpoint if there is one, then save the model in half precision."""
+    folder = Path(run.args.output_dir)
+    run.train(resume_from_checkpoint=any(folder.glob("checkpoint-*/trainer_state.json")))
+    run.save_state()
+    if run.args.should_save:
+        run.model.half().save_pretrained(folder / "model")
+        save_tokenizer(run.processing_class, folder / "model")
+        print(f"model: {folder / 'model'}")
+
+
+def _keep(settings: Settings, path: Path) -> None:
+    """Write the settings of a new run; those of one that is there must be the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept != asdict(settings):
+        raise ValueError(
+            f"expected the settings of the run in {path.parent}, {kept}, got {asdict(settings)}; "
+            "another folder starts another run"
+        )
 
 
 def save_tokenizer(tokenizer: object, folder: Path) -> None:
@@ -289,18 +223,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the model that dllm ships, or continue a run.")
     parser.add_argument("folder", type=Path, help="where the run lives; a run that is there is continued")
     parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
+    parser.add_argument(
+        "--batch-size", type=int, default=defaults.batch_size, help="rows of a step, over all processes"
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--matrix-lr", type=float, default=defaults.matrix_lr, help="learning rate of Muon")
     parser.add_argument("--other-lr", type=float, default=defaults.other_lr, help="learning rate of AdamW")
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU even where there is a GPU")
     options = vars(parser.parse_args(arguments))
-    folder, device = options.pop("folder"), options.pop("device")
+    folder, cpu = options.pop("folder"), options.pop("cpu")
+    if importlib.util.find_spec("accelerate") is None:
+        parser.error("training needs accelerate, which is not installed: pip install 'dllm[demo,train]'")
     try:
-        run = Run(folder, Settings(**options), device)
+        run = new_run(folder, Settings(**options), cpu=cpu)
     except ValueError as error:
         parser.error(str(error))
-    run.train()
+    finish(run)
 
 
 if __name__ == "__main__":

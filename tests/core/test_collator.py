@@ -105,6 +105,51 @@ def test_nothing_to_mask_is_said_once(caplog):
     assert caplog.text.count("no token that may be masked") == 1
 
 
+def test_given_times_take_the_place_of_drawn_ones():
+    """Against plain arithmetic: everything at t = 1, nothing at t = 0, in between what is below the sample's own t."""
+    times, samples = torch.tensor([1.0, 0.0, 0.25]), samples_of(3)
+    batch = collator_of(lambda s: pad_right(s) | {"times": times}, low=0.4, high=0.6, uniform_weight=True)(samples)
+    masked = (batch["input_ids"] == MASK_ID).sum(1).tolist()
+    assert masked[:2] == [int(batch["corruption"]["maskable"][0]), 0]
+    assert "times" not in batch and len(batch["corruption"]["rows"]) == sum(masked)
+    weight = collator_of(lambda s: pad_right(s) | {"times": times})(samples)["corruption"]["weight"]
+    torch.testing.assert_close(weight, torch.tensor([1 / (1 + 1e-6)] * masked[0] + [1 / (0.25 + 1e-6)] * masked[2]))
+
+
+def test_given_times_mask_that_share():
+    tokens = torch.arange(5, 130).repeat(200, 1)
+    batch = given({"input_ids": tokens, "times": torch.full((200,), 0.3), "seeds": torch.arange(200)})
+    share = float((batch["input_ids"] == MASK_ID).double().mean())
+    assert abs(share - 0.3) < 5 * (0.3 * 0.7 / tokens.numel()) ** 0.5  # five standard deviations
+
+
+def test_given_seeds_take_the_place_of_the_text():
+    """The same text twice, in one batch: other masks under another seed, the same under the same."""
+    tokens = torch.arange(5, 105).repeat(3, 1)
+    batch = given({"input_ids": tokens, "seeds": torch.tensor([7, 8, 7]), "times": torch.full((3,), 0.5)})
+    one, other, again = batch["input_ids"]
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert "seeds" not in batch
+    lone = given({"input_ids": tokens[:1], "seeds": torch.tensor([7]), "times": torch.tensor([0.5])}, seed=SEED + 1)
+    assert torch.equal(lone["input_ids"][0], one)
+
+
+@pytest.mark.parametrize(
+    "error, pattern, entry",
+    [
+        (ValueError, r"times must lie in \[0, 1\], got 1.5 for row 1", dict(times=torch.tensor([1.0, 1.5]))),
+        (ValueError, r"times must lie in \[0, 1\], got nan for row 0", dict(times=torch.tensor([torch.nan, 1.0]))),
+        (ValueError, r"times.*\[2\].*got \[1, 2\]", dict(times=torch.ones(1, 2))),
+        (ValueError, r"seeds.*\[2\].*got \[3\]", dict(seeds=torch.arange(3))),
+        (TypeError, r"times.*float32, got float64", dict(times=torch.ones(2, dtype=torch.float64))),
+        (TypeError, r"seeds.*int64, got list", dict(seeds=[1, 2])),
+    ],
+)
+def test_bad_times_and_seeds(error, pattern, entry):
+    with pytest.raises(error, match=pattern):
+        given({"input_ids": torch.tensor([[5, 6], [7, 8]])} | entry)
+
+
 @pytest.mark.parametrize(
     "error, pattern, batch",
     [

@@ -28,7 +28,9 @@ class MDLMCollator:
     Args:
         base: a collator that gives `input_ids` [B, L], padded on the right, and may give `labels` [B, L] (-100 where a
             token is never masked, else the token itself) and `attention_mask` [B, L]. Without labels every token that
-            is attended to may be masked.
+            is attended to may be masked. Two more entries take the place of what would be drawn: `times`, float32 [B],
+            the t of each sample, from 0 to 1 whatever `low` and `high`; and `seeds`, int64 [B], of each sample, where a
+            text comes more than once in an epoch and must not always lose its tokens in the same order.
         scheduler: alpha(t), and w(t) for the weight "scheduler".
         mask_id, pad_id: the mask token; the padding token, None if there is none.
         vocab_size: token ids lie below it.
@@ -50,7 +52,8 @@ class MDLMCollator:
 
     Raises:
         TypeError, ValueError: labels that differ from the tokens, token ids outside the vocabulary, padding on the
-            left, shapes that do not fit; weights of the scheduler that are negative or not finite.
+            left, shapes that do not fit, times outside [0, 1]; weights of the scheduler that are negative or not
+            finite.
 
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
@@ -93,14 +96,15 @@ class MDLMCollator:
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         batch = dict(self.base(samples))
         tokens, attention_mask = batch["input_ids"], batch.get("attention_mask")
-        labels = batch.pop("labels", None)
+        labels, times, seeds = (batch.pop(name, None) for name in ("labels", "times", "seeds"))
         if labels is None:
             labels = tokens if attention_mask is None else torch.where(attention_mask != 0, tokens, IGNORE)
         check_batch(tokens, labels, attention_mask, self.vocab_size)
+        check_draws(times, seeds, len(tokens))
         if attention_mask is not None and bool((attention_mask != 0).all()):
             del batch["attention_mask"]  # says nothing, and many models wait for the device to find that out
         maskable = labels != IGNORE
-        times, noised = self._corrupt(tokens, maskable, attention_mask)
+        times, noised = self._corrupt(tokens, maskable, attention_mask, times, seeds)
         attended = torch.ones_like(tokens) if attention_mask is None else (attention_mask != 0).long()
         counts = dict(maskable=maskable.sum(1), lengths=attended.sum(1))
         self._warn_once_of_nothing(counts["maskable"])
@@ -108,11 +112,20 @@ class MDLMCollator:
         return batch | {"input_ids": noised.tokens, CORRUPTION: chosen | counts}
 
     def _corrupt(
-        self, tokens: Tensor, maskable: Tensor, attention_mask: Tensor | None
+        self,
+        tokens: Tensor,
+        maskable: Tensor,
+        attention_mask: Tensor | None,
+        times: Tensor | None,
+        seeds: Tensor | None,
     ) -> tuple[Tensor, noising.Noised]:
-        lengths = noising.real_lengths(tokens, attention_mask, self.pad_id)
-        seeds, epoch = noising.sample_seeds(tokens, lengths, self.seed), self.epoch
-        times = noising.diffusion_times(seeds, epoch, low=self.low, high=self.high, antithetic=self.antithetic)
+        """Times, and the corrupted tokens; times and seeds that are not given are drawn."""
+        epoch = self.epoch
+        if seeds is None:
+            lengths = noising.real_lengths(tokens, attention_mask, self.pad_id)
+            seeds = noising.sample_seeds(tokens, lengths, self.seed)
+        if times is None:
+            times = noising.diffusion_times(seeds, epoch, low=self.low, high=self.high, antithetic=self.antithetic)
         options = dict(seeds=seeds, epoch=epoch, scheduler=self.scheduler, mask_id=self.mask_id)
         return times, noising.corrupt(tokens, maskable, times, **options)
 
@@ -148,8 +161,7 @@ def check_batch(tokens: object, labels: object, attention_mask: object, vocab_si
     """
     for name, value in (("input_ids", tokens), ("labels", labels)):
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be an int64 tensor, got {str(got).removeprefix('torch.')}")
+            raise TypeError(f"{name} must be an int64 tensor, got {_kind(value)}")
     if tokens.dim() != 2 or labels.shape != tokens.shape:
         raise ValueError(
             f"input_ids and labels must have one shape [B, L], got {list(tokens.shape)} and {list(labels.shape)}"
@@ -175,6 +187,31 @@ def check_batch(tokens: object, labels: object, attention_mask: object, vocab_si
             )
 
 
+def check_draws(times: object, seeds: object, samples: int) -> None:
+    """Check the times and seeds that a base collator gave; None for what it leaves to be drawn.
+
+    Raises:
+        TypeError: times that are no float32 tensor, seeds that are no int64 tensor.
+        ValueError: not one for each sample, or times outside [0, 1].
+
+    Example:
+        >>> check_draws(torch.tensor([0.5, 1.5]), None, samples=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: times must lie in [0, 1], got 1.5 for row 1
+    """
+    for name, value, kind in (("times", times, "float32"), ("seeds", seeds, "int64")):
+        if value is None:
+            continue
+        if _kind(value) != kind:
+            raise TypeError(f"{name} must be a tensor of {kind}, got {_kind(value)}")
+        if value.shape != (samples,):
+            raise ValueError(f"{name} must have the shape [{samples}], one for each sample, got {list(value.shape)}")
+    if times is not None and len(outside := (~((times >= 0) & (times <= 1))).nonzero()):  # NaN is outside
+        row = int(outside[0])
+        raise ValueError(f"times must lie in [0, 1], got {float(times[row])} for row {row}")
+
+
 def _check_range(name: str, all_ids: Tensor, ids: Tensor, vocab_size: int) -> None:
     if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < vocab_size):
         outside = int(ids[(ids < 0) | (ids >= vocab_size)][0])
@@ -182,3 +219,8 @@ def _check_range(name: str, all_ids: Tensor, ids: Tensor, vocab_size: int) -> No
         raise ValueError(
             f"{name} must lie in the vocabulary [0, {vocab_size}), got {outside} at row {place[0]}, position {place[1]}"
         )
+
+
+def _kind(value: object) -> str:
+    """What to call a value of the wrong kind: a tensor by its dtype."""
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,51 @@
+"""A step of the shipped model's training in float32, alone or as one rank of several: `python -m tests.demo.rank OUT`.
+
+Environment as torchrun sets it. Writes OUT/rank{r}.pt, the gradient of the step.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from dllm.demo import lessons, train
+from tests.core.runs import Gradients
+
+SETTINGS = train.Settings(steps=1, batch_size=8, seed=3)
+
+
+def first_step(folder: Path, *, everything: bool) -> torch.Tensor:
+    """The gradient of the first step, float64 [parameters], on the CPU.
+
+    Args:
+        folder: of the run.
+        everything: as if late in the run, with sums and tails.
+    """
+    watch = Gradients()
+    before = {name: getattr(lessons, name) for name in ("DRILL_FROM", "TAIL_FROM", "OTHER_ADDENDS_FROM")}
+    config, problems = train.MDLMConfig, train.EVALUATION_PROBLEMS
+    try:
+        for name in before if everything else ():
+            setattr(lessons, name, 0)
+        train.MDLMConfig, train.EVALUATION_PROBLEMS = functools.partial(config, bf16=False), 1
+        run = train.new_run(folder, SETTINGS, cpu=True)
+        run.add_callback(watch)
+        run.train()
+    finally:
+        train.MDLMConfig, train.EVALUATION_PROBLEMS = config, problems
+        for name, value in before.items():
+            setattr(lessons, name, value)
+    (gradient,) = watch.seen
+    return gradient
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    torch.save(first_step(out / "run", everything=True), out / f"rank{os.environ['RANK']}.pt")
+    torch.distributed.barrier()  # no rank takes the connections down while another still uses them
+    torch.distributed.destroy_process_group()
