@@ -8,10 +8,12 @@ replaced are never served stale (weights changed in place are simply read).
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +27,16 @@ MAX_GRAPHS = 8
 WORTH_CAPTURING = 4
 
 _log = logging.getLogger("dllm.fast")
-_WARM_UPS = 2
+WARM_UPS = 2
 
 
 class CaptureError(RuntimeError):
     """A step could not be captured as a CUDA graph."""
+
+    @classmethod
+    def because(cls, error: Exception) -> CaptureError:
+        """Of another error, by its first line."""
+        return cls(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 @dataclass(slots=True)
@@ -102,18 +109,22 @@ CACHE = GraphCache()
 
 def bucket(tap: HeadTap, state: State, policy: Policy) -> Hashable:
     """What a captured step depends on besides the contents of its state."""
-    model: nn.Module = tap.model
     shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in state.tensors().items())
+    return id(tap.head), tap.kind, policy, shapes, circumstances(tap.model, state.tokens.device)
+
+
+def circumstances(model: nn.Module, device: torch.device) -> Hashable:
+    """What a captured forward of a model depends on besides its inputs."""
     weights = tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
     settings = (
         getattr(getattr(model, "config", None), "_attn_implementation", None),
-        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
         torch.get_float32_matmul_precision(),
         torch.is_inference_mode_enabled(),  # its tensors may not be written outside of it
         tuple(module.training for module in model.modules()),
-        str(state.tokens.device),
+        str(device),
     )
-    return id(model), id(tap.head), tap.kind, policy, shapes, hash(weights), settings
+    return id(model), hash(weights), settings
 
 
 def capture(tap: HeadTap, state: State, policy: Policy, pool: object) -> CapturedStep:
@@ -124,24 +135,91 @@ def capture(tap: HeadTap, state: State, policy: Policy, pool: object) -> Capture
     """
     own = State(**dict.fromkeys(state.__slots__) | {n: t.clone() for n, t in state.tensors().items()})
     device, silent = state.tokens.device, Clock(state.tokens.device, on=False)
-    try:
-        with torch.cuda.device(device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UPS):
-                    own.step.zero_()  # warm-ups stay inside the tables of counts
-                    denoise_step(tap, own, policy, silent)
-            torch.cuda.current_stream().wait_stream(stream)
-            own.step.zero_()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                denoise_step(tap, own, policy, silent)
-    except Exception as error:
-        raise CaptureError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
-    step = CapturedStep(own, graph.replay, weakref.ref(tap.model))
+
+    def run() -> None:
+        denoise_step(tap, own, policy, silent)
+
+    for _ in range(WARM_UPS):
+        own.step.zero_()  # warm-ups stay inside the tables of counts
+        warm_up(run, device)
+    own.step.zero_()
+    step = CapturedStep(own, record(run, device, pool), weakref.ref(tap.model))
     step.load(state)
     return step
+
+
+def warm_up(run: Callable[[], None], device: torch.device) -> None:
+    """Run what is to be captured where it is to be captured: what is set up once, is set up then.
+
+    Raises:
+        CaptureError: it raised an error, or the device has no graphs.
+    """
+    if device.type != "cuda":
+        raise CaptureError(f"no CUDA graphs on {device.type}")
+    with torch.cuda.device(device):
+        side, current = _side_stream(device), torch.cuda.current_stream()
+        side.wait_stream(current)
+        try:
+            with torch.cuda.stream(side):
+                run()
+        except Exception as error:
+            raise CaptureError.because(error) from error
+        finally:
+            current.wait_stream(side)
+
+
+def record(run: Callable[[], None], device: torch.device, pool: object) -> Callable[[], None]:
+    """Capture what `run` launches, without running any of it, and return what replays it.
+
+    What waits for the device is refused before CUDA sees it, for that would break off the capture, and torch does not
+    recover from a broken one: it leaves its stream current and its random generator in the middle of a capture. From
+    whatever breaks a capture all the same, both are brought back here.
+
+    Raises:
+        CaptureError: with the reason.
+    """
+    with torch.cuda.device(device):
+        graph, side, failure = torch.cuda.CUDAGraph(), _side_stream(device), None
+        random = torch.cuda.get_rng_state(device)
+        try:
+            with torch.cuda.stream(side):  # left again even where the context below is not
+                # thread_local: a data loader's thread that pins memory meanwhile does no harm
+                with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                    try:
+                        with _waiting_refused():
+                            run()
+                    except Exception as error:  # known better than what the end of a broken capture says
+                        failure = error
+                        raise
+        except Exception as error:
+            _renew_generator(device, random)
+            raise CaptureError.because(failure or error) from (failure or error)
+    return graph.replay
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Within this context torch raises an error where it would wait for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _renew_generator(device: torch.device, state: torch.Tensor) -> None:
+    """Give torch's generator of a device a state that no capture has touched. Graphs captured before are cut off from
+    it: those that draw from it have to go."""
+    fresh = torch.Generator(device)
+    fresh.set_state(state)
+    torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Captures that share a pool of memory share a stream; one alone has one set of library workspaces."""
+    return torch.cuda.Stream(device)
 
 
 def wanted(cuda_graph: bool | None, device: torch.device, forwards: int) -> tuple[bool, str]:
@@ -151,8 +229,7 @@ def wanted(cuda_graph: bool | None, device: torch.device, forwards: int) -> tupl
         TypeError: `cuda_graph` is neither None nor a bool.
         ValueError: True, and the model is not on a CUDA device.
     """
-    if cuda_graph is not None and not isinstance(cuda_graph, bool):
-        raise TypeError(f"cuda_graph must be None, True or False, got {type(cuda_graph).__name__}")
+    check_choice(cuda_graph)
     if device.type != "cuda":
         if cuda_graph:
             raise ValueError(f"cuda_graph=True needs a model on a CUDA device, got {device}")
@@ -160,3 +237,13 @@ def wanted(cuda_graph: bool | None, device: torch.device, forwards: int) -> tupl
     if cuda_graph is None and forwards < WORTH_CAPTURING:
         return False, f"a capture does not pay for {forwards} steps"
     return cuda_graph is not False, "switched off"
+
+
+def check_choice(cuda_graph: object) -> None:
+    """None, True or False.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if cuda_graph is not None and not isinstance(cuda_graph, bool):
+        raise TypeError(f"cuda_graph must be None, True or False, got {type(cuda_graph).__name__}")

@@ -89,11 +89,7 @@ def masked_loss(
         >>> result.nll.shape
         torch.Size([2])
     """
-    if "labels" in inputs:
-        raise ValueError("inputs must not hold labels: the model would compute a loss of its own from them")
-    if not rows.shape == targets.shape == row_weight.shape or rows.dim() != 1:
-        shapes = [list(tensor.shape) for tensor in (rows, targets, row_weight)]
-        raise ValueError(f"rows, targets and row_weight must have one shape [N], got {shapes}")
+    check_arguments(inputs, rows, targets, row_weight)
     head = output_head(unwrapped(model))
     with _alone(head):
         loss_in_head = _loss_of(head)
@@ -107,6 +103,19 @@ def masked_loss(
     if job.loss is None or handed_out.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
     return MaskedLoss(_Carried.apply(handed_out.reshape(()), job.loss), job.nll)
+
+
+def check_arguments(inputs: Mapping[str, object], rows: Tensor, targets: Tensor, row_weight: Tensor) -> None:
+    """What can be said of the arguments of :func:`masked_loss` before anything runs.
+
+    Raises:
+        ValueError: `labels` among the inputs, or tensors of different length.
+    """
+    if "labels" in inputs:
+        raise ValueError("inputs must not hold labels: the model would compute a loss of its own from them")
+    if not rows.shape == targets.shape == row_weight.shape or rows.dim() != 1:
+        shapes = [list(tensor.shape) for tensor in (rows, targets, row_weight)]
+        raise ValueError(f"rows, targets and row_weight must have one shape [N], got {shapes}")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
