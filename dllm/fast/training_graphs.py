@@ -154,8 +154,6 @@ class TrainingGraphs:
     def _capture(self, model: nn.Module, batch: Batch) -> _CapturedStep:
         if watcher := _watcher(model):
             raise CaptureError(f"{watcher}, which a replay would not call")
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         own, parameters, results = batch.copy(), list(model.parameters()), []
 
         def run() -> None:
@@ -171,6 +169,8 @@ class TrainingGraphs:
                     graphs.warm_up(run, batch.device)
             gradients = {i: self._buffer(i, p) for i, p in enumerate(parameters) if p.grad is not None}
             _set_gradients(parameters, gradients)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
             replay = graphs.record(run, batch.device, self._pool)
         return _CapturedStep(own, *results, gradients, replay)
 
@@ -336,7 +336,7 @@ def _everything_as_before(model: nn.Module, device: torch.device) -> Iterator[No
     """Afterwards gradients, buffers (running means) and random generators are what they were, whatever happens."""
     parameters, python = list(model.parameters()), random.getstate()
     gradients = {index: p.grad for index, p in enumerate(parameters)}
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
         try:
             yield
@@ -344,9 +344,8 @@ def _everything_as_before(model: nn.Module, device: torch.device) -> Iterator[No
             random.setstate(python)
             _set_gradients(parameters, gradients)
             with torch.no_grad():
-                for buffer, version, value in buffers:
-                    if buffer._version != version:
-                        buffer.copy_(value)
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from dllm.core import noising
@@ -19,6 +20,39 @@ _log = logging.getLogger("dllm")
 IGNORE = -100
 # The entry of a batch that holds what the loss needs; all others go to the model.
 CORRUPTION = "corruption"
+# Widths of batches are multiples of this where few different ones are wanted.
+GRID = 64
+
+
+def padding_collator(tokenizer: Any, few_shapes: bool = False, positions: int | None = None) -> Callable[..., Any]:
+    """Samples padded by the tokenizer, labels with -100; stacked as they are where there is none.
+
+    Args:
+        tokenizer: or None.
+        few_shapes: pad to a multiple of 64 tokens.
+        positions: that the model has; a batch that would not fit into them is padded to its longest sample.
+    """
+    if tokenizer is None:
+        return transformers.default_data_collator
+    tight = transformers.DataCollatorForSeq2Seq(tokenizer, padding=True, return_tensors="pt")
+    if not few_shapes:
+        return tight
+    wide = transformers.DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=GRID, return_tensors="pt")
+    return OnGrid(tight, wide, positions)
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """`wide` where the width that it pads to, a multiple of 64, is at most `positions`; else `tight`."""
+
+    tight: Callable[[Sequence[Any]], Mapping[str, Any]]
+    wide: Callable[[Sequence[Any]], Mapping[str, Any]]
+    positions: int | None
+
+    def __call__(self, samples: Sequence[Any]) -> Mapping[str, Any]:
+        longest = max(len(sample["input_ids"]) for sample in samples)
+        fits = self.positions is None or -(-longest // GRID) * GRID <= self.positions
+        return (self.wide if fits else self.tight)(samples)
 
 
 @dataclass(kw_only=True)

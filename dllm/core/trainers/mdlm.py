@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from dllm.configs import TrainingArguments
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.core.trainers import ema
-from dllm.core.trainers.collator import CORRUPTION, MDLMCollator
+from dllm.core.trainers.collator import CORRUPTION, MDLMCollator, padding_collator
+from dllm.core.trainers.graphed import training_graphs
+from dllm.core.trainers.hooks import Hooks
 from dllm.core.trainers.resume import checkpoint_to_resume
 from dllm.core.trainers.utils.curve import draw_curve
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
+from dllm.fast.graphs import check_choice
 from dllm.fast.inputs import find_mask_id, input_embedding
 from dllm.fast.training import masked_loss
 
@@ -33,6 +36,7 @@ class MDLMConfig(TrainingArguments):
     """Arguments of :class:`MDLMTrainer`: those of transformers' Trainer, and the fields below.
 
     Raises:
+        TypeError: `cuda_graph` is neither None nor a bool.
         ValueError: a field outside its range, or one of transformers that a diffusion loss has no use for.
 
     Example:
@@ -48,8 +52,13 @@ class MDLMConfig(TrainingArguments):
     loss_norm_type: str = field(default="token", metadata={"help": "Mean over: token, sequence or batch."})
     right_shift_logits: bool = field(default=False, metadata={"help": "A token is predicted one position before it."})
     ema_decay: float | None = field(default=None, metadata={"help": "Keep averaged weights, MDLM's decay is 0.9999."})
+    cuda_graph: bool | None = field(
+        default=None,
+        metadata={"help": "Training steps as CUDA graphs: where it can be done; or True, always; or False."},
+    )
 
     def __post_init__(self):
+        check_choice(self.cuda_graph)
         if not 0 <= self.time_epsilon < self.time_max <= 1:
             raise ValueError(
                 f"time_epsilon and time_max must satisfy 0 <= time_epsilon < time_max <= 1, "
@@ -94,6 +103,14 @@ class MDLMTrainer(transformers.Trainer):
     is drawn in `output_dir`. With `ema_decay`, evaluation and a final `save_model` use the averaged weights, while
     checkpoints hold both.
 
+    On a CUDA device, in one process, the forward, the loss and the backward of a training step are captured as a CUDA
+    graph, one for each shape that comes up often, and replayed: the same step, launched at once. What stands against
+    it is logged once, and steps are eager then; `cuda_graph=True` makes that an error and every step a replay,
+    `cuda_graph=False` makes every step eager. A batch's masked rows are then rounded up to an eighth of its positions
+    with rows of weight 0, and a batch that this trainer pads itself has a multiple of 64 positions, so that there are
+    few shapes. Gradients lie in the same memory at every step. Where a hook of someone's would have to be called in the
+    step, or a layer is dropped by numbers that the host draws, steps are eager.
+
     Args:
         args: :class:`MDLMConfig`.
         scheduler: alpha(t); linear if not given.
@@ -106,8 +123,10 @@ class MDLMTrainer(transformers.Trainer):
     Raises:
         TypeError: both names of the tokenizer, or arguments that transformers refuses.
         ValueError: no mask token is known; several GPUs in one process; compute_metrics or compute_loss_func (there
-            are no logits). While training: what :class:`~dllm.core.trainers.collator.MDLMCollator` refuses. In
-            `train(resume_from_checkpoint=...)`: a checkpoint that holds weights only.
+            are no logits); `cuda_graph=True` where no graph can be captured. While training: what
+            :class:`~dllm.core.trainers.collator.MDLMCollator` refuses. In `train(resume_from_checkpoint=...)`: a
+            checkpoint that holds weights only.
+        RuntimeError: in training, `cuda_graph=True` and a step that cannot be captured.
 
     Source: MDLM (arXiv:2406.07524), LLaDA (arXiv:2502.09992); the names are those of dLLM 0.1.
 
@@ -157,9 +176,13 @@ class MDLMTrainer(transformers.Trainer):
             model=model,
             args=args,
             processing_class=tokenizer,
-            data_collator=data_collator if data_collator is not None else _padding_collator(tokenizer),
+            data_collator=data_collator if data_collator is not None else padding_collator(tokenizer),
             **options,
         )
+        self.graphs, self._in_training_step = training_graphs(self, MDLMTrainer.compute_loss), False
+        if self.graphs is not None and data_collator is None:
+            positions = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+            self.data_collator = padding_collator(tokenizer, few_shapes=True, positions=positions)
         self.model_accepts_loss_kwargs = True  # transformers 4: training_step divides by nothing
         self.label_names = ["labels"]  # kept in samples even where the model itself takes none
         self.mask_id = self._mask_id()
@@ -168,7 +191,7 @@ class MDLMTrainer(transformers.Trainer):
         self.nll = NLLMetric(args.device)
         self._noise = {True: self._collator(), False: self._collator()}  # while training; in evaluation, epoch 0
         self._resumed_from: str | None = None
-        self.add_callback(_Hooks(self))
+        self.add_callback(Hooks(self))
 
     # What transformers calls, in the order of a run.
 
@@ -180,8 +203,10 @@ class MDLMTrainer(transformers.Trainer):
                 raise ValueError(f"{self._resumed_from} holds no averaged weights: leave ema_decay unset")
         try:
             return super().train(self._resumed_from, *args, **kwargs)
-        finally:  # an interrupted run has a curve too
-            if self.is_world_process_zero():
+        finally:
+            if self.graphs is not None:
+                self.graphs.clear()
+            if self.is_world_process_zero():  # an interrupted run has a curve too
                 draw_curve(self.state.log_history, Path(self.args.output_dir) / "training_curve.png")
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -209,6 +234,16 @@ class MDLMTrainer(transformers.Trainer):
         for batch in batches:
             normalizer += self._normalizer(batch).to(device)
         return batches, self.accelerator.reduce(normalizer, reduction="sum")
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """As transformers' Trainer; with graphs the loss that it asks for comes with its backward already done."""
+        self._in_training_step = True
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._in_training_step = False
 
     def compute_loss(
         self,
@@ -316,13 +351,16 @@ class MDLMTrainer(transformers.Trainer):
         weight = chosen["weight"]
         if self.args.loss_norm_type == "sequence":
             weight = weight / chosen["maskable"][sample]
-        loss, nll = masked_loss(
+        replayed = self.graphs is not None and self._in_training_step
+        loss, nll = (self.graphs.step if replayed else masked_loss)(
             model,
             {name: value for name, value in inputs.items() if name != CORRUPTION},
             rows=chosen["rows"],
             targets=chosen["targets"],
             row_weight=weight * scale,
         )
+        if replayed:
+            loss.requires_grad_()  # a leaf: the backward that transformers calls finds nothing left to do
         return loss, nll.new_zeros(len(tokens)).index_add_(0, sample, chosen["weight"] * nll)
 
     def _normalizer(self, batch: Mapping[str, Any]) -> Tensor:
@@ -383,44 +421,7 @@ class MDLMTrainer(transformers.Trainer):
                 self.averaged.load(self._resumed_from)
 
 
-class _Hooks(transformers.TrainerCallback):
-    """The moments of a run at which the trainer has something to do."""
-
-    def __init__(self, trainer: MDLMTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
-        self.epoch: int | None = None
-        self.trainer._begin()
-
-    def on_epoch_begin(self, args: MDLMConfig, state: Any, control: Any, train_dataloader: Any, **kwargs: Any) -> None:
-        """Before the epoch's iterator is made. A resumed run begins in the epoch that it was in."""
-        if self.epoch is None:
-            self.epoch = state.global_step // _steps_per_epoch(train_dataloader, args) - 1
-        self.epoch += 1
-        self.trainer._noise[True].epoch = self.epoch
-
-    def on_optimizer_step(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.averaged is not None:
-            self.trainer.averaged.update()
-
-
 def _vocab_size(model: nn.Module) -> int:
     """Rows of the input embedding, of the whole of it where ZeRO-3 has spread it over ranks."""
     weight = input_embedding(model)
     return getattr(weight, "ds_shape", weight.shape)[0]
-
-
-def _steps_per_epoch(dataloader: Any, args: MDLMConfig) -> int:
-    """Optimizer steps of an epoch; of a data set without length all steps are one, as transformers sees it."""
-    try:
-        return max(1, -(-len(dataloader) // args.gradient_accumulation_steps))
-    except TypeError:
-        return max(1, args.max_steps)
-
-
-def _padding_collator(tokenizer: Any) -> Callable[[list[Any]], Mapping[str, Any]]:
-    """Samples padded by the tokenizer, labels with -100; stacked as they are where there is none."""
-    if tokenizer is None:
-        return transformers.default_data_collator
-    return transformers.DataCollatorForSeq2Seq(tokenizer, padding=True, return_tensors="pt")

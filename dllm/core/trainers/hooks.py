@@ -1,0 +1,40 @@
+"""The moments of a run at which an MDLMTrainer has something to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import transformers
+
+if TYPE_CHECKING:
+    from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer
+
+
+class Hooks(transformers.TrainerCallback):
+    """The moments of a run at which the trainer has something to do."""
+
+    def __init__(self, trainer: MDLMTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch: int | None = None
+        self.trainer._begin()
+
+    def on_epoch_begin(self, args: MDLMConfig, state: Any, control: Any, train_dataloader: Any, **kwargs: Any) -> None:
+        """Before the epoch's iterator is made. A resumed run begins in the epoch that it was in."""
+        if self.epoch is None:
+            self.epoch = state.global_step // _steps_per_epoch(train_dataloader, args) - 1
+        self.epoch += 1
+        self.trainer._noise[True].epoch = self.epoch
+
+    def on_optimizer_step(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.averaged is not None:
+            self.trainer.averaged.update()
+
+
+def _steps_per_epoch(dataloader: Any, args: MDLMConfig) -> int:
+    """Optimizer steps of an epoch; of a data set without length all steps are one, as transformers sees it."""
+    try:
+        return max(1, -(-len(dataloader) // args.gradient_accumulation_steps))
+    except TypeError:
+        return max(1, args.max_steps)
