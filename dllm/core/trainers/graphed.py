@@ -51,7 +51,7 @@ def obstacles(trainer: MDLMTrainer, compute_loss: object) -> Iterator[tuple[str,
     if "lomo" in args.optim:
         yield "an optimizer apart from the backward", str(getattr(args.optim, "value", args.optim))
     if getattr(trainer.compute_loss, "__func__", None) is not compute_loss:
-        yield "MDLMTrainer's own compute_loss", f"that of {type(trainer).__name__}"
+        yield "MDLMTrainer's own compute_loss", f"another, of {type(trainer).__name__}"
     checkpointing = args.gradient_checkpointing_kwargs or {}
     if args.gradient_checkpointing and checkpointing.get("preserve_rng_state", True):
         # torch reads the generator's state in each forward, which no capture allows
