@@ -1,9 +1,11 @@
 """Graph mode. What capture does needs a GPU; what surrounds it does not: on a CPU a stand-in for the captured graph
 runs the step on the captured memory, so that a state not carried over, not reset or not read back shows here too."""
 
+import contextlib
 import gc
 import itertools
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,3 +175,77 @@ def test_when_to_capture():
     assert graphs.wanted(None, cuda, 128)[0] and graphs.wanted(True, cuda, 1)[0]
     assert not graphs.wanted(False, cuda, 128)[0] and not graphs.wanted(None, cuda, 2)[0]
     assert not graphs.wanted(None, torch.device("cpu"), 128)[0]
+
+
+class Device:
+    """What torch.cuda looks like to a capture: notes what was done, and ends a broken capture as torch does."""
+
+    def __init__(self):
+        self.mode, self.stream_in_use, self.done, self.broken = 0, "main", [], False
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.stream_in_use = self.stream_in_use, stream
+        try:
+            yield
+        finally:
+            self.stream_in_use = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        self.done.append((pool, stream, capture_error_mode))
+        self.stream_in_use = "left behind"
+        try:
+            yield
+        finally:
+            if self.broken:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.stream_in_use = stream
+
+    def install(self, monkeypatch):
+        replaced = dict(
+            device=lambda device: contextlib.nullcontext(),
+            stream=self.stream,
+            graph=self.graph,
+            CUDAGraph=lambda: SimpleNamespace(replay="replay"),
+            get_rng_state=lambda device: "state",
+            get_sync_debug_mode=lambda: self.mode,
+            set_sync_debug_mode=lambda mode: setattr(self, "mode", mode),
+        )
+        for name, value in replaced.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(graphs, "_side_stream", lambda device: "side")
+        monkeypatch.setattr(graphs, "_renew_generator", lambda device, state: self.done.append(("renewed", state)))
+        return self
+
+
+def test_a_recording(monkeypatch):
+    device = Device().install(monkeypatch)
+    modes = []
+    assert graphs.record(lambda: modes.append(device.mode), torch.device("cuda", 0), "pool") == "replay"
+    assert modes == ["error"] and device.mode == 0  # what waits is refused within
+    assert device.done == [("pool", "side", "thread_local")] and device.stream_in_use == "main"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_recording_that_fails(monkeypatch, broken):
+    """The reason is the first error, not what the end of the capture says; stream, mode and generator come back."""
+    device = Device().install(monkeypatch)
+
+    def wait():
+        device.broken = broken
+        raise RuntimeError("called a synchronizing CUDA operation\nand more")
+
+    with pytest.raises(graphs.CaptureError, match=r"^RuntimeError: called a synchronizing CUDA operation$"):
+        graphs.record(wait, torch.device("cuda", 0), "pool")
+    assert device.mode == 0 and device.stream_in_use == "main" and device.done[-1] == ("renewed", "state")
+    device.broken = True  # torch may find out only at the end
+    with pytest.raises(graphs.CaptureError, match="previous error during capture"):
+        graphs.record(lambda: None, torch.device("cuda", 0), "pool")
+    assert device.stream_in_use == "main"
+
+
+def test_no_warm_up_without_a_gpu():
+    with pytest.raises(graphs.CaptureError, match="no CUDA graphs on cpu"):
+        graphs.warm_up(lambda: None, torch.device("cpu"))
+    assert str(graphs.CaptureError.because(KeyError())) == "KeyError: "

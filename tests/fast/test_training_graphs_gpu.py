@@ -72,7 +72,7 @@ def check_equal(model, captured, batches, eager=forward_and_backward):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_twenty_steps(cuda_graph, dropout):
     """Two lengths, changing numbers of rows; under None the first of each shape are eager, on unpadded rows."""
-    batches = [batch_of((3, 20 + 10 * (seed % 2)), 64 if cuda_graph is None else 5 + seed, seed) for seed in range(20)]
+    batches = [batch_of((4, 20 + 10 * (seed % 2)), 64 if cuda_graph is None else 5 + seed, seed) for seed in range(20)]
     captured = TrainingGraphs(cuda_graph)
     check_equal(model_with(dropout), captured, batches)
     assert len(captured) == 2 and captured.why_eager is None
