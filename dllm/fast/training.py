@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.deferred import undeferred
 from dllm.fast.head import _alone, logits_of, output_head
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
@@ -95,7 +96,7 @@ def masked_loss(
         shapes = [list(tensor.shape) for tensor in (rows, targets, row_weight)]
         raise ValueError(f"rows, targets and row_weight must have one shape [N], got {shapes}")
     head = output_head(unwrapped(model))
-    with _alone(head):
+    with _alone(head), undeferred(head):
         loss_in_head = _loss_of(head)
         if loss_in_head.seen != _state(head):
             _inspect(model, head, loss_in_head, inputs)
