@@ -17,6 +17,7 @@ from dllm.fast.deferred import DeferredLogits
 from tests.fast.test_masked_loss import model_of
 from tests.models import make_prompt
 
+CPU = torch.device("cpu")
 STEPS = 2
 
 
@@ -54,7 +55,7 @@ CASES = {
     "fsdp2, head by itself": (untied, lambda model: sharded(model, parts=[model.cls.predictions.decoder])),
     "fsdp1": (
         untied,
-        lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True),
+        lambda model: FullyShardedDataParallel(model, use_orig_params=True, device_id=CPU),
     ),
 }
 

@@ -97,19 +97,7 @@ class DeferredLogits(Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function in _HOOKS:
-            args[0]._edge = None  # gradients pass by here from now on
-        if function in _PLAIN or function in _HOOKS or (function in _DETACHED and not args[0].check().written):
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **kwargs)
-        deferred = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, DeferredLogits)]
-        if not any(value.check().written for value in deferred):
-            result = _serve(function, args, kwargs)
-            if result is not NotImplemented:
-                return result
-            told_once(f"{_name(function)} asked for real logits, which are computed and stored")
-        return function(*tree_map(_materialized, args), **tree_map(_materialized, kwargs))
+        return _answer(function, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -123,6 +111,23 @@ class DeferredLogits(Tensor):
             raise RuntimeError(f"{function} cannot write to deferred logits: unpatch the model around such code")
         told_once(f"{function} asked for real logits, which are computed")
         return function(*tree_map(_values, args), **tree_map(_values, kwargs or {}))
+
+
+@torch._disable_dynamo  # torch.compile breaks its graph here; without the decorator it would trace, and lose gradients
+def _answer(function: Callable, args: tuple, kwargs: dict) -> object:
+    """What a function of torch says to deferred logits."""
+    if function in _HOOKS:
+        args[0]._edge = None  # gradients pass by here from now on
+    if function in _PLAIN or function in _HOOKS or (function in _DETACHED and not args[0].check().written):
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
+    deferred = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, DeferredLogits)]
+    if not any(value.check().written for value in deferred):
+        result = _serve(function, args, kwargs)
+        if result is not NotImplemented:
+            return result
+        told_once(f"{_name(function)} asked for real logits, which are computed and stored")
+    return function(*tree_map(_materialized, args), **tree_map(_materialized, kwargs))
 
 
 def defer(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> DeferredLogits:
