@@ -1,4 +1,4 @@
-"""What the scripts beside this one start from: a tiny random model and random text, or `--model PATH` and a real text."""
+"""What the scripts beside this one start from: a tiny random model and text, or `--model PATH` and a real text."""
 
 from __future__ import annotations
 

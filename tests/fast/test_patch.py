@@ -325,6 +325,58 @@ def test_a_function_of_autograd(view):
     check(lambda l: Squares.apply(view(l)))
 
 
+class Thrice(torch.autograd.Function):
+    """Hands on what it was given, in some view of it, and a gradient of its own making."""
+
+    @staticmethod
+    def forward(ctx, logits, view):
+        return view(logits)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * gradient, None
+
+
+@pytest.mark.parametrize("view", [lambda l: l, lambda l: l.clone(), lambda l: l.view(l.shape), lambda l: l.detach()])
+def test_a_function_between_logits_and_loss(view):
+    for form in ("masked rows", "transposed", "flatten, float", "right shift"):
+        check(lambda l, form=form: LOSSES[form](Thrice.apply(l, view)))
+        check(lambda l, form=form: LOSSES[form](Thrice.apply(l, view)) + LOSSES[form](l))
+
+
+def test_real_before_they_have_a_gradient():
+    """What became real too early becomes so again; what was written to by then is refused."""
+    for early in (lambda l: l.square(), lambda l: l):
+        model = model_of()
+        with patch(model):
+            logits = model(IDS).logits.detach()
+            early(logits)
+            logits.requires_grad_()
+            logits.square().sum().backward()
+        assert torch.allclose(logits.grad + 0, 2 * model(IDS).logits)
+
+    def write(logits):
+        logits = logits.clone()
+        logits[..., 0] = 0
+        return logits
+
+    with patch(model), pytest.raises(RuntimeError, match="in the forward of an autograd function"):
+        F.cross_entropy(Thrice.apply(model(IDS).logits, write).mT, IDS)
+
+
+def test_views_taken_without_gradients_have_none():
+    model = model_of()
+    patch(model)
+    logits = model(IDS).logits
+    with torch.no_grad():
+        view = logits.float().view(-1, V)
+        assert shifted(logits).computed is None and not shifted(logits).requires_grad
+    loss = F.cross_entropy(view, IDS.flatten())
+    assert not view.requires_grad and not loss.requires_grad
+    with torch.no_grad():
+        assert shifted(logits).argmax(-1)[:, 1:].equal(logits.argmax(-1)[:, :-1])
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("form", ["masked rows", "transposed", "two losses", "smoothing"])
 def test_checkpoint_around_the_loss(form, reentrant, said):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import logging
 import sys
@@ -126,7 +125,7 @@ def test_trainer_evaluates(tmp_path, said):
         assert (plain.predictions == ours.predictions).all()
         assert ours.metrics["test_accuracy"] == plain.metrics["test_accuracy"]
         assert ours.metrics["test_loss"] == pytest.approx(plain.metrics["test_loss"], rel=1e-5)
-    assert len(said()) == 1 and "numpy" in said()[0]
+    assert len(said()) == 1 and "atleast_1d" in said()[0]  # on the way to numpy
 
 
 def test_trainer_accumulates_and_saves(tmp_path, said):
@@ -219,7 +218,7 @@ def test_a_compiled_loss():
 
     expected = loss(model(IDS).logits)
     (plain,) = torch.autograd.grad(expected, model.get_output_embeddings().weight)
-    with patch(copy.copy(model)):
+    with patch(model):
         found = loss(model(IDS).logits)
         (ours,) = torch.autograd.grad(found, model.get_output_embeddings().weight)
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)

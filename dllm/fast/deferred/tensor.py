@@ -51,21 +51,28 @@ class DeferredLogits(Tensor):
     """
 
     @staticmethod
-    def __new__(cls, plan: Layout, edge: DeferredLogits | None = None, memory: list | None = None):
+    def __new__(cls, plan: Layout, memory: list | None = None):
         return Tensor._make_wrapper_subclass(cls, plan.shape, dtype=plan.dtype, device=plan.recipe.hidden.device)
 
-    def __init__(self, plan: Layout, edge: DeferredLogits | None = None, memory: list | None = None):
+    def __init__(self, plan: Layout, memory: list | None = None):
         self.plan, self.computed = plan, None
-        self._edge = edge
+        self._parent: tuple[DeferredLogits, object] | None = None
         self.memory = [] if memory is None else memory
 
     @property
     def edge(self) -> DeferredLogits:
-        return self if self._edge is None else self._edge
+        """What this one was derived from, if nothing has come between them: a view taken in the forward of someone's
+        autograd function, or without gradients, has another place in autograd than its parent or none."""
+        if self._parent is not None and self._parent[1] is self.grad_fn is not None:
+            return self._parent[0]
+        return self
 
     def derived(self, plan: Layout, *, shares_memory: bool) -> DeferredLogits:
         """Another reading of the same recipe, with its own place in autograd."""
-        return _Derive.apply(self.edge, plan, self.memory if shares_memory else None)
+        edge = self.edge
+        result = _Derive.apply(edge, plan, self.memory if shares_memory else None)
+        result._parent = edge, result.grad_fn
+        return result
 
     def check(self) -> DeferredLogits:
         """This tensor, unless what would be its memory has been written to through another one.
@@ -86,8 +93,16 @@ class DeferredLogits(Tensor):
         return any(real is self.computed and real._version != version for real, version in self.memory)
 
     def materialized(self) -> Tensor:
-        """The real tensor, the same one each time."""
-        if self.check().computed is None:
+        """The real tensor, the same one each time.
+
+        Raises:
+            RuntimeError: it was written to before this tensor got its place in autograd.
+        """
+        if self.check().computed is not None and self.requires_grad and not self.computed.requires_grad:
+            if self.written:
+                raise RuntimeError("deferred logits must not be written to in the forward of an autograd function")
+            self.computed = None
+        if self.computed is None:
             with torch.enable_grad():  # a metric under no_grad may ask first and a loss later
                 logits = _Materialize.apply(self)
                 self.computed = self.plan.finish(logits)
@@ -106,7 +121,7 @@ class DeferredLogits(Tensor):
         if function in _SAME and isinstance(first, cls) and (function is not _SAME[-1] or _same_shape(first, args[1])):
             if first.check().written:
                 raise RuntimeError("deferred logits that were written to in place cannot go where autograd sees them")
-            return DeferredLogits(first.plan, memory=first.memory)
+            return DeferredLogits(first.plan, first.memory)
         if function._schema.is_mutable:
             raise RuntimeError(f"{function} cannot write to deferred logits: unpatch the model around such code")
         told_once(f"{function} asked for real logits, which are computed")
@@ -117,7 +132,7 @@ class DeferredLogits(Tensor):
 def _answer(function: Callable, args: tuple, kwargs: dict) -> object:
     """What a function of torch says to deferred logits."""
     if function in _HOOKS:
-        args[0]._edge = None  # gradients pass by here from now on
+        args[0]._parent = None  # gradients pass by here from now on
     if function in _PLAIN or function in _HOOKS or (function in _DETACHED and not args[0].check().written):
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **kwargs)
@@ -178,7 +193,7 @@ class _Derive(torch.autograd.Function):
     def forward(ctx, edge, plan, memory):
         ctx.set_materialize_grads(False)
         ctx.plans = edge.plan, plan
-        return DeferredLogits(plan, edge, memory)
+        return DeferredLogits(plan, memory)
 
     @staticmethod
     @once_differentiable

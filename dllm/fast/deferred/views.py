@@ -173,8 +173,9 @@ def _cat(tensors, dim=0):
     first = tensors[0]
     if not all(vocabulary_last(tensor) for tensor in tensors):
         return NotImplemented
-    alike = {(id(t.edge), t.dim(), t.plan.dtype, t.plan.transform) for t in tensors}
-    if len(alike) != 1 or dim % first.dim() == first.dim() - 1:
+    alike = {(id(t.plan.recipe), t.dim(), t.plan.dtype, t.plan.transform) for t in tensors}
+    one_edge = len({id(t.edge) for t in tensors}) == 1 or not any(t.requires_grad for t in tensors)
+    if len(alike) != 1 or not one_edge or dim % first.dim() == first.dim() - 1:
         return NotImplemented
     return _with(first, torch.cat([t.plan.rows for t in tensors], dim % first.dim()), copy=True)
 
