@@ -1,6 +1,7 @@
-"""The engine room: fast, exact sampling from masked-diffusion language models. Imports torch and dllm_kernels only."""
+"""The engine room: fast, exact sampling, and a patch for scripts that exist. Imports torch and dllm_kernels only."""
 
 from dllm.fast.generate import Stats, generate
 from dllm.fast.loop import Step
+from dllm.fast.patch import patch, unpatch
 
-__all__ = ["Stats", "Step", "generate"]
+__all__ = ["Stats", "Step", "generate", "patch", "unpatch"]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.deferred import undeferred
 from dllm_kernels._linear import linear
 
 _log = logging.getLogger("dllm.fast")
@@ -174,7 +175,7 @@ def _around_forward(module: nn.Module) -> tuple:
 
 def _inspect(model: nn.Module, head: nn.Module, example: Tensor) -> str:
     """The kind of the head, found once per model and state of its head, hooks and configuration."""
-    with _alone(head):
+    with _alone(head), undeferred(head):
         plain = _is_plain_linear(head)
         config = getattr(model, "config", None)
         settings = config.to_json_string() if hasattr(config, "to_json_string") else repr(config)

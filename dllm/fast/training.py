@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.deferred import undeferred
 from dllm.fast.head import _alone, logits_of, output_head
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
@@ -91,7 +92,7 @@ def masked_loss(
     """
     check_arguments(inputs, rows, targets, row_weight)
     head = output_head(unwrapped(model))
-    with _alone(head):
+    with _alone(head), undeferred(head):
         loss_in_head = _loss_of(head)
         if loss_in_head.seen != _state(head):
             _inspect(model, head, loss_in_head, inputs)

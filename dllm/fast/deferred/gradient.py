@@ -1,0 +1,80 @@
+"""The gradient of deferred logits, where it is known already as gradients of what they are made of.
+
+It travels through autograd as a tensor of the logits' shape: through hooks, checkpoints and whatever a wrapper puts
+between the head and the loss. Where it meets another gradient the two are added; whoever looks at its values gets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from dllm.fast.deferred.layout import Layout
+from dllm.fast.deferred.recipe import Parts
+
+aten = torch.ops.aten
+_SAME = (aten.detach.default, aten.alias.default, aten.clone.default)
+
+
+class FormedGradient(Tensor):
+    """Gradients of hidden states, weight and bias, in the shape of the tensor whose gradient they stand for.
+
+    plan: the :class:`Layout` of that tensor.
+    parts: None where not wanted.
+    terms: functions, each the gradient of all logits [N, V] by one use of them; their sum is what this stands for.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, layout: Layout, parts: Parts, terms: tuple[Callable[[], Tensor], ...]):
+        device = layout.recipe.hidden.device
+        return Tensor._make_wrapper_subclass(cls, layout.shape, dtype=layout.dtype, device=device)
+
+    def __init__(self, layout: Layout, parts: Parts, terms: tuple[Callable[[], Tensor], ...]):
+        self.plan, self.parts, self.terms = layout, parts, terms
+
+    def of(self, layout: Layout) -> FormedGradient:
+        """The same, for another tensor of the same recipe."""
+        return FormedGradient(layout, self.parts, self.terms)
+
+    def dense(self) -> Tensor:
+        """The values, computed now."""
+        return self.plan.gather(sum(term() for term in self.terms))
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in _SAME:
+            return args[0].of(args[0].plan)
+        if function is aten.add.Tensor and not kwargs and all(isinstance(arg, Tensor) and arg.dim() for arg in args):
+            return _sum(*args)
+        return function(*tree_map(_dense, args), **tree_map(_dense, kwargs))
+
+
+def as_formed(gradient: Tensor, layout: Layout) -> FormedGradient:
+    """A gradient of a tensor of this layout, formed if it is not yet."""
+    if isinstance(gradient, FormedGradient):
+        return gradient.of(layout)
+    return of_logits(layout.d_logits(gradient), layout)
+
+
+def of_logits(d_logits: Tensor, layout: Layout) -> FormedGradient:
+    """The gradient of a tensor of this layout, from one of the logits [n, V] of its rows."""
+    parts = layout.recipe.gradients(d_logits, layout.rows.flatten())
+    return FormedGradient(layout, parts, (lambda: layout.scatter(d_logits),))
+
+
+def _sum(one: Tensor, other: Tensor) -> FormedGradient:
+    """The sum of two gradients of one tensor, of which one at least is formed."""
+    layout = one.plan if isinstance(one, FormedGradient) else other.plan
+    one, other = as_formed(one, layout), as_formed(other, layout)
+    parts = Parts(*(a if a is None else a + b for a, b in zip(one.parts, other.parts, strict=True)))
+    return FormedGradient(layout, parts, one.terms + other.terms)
+
+
+def _dense(value: object) -> object:
+    return value.dense() if isinstance(value, FormedGradient) else value

@@ -1,0 +1,83 @@
+"""A linear head whose output is deferred."""
+
+from __future__ import annotations
+
+import copyreg
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dllm.fast.deferred import loss, tokens, views  # noqa: F401  what a deferred tensor serves
+from dllm.fast.deferred.tensor import defer, told_once
+from dllm_kernels._checks import LOGIT_DTYPES
+
+# Whose head it is.
+_models: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+
+
+class DeferredHead(nn.Linear):
+    """What :func:`dllm.fast.patch` makes of an nn.Linear, by changing its class: parameters, hooks and names stay.
+
+    A copy of it, and what is pickled or saved of it, is the nn.Linear that it was.
+    """
+
+    @torch._disable_dynamo  # torch.compiler.disable, but for loading the compiler when it decorates
+    def forward(self, hidden: Tensor) -> Tensor:
+        why = self._why_not(hidden)
+        if why:
+            told_once(f"not here, because {why}")
+            return super().forward(hidden)
+        return defer(hidden, self.weight, self.bias)
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        _, _, *state = super().__reduce_ex__(protocol)
+        return copyreg._reconstructor, (nn.Linear, object, None), *state
+
+    def _why_not(self, hidden: Tensor) -> str | None:
+        """Why logits of this call are real."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        if dtype not in LOGIT_DTYPES:
+            return f"no kernel computes in {dtype}"
+        if not torch.is_autocast_enabled(device) and dtype != self.weight.dtype:
+            return f"hidden states are {dtype} and the head is {self.weight.dtype}"
+        return _lent(self)
+
+
+def put_off(head: nn.Linear, model: nn.Module) -> None:
+    """Make the head of a model a deferred one."""
+    head.__class__ = DeferredHead
+    _models[head] = weakref.ref(model)
+
+
+def _lent(head: nn.Linear) -> str | None:
+    """Why the head's weight may be gone after its forward, or None where it stays until the logits are used."""
+    if hasattr(head.weight, "ds_id"):
+        return "DeepSpeed ZeRO-3 gathers the head's weight for its forward only"
+    if not isinstance(head.weight, nn.Parameter):
+        return "the head's weight is no parameter: FSDP, or whoever made it, may take it back"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        model = _models[head]()
+        for module in () if model is None else model.modules():
+            # what is sharded as the root keeps its weights until the backward, its parts only for their forward
+            if module is not model and isinstance(module, FSDPModule) and head in set(module.modules()):
+                return "FSDP gathers the head's weight for the forward of a part of the model only"
+    return None
+
+
+@contextmanager
+def undeferred(head: nn.Module) -> Iterator[None]:
+    """Within this context a deferred head is the plain one that it was."""
+    if type(head) is not DeferredHead:
+        yield
+        return
+    head.__class__ = nn.Linear
+    try:
+        yield
+    finally:
+        head.__class__ = DeferredHead

@@ -1,0 +1,288 @@
+"""Indexing, reshaping and casting of deferred logits: the same done to the numbers of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dllm.fast.deferred.layout import Layout
+from dllm.fast.deferred.tensor import DeferredLogits, of_autocast, served
+
+
+def serves(*functions: Callable) -> Callable:
+    """A decorator: what follows answers for these functions of torch."""
+
+    def register(ours: Callable) -> Callable:
+        served.update(dict.fromkeys(functions, ours))
+        return ours
+
+    return register
+
+
+def _with(tensor: DeferredLogits, rows: Tensor, axis: int | None = None, *, copy: bool = False) -> DeferredLogits:
+    """The tensor with other rows, its vocabulary at `axis`, or last."""
+    plan = tensor.plan
+    axis = rows.dim() if axis is None else axis
+    plan = Layout(plan.recipe, rows, axis, plan.dtype, plan.transform)
+    return tensor.derived(plan, shares_memory=not copy)
+
+
+def vocabulary_last(tensor: object) -> bool:
+    """Whether this is a deferred tensor [..., V]."""
+    return isinstance(tensor, DeferredLogits) and tensor.plan.axis == tensor.dim() - 1
+
+
+@serves(Tensor.__getitem__)
+def _getitem(self, index):
+    if not vocabulary_last(self):
+        return NotImplemented
+    index = index if isinstance(index, tuple) else (index,)
+    index = tuple(torch.as_tensor(part) if isinstance(part, list) else part for part in index)
+    parts = _without_vocabulary(index, self.dim())
+    if parts is None:
+        return NotImplemented
+    copies = not all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts)
+    return _with(self, self.plan.rows[parts], copy=copies)
+
+
+def _without_vocabulary(index: tuple, n_dims: int) -> tuple | None:
+    """The index of the rows alone, or None where it says something of the vocabulary, or what we cannot tell."""
+    if any(isinstance(part, bool) or type(part) not in _CONSUMED for part in index):
+        return None
+    consumed = sum(_CONSUMED[type(part)](part) for part in index)
+    if ... in [part for part in index if not isinstance(part, Tensor)]:
+        place = next(i for i, part in enumerate(index) if part is ...)
+        if ... in [part for part in index[place + 1 :] if not isinstance(part, Tensor)]:
+            return None
+        index = (*index[:place], *[slice(None)] * (n_dims - consumed), *index[place + 1 :])
+        consumed = n_dims
+    if consumed < n_dims:
+        return index
+    last = index[-1]
+    return index[:-1] if consumed == n_dims and isinstance(last, slice) and last == slice(None) else None
+
+
+def _consumed_by_tensor(part: Tensor) -> int:
+    return part.dim() if part.dtype in (torch.bool, torch.uint8) else 1
+
+
+# How many dimensions a part of an index takes.
+_CONSUMED = {int: lambda _: 1, slice: lambda _: 1, type(None): lambda _: 0, type(...): lambda _: 0}
+_CONSUMED |= {Tensor: _consumed_by_tensor}
+
+
+@serves(Tensor.view, Tensor.reshape)
+def _view(self, *shape):
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list, torch.Size)):
+        shape = tuple(shape[0])
+    if not vocabulary_last(self) or not shape or not all(isinstance(size, int) for size in shape):
+        return NotImplemented
+    rows, vocab_size = self.plan.rows, self.shape[-1]
+    if shape[-1] == -1:
+        n_rows = 1
+        for size in shape[:-1]:
+            n_rows *= size
+        fits = n_rows == rows.numel() > 0
+    else:
+        fits = shape[-1] == vocab_size and _fits(shape[:-1], rows.numel())
+    return _with(self, rows.reshape(shape[:-1])) if fits else NotImplemented
+
+
+def _fits(shape: tuple[int, ...], size: int) -> bool:
+    """Whether `size` entries can take this shape, one -1 allowed."""
+    known = 1
+    for entry in shape:
+        known *= entry if entry != -1 else 1
+    if shape.count(-1) == 0:
+        return known == size
+    return shape.count(-1) == 1 and known > 0 and size % known == 0
+
+
+@serves(torch.reshape)
+def _reshape(input, shape):
+    return _view(input, shape)
+
+
+@serves(torch.flatten, Tensor.flatten)
+def _flatten(input, start_dim=0, end_dim=-1):
+    start, end = (dim % input.dim() for dim in (start_dim, end_dim))
+    if not vocabulary_last(input) or not start <= end < input.dim() - 1:
+        return NotImplemented
+    return _with(input, input.plan.rows.flatten(start, end))
+
+
+@serves(torch.permute, Tensor.permute)
+def _permute(input, *dims):
+    dims = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+    axis, dims = input.plan.axis, [dim % input.dim() for dim in dims]
+    if sorted(dims) != list(range(input.dim())):
+        return NotImplemented
+    of_rows = [dim - (dim > axis) for dim in dims if dim != axis]
+    return _with(input, input.plan.rows.permute(of_rows), dims.index(axis))
+
+
+@serves(torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims)
+def _transpose(input, dim0, dim1):
+    dims = list(range(input.dim()))
+    if not all(-len(dims) <= dim < len(dims) for dim in (dim0, dim1)):
+        return NotImplemented
+    dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+    return _permute(input, dims)
+
+
+@serves(Tensor.mT.__get__)
+def _mt(self):
+    return _transpose(self, -1, -2) if self.dim() > 1 else NotImplemented
+
+
+@serves(torch.unsqueeze, Tensor.unsqueeze)
+def _unsqueeze(input, dim):
+    dim = dim % (input.dim() + 1)
+    return (
+        _with(input, input.plan.rows.unsqueeze(dim)) if vocabulary_last(input) and dim < input.dim() else NotImplemented
+    )
+
+
+@serves(torch.select, Tensor.select)
+def _select(input, dim, index):
+    return _of_rows(Tensor.select, input, dim, index)
+
+
+@serves(torch.narrow, Tensor.narrow)
+def _narrow(input, dim, start, length):
+    return _of_rows(Tensor.narrow, input, dim, start, length)
+
+
+@serves(torch.index_select, Tensor.index_select)
+def _index_select(input, dim, index):
+    return _of_rows(Tensor.index_select, input, dim, index, copy=True)
+
+
+def _of_rows(function: Callable, tensor: Tensor, dim: int, *args: object, copy: bool = False) -> object:
+    """The function along a dimension that is not the vocabulary's."""
+    if not vocabulary_last(tensor) or not 0 <= dim % tensor.dim() < tensor.dim() - 1:
+        return NotImplemented
+    return _with(tensor, function(tensor.plan.rows, dim % tensor.dim(), *args), copy=copy)
+
+
+@serves(torch.cat, torch.concat, torch.concatenate)
+def _cat(tensors, dim=0):
+    """Of one model's logits with themselves, as the right shift takes them."""
+    first = tensors[0]
+    if not all(vocabulary_last(tensor) for tensor in tensors):
+        return NotImplemented
+    alike = {(id(t.plan.recipe), t.dim(), t.plan.dtype, t.plan.transform) for t in tensors}
+    one_edge = len({id(t.edge) for t in tensors}) == 1 or not any(t.requires_grad for t in tensors)
+    if len(alike) != 1 or not one_edge or dim % first.dim() == first.dim() - 1:
+        return NotImplemented
+    return _with(first, torch.cat([t.plan.rows for t in tensors], dim % first.dim()), copy=True)
+
+
+@serves(Tensor.contiguous)
+def _contiguous(self):
+    return self
+
+
+@serves(Tensor.cpu)
+def _cpu(self):
+    return self if self.device.type == "cpu" else NotImplemented
+
+
+@serves(torch.clone, Tensor.clone)
+def _clone(input, *, memory_format=torch.preserve_format):
+    return _with(input, input.plan.rows, input.plan.axis, copy=True)
+
+
+@serves(Tensor.float)
+def _float(self):
+    return _cast(self, torch.float32)
+
+
+@serves(Tensor.double)
+def _double(self):
+    return _cast(self, torch.float64)
+
+
+@serves(Tensor.half)
+def _half(self):
+    return _cast(self, torch.float16)
+
+
+@serves(Tensor.bfloat16)
+def _bfloat16(self):
+    return _cast(self, torch.bfloat16)
+
+
+@serves(Tensor.type_as)
+def _type_as(self, other):
+    return _to(self, other)
+
+
+@serves(Tensor.to)
+def _to(self, *args, dtype=None, device=None, non_blocking=False, copy=False):
+    if copy:
+        return NotImplemented
+    for arg in args[:2]:  # what follows is non_blocking and copy
+        if isinstance(arg, torch.dtype):
+            dtype = arg
+        elif isinstance(arg, Tensor):
+            dtype, device = arg.dtype, arg.device
+        elif isinstance(arg, (str, int, torch.device)) and not isinstance(arg, bool):
+            device = arg
+        elif arg is not None:
+            return NotImplemented
+    if len(args) > 3 or (device is not None and not _same_device(self.device, torch.device(device))):
+        return NotImplemented
+    if not isinstance(self, DeferredLogits):  # to the dtype of one
+        return self.to(dtype=dtype)
+    return self if dtype is None else _cast(self, dtype)
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    """cuda means the current one."""
+    if other.type == "cuda" and other.index is None:
+        other = torch.device("cuda", torch.cuda.current_device())
+    return one == other or (one.type == other.type == "cpu")
+
+
+def _cast(tensor: DeferredLogits, dtype: torch.dtype) -> object:
+    """In another dtype that loses nothing; a narrower one rounds, which only real logits can."""
+    plan = tensor.plan
+    if dtype == plan.dtype:
+        return tensor
+    if plan.transform or not dtype.is_floating_point or torch.promote_types(plan.dtype, dtype) != dtype:
+        return NotImplemented
+    return tensor.derived(Layout(plan.recipe, plan.rows, plan.axis, dtype), shares_memory=False)
+
+
+@serves(torch.softmax, Tensor.softmax)
+def _softmax(input, dim, dtype=None):
+    return _transformed(input, "softmax", dim, dtype)
+
+
+@serves(torch.log_softmax, Tensor.log_softmax)
+def _log_softmax(input, dim, dtype=None):
+    return _transformed(input, "log_softmax", dim, dtype)
+
+
+@serves(torch.nn.functional.softmax)
+def _f_softmax(input, dim=None, _stacklevel=3, dtype=None):
+    return _transformed(input, "softmax", dim, dtype)
+
+
+@serves(torch.nn.functional.log_softmax)
+def _f_log_softmax(input, dim=None, _stacklevel=3, dtype=None):
+    return _transformed(input, "log_softmax", dim, dtype)
+
+
+def _transformed(tensor: Tensor, transform: str, dim: int | None, dtype: torch.dtype | None) -> object:
+    plan = tensor.plan
+    if not isinstance(dim, int) or dim % tensor.dim() != plan.axis or plan.transform:
+        return NotImplemented
+    wide = _cast(tensor, of_autocast(tensor) if dtype is None else dtype)
+    if wide is NotImplemented:
+        return NotImplemented
+    plan = Layout(plan.recipe, plan.rows, plan.axis, wide.dtype, transform)
+    return tensor.derived(plan, shares_memory=False)

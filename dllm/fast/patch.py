@@ -1,0 +1,107 @@
+"""One line that makes a script faster: a model whose logits are computed as far as somebody needs them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dllm.fast.deferred import DeferredHead, put_off
+from dllm.fast.head import _alone, output_head
+from dllm.fast.training import _kind, unwrapped
+
+
+class Patch:
+    """What :func:`patch` returns: a context manager whose end undoes what this call did."""
+
+    def __init__(self, model: nn.Module, made: bool):
+        self._model, self._made = model, made
+
+    def __enter__(self) -> nn.Module:
+        return self._model
+
+    def __exit__(self, *_: object) -> None:
+        if self._made:
+            unpatch(self._model)
+
+
+def patch(model: nn.Module) -> Patch:
+    r"""Let `model(...).logits` be a tensor that is computed when, and as far as, somebody needs it.
+
+    A script stays as it is. What it usually does with logits [B, L, V] runs on hidden states and head, for the rows in
+    question only, and the logits are never stored:
+
+    - `F.cross_entropy` and `nn.CrossEntropyLoss` with labels, any reduction, `ignore_index`, class weights or label
+      smoothing; `F.nll_loss` of `log_softmax`; the model's own loss from `labels`;
+    - before it, indexing by masks, rows and slices, `view`, `reshape`, `flatten`, `transpose`, `permute`, `cat` of one
+      model's logits (the right shift), `clone`, `detach`, and casts that lose nothing;
+    - `argmax(-1)`, and `softmax(-1)` or `log_softmax(-1)` followed by `gather` of one token for each row.
+
+    Whatever else asks gets real logits, the very numbers of the unpatched model, with gradients; one line in the log of
+    "dllm.fast" says who asked. In the backward, rows whose upstream gradient is zero cost nothing on the CPU.
+
+    Copies, pickles and checkpoints of a patched model are those of the unpatched one.
+
+    Args:
+        model: a module with `get_output_embeddings()` whose output has `.logits`, or one wrapped by DDP, FSDP,
+            torch.compile or peft. Its head must be an nn.Linear and its logits the head's output: one forward on
+            four tokens finds out. A model that is patched already stays as it is.
+
+    Returns:
+        A context manager that yields the model and undoes this call at its end; without `with`, the patch stays until
+        :func:`unpatch`.
+
+    Raises:
+        ValueError: the model has no output embeddings, its head is no plain nn.Linear, or more happens after the head.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> tiny = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=50)
+        >>> model, ids = BertForMaskedLM(BertConfig(**tiny)), torch.full((2, 3), 5)
+        >>> mask = torch.tensor([[True, False, True], [False, False, True]])
+        >>> with patch(model):
+        ...     logits = model(ids).logits
+        ...     torch.nn.functional.cross_entropy(logits[mask], ids[mask]).backward()
+        >>> logits.shape
+        torch.Size([2, 3, 50])
+    """
+    head = output_head(unwrapped(model))
+    with _alone(head):
+        if isinstance(head, DeferredHead):
+            return Patch(model, made=False)
+        if type(head) is not nn.Linear:
+            kind = type(head)
+            raise ValueError(f"the head must be an nn.Linear, got {kind.__module__}.{kind.__qualname__}")
+        if "forward" in head.__dict__:
+            raise ValueError("the head must have the forward of its class, got one of the instance's own")
+        _, why = _kind(model, head, {"input_ids": _example(head)})
+        if why:
+            raise ValueError(f"the model's logits must be its head's output: {type(unwrapped(model)).__name__}: {why}")
+        put_off(head, unwrapped(model))
+    return Patch(model, made=True)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Undo :func:`patch`: the model is what it was. One that is not patched stays as it is.
+
+    Raises:
+        RuntimeError: something has changed the head's class since.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> tiny = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=50)
+        >>> model = BertForMaskedLM(BertConfig(**tiny))
+        >>> _ = patch(model)
+        >>> unpatch(model)
+        >>> type(model.get_output_embeddings())
+        <class 'torch.nn.modules.linear.Linear'>
+    """
+    head = output_head(unwrapped(model))
+    with _alone(head):
+        if type(head) is DeferredHead:
+            head.__class__ = nn.Linear
+        elif isinstance(head, DeferredHead):
+            raise RuntimeError(f"the head must be as patch left it, got {type(head).__qualname__}: undo that first")
+
+
+def _example(head: nn.Linear) -> Tensor:
+    return torch.ones(1, 4, dtype=torch.int64, device=head.weight.device)
