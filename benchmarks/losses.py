@@ -2,6 +2,7 @@
 
     full     logits and cross-entropy of every position, multiplied by weight and mask afterwards, as dLLM trains
     indexed  logits of every position, cross-entropy of the masked ones divided by p, as LLaDA trains
+    patched  the same lines as indexed, on a model that `dllm.fast.patch` has been told of
     ours     `dllm.fast.training.masked_loss`, as MDLMTrainer calls it: logits of the masked positions only
 
 All of them compute sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's own
@@ -11,6 +12,7 @@ collator. Before anything is timed, each is held against float64.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -42,10 +44,12 @@ class Batch(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A way to compute the loss of a batch, and the name of the program that it is to replace, if any."""
+    """A way to compute the loss of a batch, the name of the program that it is to replace, if any, and what the model
+    is prepared with once, before its steps."""
 
     loss: Callable[[nn.Module, Batch], Tensor]
     against: str | None = None
+    prepared: Callable[[nn.Module], AbstractContextManager] = nullcontext
 
 
 def full(model: nn.Module, batch: Batch) -> Tensor:
@@ -71,7 +75,18 @@ def ours(model: nn.Module, batch: Batch) -> Tensor:
     return masked_loss(model, inputs, rows=batch.rows, targets=batch.targets, row_weight=row_weight).loss
 
 
-PROGRAMS = {"full": Program(full), "indexed": Program(indexed), "ours": Program(ours, against="full")}
+def _patched(model: nn.Module) -> AbstractContextManager:
+    from dllm.fast import patch
+
+    return patch(model)
+
+
+PROGRAMS = {
+    "full": Program(full),
+    "indexed": Program(indexed),
+    "patched": Program(indexed, against="indexed", prepared=_patched),
+    "ours": Program(ours, against="full"),
+}
 
 
 def make_batches(loaded: Loaded, batch: int, length: int, count: int, seed: int) -> list[Batch]:

@@ -53,7 +53,12 @@ TRAINING_HEAD = (
     "dllm, MB",
     "command",
 )
-TRAINING_WAYS = {"full": "full logits", "indexed": "logits[mask]", "ours": "MDLMTrainer's loss"}
+TRAINING_WAYS = {
+    "full": "full logits",
+    "indexed": "logits[mask]",
+    "patched": "the same, patched",
+    "ours": "MDLMTrainer's loss",
+}
 KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
 
 
@@ -211,7 +216,7 @@ def training_lines(row: dict, commands: list[str]) -> list[list[str]]:
     return [
         [
             f"{Path(settings['model']).name} {settings['dtype']}, {settings['attention']} attention, "
-            f"dropout {settings['dropout']:g}",
+            f"dropout {settings['dropout']:g}" + ", gradient checkpointing" * settings["gradient_checkpointing"],
             f"{settings['batch']} x {settings['length']}, {row['masked_share']:.0%} masked",
             machine.short_name(row["machine"]),
             " -> ".join(TRAINING_WAYS.get(program, program) for program in (result["against"], name)),

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import losses, models, report, timing
-from benchmarks.losses import PROGRAMS, Batch, Truth
+from benchmarks.losses import PROGRAMS, Batch, Program, Truth
 from benchmarks.measure import Result, failures_in
 from dllm.core.trainers.utils.throughput import Flops
 
@@ -59,6 +59,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--length", type=_positive, default=256)
     add("--dtype", choices=["float32", "bfloat16"], default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--attention", choices=["eager", "sdpa"], default=None, help=ATTENTION_HELP)
+    add("--gradient-checkpointing", action="store_true", help="keep no activations of the layers, compute them twice")
     add("--no-dropout", action="store_true", help="leave out the dropout that the model's config has")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--providers", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
@@ -106,6 +107,8 @@ def load(options: argparse.Namespace) -> models.Loaded:
     if options.length > positions:
         raise ValueError(f"--length must be at most {positions} for {options.model}, got {options.length}")
     loaded.model.train().requires_grad_(True)
+    if options.gradient_checkpointing:
+        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if options.no_dropout:
         for module in loaded.model.modules():
             if isinstance(module, nn.Dropout):
@@ -122,11 +125,11 @@ class Step:
         half = dtype == "bfloat16"
         self.autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=half)
 
-    def loss(self, program: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Tensor:
-        """The forward pass and the loss."""
+    def loss(self, program: Program, batch: Batch) -> Tensor:
+        """The forward pass and the loss, on a model prepared for the program."""
         torch.manual_seed(self.seed)
         with self.autocast():
-            return program(self.model, batch)
+            return program.loss(self.model, batch)
 
     def true_loss(self, batch: Batch) -> Truth:
         """What every program's loss is held against."""
@@ -134,8 +137,12 @@ class Step:
         with self.autocast():
             return losses.true_loss(self.model, batch)
 
-    def __call__(self, program: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> dict[str, float]:
-        """Seconds of a whole step and of its parts. Gradients are freed at its end."""
+    def __call__(self, program: Program, batch: Batch) -> dict[str, float]:
+        """Seconds of a whole step and of its parts, without preparing the model. Gradients are freed at its end."""
+        with program.prepared(self.model):
+            return self._timed(program, batch)
+
+    def _timed(self, program: Program, batch: Batch) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)  # those of a step that failed
         timing.synchronize(self.device)
         watch, start = timing.Stopwatch(self.device), time.perf_counter()
@@ -163,7 +170,8 @@ def check_losses(step: Step, names: list[str], batch: Batch, results: dict[str, 
     truth, found = step.true_loss(batch), {}
     for name in names:
         with failures_in(results, name):
-            found[name] = step.loss(PROGRAMS[name].loss, batch).item()
+            with PROGRAMS[name].prepared(step.model):
+                found[name] = step.loss(PROGRAMS[name], batch).item()
     for name, loss in found.items():
         if not abs(loss - truth.loss) <= truth.tolerance:
             raise WrongLossError(
@@ -177,17 +185,17 @@ def measure(step: Step, batches: list[Batch], repeats: int, results: dict[str, R
     for name in still_running(results):
         with failures_in(results, name):
             begin(f"{name}: warm-up")
-            step(PROGRAMS[name].loss, batches[0])  # brings the optimizer's state, too
+            step(PROGRAMS[name], batches[0])  # brings the optimizer's state, too
             begin(f"{name}: memory")
             with timing.PeakMemory(step.device) as memory:
-                step(PROGRAMS[name].loss, batches[0])
+                step(PROGRAMS[name], batches[0])
             results[name] |= {"peak_bytes": memory.bytes, "peak_how": memory.how}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in results}
 
     def once(name: str, given: itertools.cycle[Batch]) -> None:
         begin(name)
         with failures_in(results, name):
-            taken[name].append(step(PROGRAMS[name].loss, next(given)))
+            taken[name].append(step(PROGRAMS[name], next(given)))
 
     calls = {name: functools.partial(once, name, itertools.cycle(batches)) for name in still_running(results)}
     timing.interleave(calls, repeats)
@@ -258,7 +266,8 @@ def new_row(
 ) -> dict[str, object]:
     """What is known of a measurement before it."""
     row = report.new_row("training_step", "benchmarks/training_step.py", arguments, torch.device(options.device))
-    settings = {key: getattr(options, key) for key in ("model", "batch", "length", "dtype", "attention", "seed")}
+    names = ("model", "batch", "length", "dtype", "attention", "gradient_checkpointing", "seed")
+    settings = {name: getattr(options, name) for name in names}
     masked = statistics.mean(len(batch.rows) for batch in batches)
     return row | {
         "settings": settings | {"dropout": dropout(loaded.model), "optimizer": "AdamW, fused"},
@@ -289,7 +298,9 @@ def print_results(row: dict) -> None:
     settings, results = row["settings"], row["providers"]
     report.print_table(
         f"training step: {settings['model']} {settings['dtype']}, batch {settings['batch']} x {settings['length']}, "
-        f"{row['masked_share']:.0%} masked, {settings['attention']} attention, dropout {settings['dropout']:g}",
+        f"{row['masked_share']:.0%} masked, {settings['attention']} attention, dropout {settings['dropout']:g}"
+        + ", gradient checkpointing"
+        * settings["gradient_checkpointing"],
         COLUMNS,
         [cells(name, result) for name, result in results.items()],
         [f"{name}: {result['error']}" for name, result in results.items() if "error" in result],

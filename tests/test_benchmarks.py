@@ -380,6 +380,13 @@ class TestTrainingStep:
         assert line[-1] == "2"
         assert " | ".join(line[:-1]) in table.table([row])
 
+    def test_patched_against_unpatched_with_checkpointing(self, run):
+        status, row, printed = run("--providers", "indexed", "patched", "--gradient-checkpointing")
+        assert status == 0 and row["settings"]["gradient_checkpointing"]
+        assert "gradient checkpointing" in printed.out and row["providers"]["patched"]["against"] == "indexed"
+        (line,) = table.training_lines(row, [row["command"]])
+        assert line[0].endswith("gradient checkpointing") and line[3] == "logits[mask] -> the same, patched"
+
     def test_row_without_a_pair(self, run):
         _, row, _ = run("--providers", "ours")
         assert "speedup" not in row["providers"]["ours"]
@@ -431,13 +438,14 @@ class TestTrainingStep:
 
         def gradients(program: str, model: torch.nn.Module) -> dict[str, torch.Tensor]:
             model.zero_grad()
-            losses.PROGRAMS[program].loss(model, batch).backward()
+            with losses.PROGRAMS[program].prepared(model):
+                losses.PROGRAMS[program].loss(model, batch).backward()
             # a key's bias shifts all scores of a query alike: its gradient is 0 but for rounding
             return {n: p.grad for n, p in model.named_parameters() if not n.endswith("key.bias")}
 
         truth = gradients("full", copy.deepcopy(step.model).double())
         plain = {name: gradient.clone() for name, gradient in gradients("full", step.model).items()}
-        for program in ("indexed", "ours"):
+        for program in ("indexed", "patched", "ours"):
             assert_no_worse(gradients(program, step.model), plain, truth)
 
     def test_batches_are_the_trainers(self, step):
