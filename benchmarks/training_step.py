@@ -6,7 +6,9 @@ A step is forward, loss, backward and AdamW (fused, transformers' default), on w
 autocast. Masks are drawn before, as a collator does. The programs, see benchmarks/losses.py, share the model, its
 dropout masks and the batches; their losses are held against float64 before anything is timed, and they take turns. Peak
 memory is that of a step of its own, above weights and optimizer state: gradients count as far as they are there at the
-peak. A table goes to stdout, a JSON row to the results folder, and the last line of stdout is one JSON object.
+peak. On a CPU it is measured in a process of its own, in which the C library maps every tensor by itself and gives it
+back once it is freed (MALLOC_MMAP_THRESHOLD_): holes in its heap do not count. A table goes to stdout, a JSON row to
+the results folder, and the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +37,7 @@ from benchmarks.measure import Result, failures_in
 from dllm.core.trainers.utils.throughput import Flops
 
 Begin = Callable[[str], None]  # says what begins, see report.progress
+MAPPED = 2**16  # bytes from which on a tensor is a mapping of its own where memory is measured
 BATCHES = 4  # different ones, in turn
 LEARNING_RATE = 1e-4
 # torch's fused attention is slow backward on a CPU (LOG.md); a step would be mostly that, and hide what is compared
@@ -68,6 +74,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--mask-id", type=int, default=None, help="the mask token of a folder that does not name it")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
+    add(
+        "--only-memory", action="store_true", help="measure peak memory alone, in this process; a JSON object on stdout"
+    )
     options = parser.parse_args(arguments)
     try:
         torch.empty(1, device=options.device)
@@ -186,10 +195,6 @@ def measure(step: Step, batches: list[Batch], repeats: int, results: dict[str, R
         with failures_in(results, name):
             begin(f"{name}: warm-up")
             step(PROGRAMS[name], batches[0])  # brings the optimizer's state, too
-            begin(f"{name}: memory")
-            with timing.PeakMemory(step.device) as memory:
-                step(PROGRAMS[name], batches[0])
-            results[name] |= {"peak_bytes": memory.bytes, "peak_how": memory.how}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in results}
 
     def once(name: str, given: itertools.cycle[Batch]) -> None:
@@ -203,6 +208,32 @@ def measure(step: Step, batches: list[Batch], repeats: int, results: dict[str, R
         results[name] |= rates(taken[name], batches[0].clean.numel())
     for name, result in results.items():
         compare(result, PROGRAMS[name].against, results)
+
+
+def measure_memory(step: Step, batch: Batch, names: list[str]) -> dict[str, Result]:
+    """Peak memory of a step of every program that does not fail."""
+    peaks: dict[str, Result] = {name: {} for name in names}
+    for name in names:
+        with failures_in(peaks, name):
+            step(PROGRAMS[name], batch)
+            with timing.PeakMemory(step.device) as memory:
+                step(PROGRAMS[name], batch)
+            peaks[name] = {"peak_bytes": memory.bytes, "peak_how": memory.how}
+    return peaks
+
+
+def memory_elsewhere(arguments: list[str]) -> dict[str, Result]:
+    """:func:`measure_memory` in a process in which freed tensors go back to the system at once.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(MAPPED), "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-m", "benchmarks.training_step", *arguments, "--only-memory"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"peak memory could not be measured: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def still_running(results: dict[str, Result]) -> list[str]:
@@ -244,14 +275,22 @@ def main(arguments: list[str] | None = None) -> int:
     batches = losses.make_batches(loaded, options.batch, options.length, BATCHES, options.seed)
     row = new_row(arguments, options, loaded, batches)
     names = list(dict.fromkeys(options.providers))
+    if options.only_memory:
+        print(json.dumps(measure_memory(step, batches[0], names)))
+        return 0
     results: dict[str, Result] = {name: {} for name in names}
-    with report.progress(total=1 + len(names) * (2 + options.repeats)) as begin:
+    with report.progress(total=2 + len(names) * (1 + options.repeats)) as begin:
         begin("losses against float64")
         try:
             row["losses"] = check_losses(step, names, batches[0], results)
         except WrongLossError as error:
             print(f"training_step: {error}", file=sys.stderr)
             return 1
+        begin("memory")
+        on_cpu = step.device.type == "cpu"
+        peaks = memory_elsewhere(arguments) if on_cpu else measure_memory(step, batches[0], still_running(results))
+        for name in still_running(results):
+            results[name] |= peaks[name]
         measure(step, batches, options.repeats, results, begin)
     row["providers"] = results
     print_results(row)

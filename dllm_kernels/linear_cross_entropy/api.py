@@ -23,6 +23,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     recompute: bool = False,
+    keep: bool = False,
     impl: str = "auto",
 ) -> CrossEntropy:
     r""":func:`masked_cross_entropy` of hidden @ weight.T + bias, for the rows with a weight only.
@@ -40,10 +41,11 @@ def linear_cross_entropy(
     number, rounded up to a bucket if you like: no shape depends on values then, and a CUDA graph can capture the call.
 
     Matrix products: three (logits, d hidden, d weight), formed in the forward, where the gradient of `loss` alone is
-    taken; another three, over the rows that have a gradient, where `nll` has one too, or at a second backward. With
-    `recompute` the forward forms nothing and the backward everything, four for either output: right where `nll` is what
-    one differentiates. A gradient that no one asked for is not formed. The weight's is accumulated in float32 and
-    rounded once. The same arguments give the same bits.
+    taken; another three, over the rows that have a gradient, where `nll` has one too, or at a second backward. Where
+    `nll` is what one differentiates, the forward had better form nothing: with `recompute` the backward forms all from
+    logits computed again, four products for either output; with `keep` from the slopes d nll / d logits, which are kept
+    since the forward where one chunk holds them, three. A gradient that no one asked for is not formed. The weight's is
+    accumulated in float32 and rounded once. The same arguments give the same bits.
 
     Memory beyond the arguments and the gradients, in bytes, with C = min(rows that meet the head, 2048), s the size of
     the matrix products' dtype and R, N, H, V as below:
@@ -67,6 +69,8 @@ def linear_cross_entropy(
         capacity: how many rows may have a weight, at most.
         label_smoothing, z_loss, softcap: as in :func:`masked_cross_entropy`.
         recompute: form gradients in the backward, from logits computed again.
+        keep: form them in the backward, from slopes that need C V s bytes until then; with more than 2048 rows, in
+            float16 and under torch.compile the same as `recompute`.
         impl: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
 
     Returns:
@@ -119,6 +123,6 @@ def linear_cross_entropy(
         )
     return CrossEntropy(
         *chunked.linear_cross_entropy(
-            hidden, weight, bias, targets, row_weight, rows, capacity, *options, dtype, recompute, impl
+            hidden, weight, bias, targets, row_weight, rows, capacity, *options, dtype, recompute, keep, impl
         )
     )

@@ -71,9 +71,11 @@ def linear_cross_entropy(
     softcap: float | None,
     dtype: torch.dtype,
     recompute: bool,
+    keep: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """loss, nll by the kernels of `impl`; arguments as in the public function."""
+    recompute = recompute or keep  # where one chunk does not hold the slopes, and under torch.compile
     call = Call(
         hidden, weight, bias, targets, row_weight, rows, capacity, label_smoothing, z_loss, softcap, dtype, impl
     )
@@ -83,17 +85,22 @@ def linear_cross_entropy(
     if torch.compiler.is_compiling():
         return torch.ops.dllm_kernels.linear_cross_entropy_formed(*call, *wanted, recompute, None)[:2]
     if any(wanted):
-        return _LinearCrossEntropy.apply(*call, recompute)
+        return _LinearCrossEntropy.apply(*call, recompute, keep)
     return _forward(call, wanted)[:2]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        call, recompute = Call(*arguments[:-1]), arguments[-1]
+        *fields, recompute, keep = arguments
+        call = Call(*fields)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*call[:_TENSORS])
         ctx.settings = call[_TENSORS:]
+        ctx.formed = ctx.kept = None
+        if keep and (kept := _kept_slopes(call)) is not None:
+            nll, ctx.kept = kept
+            return autograd.weighted_sum(call.row_weight, nll), nll
         loss, nll, formed, ctx.factor = _forward(call, Wanted() if recompute else Wanted(*ctx.needs_input_grad[:3]))
         ctx.formed = None if recompute else formed
         return loss, nll
@@ -102,13 +109,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, loss_grad, nll_grad):
         call = Call(*ctx.saved_tensors, *ctx.settings)
-        formed, ctx.formed = ctx.formed, None  # scaled in place and handed out: a second backward forms them again
+        wanted = Wanted(*ctx.needs_input_grad[:3])
+        # scaled in place and handed out: a second backward forms them again
+        (formed, ctx.formed), (kept, ctx.kept) = (ctx.formed, None), (ctx.kept, None)
         if nll_grad is None and formed is not None:
             factor = loss_grad if ctx.factor is None else loss_grad * ctx.factor
         else:
             row_scale = autograd.total_scale(loss_grad, nll_grad, call.row_weight)
-            _, formed, factor = _sweep(call, row_scale, Wanted(*ctx.needs_input_grad[:3]))
-        return *_finished(call, formed, factor), *[None] * (len(call) - 2)
+            if kept is None:
+                _, formed, factor = _sweep(call, row_scale, wanted)
+            else:
+                formed, factor = _from_slopes(call, kept, row_scale, wanted), None
+        return *_finished(call, formed, factor), *[None] * (len(call) - 1)
 
 
 @torch.library.custom_op("dllm_kernels::linear_cross_entropy_formed", mutates_args=())
@@ -220,6 +232,56 @@ def _sweep(call: Call, row_scale: Tensor, wanted: Wanted) -> tuple[Tensor, Forme
                 _add_column_sums(d_bias, gradient)
             del logits, gradient  # before the next chunk's take their place
     return nll, Formed(d_hidden, d_weight, d_bias), factor
+
+
+class Kept(NamedTuple):
+    """A chunk between forward and backward: its rows [C], their hidden rows [C, H] and which ones they are [C], and
+    d nll / d logits [C, V]."""
+
+    rows: Tensor
+    h: Tensor
+    source: Tensor
+    slopes: Tensor
+
+
+def _kept_slopes(call: Call) -> tuple[Tensor, Kept] | None:
+    """nll [R], and what a backward needs to be three products; None where one chunk does not hold it all."""
+    check_values(call.targets, call.row_weight, call.rows, call.capacity, len(call.hidden), len(call.weight))
+    chosen, row_weight = _choose(call, call.row_weight)
+    if len(chosen) > CHUNK_ROWS or call.dtype == torch.float16:  # it would lose slopes that a loss scale lifts
+        return None
+    bias = None if call.bias is None else call.bias.to(call.dtype)
+    nll = 0.0 * row_weight  # NaN stays
+    with torch.autocast(call.hidden.device.type, enabled=False):
+        h, source, targets = _gather(call, chosen, row_weight)
+        slopes = linear(h, call.weight.to(call.dtype), bias)
+        weight = row_weight[chosen]
+        nll[chosen] = autograd.kernels(call.impl).masked_cross_entropy(
+            *(slopes, targets, weight, torch.where(weight == 0, 0.0, weight / weight), slopes),  # NaN stays
+            *(call.label_smoothing, call.z_loss, call.softcap),
+        )
+    return nll, Kept(chosen, h, source, slopes)
+
+
+def _from_slopes(call: Call, kept: Kept, row_scale: Tensor, wanted: Wanted) -> Formed:
+    """The gradients of sum row_scale nll; rows of scale 0 are left out where the host sees them."""
+    rows, h, source, slopes = kept
+    if _on_host(slopes):
+        used = (row_scale[rows] != 0).nonzero().flatten()
+        if len(used) < len(rows):
+            rows, h, source, slopes = (part.index_select(0, used) for part in kept)
+    d_hidden = _zeros(call.hidden, call.hidden.dtype) if wanted.hidden else None
+    d_weight = d_bias = None
+    with torch.autocast(h.device.type, enabled=False):
+        autograd.kernels(call.impl).scale_rows(slopes, row_scale[rows])
+        if wanted.hidden:
+            _add_rows(d_hidden, source, (slopes @ call.weight.to(call.dtype)).to(call.hidden.dtype))
+        if wanted.weight:
+            d_weight = slopes.t() @ h
+        if wanted.bias:
+            d_bias = _zeros(call.bias, torch.float32)
+            _add_column_sums(d_bias, slopes)
+    return Formed(d_hidden, d_weight, d_bias)
 
 
 def _choose(call: Call, row_scale: Tensor) -> tuple[Tensor, Tensor]:

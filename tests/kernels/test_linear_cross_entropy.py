@@ -53,12 +53,16 @@ def plain(hidden, weight, bias, targets, row_weight, rows=None, **options):
     return plain_cross_entropy(F.linear(hidden[source], weight, bias), targets, row_weight, **options)
 
 
-def check(impl, tensors, targets, row_weight, upstream="one", *, rows=None, recompute=False, **options):
+# when gradients are formed
+HOWS = [{}, dict(recompute=True), dict(keep=True)]
+
+
+def check(impl, tensors, targets, row_weight, upstream="one", *, rows=None, how=HOWS[0], **options):
     at = place(impl)
     on_device = None if rows is None else rows.to(at)
 
     def fast(hidden, weight, bias):
-        rest = dict(bias=bias, rows=on_device, recompute=recompute, impl=impl, **options)
+        rest = dict(bias=bias, rows=on_device, impl=impl, **how, **options)
         return linear_cross_entropy(hidden, weight, targets.to(at), row_weight.to(at), **rest)
 
     def true(hidden, weight, bias):
@@ -82,11 +86,11 @@ def check(impl, tensors, targets, row_weight, upstream="one", *, rows=None, reco
 
 
 @KERNELS
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("upstream", UPSTREAM)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients(impl, dtype, upstream, recompute):
-    check(impl, make_head(dtype), *make_rows(9, V), upstream, rows=ROWS, recompute=recompute)
+def test_gradients(impl, dtype, upstream, how):
+    check(impl, make_head(dtype), *make_rows(9, V), upstream, rows=ROWS, how=how)
 
 
 @KERNELS
@@ -216,14 +220,14 @@ def test_more_weights_than_capacity(monkeypatch):
 
 
 @ALL
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("n", [0, 3])
-def test_no_row_with_a_weight(impl, n, recompute):
+def test_no_row_with_a_weight(impl, n, how):
     at = place(impl)
     zeros, labels = torch.zeros(n, device=at), torch.full((n,), -100, device=at)
 
     def run(hidden, head, bias):
-        return linear_cross_entropy(hidden, head, labels, zeros, bias=bias, recompute=recompute, impl=impl)
+        return linear_cross_entropy(hidden, head, labels, zeros, bias=bias, impl=impl, **how)
 
     got = results(run, [x.to(at) for x in make_head(hidden=n)], "both")
     assert all((x == 0).all() for x in got.values()) and got["weight"].shape == (V, H)
@@ -241,27 +245,32 @@ def test_rows_and_labels_that_only_a_device_has_seen(monkeypatch):
 # products, memory, determinism, syncs
 
 
-COUNTS = [  # recompute, upstream, frozen -> products
-    (False, "one", (), 3),
-    (True, "one", (), 4),
-    (True, "nll", (), 4),
-    (True, "both", (), 4),
-    (False, "both", (), 6),
-    (False, "one", ("hidden",), 2),
-    (False, "one", ("weight",), 2),
-    (False, "one", ("weight", "hidden"), 1),
-    (True, "nll", ("weight",), 3),
+FORM, RECOMPUTE, KEEP = HOWS
+COUNTS = [  # how, upstream, frozen -> products
+    (FORM, "one", (), 3),
+    (RECOMPUTE, "one", (), 4),
+    (RECOMPUTE, "nll", (), 4),
+    (RECOMPUTE, "both", (), 4),
+    (KEEP, "one", (), 3),
+    (KEEP, "nll", (), 3),
+    (KEEP, "both", (), 3),
+    (FORM, "both", (), 6),
+    (FORM, "one", ("hidden",), 2),
+    (FORM, "one", ("weight",), 2),
+    (FORM, "one", ("weight", "hidden"), 1),
+    (RECOMPUTE, "nll", ("weight",), 3),
+    (KEEP, "nll", ("weight",), 2),
 ]
 
 
 @pytest.mark.parametrize("impl", [CPU])
-@pytest.mark.parametrize(("recompute", "upstream", "frozen", "expected"), COUNTS)
-def test_number_of_products(impl, recompute, upstream, frozen, expected):
+@pytest.mark.parametrize(("how", "upstream", "frozen", "expected"), COUNTS)
+def test_number_of_products(impl, how, upstream, frozen, expected):
     """And only the rows that count are in them: those with a weight, or with a gradient when one comes back."""
     targets, weight = make_rows(9, V)
 
     def run(hidden, head, bias):
-        return linear_cross_entropy(hidden, head, targets, weight, bias=bias, recompute=recompute, impl=impl)
+        return linear_cross_entropy(hidden, head, targets, weight, bias=bias, impl=impl, **how)
 
     with Products() as products:
         results(run, make_head(hidden=9), upstream, frozen)
@@ -271,12 +280,40 @@ def test_number_of_products(impl, recompute, upstream, frozen, expected):
 
 
 @pytest.mark.parametrize("impl", [CPU])
-def test_a_sparse_gradient_meets_the_head_with_its_rows_only(impl):
+@pytest.mark.parametrize("how", [RECOMPUTE, KEEP])
+def test_a_sparse_gradient_meets_the_head_with_its_rows_only(impl, how):
     hidden, head, _ = (x.requires_grad_() for x in make_head(hidden=9))
-    _, nll = linear_cross_entropy(hidden, head, *make_rows(9, V), recompute=True, impl=impl)
+    _, nll = linear_cross_entropy(hidden, head, *make_rows(9, V), impl=impl, **how)
     with Products() as products:
         nll[4].backward()
-    assert products.shapes == [(1, V), (1, H), (V, H)]
+    assert products.shapes == [(1, V), (1, H), (V, H)][how == KEEP :]
+
+
+@pytest.mark.parametrize("impl", [CPU])
+@pytest.mark.parametrize("how", HOWS)
+def test_a_second_backward_forms_the_same_again(impl, how):
+    hidden, head, bias = (x.requires_grad_() for x in make_head(hidden=9))
+    loss, nll = linear_cross_entropy(hidden, head, *make_rows(9, V), bias=bias, impl=impl, **how)
+    upstream = torch.linspace(-1, 2, len(nll))
+    first, second = (
+        torch.autograd.grad((nll * upstream).sum() + loss, (hidden, head, bias), retain_graph=True) for _ in range(2)
+    )
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("impl", [CPU])
+def test_kept_slopes_of_too_many_weights_are_nan(impl, monkeypatch):
+    """What only a device sees: more rows with a weight than there is room for."""
+    monkeypatch.setattr(chunked, "check_values", lambda *_: None)
+    targets, weight = torch.zeros(6, dtype=torch.int64), torch.ones(6)
+    monkeypatch.setattr(chunked, "_on_host", lambda x: False)
+    got = results(
+        lambda *x: linear_cross_entropy(*x[:2], targets, weight, bias=x[2], capacity=5, keep=True, impl=impl),
+        make_head(hidden=6),
+        "nll",
+    )
+    assert got["nll"].isnan().all() and got["weight"].isnan().all() and got["hidden"].isnan().any()
 
 
 @pytest.mark.parametrize("impl", [CPU])
@@ -399,13 +436,14 @@ def test_gradients_that_float16_could_not_hold(impl):
 
 
 @ALL
-@pytest.mark.parametrize(("upstream", "recompute"), [("one", False), ("both", False), ("nll", True)])
-def test_compiled(impl, upstream, recompute):
+@pytest.mark.parametrize(("upstream", "how"), [("one", FORM), ("both", FORM), ("nll", RECOMPUTE), ("nll", KEEP)])
+def test_compiled(impl, upstream, how):
+    torch.compiler.reset()  # so many variants of one function are more than it compiles
     at = place(impl)
     rows = [x.to(at) for x in make_rows(9, V)]
 
     def run(hidden, head, bias):
-        rest = dict(bias=bias, rows=ROWS.to(at), recompute=recompute, impl=impl)
+        rest = dict(bias=bias, rows=ROWS.to(at), impl=impl, **how)
         return linear_cross_entropy(hidden * 2, head, *rows, **rest)
 
     tensors = [x.to(at) for x in make_head()]

@@ -99,7 +99,7 @@ class _Job:
 
     def run(self, parts: Parts) -> Tensor:
         """nll [R] or their weighted sum, float32, differentiable where the parts are."""
-        # a gradient per row arrives later only: then form nothing in the forward, and in the backward what is asked for
+        # a gradient per row arrives later only: what is asked for is formed then, from slopes kept until then
         with self.recipe.under_autocast():
             loss, nll = linear_cross_entropy(
                 parts.hidden,
@@ -110,7 +110,7 @@ class _Job:
                 rows=self.rows,
                 capacity=None if self.rows.device.type == "cpu" else int(self.row_weight.count_nonzero()),
                 label_smoothing=self.label_smoothing,
-                recompute=self.per_row,
+                keep=self.per_row,
             )
         return nll if self.per_row else loss
 
