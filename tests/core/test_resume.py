@@ -113,5 +113,8 @@ def test_where_there_is_nothing_to_resume(tmp_path):
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
         (folder / "rng_state.pth").touch()
     assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-10")
+    for name in ("checkpoint-final", "checkpoint-best-2", "checkpoint-99-copy-1"):  # someone's own
+        (tmp_path / name).mkdir()
+    assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-10")
     shutil.rmtree(tmp_path / "checkpoint-10")
     assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-9")

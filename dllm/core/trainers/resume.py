@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 _log = logging.getLogger("dllm")
@@ -38,8 +39,8 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> s
 
 
 def _last_whole(output_dir: Path) -> Path:
-    checkpoints = {int(path.name.split("-")[1]): path for path in output_dir.glob("checkpoint-*[0-9]")}
-    for _, path in sorted(checkpoints.items(), reverse=True):
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
+    for _, path in sorted(((int(match[1]), path) for match, path in named if match), reverse=True):
         if _is_whole(path):
             return path
         _log.warning("%s was not written to its end and is passed over", path)
