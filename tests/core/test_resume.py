@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from dllm.core.trainers import MDLMTrainer
 from dllm.core.trainers.resume import checkpoint_to_resume
 from tests.core.reference import Objective
 from tests.core.runs import Gradients, losses, model_of, samples_of, trainer_of
@@ -101,6 +102,21 @@ def test_killed_while_saving(damage, tmp_path, caplog):
     assert len(rest) == 2 and torch.equal(rest[-1], steps[-1])
     with pytest.raises(ValueError, match=r"checkpoint-9 is no whole checkpoint"):
         checkpoint_to_resume(str(tmp_path / "cut" / "checkpoint-9"), tmp_path)
+
+
+def test_killed_while_writing_over_a_checkpoint_of_a_run_before(tmp_path, monkeypatch):
+    run(tmp_path, max_steps=3)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        save = MDLMTrainer._save_optimizer_and_scheduler
+
+        def killed(self, folder):
+            if self.state.global_step == 3:
+                raise Killed
+            save(self, folder)
+
+        patch.setattr(MDLMTrainer, "_save_optimizer_and_scheduler", killed)
+        run(tmp_path, max_steps=3)
+    assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-2")
 
 
 def test_where_there_is_nothing_to_resume(tmp_path):

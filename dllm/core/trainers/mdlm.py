@@ -19,7 +19,7 @@ from dllm.core.trainers import ema
 from dllm.core.trainers.collator import CORRUPTION, MDLMCollator, padding_collator
 from dllm.core.trainers.graphed import training_graphs
 from dllm.core.trainers.hooks import Hooks
-from dllm.core.trainers.resume import checkpoint_to_resume
+from dllm.core.trainers.resume import checkpoint_to_resume, discard_state
 from dllm.core.trainers.utils.curve import draw_curve
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
@@ -333,9 +333,11 @@ class MDLMTrainer(transformers.Trainer):
             if self.args.should_save:
                 self.averaged.save(output_dir)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None, **kwargs: Any) -> None:
+        if self.args.should_save:  # a run before this one may have left a state there, which says that all is written
+            discard_state(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         with self.throughput.paused():
-            super()._save_checkpoint(*args, **kwargs)
+            super()._save_checkpoint(model, trial, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """On the device; what the loss needs keeps its dtype, where DeepSpeed would round weights to the model's."""

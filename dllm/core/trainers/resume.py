@@ -9,6 +9,8 @@ from pathlib import Path
 
 _log = logging.getLogger("dllm")
 
+_STATE = "trainer_state.json"
+
 
 def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> str | None:
     """The folder to resume from.
@@ -29,13 +31,18 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> s
         return None
     found = _last_whole(Path(output_dir)) if wanted is True else Path(wanted)
     if not _is_whole(found):
-        raise ValueError(f"{found} is no whole checkpoint: its trainer_state.json is missing or damaged")
+        raise ValueError(f"{found} is no whole checkpoint: its {_STATE} is missing or damaged")
     if not any(found.glob("rng_state*.pth")):
         raise ValueError(
             f"{found} holds weights only: the optimizer's state was not saved, so training cannot go on from it. "
             "Train with save_only_model=False to keep the optimizer in checkpoints"
         )
     return str(found)
+
+
+def discard_state(checkpoint: Path) -> None:
+    """What is about to be written over is no whole checkpoint from now on."""
+    (checkpoint / _STATE).unlink(missing_ok=True)
 
 
 def _last_whole(output_dir: Path) -> Path:
@@ -50,6 +57,6 @@ def _last_whole(output_dir: Path) -> Path:
 def _is_whole(checkpoint: Path) -> bool:
     """The trainer writes its state after everything else."""
     try:
-        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text())
+        return "global_step" in json.loads((checkpoint / _STATE).read_text())
     except (OSError, ValueError):
         return False
