@@ -119,6 +119,16 @@ def test_killed_while_writing_over_a_checkpoint_of_a_run_before(tmp_path, monkey
     assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-2")
 
 
+# orders that accelerate does not seed by the epoch; in the middle of the second epoch
+@pytest.mark.parametrize("order", [{"group_by_length": True}, {"accelerator_config": {"use_seedable_sampler": False}}])
+def test_a_resumed_run_keeps_the_order_of_its_epoch(order, tmp_path):
+    _, steps = run(tmp_path / "whole", **order)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", KillAt(4), **order)
+    _, rest = run(tmp_path / "cut", resume=True, **order)
+    assert len(rest) == 5 and all(torch.equal(a, b) for a, b in zip(steps[4:], rest, strict=True))
+
+
 def test_where_there_is_nothing_to_resume(tmp_path):
     with pytest.raises(ValueError, match=r"no whole checkpoint in"):
         run(tmp_path, resume=True)

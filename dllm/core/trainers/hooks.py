@@ -26,6 +26,7 @@ class Hooks(transformers.TrainerCallback):
             self.epoch = state.global_step // _steps_per_epoch(train_dataloader, args) - 1
         self.epoch += 1
         self.trainer._noise[True].epoch = self.epoch
+        self.trainer._order.manual_seed((args.seed if args.data_seed is None else args.data_seed) + self.epoch)
 
     def on_optimizer_step(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.averaged is not None:

@@ -190,6 +190,7 @@ class MDLMTrainer(transformers.Trainer):
         self.throughput = Throughput(args.device)
         self.nll = NLLMetric(args.device)
         self._noise = {True: self._collator(), False: self._collator()}  # while training; in evaluation, epoch 0
+        self._order = torch.Generator()  # of the samples in an epoch
         self._resumed_from: str | None = None
         self.add_callback(Hooks(self))
 
@@ -213,6 +214,14 @@ class MDLMTrainer(transformers.Trainer):
         """Of corrupted batches, with new masks in every epoch."""
         with self._collating(training=True):
             return self._with_own_generator(super().get_train_dataloader())
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
+        """A sampler that would draw its order from torch's generator, which a resumed run sets back only later, draws
+        it from one that each epoch seeds."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if getattr(sampler, "generator", self) is None:
+            sampler.generator = self._order
+        return sampler
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
         """Of corrupted batches, with the same masks every time."""
