@@ -129,6 +129,24 @@ def test_a_resumed_run_keeps_the_order_of_its_epoch(order, tmp_path):
     assert len(rest) == 5 and all(torch.equal(a, b) for a, b in zip(steps[4:], rest, strict=True))
 
 
+def test_a_resumed_stream_says_how_far_it_can_be_followed(tmp_path, caplog):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from samples_of(10)
+
+    def on_a_stream(folder, *callbacks, resume=None):
+        options = RUN | dict(num_train_epochs=1, max_steps=4)
+        trainer = trainer_of(folder, model_of(), Stream(), callbacks=list(callbacks), **options)
+        trainer.train(resume_from_checkpoint=resume)
+
+    with caplog.at_level(logging.WARNING, "dllm"):
+        with pytest.raises(Killed):
+            on_a_stream(tmp_path, KillAt(2))
+        assert "without length" not in caplog.text
+        on_a_stream(tmp_path, resume=True)
+    assert caplog.text.count("resumed on a data set without length") == 1
+
+
 def test_where_there_is_nothing_to_resume(tmp_path):
     with pytest.raises(ValueError, match=r"no whole checkpoint in"):
         run(tmp_path, resume=True)

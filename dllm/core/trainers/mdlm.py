@@ -197,7 +197,8 @@ class MDLMTrainer(transformers.Trainer):
     # What transformers calls, in the order of a run.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' Trainer; resumes from whole checkpoints only, and follows the uninterrupted run exactly."""
+        """As transformers' Trainer; resumes from whole checkpoints only, and follows the uninterrupted run exactly
+        (on a data set without length only in its first pass: how long the passes were is not known)."""
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self._resumed_from and self.args.ema_decay is not None:
             if not (Path(self._resumed_from) / ema.FILE).exists():
