@@ -184,7 +184,8 @@ class MDLMTrainer(transformers.Trainer):
             positions = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
             self.data_collator = padding_collator(tokenizer, few_shapes=True, positions=positions)
         self.model_accepts_loss_kwargs = True  # transformers 4: training_step divides by nothing
-        self.label_names = ["labels"]  # kept in samples even where the model itself takes none
+        # kept in samples even where the model itself takes none
+        self.label_names = list(dict.fromkeys(["labels", *(args.label_names or ())]))
         self.mask_id = self._mask_id()
         self.averaged: ema.AveragedWeights | None = None
         self.throughput = Throughput(args.device)
