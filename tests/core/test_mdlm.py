@@ -303,6 +303,8 @@ def test_names_of_labels_reach_the_collator(tmp_path):
 
 def test_what_the_trainer_refuses(tmp_path):
     config, model = config_of(tmp_path), model_of()
+    with pytest.raises(TypeError, match="must be an MDLMConfig, got TrainingArguments"):
+        MDLMTrainer(TrainingArguments(output_dir=str(tmp_path), report_to="none"), model=model)
     for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
         with pytest.raises(ValueError, match=name):
             MDLMTrainer(config, model=model, **{name: print})

@@ -121,7 +121,7 @@ class MDLMTrainer(transformers.Trainer):
         options: all else that transformers' Trainer takes.
 
     Raises:
-        TypeError: both names of the tokenizer, or arguments that transformers refuses.
+        TypeError: args that are no MDLMConfig, both names of the tokenizer, or arguments that transformers refuses.
         ValueError: no mask token is known; several GPUs in one process; compute_metrics or compute_loss_func (there
             are no logits); `cuda_graph=True` where no graph can be captured. While training: what
             :class:`~dllm.core.trainers.collator.MDLMCollator` refuses. In `train(resume_from_checkpoint=...)`: a
@@ -160,6 +160,8 @@ class MDLMTrainer(transformers.Trainer):
         data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
         **options: Any,
     ):
+        if not isinstance(args, MDLMConfig):
+            raise TypeError(f"args must be an MDLMConfig, got {type(args).__name__}")
         if tokenizer is not None and processing_class is not None:
             raise TypeError("tokenizer and processing_class are two names of one argument: give one")
         for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
