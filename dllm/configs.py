@@ -15,6 +15,8 @@ import transformers
 
 _log = logging.getLogger("dllm")
 
+# The value that a dropped field has.
+_SAME = object()
 # Fields of transformers 4 that scripts set and transformers 5 no longer has: type, default, and what they set today
 # (the successor's name and value for a value that differs from the default) or None where nothing acts any more.
 _DROPPED: dict[str, tuple[Any, Any, dict[str, Any] | None]] = {
@@ -22,13 +24,29 @@ _DROPPED: dict[str, tuple[Any, Any, dict[str, Any] | None]] = {
     "group_by_length": (bool, False, {"train_sampling_strategy": "group_by_length"}),
     "no_cuda": (bool, False, {"use_cpu": True}),
     "use_mps_device": (bool, False, None),
+    "fp16_backend": (str, "auto", None),
+    "fp16_opt_level": (str, "O1", None),
+    "fsdp_min_num_params": (int, 0, None),
+    "fsdp_transformer_layer_cls_to_wrap": (str | None, None, None),
     "half_precision_backend": (str, "auto", None),
+    "include_inputs_for_metrics": (bool, False, None),
     "include_tokens_per_second": (bool, False, None),
     "jit_mode_eval": (bool, False, None),
     "logging_dir": (str | None, None, None),
     "overwrite_output_dir": (bool, True, None),
+    "mp_parameters": (str, "", None),
     "past_index": (int, -1, None),
+    "per_gpu_eval_batch_size": (int | None, None, {"per_device_eval_batch_size": _SAME}),
+    "per_gpu_train_batch_size": (int | None, None, {"per_device_train_batch_size": _SAME}),
+    "push_to_hub_model_id": (str | None, None, {"hub_model_id": _SAME}),
+    "push_to_hub_organization": (str | None, None, None),
+    "push_to_hub_token": (str | None, None, {"hub_token": _SAME}),
+    "ray_scope": (str | None, "last", None),
     "save_safetensors": (bool, True, None),
+    "torchdynamo": (str | None, None, {"torch_compile_backend": _SAME}),
+    "tpu_metrics_debug": (bool, False, None),
+    "tpu_num_cores": (int | None, None, None),
+    "use_legacy_prediction_loop": (bool, False, None),
     "warmup_ratio": (float, 0.0, None),  # read by get_warmup_steps below
 }
 _PRESENT = {known.name for known in fields(transformers.TrainingArguments)}
@@ -103,8 +121,9 @@ class DataArguments:
 class TrainingArguments(_AnyTransformers):
     """`transformers.TrainingArguments` with the defaults of dLLM 0.1.
 
-    Fields that the installed transformers has dropped are still taken: `warmup_ratio`, `group_by_length`, `no_cuda` and
-    `adafactor` act through their successors, and of others that are set a log line says that they no longer act.
+    Fields that the installed transformers has dropped are still taken: `warmup_ratio`, `group_by_length`, `no_cuda`,
+    `adafactor` and others that have one act through their successor; where there is none, a log line says that the
+    field no longer acts.
     Without any accelerator the run is on the CPU, in the same precision. Where wandb is not installed, reports to it
     are left out, and a log line says so.
 
@@ -163,7 +182,7 @@ class TrainingArguments(_AnyTransformers):
                 _say_once(f"{name} no longer acts: transformers {transformers.__version__} has dropped it")
                 continue
             for heir, value in successor.items():
-                setattr(self, heir, value)
+                setattr(self, heir, getattr(self, name) if value is _SAME else value)
 
 
 def _under_base(path: str, variable: str) -> str:

@@ -58,3 +58,14 @@ def test_a_bert_is_taught_and_asked(tmp_path):
     )
     found = json.loads(said.splitlines()[-1])
     assert found["questions"] == 3 and found["forwards"] <= 8 and f"{found['correct']} of 3 exact" in said
+
+
+def test_teaching_without_a_test_split_and_from_a_checkpoint(tmp_path):
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    (tmp_path / "talk.jsonl").write_text("\n".join([json.dumps({"messages": talk})] * 8))
+    words = ("examples/bert/sft.py", "--model_name_or_path", str(SHIPPED), "--dataset_args", "talk.jsonl")
+    words += ("--output_dir", "out", "--dtype", "float32", "--bf16", "False", "--num_proc", "1", "--max_steps", "2")
+    words += ("--logging_steps", "1", "--save_steps", "1", "--save_only_model", "False")
+    said = run(*words, cwd=tmp_path)
+    assert "no split named test" in said and said.count("'loss'") == 2
+    assert run(*words, "--resume_from_checkpoint", "out/checkpoint-1", cwd=tmp_path).count("'loss'") == 1

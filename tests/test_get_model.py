@@ -1,5 +1,6 @@
 """Models and tokenizers by their arguments."""
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -27,6 +28,17 @@ def test_arguments_and_what_overrides_them():
         get_model(MODEL, dtype="int8")
     with pytest.raises(OSError):
         get_model(model_name_or_path="/nowhere/model")
+
+
+def test_a_scripts_own_fields_and_a_dtype_of_torch():
+    @dataclasses.dataclass
+    class Arguments(ModelArguments):
+        lm_head_key: str = "decoder"
+
+    arguments = Arguments(model_name_or_path=str(SHIPPED), dtype="float32")
+    assert get_model(arguments).dtype == torch.float32
+    assert get_model(arguments, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert arguments.dtype == "float32"
 
 
 def test_lora_trains_the_adapter_only():

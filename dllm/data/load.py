@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 # Kinds of files that the package datasets reads.
 _FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_PER_TOKEN = ("input_ids", "labels", "attention_mask", "token_type_ids")
+_SETTINGS = re.compile(r"\s*[A-Za-z_]\w*\s*=[^=,\[\]]*(,\s*[A-Za-z_]\w*\s*=[^=,\[\]]*)*")
 
 
-def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
-    """A name with settings in brackets, or settings alone.
+def parse_spec(text: str) -> tuple[str | None, dict[str, Any]]:
+    """A name with settings in brackets, `name[key:value,...]`; or settings alone, `key=value,...`, and no name.
 
     Raises:
         ValueError: brackets that do not close, or a setting that is none.
@@ -25,18 +27,26 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     Example:
         >>> parse_spec("name[a:b,train:5000]")
         ('name', {'a': 'b', 'train': 5000})
+        >>> parse_spec("a=b,train=5000")
+        (None, {'a': 'b', 'train': 5000})
     """
+    if _SETTINGS.fullmatch(text):
+        return None, _settings(text, text, "=")
     match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[([^\[\]]*)\])?\s*", text)
     if match is None:
         raise ValueError(f"expected name or name[key:value,...], got {text!r}")
     name, inside = match.groups()
+    return name, _settings(inside or "", text, ":")
+
+
+def _settings(listed: str, text: str, sign: str) -> dict[str, Any]:
     settings = {}
-    for part in filter(None, (part.strip() for part in (inside or "").split(","))):
-        key, separator, value = (piece.strip() for piece in part.partition(":"))
+    for part in filter(None, (part.strip() for part in listed.split(","))):
+        key, separator, value = (piece.strip() for piece in part.partition(sign))
         if not (key and separator and value):
-            raise ValueError(f"expected key:value between the brackets of {text!r}, got {part!r}")
-        settings[key] = int(value) if re.fullmatch(r"[\d_]+", value) else value
-    return name, settings
+            raise ValueError(f"expected key{sign}value in the settings of {text!r}, got {part!r}")
+        settings[key] = int(value) if re.fullmatch(r"\d+(_\d+)*", value) else value
+    return settings
 
 
 def load_sft_dataset(dataset_args: str) -> datasets.DatasetDict:
@@ -85,18 +95,21 @@ def post_process_dataset(dataset: Any, data_args: DataArguments) -> Any:
 
 
 def clip_row(row: dict[str, Any], max_length: int) -> dict[str, Any]:
-    """The row with its token ids and labels cut on the right.
+    """The row with everything that has an entry per token cut on the right: `input_ids`, `labels`, `attention_mask`,
+    `token_type_ids`.
 
     Example:
         >>> clip_row({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "prompt_len": 1}, 2)
         {'input_ids': [5, 6], 'labels': [-100, 6], 'prompt_len': 1}
     """
-    return {name: value[:max_length] if name in ("input_ids", "labels") else value for name, value in row.items()}
+    return {name: value[:max_length] if name in _PER_TOKEN else value for name, value in row.items()}
 
 
-def _load_one(name: str, counts: dict[str, Any]) -> datasets.DatasetDict:
+def _load_one(name: str | None, counts: dict[str, Any]) -> datasets.DatasetDict:
     import datasets
 
+    if name is None:
+        raise ValueError(f"expected the name of a data set, got settings alone: {counts}")
     path = Path(name)
     if path.is_file():
         if path.suffix not in _FILES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
         >>> get_model(model_name_or_path=str(SHIPPED), dtype="float32").dtype
         torch.float32
     """
-    chosen = ModelArguments(**((vars(model_args) if model_args is not None else {}) | options))
-    dtype = getattr(torch, chosen.dtype, None)
+    # scripts add fields of their own to a subclass
+    chosen = ModelArguments(**options) if model_args is None else replace(model_args, **options)
+    dtype = getattr(torch, str(chosen.dtype).removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must name a floating-point dtype of torch, got {chosen.dtype!r}")
     given = dict(dtype=dtype, config=config, attn_implementation=chosen.attn_implementation)

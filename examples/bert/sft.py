@@ -71,6 +71,9 @@ def train() -> None:
         dataset = dataset.map(to_sample, num_proc=data_args.num_proc, desc="token ids")
         dataset = dllm.utils.post_process_dataset(dataset, data_args)
 
+    if "test" not in dataset and training_args.eval_strategy != "no":
+        print("nothing is evaluated: the data set has no split named test")
+        training_args.eval_strategy = "no"
     trainer = dllm.core.trainers.MDLMTrainer(
         args=training_args,
         model=model,
@@ -82,7 +85,7 @@ def train() -> None:
             transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=tokenizer.pad_token_id)
         ),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(os.path.join(training_args.output_dir, "checkpoint-final"))
 
 

@@ -107,6 +107,29 @@ def test_dropped_fields_that_have_a_successor():
     assert arguments.use_cpu
 
 
+# every field that transformers 4.57 has and 5 has not
+DROPPED = """
+    adafactor fp16_backend fp16_opt_level fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap group_by_length
+    half_precision_backend include_inputs_for_metrics include_tokens_per_second jit_mode_eval logging_dir
+    mp_parameters no_cuda overwrite_output_dir past_index per_gpu_eval_batch_size per_gpu_train_batch_size
+    push_to_hub_model_id push_to_hub_organization push_to_hub_token ray_scope save_safetensors torchdynamo
+    tpu_metrics_debug tpu_num_cores use_legacy_prediction_loop use_mps_device warmup_ratio
+""".split()
+
+
+def test_every_field_of_transformers_4_is_there():
+    assert set(DROPPED) <= {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+@pytest.mark.skipif("per_gpu_train_batch_size" in IN_TRANSFORMERS, reason="transformers 4 acts on it itself")
+def test_a_successor_takes_the_value():
+    arguments = TrainingArguments(
+        output_dir="out", report_to="none", per_gpu_train_batch_size=3, push_to_hub_token="t", torchdynamo="eager"
+    )
+    assert arguments.per_device_train_batch_size == 3 and arguments.hub_token == "t"
+    assert arguments.torch_compile_backend == "eager" and arguments.torch_compile
+
+
 def test_dropped_fields_without_one_are_said_once(caplog):
     gone = sorted({"save_safetensors", "overwrite_output_dir", "logging_dir"} - IN_TRANSFORMERS)
     with caplog.at_level(logging.WARNING, "dllm"):

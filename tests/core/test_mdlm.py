@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import BertTokenizerFast, TrainerCallback
 
+from dllm.configs import TrainingArguments
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from tests.core.reference import Objective, corrupted, gradients, plain_loss
-from tests.core.runs import SEED, Gradients, Loose, Strict, config_of, model_of, samples_of, trainer_of
+from tests.core.runs import SEED, Gradients, Loose, Strict, config_of, model_of, pad_right, samples_of, trainer_of
 from tests.fast.test_masked_loss import SYNC_FREE, NoHostSync
 from tests.models import MASK_ID
 
@@ -286,8 +287,24 @@ def test_an_embedding_spread_by_zero3(tmp_path):
     assert len(batch["corruption"]["rows"])
 
 
+def test_names_of_labels_reach_the_collator(tmp_path):
+    """`label_names` are columns to keep: here the seeds that take the place of drawn ones."""
+    samples = [sample | {"seeds": number, "more": 1} for number, sample in enumerate(samples_of(3))]
+    config, seen = config_of(tmp_path, label_names=["seeds"], per_device_train_batch_size=3), []
+
+    def collate(rows):
+        seen.extend(set(row) for row in rows)
+        return pad_right(rows) | {"seeds": torch.tensor([row["seeds"] for row in rows])}
+
+    trainer = MDLMTrainer(config, model=model_of(), train_dataset=samples, data_collator=collate)
+    list(trainer.get_train_dataloader())
+    assert seen == [{"input_ids", "labels", "seeds"}] * 3
+
+
 def test_what_the_trainer_refuses(tmp_path):
     config, model = config_of(tmp_path), model_of()
+    with pytest.raises(TypeError, match="must be an MDLMConfig, got TrainingArguments"):
+        MDLMTrainer(TrainingArguments(output_dir=str(tmp_path), report_to="none"), model=model)
     for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
         with pytest.raises(ValueError, match=name):
             MDLMTrainer(config, model=model, **{name: print})

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from dllm.core.trainers import MDLMTrainer
 from dllm.core.trainers.resume import checkpoint_to_resume
 from tests.core.reference import Objective
 from tests.core.runs import Gradients, losses, model_of, samples_of, trainer_of
@@ -103,6 +104,49 @@ def test_killed_while_saving(damage, tmp_path, caplog):
         checkpoint_to_resume(str(tmp_path / "cut" / "checkpoint-9"), tmp_path)
 
 
+def test_killed_while_writing_over_a_checkpoint_of_a_run_before(tmp_path, monkeypatch):
+    run(tmp_path, max_steps=3)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        save = MDLMTrainer._save_optimizer_and_scheduler
+
+        def killed(self, folder):
+            if self.state.global_step == 3:
+                raise Killed
+            save(self, folder)
+
+        patch.setattr(MDLMTrainer, "_save_optimizer_and_scheduler", killed)
+        run(tmp_path, max_steps=3)
+    assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+# orders that accelerate does not seed by the epoch; in the middle of the second epoch
+@pytest.mark.parametrize("order", [{"group_by_length": True}, {"accelerator_config": {"use_seedable_sampler": False}}])
+def test_a_resumed_run_keeps_the_order_of_its_epoch(order, tmp_path):
+    _, steps = run(tmp_path / "whole", **order)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", KillAt(4), **order)
+    _, rest = run(tmp_path / "cut", resume=True, **order)
+    assert len(rest) == 5 and all(torch.equal(a, b) for a, b in zip(steps[4:], rest, strict=True))
+
+
+def test_a_resumed_stream_says_how_far_it_can_be_followed(tmp_path, caplog):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from samples_of(10)
+
+    def on_a_stream(folder, *callbacks, resume=None):
+        options = RUN | dict(num_train_epochs=1, max_steps=4)
+        trainer = trainer_of(folder, model_of(), Stream(), callbacks=list(callbacks), **options)
+        trainer.train(resume_from_checkpoint=resume)
+
+    with caplog.at_level(logging.WARNING, "dllm"):
+        with pytest.raises(Killed):
+            on_a_stream(tmp_path, KillAt(2))
+        assert "without length" not in caplog.text
+        on_a_stream(tmp_path, resume=True)
+    assert caplog.text.count("resumed on a data set without length") == 1
+
+
 def test_where_there_is_nothing_to_resume(tmp_path):
     with pytest.raises(ValueError, match=r"no whole checkpoint in"):
         run(tmp_path, resume=True)
@@ -112,6 +156,9 @@ def test_where_there_is_nothing_to_resume(tmp_path):
         folder.mkdir()
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
         (folder / "rng_state.pth").touch()
+    assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-10")
+    for name in ("checkpoint-final", "checkpoint-best-2", "checkpoint-99-copy-1"):  # someone's own
+        (tmp_path / name).mkdir()
     assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-10")
     shutil.rmtree(tmp_path / "checkpoint-10")
     assert checkpoint_to_resume(True, tmp_path) == str(tmp_path / "checkpoint-9")

@@ -51,6 +51,7 @@ def test_counts_and_joined_sources(folder):
         ("one[dev:1]", "the split 'dev', got train, test"),
         ("one[train:1", "expected name or name"),
         ("one[train]", "expected key:value"),
+        ("one[train:_]", "got '_'"),
         ("text.jsonl", "must have messages, got text"),
         ("three.txt", "must be one of .json"),
     ],
@@ -69,10 +70,26 @@ def test_what_is_not_there(folder):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a", ("a", {})), (" a/b [x:1_000, y:z] ", ("a/b", {"x": 1000, "y": "z"})), ("a[]", ("a", {}))],
+    [
+        ("a", ("a", {})),
+        (" a/b [x:1_000, y:z] ", ("a/b", {"x": 1000, "y": "z"})),
+        ("a[]", ("a", {})),
+        (" a=b, n = 5 ", (None, {"a": "b", "n": 5})),
+        ("data/year=2024[train:5]", ("data/year=2024", {"train": 5})),
+    ],
 )
 def test_specifications(text, expected):
     assert parse_spec(text) == expected
+
+
+def test_settings_name_no_data_set():
+    with pytest.raises(ValueError, match="expected the name of a data set"):
+        load_sft_dataset("train=5")
+
+
+def test_what_has_an_entry_per_token_is_cut():
+    row = dict(input_ids=[5, 6, 7], attention_mask=[1] * 3, token_type_ids=[0] * 3, prompt_len=1)
+    assert clip_row(row, 2) == dict(input_ids=[5, 6], attention_mask=[1] * 2, token_type_ids=[0] * 2, prompt_len=1)
 
 
 def test_long_samples_are_cut_or_left_out():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import transformers
 
 if TYPE_CHECKING:
     from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer
+
+_log = logging.getLogger("dllm")
 
 
 class Hooks(transformers.TrainerCallback):
@@ -24,8 +27,14 @@ class Hooks(transformers.TrainerCallback):
         """Before the epoch's iterator is made. A resumed run begins in the epoch that it was in."""
         if self.epoch is None:
             self.epoch = state.global_step // _steps_per_epoch(train_dataloader, args) - 1
+            if state.global_step and not _has_length(train_dataloader):
+                _log.warning(
+                    "resumed on a data set without length: what follows is the uninterrupted run only if that was in "
+                    "its first pass over the data"
+                )
         self.epoch += 1
         self.trainer._noise[True].epoch = self.epoch
+        self.trainer._order.manual_seed((args.seed if args.data_seed is None else args.data_seed) + self.epoch)
 
     def on_optimizer_step(self, args: MDLMConfig, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.averaged is not None:
@@ -34,7 +43,13 @@ class Hooks(transformers.TrainerCallback):
 
 def _steps_per_epoch(dataloader: Any, args: MDLMConfig) -> int:
     """Optimizer steps of an epoch; of a data set without length all steps are one, as transformers sees it."""
-    try:
-        return max(1, -(-len(dataloader) // args.gradient_accumulation_steps))
-    except TypeError:
+    if not _has_length(dataloader):
         return max(1, args.max_steps)
+    return max(1, -(-len(dataloader) // args.gradient_accumulation_steps))
+
+
+def _has_length(dataloader: Any) -> bool:
+    try:
+        return len(dataloader) >= 0
+    except TypeError:
+        return False

@@ -19,7 +19,7 @@ from dllm.core.trainers import ema
 from dllm.core.trainers.collator import CORRUPTION, MDLMCollator, padding_collator
 from dllm.core.trainers.graphed import training_graphs
 from dllm.core.trainers.hooks import Hooks
-from dllm.core.trainers.resume import checkpoint_to_resume
+from dllm.core.trainers.resume import checkpoint_to_resume, discard_state
 from dllm.core.trainers.utils.curve import draw_curve
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
@@ -121,7 +121,7 @@ class MDLMTrainer(transformers.Trainer):
         options: all else that transformers' Trainer takes.
 
     Raises:
-        TypeError: both names of the tokenizer, or arguments that transformers refuses.
+        TypeError: args that are no MDLMConfig, both names of the tokenizer, or arguments that transformers refuses.
         ValueError: no mask token is known; several GPUs in one process; compute_metrics or compute_loss_func (there
             are no logits); `cuda_graph=True` where no graph can be captured. While training: what
             :class:`~dllm.core.trainers.collator.MDLMCollator` refuses. In `train(resume_from_checkpoint=...)`: a
@@ -160,6 +160,8 @@ class MDLMTrainer(transformers.Trainer):
         data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
         **options: Any,
     ):
+        if not isinstance(args, MDLMConfig):
+            raise TypeError(f"args must be an MDLMConfig, got {type(args).__name__}")
         if tokenizer is not None and processing_class is not None:
             raise TypeError("tokenizer and processing_class are two names of one argument: give one")
         for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
@@ -184,19 +186,22 @@ class MDLMTrainer(transformers.Trainer):
             positions = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
             self.data_collator = padding_collator(tokenizer, few_shapes=True, positions=positions)
         self.model_accepts_loss_kwargs = True  # transformers 4: training_step divides by nothing
-        self.label_names = ["labels"]  # kept in samples even where the model itself takes none
+        # kept in samples even where the model itself takes none
+        self.label_names = list(dict.fromkeys(["labels", *(args.label_names or ())]))
         self.mask_id = self._mask_id()
         self.averaged: ema.AveragedWeights | None = None
         self.throughput = Throughput(args.device)
         self.nll = NLLMetric(args.device)
         self._noise = {True: self._collator(), False: self._collator()}  # while training; in evaluation, epoch 0
+        self._order = torch.Generator()  # of the samples in an epoch
         self._resumed_from: str | None = None
         self.add_callback(Hooks(self))
 
     # What transformers calls, in the order of a run.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' Trainer; resumes from whole checkpoints only, and follows the uninterrupted run exactly."""
+        """As transformers' Trainer; resumes from whole checkpoints only, and follows the uninterrupted run exactly
+        (on a data set without length only in its first pass: how long the passes were is not known)."""
         self._resumed_from = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self._resumed_from and self.args.ema_decay is not None:
             if not (Path(self._resumed_from) / ema.FILE).exists():
@@ -213,6 +218,14 @@ class MDLMTrainer(transformers.Trainer):
         """Of corrupted batches, with new masks in every epoch."""
         with self._collating(training=True):
             return self._with_own_generator(super().get_train_dataloader())
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
+        """A sampler that would draw its order from torch's generator, which a resumed run sets back only later, draws
+        it from one that each epoch seeds."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if getattr(sampler, "generator", self) is None:
+            sampler.generator = self._order
+        return sampler
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
         """Of corrupted batches, with the same masks every time."""
@@ -333,9 +346,11 @@ class MDLMTrainer(transformers.Trainer):
             if self.args.should_save:
                 self.averaged.save(output_dir)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None, **kwargs: Any) -> None:
+        if self.args.should_save:  # a run before this one may have left a state there, which says that all is written
+            discard_state(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         with self.throughput.paused():
-            super()._save_checkpoint(*args, **kwargs)
+            super()._save_checkpoint(model, trial, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """On the device; what the loss needs keeps its dtype, where DeepSpeed would round weights to the model's."""

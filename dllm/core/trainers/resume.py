@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 _log = logging.getLogger("dllm")
+
+_STATE = "trainer_state.json"
 
 
 def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> str | None:
@@ -28,7 +31,7 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> s
         return None
     found = _last_whole(Path(output_dir)) if wanted is True else Path(wanted)
     if not _is_whole(found):
-        raise ValueError(f"{found} is no whole checkpoint: its trainer_state.json is missing or damaged")
+        raise ValueError(f"{found} is no whole checkpoint: its {_STATE} is missing or damaged")
     if not any(found.glob("rng_state*.pth")):
         raise ValueError(
             f"{found} holds weights only: the optimizer's state was not saved, so training cannot go on from it. "
@@ -37,9 +40,14 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> s
     return str(found)
 
 
+def discard_state(checkpoint: Path) -> None:
+    """What is about to be written over is no whole checkpoint from now on."""
+    (checkpoint / _STATE).unlink(missing_ok=True)
+
+
 def _last_whole(output_dir: Path) -> Path:
-    checkpoints = {int(path.name.split("-")[1]): path for path in output_dir.glob("checkpoint-*[0-9]")}
-    for _, path in sorted(checkpoints.items(), reverse=True):
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
+    for _, path in sorted(((int(match[1]), path) for match, path in named if match), reverse=True):
         if _is_whole(path):
             return path
         _log.warning("%s was not written to its end and is passed over", path)
@@ -49,6 +57,6 @@ def _last_whole(output_dir: Path) -> Path:
 def _is_whole(checkpoint: Path) -> bool:
     """The trainer writes its state after everything else."""
     try:
-        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text())
+        return "global_step" in json.loads((checkpoint / _STATE).read_text())
     except (OSError, ValueError):
         return False
