@@ -103,11 +103,11 @@ class DeferredLogits(Tensor):
                 raise RuntimeError("deferred logits must not be written to in the forward of an autograd function")
             self.computed = None
         if self.computed is None:
-            with torch.enable_grad():  # a metric under no_grad may ask first and a loss later
+            # a metric under no_grad may ask first and a loss later; an inference tensor would not tell of writes to it
+            with torch.inference_mode(False), torch.enable_grad():
                 logits = _Materialize.apply(self)
                 self.computed = self.plan.finish(logits)
-            if not self.computed.is_inference():
-                self.memory.append((self.computed, self.computed._version))
+            self.memory.append((self.computed, self.computed._version))
         return self.computed
 
     @classmethod
