@@ -66,3 +66,40 @@ def test_writes_in_inference_mode_to_logits_with_gradients():
         return logits.argmax(-1), logits.detach() + 0
 
     check(script)
+
+
+def halved(gradient):
+    return gradient.mul_(0.5)
+
+
+def capped(gradient):
+    gradient.clamp_(-1e-3, 1e-3)
+
+
+def without_first_row(gradient):
+    gradient[0].zero_()
+
+
+@pytest.mark.parametrize("hook", [halved, capped, without_first_row])
+@pytest.mark.parametrize("view", [lambda l: l, lambda l: l.view(-1, V)])
+def test_hooks_that_write_to_the_gradient(hook, view):
+    def script(model):
+        logits = view(model(IDS).logits)
+        logits.register_hook(hook)
+        F.cross_entropy(logits.view(-1, V), IDS.flatten()).backward()
+        return gradients(model)
+
+    check(script)
+
+
+def test_gradients_of_leaves_add_up_and_are_cleared():
+    def script(model):
+        logits, found = model(IDS).logits.detach().requires_grad_(), []
+        for loss in (F.cross_entropy, lambda l, ids: l.square().mean(), F.cross_entropy):
+            loss(logits.mT, LABELS).backward()
+            found.append(logits.grad + 0)
+        logits.grad.data.zero_()
+        F.cross_entropy(logits.mT, IDS).backward()
+        return *found, logits.grad + 0
+
+    check(script)

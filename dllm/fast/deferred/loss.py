@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dllm.fast.deferred.gradient import FormedGradient
+from dllm.fast.deferred.gradient import Content, FormedGradient
 from dllm.fast.deferred.recipe import Parts, Recipe, scattered
 from dllm.fast.deferred.tensor import DeferredLogits, of_autocast
 from dllm.fast.deferred.views import serves
@@ -151,7 +151,7 @@ class _Fused(torch.autograd.Function):
         found = iter(torch.autograd.grad(ctx.loss, wanted, upstream, retain_graph=True) if wanted else ())
         parts = Parts(*(next(found) if want else None for want in ctx.job.recipe.wanted))
         job = ctx.job
-        return FormedGradient(ctx.plan, parts, (lambda: job.d_logits(upstream),)), None
+        return FormedGradient(ctx.plan, Content(parts, (lambda: job.d_logits(upstream),))), None
 
 
 def _same(tensor: Tensor) -> Tensor:

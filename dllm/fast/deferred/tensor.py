@@ -184,7 +184,7 @@ class _Defer(torch.autograd.Function):
         hidden, *_ = ctx.saved_tensors  # autograd's own check that nothing was written to
         if gradient is None:
             return None, None, None
-        d_hidden, d_weight, d_bias = as_formed(gradient, ctx.plan).parts
+        d_hidden, d_weight, d_bias = as_formed(gradient, ctx.plan).content.parts
         return None if d_hidden is None else d_hidden.view(hidden.shape), d_weight, d_bias
 
 
