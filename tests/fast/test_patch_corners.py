@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
 
 from dllm.fast import patch
 from tests.fast.test_masked_loss import model_of
@@ -16,21 +17,31 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = model_of()
 
 
-def run(script, patched: bool):
-    model = copy.deepcopy(MODEL)
+def run(script, *, patched: bool = False, dtype: torch.dtype = torch.float32):
+    model = copy.deepcopy(MODEL).to(dtype)
     if patched:
         patch(model)
-    return script(model)
+    return tree_leaves(script(model))
 
 
 def check(script):
-    """The same tensors within float32's rounding of a few operations, the same of everything else."""
-    plain, ours = run(script, False), run(script, True)
-    torch.testing.assert_close(ours, plain, rtol=2e-5, atol=2e-6, equal_nan=True)
+    """Errors against float64 at most twice the unpatched float32's, which is at least half an ulp; all else equal."""
+    exact = run(script, dtype=torch.float64)
+    for ours, plain, truth in zip(run(script, patched=True), run(script), exact, strict=True):
+        if not (isinstance(plain, torch.Tensor) and plain.is_floating_point()):
+            assert type(ours) is type(plain) and (
+                ours.equal(plain) if isinstance(plain, torch.Tensor) else ours == plain
+            )
+            continue
+        assert ours.dtype == plain.dtype and ours.shape == plain.shape and ours.requires_grad == plain.requires_grad
+        finite = truth.isfinite()
+        assert finite.equal(ours.isfinite())
+        error, allowed = (float((x - truth)[finite].norm()) for x in (ours, plain))
+        assert error <= 2 * max(allowed, torch.finfo(plain.dtype).eps * float(truth[finite].norm()))
 
 
 def gradients(model):
-    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -101,5 +112,60 @@ def test_gradients_of_leaves_add_up_and_are_cleared():
         logits.grad.data.zero_()
         F.cross_entropy(logits.mT, IDS).backward()
         return *found, logits.grad + 0
+
+    check(script)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("form", ["all", "masked", "slice"])
+def test_gradients_of_views(form, late):
+    """A view in the middle is asked for its gradient, before or after the loss is made of it."""
+    first, then = {
+        "all": (lambda l: l.view(-1, V), lambda l: l[MASK.flatten()]),
+        "masked": (lambda l: l[MASK], lambda l: l.view(-1, V)),
+        "slice": (lambda l: l[:, 1:].mT, lambda l: l.mT[MASK[:, 1:]]),
+    }[form]
+    ids = IDS[:, 1:][MASK[:, 1:]] if form == "slice" else IDS[MASK]
+
+    def script(model):
+        view = first(model(IDS).logits)
+        if not late:
+            view.retain_grad()
+            view.register_hook(lambda gradient: 2 * gradient)
+        loss = F.cross_entropy(then(view), ids)
+        (asked,) = torch.autograd.grad(loss, view, retain_graph=True)
+        if late:
+            view.retain_grad()
+            view.register_hook(lambda gradient: 2 * gradient)
+        loss.backward()
+        return asked + 0, view.grad + 0, gradients(model)
+
+    check(script)
+
+
+def test_hooks_on_what_a_shift_is_made_of():
+    def script(model):
+        logits = model(IDS).logits
+        head, tail = logits[:, :1], logits[:, :-1]
+        tail.register_hook(lambda gradient: 2 * gradient)
+        F.cross_entropy(torch.cat([head, tail], 1).mT, IDS).backward()
+        return gradients(model)
+
+    check(script)
+    with patch(copy.deepcopy(MODEL)) as model:
+        logits = model(IDS).logits
+        tail = logits[:, :-1]
+        assert shifted(tail.double()).dtype == torch.float64
+        with pytest.raises(RuntimeError, match="ask before the cat"):
+            tail.register_hook(lambda gradient: 2 * gradient)
+        logits.retain_grad()
+
+
+def test_anomaly_detection_looks_at_gradients():
+    def script(model):
+        with torch.autograd.set_detect_anomaly(True):
+            logits = model(IDS).logits
+            (F.cross_entropy(logits[MASK], IDS[MASK]) + logits[MASK].square().mean()).backward()
+        return gradients(model)
 
     check(script)

@@ -44,7 +44,8 @@ class DeferredLogits(Tensor):
     """Logits that are computed when, and as far as, somebody needs them.
 
     plan: the :class:`Layout`.
-    edge: the tensor through which a fused operation's gradient flows; this one itself if it is its own.
+    edge: the tensor through which the gradient flows where torch.cat joins its views again; this one itself if it is
+        its own.
     computed: the values with their place in autograd, once somebody asked for them; where they have been
         written to since, everything goes by them.
     memory: the real tensors, with their versions, of all deferred ones that would share this one's storage.
@@ -57,22 +58,42 @@ class DeferredLogits(Tensor):
     def __init__(self, plan: Layout, memory: list | None = None):
         self.plan, self.computed = plan, None
         self._parent: tuple[DeferredLogits, object] | None = None
+        self.sees_gradients = True
         self.memory = [] if memory is None else memory
 
     @property
     def edge(self) -> DeferredLogits:
-        """What this one was derived from, if nothing has come between them: a view taken in the forward of someone's
-        autograd function, or without gradients, has another place in autograd than its parent or none."""
+        """What this one was derived from in the end, if nothing has come between them: a view taken in the forward of
+        someone's autograd function, or without gradients, has another place in autograd than its parent or none."""
         if self._parent is not None and self._parent[1] is self.grad_fn is not None:
-            return self._parent[0]
+            return self._parent[0].edge
         return self
 
     def derived(self, plan: Layout, *, shares_memory: bool) -> DeferredLogits:
         """Another reading of the same recipe, with its own place in autograd."""
-        edge = self.edge
-        result = _Derive.apply(edge, plan, self.memory if shares_memory else None)
-        result._parent = edge, result.grad_fn
+        result = _Derive.apply(self, plan, self.memory if shares_memory else None)
+        result._parent = self, result.grad_fn
         return result
+
+    def passed_by(self) -> DeferredLogits:
+        """The edge, through which a gradient is going to flow: those in between will not see it."""
+        tensor = self
+        while tensor is not self.edge:
+            tensor.sees_gradients, tensor = False, tensor._parent[0]
+        return self.edge
+
+    def watched(self) -> None:
+        """Somebody wants to see the gradient of this tensor.
+
+        Raises:
+            RuntimeError: a part of it has gone by already.
+        """
+        if not self.sees_gradients:
+            raise RuntimeError(
+                "the gradient of a part of deferred logits that torch.cat has put together with others cannot be "
+                "looked at: ask before the cat, or unpatch the model"
+            )
+        self._parent = None
 
     def check(self) -> DeferredLogits:
         """This tensor, unless what would be its memory has been written to through another one.
@@ -132,7 +153,7 @@ class DeferredLogits(Tensor):
 def _answer(function: Callable, args: tuple, kwargs: dict) -> object:
     """What a function of torch says to deferred logits."""
     if function in _HOOKS:
-        args[0]._parent = None  # gradients pass by here from now on
+        args[0].watched()
     if function in _PLAIN or function in _HOOKS or (function in _DETACHED and not args[0].check().written):
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **kwargs)

@@ -177,7 +177,9 @@ def _cat(tensors, dim=0):
     one_edge = len({id(t.edge) for t in tensors}) == 1 or not any(t.requires_grad for t in tensors)
     if len(alike) != 1 or not one_edge or dim % first.dim() == first.dim() - 1:
         return NotImplemented
-    return _with(first, torch.cat([t.plan.rows for t in tensors], dim % first.dim()), copy=True)
+    rows, plan = torch.cat([t.plan.rows for t in tensors], dim % first.dim()), first.plan
+    edges = [t.passed_by() for t in tensors]
+    return edges[0].derived(Layout(plan.recipe, rows, rows.dim(), plan.dtype, plan.transform), shares_memory=False)
 
 
 @serves(Tensor.contiguous)
