@@ -169,3 +169,12 @@ def test_anomaly_detection_looks_at_gradients():
         return gradients(model)
 
     check(script)
+
+
+def test_a_second_derivative_is_refused():
+    with patch(copy.deepcopy(MODEL)) as model:
+        for of in (lambda logits: logits, lambda logits: model.get_output_embeddings().bias):
+            for loss in (lambda l: F.cross_entropy(l.mT, IDS), lambda l: (l**3).mean(), lambda l: l[MASK].mean()):
+                logits = model(IDS).logits
+                with pytest.raises(RuntimeError, match="differentiated once"):
+                    torch.autograd.grad(loss(logits), of(logits), create_graph=True)

@@ -6,6 +6,7 @@ between the head and the loss. Where it meets another gradient the two are added
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,6 +75,22 @@ class FormedGradient(Tensor):
         if function is aten.add.Tensor and not kwargs and all(isinstance(arg, Tensor) and arg.dim() for arg in args):
             return _sum(*args)
         return function(*tree_map(_dense, args), **tree_map(_dense, kwargs))
+
+
+def differentiable_once(backward: Callable) -> Callable:
+    """A decorator for backwards that nobody can differentiate: torch's own once_differentiable lets a gradient pass as
+    a constant where the upstream one is, and a penalty on it would silently have no gradient."""
+
+    @functools.wraps(backward)
+    def refusing(ctx, *gradients):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "deferred logits can be differentiated once, and create_graph=True asks for more: "
+                "unpatch the model around such code"
+            )
+        return backward(ctx, *gradients)
+
+    return refusing
 
 
 def as_formed(gradient: Tensor, layout: Layout) -> FormedGradient:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dllm.fast.deferred.gradient import Content, FormedGradient
+from dllm.fast.deferred.gradient import Content, FormedGradient, differentiable_once
 from dllm.fast.deferred.recipe import Parts, Recipe, scattered
 from dllm.fast.deferred.tensor import DeferredLogits, of_autocast
 from dllm.fast.deferred.views import serves
@@ -143,7 +142,7 @@ class _Fused(torch.autograd.Function):
         return ctx.loss.detach()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, upstream):
         if upstream is None:
             return None, None

@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_map
 
-from dllm.fast.deferred.gradient import as_formed, of_logits
+from dllm.fast.deferred.gradient import as_formed, differentiable_once, of_logits
 from dllm.fast.deferred.layout import Layout
 from dllm.fast.deferred.recipe import Parts, Recipe
 
@@ -200,7 +199,7 @@ class _Defer(torch.autograd.Function):
         return DeferredLogits(ctx.plan)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, gradient):
         hidden, *_ = ctx.saved_tensors  # autograd's own check that nothing was written to
         if gradient is None:
@@ -217,7 +216,7 @@ class _Derive(torch.autograd.Function):
         return DeferredLogits(plan, memory)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, gradient):
         before, after = ctx.plans
         return None if gradient is None else as_formed(gradient, after).of(before), None, None
@@ -232,7 +231,7 @@ class _Materialize(torch.autograd.Function):
         return ctx.plan.logits()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, gradient):
         return of_logits(gradient, ctx.plan)
 
