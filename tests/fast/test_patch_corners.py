@@ -178,3 +178,20 @@ def test_a_second_derivative_is_refused():
                 logits = model(IDS).logits
                 with pytest.raises(RuntimeError, match="differentiated once"):
                     torch.autograd.grad(loss(logits), of(logits), create_graph=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda l: l.unsqueeze_(0),
+        lambda l: l.transpose_(1, 2),
+        lambda l: l.squeeze_(),
+        lambda l: l.detach_(),
+        lambda l: setattr(l, "data", torch.zeros_like(l)),
+    ],
+)
+def test_what_would_become_another_tensor_is_refused(change):
+    with patch(copy.deepcopy(MODEL)) as model:
+        for logits in (model(IDS).logits, model(IDS).logits.detach()):
+            with pytest.raises(RuntimeError, match="cannot change deferred logits in place"):
+                change(logits)

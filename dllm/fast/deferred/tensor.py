@@ -36,6 +36,9 @@ _PLAIN |= {Tensor.requires_grad.__set__, Tensor.grad.__set__, torch.is_same_size
 _PLAIN |= {torch.numel, torch.is_floating_point, torch.is_complex, torch.is_inference}
 _PLAIN |= {torch.autograd.grad, torch.autograd.backward}
 _DETACHED = {Tensor.detach, torch.detach, Tensor.data.__get__}
+# What changes a tensor's shape, storage or place in autograd, of which there is nothing real to change.
+_REFUSED = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_ resize_ resize_as_ as_strided_ detach_".split()
+_REFUSED = {getattr(Tensor, name) for name in _REFUSED} | {Tensor.data.__set__}
 _HOOKS = {Tensor.retain_grad, Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
@@ -151,6 +154,10 @@ class DeferredLogits(Tensor):
 @torch._disable_dynamo  # torch.compile breaks its graph here; without the decorator it would trace, and lose gradients
 def _answer(function: Callable, args: tuple, kwargs: dict) -> object:
     """What a function of torch says to deferred logits."""
+    if function in _REFUSED and isinstance(args[0], DeferredLogits):
+        raise RuntimeError(
+            f"{_name(function)} cannot change deferred logits in place: unpatch the model around such code"
+        )
     if function in _HOOKS:
         args[0].watched()
     if function in _PLAIN or function in _HOOKS or (function in _DETACHED and not args[0].check().written):
