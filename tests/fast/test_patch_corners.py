@@ -195,3 +195,35 @@ def test_what_would_become_another_tensor_is_refused(change):
         for logits in (model(IDS).logits, model(IDS).logits.detach()):
             with pytest.raises(RuntimeError, match="cannot change deferred logits in place"):
                 change(logits)
+
+
+@pytest.mark.parametrize(
+    "index", [[], [[0, 1], [1, 2]], [True, False, True], ([0, 1], [1, 2]), (..., [0, 2], slice(3))]
+)
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+def test_lists_as_indices(index):
+    check(lambda model: model(IDS).logits[index] + 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda l: l.argmax(3),
+        lambda l: l.softmax(5),
+        lambda l: l.softmax(-1).gather(5, IDS[..., None]),
+        lambda l: torch.cat([l, l], 3),
+        lambda l: l.flatten(3, 4),
+        lambda l: l.unsqueeze(5),
+        lambda l: l.select(3, 0),
+        lambda l: l.permute(0, 1, 5),
+    ],
+)
+def test_dimensions_out_of_range_raise(wrong):
+    with patch(copy.deepcopy(MODEL)) as model, pytest.raises(IndexError, match="Dimension out of range"):
+        wrong(model(IDS).logits)
+
+
+def test_casts_that_only_real_logits_know():
+    check(lambda model: model(IDS).logits.to(torch.int64))
+    with patch(copy.deepcopy(MODEL)) as model:
+        assert model(IDS).logits.to(torch.float8_e4m3fn).dtype == torch.float8_e4m3fn
