@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from dllm.fast import patch
+from dllm.fast.deferred import tensor
 from tests.fast.test_masked_loss import model_of
 from tests.fast.test_patch import IDS, LABELS, MASK, V, chosen, shifted
 
@@ -36,8 +39,8 @@ def check(script):
         assert ours.dtype == plain.dtype and ours.shape == plain.shape and ours.requires_grad == plain.requires_grad
         finite = truth.isfinite()
         assert finite.equal(ours.isfinite())
-        error, allowed = (float((x - truth)[finite].norm()) for x in (ours, plain))
-        assert error <= 2 * max(allowed, torch.finfo(plain.dtype).eps * float(truth[finite].norm()))
+        error, allowed = (float((x - truth)[finite].detach().norm()) for x in (ours, plain))
+        assert error <= 2 * max(allowed, torch.finfo(plain.dtype).eps * float(truth.detach()[finite].norm()))
 
 
 def gradients(model):
@@ -227,3 +230,56 @@ def test_casts_that_only_real_logits_know():
     check(lambda model: model(IDS).logits.to(torch.int64))
     with patch(copy.deepcopy(MODEL)) as model:
         assert model(IDS).logits.to(torch.float8_e4m3fn).dtype == torch.float8_e4m3fn
+
+
+def test_gradients_leave_torch():
+    """To numpy, to lists, to a file."""
+
+    def script(model):
+        logits = model(IDS).logits
+        logits.retain_grad()
+        F.cross_entropy(logits.mT, IDS).backward()
+        copied = pickle.loads(pickle.dumps(logits.grad)), copy.deepcopy(logits.grad) + 0
+        return torch.tensor(logits.grad.tolist(), dtype=logits.dtype), torch.from_numpy(logits.grad.numpy()), *copied
+
+    check(script)
+
+
+def test_transforms_of_functions(caplog):
+    """Of the whole model, where some weights are the transform's own; and of what follows the logits."""
+
+    def script(model):
+        chosen = {name: value.detach() for name, value in model.named_parameters() if "LayerNorm" in name}
+
+        def loss(weights):
+            return F.cross_entropy(torch.func.functional_call(model, weights, (IDS,)).logits.mT, IDS)
+
+        logits = model(IDS).logits.detach()
+        found = torch.cat([gradient.flatten() for gradient in torch.func.grad(loss)(chosen).values()])
+        return (
+            found,
+            torch.func.grad(lambda l: F.cross_entropy(l.mT, IDS))(logits),
+            torch.vmap(F.cross_entropy)(logits, IDS),
+        )
+
+    tensor.told_once.cache_clear()
+    check(script)
+    assert "a transform of torch.func" in caplog.text
+
+
+def test_forward_differentiation():
+    def script(model):
+        head = model.get_output_embeddings()
+        hidden = torch.ones(2, head.in_features, dtype=head.weight.dtype)
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(head(forward_ad.make_dual(hidden, hidden))).tangent
+
+    check(script)
+
+
+def test_float64_under_autocast():
+    def script(model):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model.double()(IDS).logits.detach() + 0
+
+    check(script)

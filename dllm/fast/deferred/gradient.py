@@ -65,6 +65,15 @@ class FormedGradient(Tensor):
             self.content.real = self.plan.gather(sum(term() for term in self.content.terms))
         return self.content.real
 
+    def numpy(self, **options: object):  # these three look past autograd and dispatch
+        return self.dense().numpy(**options)
+
+    def tolist(self) -> list:
+        return self.dense().tolist()
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return self.dense().__reduce_ex__(protocol)
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
