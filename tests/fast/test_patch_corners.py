@@ -283,3 +283,23 @@ def test_float64_under_autocast():
             return model.double()(IDS).logits.detach() + 0
 
     check(script)
+
+
+def test_no_rows_at_all():
+    def script(model):
+        rows = model(IDS).logits[MASK & ~MASK]
+        (rows.square().sum() + F.cross_entropy(rows, IDS[:0, 0], reduction="sum")).backward()
+        return rows + 0, rows.argmax(-1), rows.softmax(-1) + 0, gradients(model)
+
+    check(script)
+
+
+def test_a_clone_of_log_probabilities_is_written_to():
+    def script(model):
+        log_probs = model(IDS).logits.log_softmax(-1).clone()
+        log_probs[..., 5] = 0
+        loss = -chosen(log_probs).mean()
+        loss.backward()
+        return loss, gradients(model)
+
+    check(script)

@@ -207,6 +207,8 @@ def _cpu(self):
 
 @serves(torch.clone, Tensor.clone)
 def _clone(input, *, memory_format=torch.preserve_format):
+    if input.plan.transform:  # cloned to be written to, which the backward of a real softmax does not bear
+        return NotImplemented
     return _with(input, input.plan.rows, input.plan.axis, copy=True)
 
 
