@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from dllm.fast.deferred import loss, tokens, views  # noqa: F401  what a deferred tensor serves
 from dllm.fast.deferred.tensor import defer, told_once
@@ -38,12 +39,15 @@ class DeferredHead(nn.Linear):
 
     def _why_not(self, hidden: Tensor) -> str | None:
         """Why logits of this call are real."""
+        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return "a transform of torch.func or forward differentiation is at work"
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        if dtype not in LOGIT_DTYPES:
-            return f"no kernel computes in {dtype}"
-        if not torch.is_autocast_enabled(device) and dtype != self.weight.dtype:
-            return f"hidden states are {dtype} and the head is {self.weight.dtype}"
+        for needed in (dtype, hidden.dtype, self.weight.dtype):  # autocast leaves float64 as it is
+            if needed not in LOGIT_DTYPES:
+                return f"no kernel computes in {needed}"
+        if not torch.is_autocast_enabled(device) and hidden.dtype != self.weight.dtype:
+            return f"hidden states are {hidden.dtype} and the head is {self.weight.dtype}"
         return _lent(self)
 
 

@@ -62,10 +62,13 @@ class Layout:
         """From a gradient of all the recipe's logits [N, V] to one of this tensor.
 
         Raises:
-            RuntimeError: this tensor has not all of them, or has more than moved them.
+            RuntimeError: this tensor has one row twice, which share the gradient in a way that no one knows any more,
+                or has more than moved the logits.
         """
-        if self.transform or not self.recipe.is_all(self.rows):
+        rows = self.rows.flatten()
+        if self.transform or len(rows.unique()) != len(rows):
             raise RuntimeError(
-                "the gradient of a part of deferred logits cannot be looked at: unpatch the model to see it"
+                "the gradient of a softmax of deferred logits, or of rows of which one comes twice, cannot be looked "
+                "at: unpatch the model to see it"
             )
-        return self.finish(d_logits)
+        return self.finish(d_logits.index_select(0, rows))

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dllm.fast.deferred.gradient import FormedGradient
+from dllm.fast.deferred.gradient import Content, FormedGradient, differentiable_once
 from dllm.fast.deferred.recipe import Parts, Recipe, scattered
 from dllm.fast.deferred.tensor import DeferredLogits, of_autocast
 from dllm.fast.deferred.views import serves
@@ -47,7 +46,7 @@ def nll_of_rows(tensor: DeferredLogits, targets: Tensor) -> Tensor:
     """-log softmax(logits)[target] of each row, float32 of the rows' shape."""
     plan, targets = tensor.plan, targets.flatten()
     job = _Job(plan.recipe.check(), plan.rows.flatten(), targets, torch.ones_like(targets, dtype=torch.float32))
-    return _Fused.apply(tensor.edge, job).view(plan.rows.shape)
+    return _Fused.apply(tensor, job).view(plan.rows.shape)
 
 
 def _is_ours(logits: object, target: object) -> bool:
@@ -74,7 +73,7 @@ def _loss(
     dtype, per_row = of_autocast(logits), weight is not None or reduction == "none"
     total = counted.sum() if reduction == "mean" and not per_row else None
     row_weight = counted.float() if total is None else counted / total.clamp(min=1)
-    fused = _Fused.apply(logits.edge, _Job(recipe, rows, targets, row_weight, label_smoothing, per_row))
+    fused = _Fused.apply(logits, _Job(recipe, rows, targets, row_weight, label_smoothing, per_row))
     if not per_row:
         return (fused if total is None else torch.where(total > 0, fused, torch.nan)).to(dtype)
     nll = fused
@@ -128,12 +127,12 @@ class _Job:
 
 
 class _Fused(torch.autograd.Function):
-    """The loss of a job as a function of the tensor through which the gradient is to flow."""
+    """The loss of a job as a function of deferred logits."""
 
     @staticmethod
-    def forward(ctx, edge, job):
+    def forward(ctx, logits, job):
         ctx.set_materialize_grads(False)
-        ctx.job, ctx.plan = job, edge.plan
+        ctx.job, ctx.plan = job, logits.plan
         ctx.parts = job.recipe.leaves() if ctx.needs_input_grad[0] else None
         if ctx.parts is None:
             return job.run(Parts(job.recipe.hidden, job.recipe.weight, job.recipe.bias))
@@ -143,7 +142,7 @@ class _Fused(torch.autograd.Function):
         return ctx.loss.detach()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, upstream):
         if upstream is None:
             return None, None
@@ -151,7 +150,7 @@ class _Fused(torch.autograd.Function):
         found = iter(torch.autograd.grad(ctx.loss, wanted, upstream, retain_graph=True) if wanted else ())
         parts = Parts(*(next(found) if want else None for want in ctx.job.recipe.wanted))
         job = ctx.job
-        return FormedGradient(ctx.plan, parts, (lambda: job.d_logits(upstream),)), None
+        return FormedGradient(ctx.plan, Content(parts, (lambda: job.d_logits(upstream),))), None
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Recipe:
     def logits(self, rows: Tensor) -> Tensor:
         """[..., V] of rows int64 [...], bit for bit the head's where they are all of its rows."""
         with torch.no_grad(), self.under_autocast():
-            return F.linear(self._rows(rows.flatten()).view(*rows.shape, -1), self.weight, self.bias)
+            return F.linear(self._rows(rows.flatten()).view(*rows.shape, self.hidden.shape[-1]), self.weight, self.bias)
 
     def chunks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
         """Logits [<= size, V] of rows, a chunk at a time, by the fastest product."""

@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_map
 
-from dllm.fast.deferred.gradient import as_formed, of_logits
+from dllm.fast.deferred.gradient import as_formed, differentiable_once, of_logits
 from dllm.fast.deferred.layout import Layout
 from dllm.fast.deferred.recipe import Parts, Recipe
 
@@ -37,6 +36,9 @@ _PLAIN |= {Tensor.requires_grad.__set__, Tensor.grad.__set__, torch.is_same_size
 _PLAIN |= {torch.numel, torch.is_floating_point, torch.is_complex, torch.is_inference}
 _PLAIN |= {torch.autograd.grad, torch.autograd.backward}
 _DETACHED = {Tensor.detach, torch.detach, Tensor.data.__get__}
+# What changes a tensor's shape, storage or place in autograd, of which there is nothing real to change.
+_REFUSED = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_ resize_ resize_as_ as_strided_ detach_".split()
+_REFUSED = {getattr(Tensor, name) for name in _REFUSED} | {Tensor.data.__set__}
 _HOOKS = {Tensor.retain_grad, Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
@@ -44,7 +46,8 @@ class DeferredLogits(Tensor):
     """Logits that are computed when, and as far as, somebody needs them.
 
     plan: the :class:`Layout`.
-    edge: the tensor through which a fused operation's gradient flows; this one itself if it is its own.
+    edge: the tensor through which the gradient flows where torch.cat joins its views again; this one itself if it is
+        its own.
     computed: the values with their place in autograd, once somebody asked for them; where they have been
         written to since, everything goes by them.
     memory: the real tensors, with their versions, of all deferred ones that would share this one's storage.
@@ -57,22 +60,42 @@ class DeferredLogits(Tensor):
     def __init__(self, plan: Layout, memory: list | None = None):
         self.plan, self.computed = plan, None
         self._parent: tuple[DeferredLogits, object] | None = None
+        self.sees_gradients = True
         self.memory = [] if memory is None else memory
 
     @property
     def edge(self) -> DeferredLogits:
-        """What this one was derived from, if nothing has come between them: a view taken in the forward of someone's
-        autograd function, or without gradients, has another place in autograd than its parent or none."""
+        """What this one was derived from in the end, if nothing has come between them: a view taken in the forward of
+        someone's autograd function, or without gradients, has another place in autograd than its parent or none."""
         if self._parent is not None and self._parent[1] is self.grad_fn is not None:
-            return self._parent[0]
+            return self._parent[0].edge
         return self
 
     def derived(self, plan: Layout, *, shares_memory: bool) -> DeferredLogits:
         """Another reading of the same recipe, with its own place in autograd."""
-        edge = self.edge
-        result = _Derive.apply(edge, plan, self.memory if shares_memory else None)
-        result._parent = edge, result.grad_fn
+        result = _Derive.apply(self, plan, self.memory if shares_memory else None)
+        result._parent = self, result.grad_fn
         return result
+
+    def passed_by(self) -> DeferredLogits:
+        """The edge, through which a gradient is going to flow: those in between will not see it."""
+        tensor = self
+        while tensor is not self.edge:
+            tensor.sees_gradients, tensor = False, tensor._parent[0]
+        return self.edge
+
+    def watched(self) -> None:
+        """Somebody wants to see the gradient of this tensor.
+
+        Raises:
+            RuntimeError: a part of it has gone by already.
+        """
+        if not self.sees_gradients:
+            raise RuntimeError(
+                "the gradient of a part of deferred logits that torch.cat has put together with others cannot be "
+                "looked at: ask before the cat, or unpatch the model"
+            )
+        self._parent = None
 
     def check(self) -> DeferredLogits:
         """This tensor, unless what would be its memory has been written to through another one.
@@ -103,11 +126,11 @@ class DeferredLogits(Tensor):
                 raise RuntimeError("deferred logits must not be written to in the forward of an autograd function")
             self.computed = None
         if self.computed is None:
-            with torch.enable_grad():  # a metric under no_grad may ask first and a loss later
+            # a metric under no_grad may ask first and a loss later; an inference tensor would not tell of writes to it
+            with torch.inference_mode(False), torch.enable_grad():
                 logits = _Materialize.apply(self)
                 self.computed = self.plan.finish(logits)
-            if not self.computed.is_inference():
-                self.memory.append((self.computed, self.computed._version))
+            self.memory.append((self.computed, self.computed._version))
         return self.computed
 
     @classmethod
@@ -131,8 +154,12 @@ class DeferredLogits(Tensor):
 @torch._disable_dynamo  # torch.compile breaks its graph here; without the decorator it would trace, and lose gradients
 def _answer(function: Callable, args: tuple, kwargs: dict) -> object:
     """What a function of torch says to deferred logits."""
+    if function in _REFUSED and isinstance(args[0], DeferredLogits):
+        raise RuntimeError(
+            f"{_name(function)} cannot change deferred logits in place: unpatch the model around such code"
+        )
     if function in _HOOKS:
-        args[0]._parent = None  # gradients pass by here from now on
+        args[0].watched()
     if function in _PLAIN or function in _HOOKS or (function in _DETACHED and not args[0].check().written):
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **kwargs)
@@ -179,12 +206,12 @@ class _Defer(torch.autograd.Function):
         return DeferredLogits(ctx.plan)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, gradient):
         hidden, *_ = ctx.saved_tensors  # autograd's own check that nothing was written to
         if gradient is None:
             return None, None, None
-        d_hidden, d_weight, d_bias = as_formed(gradient, ctx.plan).parts
+        d_hidden, d_weight, d_bias = as_formed(gradient, ctx.plan).content.parts
         return None if d_hidden is None else d_hidden.view(hidden.shape), d_weight, d_bias
 
 
@@ -196,7 +223,7 @@ class _Derive(torch.autograd.Function):
         return DeferredLogits(plan, memory)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, gradient):
         before, after = ctx.plans
         return None if gradient is None else as_formed(gradient, after).of(before), None, None
@@ -211,7 +238,7 @@ class _Materialize(torch.autograd.Function):
         return ctx.plan.logits()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, gradient):
         return of_logits(gradient, ctx.plan)
 

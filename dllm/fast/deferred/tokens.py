@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dllm.fast.deferred.loss import nll_of_rows
 from dllm.fast.deferred.tensor import DeferredLogits
-from dllm.fast.deferred.views import serves
+from dllm.fast.deferred.views import serves, within
 from dllm_kernels import gumbel_argmax
 
 CHUNK_ROWS = {"cpu": 256}  # rows of logits that exist at a time; elsewhere:
@@ -28,7 +28,7 @@ class Told(NamedTuple):
 @serves(torch.argmax, Tensor.argmax)
 def _argmax(input, dim=None, keepdim=False):
     plan = input.plan
-    if dim is None or plan.transform or dim % input.dim() != plan.axis:
+    if plan.transform or not within(input.dim(), dim) or dim % input.dim() != plan.axis:
         return NotImplemented
     recipe, rows = plan.recipe.check(), plan.rows.flatten()
     tokens, log_probs = [rows.new_empty(0)], [torch.empty(0, dtype=torch.float64, device=rows.device)]
@@ -49,7 +49,12 @@ def _gather(input, dim, index):
     plan = input.plan
     expected = [*plan.rows.shape]
     expected.insert(plan.axis, 1)
-    if dim % input.dim() != plan.axis or list(index.shape) != expected or index.dtype != torch.int64:
+    if (
+        not within(input.dim(), dim)
+        or dim % input.dim() != plan.axis
+        or list(index.shape) != expected
+        or index.dtype != torch.int64
+    ):
         return NotImplemented
     if torch.is_grad_enabled() and input.requires_grad:
         log_prob = -nll_of_rows(input, index.squeeze(plan.axis))

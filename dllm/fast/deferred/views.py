@@ -34,17 +34,27 @@ def vocabulary_last(tensor: object) -> bool:
     return isinstance(tensor, DeferredLogits) and tensor.plan.axis == tensor.dim() - 1
 
 
+def within(n_dims: int, *dims: object) -> bool:
+    """Whether torch takes these for dimensions; if not, it is left to say so."""
+    return all(isinstance(dim, int) and -n_dims <= dim < n_dims for dim in dims)
+
+
 @serves(Tensor.__getitem__)
 def _getitem(self, index):
     if not vocabulary_last(self):
         return NotImplemented
     index = index if isinstance(index, tuple) else (index,)
-    index = tuple(torch.as_tensor(part) if isinstance(part, list) else part for part in index)
+    index = tuple(torch.as_tensor(part) if _is_flat(part) else part for part in index)
     parts = _without_vocabulary(index, self.dim())
     if parts is None:
         return NotImplemented
     copies = not all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts)
     return _with(self, self.plan.rows[parts], copy=copies)
+
+
+def _is_flat(part: object) -> bool:
+    """Whether this is a list of numbers or truth values; torch reads an empty or a nested one in ways of its own."""
+    return isinstance(part, list) and bool(part) and {type(entry) for entry in part} in ({int}, {bool})
 
 
 def _without_vocabulary(index: tuple, n_dims: int) -> tuple | None:
@@ -107,6 +117,8 @@ def _reshape(input, shape):
 
 @serves(torch.flatten, Tensor.flatten)
 def _flatten(input, start_dim=0, end_dim=-1):
+    if not within(input.dim(), start_dim, end_dim):
+        return NotImplemented
     start, end = (dim % input.dim() for dim in (start_dim, end_dim))
     if not vocabulary_last(input) or not start <= end < input.dim() - 1:
         return NotImplemented
@@ -116,6 +128,8 @@ def _flatten(input, start_dim=0, end_dim=-1):
 @serves(torch.permute, Tensor.permute)
 def _permute(input, *dims):
     dims = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+    if not within(input.dim(), *dims):
+        return NotImplemented
     axis, dims = input.plan.axis, [dim % input.dim() for dim in dims]
     if sorted(dims) != list(range(input.dim())):
         return NotImplemented
@@ -126,7 +140,7 @@ def _permute(input, *dims):
 @serves(torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims)
 def _transpose(input, dim0, dim1):
     dims = list(range(input.dim()))
-    if not all(-len(dims) <= dim < len(dims) for dim in (dim0, dim1)):
+    if not within(len(dims), dim0, dim1):
         return NotImplemented
     dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
     return _permute(input, dims)
@@ -139,10 +153,9 @@ def _mt(self):
 
 @serves(torch.unsqueeze, Tensor.unsqueeze)
 def _unsqueeze(input, dim):
-    dim = dim % (input.dim() + 1)
-    return (
-        _with(input, input.plan.rows.unsqueeze(dim)) if vocabulary_last(input) and dim < input.dim() else NotImplemented
-    )
+    if not vocabulary_last(input) or not within(input.dim() + 1, dim) or dim in (-1, input.dim()):
+        return NotImplemented
+    return _with(input, input.plan.rows.unsqueeze(dim % (input.dim() + 1)))
 
 
 @serves(torch.select, Tensor.select)
@@ -162,7 +175,7 @@ def _index_select(input, dim, index):
 
 def _of_rows(function: Callable, tensor: Tensor, dim: int, *args: object, copy: bool = False) -> object:
     """The function along a dimension that is not the vocabulary's."""
-    if not vocabulary_last(tensor) or not 0 <= dim % tensor.dim() < tensor.dim() - 1:
+    if not vocabulary_last(tensor) or not within(tensor.dim(), dim) or dim % tensor.dim() == tensor.dim() - 1:
         return NotImplemented
     return _with(tensor, function(tensor.plan.rows, dim % tensor.dim(), *args), copy=copy)
 
@@ -171,13 +184,15 @@ def _of_rows(function: Callable, tensor: Tensor, dim: int, *args: object, copy: 
 def _cat(tensors, dim=0):
     """Of one model's logits with themselves, as the right shift takes them."""
     first = tensors[0]
-    if not all(vocabulary_last(tensor) for tensor in tensors):
+    if not all(vocabulary_last(tensor) for tensor in tensors) or not within(first.dim(), dim):
         return NotImplemented
     alike = {(id(t.plan.recipe), t.dim(), t.plan.dtype, t.plan.transform) for t in tensors}
     one_edge = len({id(t.edge) for t in tensors}) == 1 or not any(t.requires_grad for t in tensors)
     if len(alike) != 1 or not one_edge or dim % first.dim() == first.dim() - 1:
         return NotImplemented
-    return _with(first, torch.cat([t.plan.rows for t in tensors], dim % first.dim()), copy=True)
+    rows, plan = torch.cat([t.plan.rows for t in tensors], dim % first.dim()), first.plan
+    edges = [t.passed_by() for t in tensors]
+    return edges[0].derived(Layout(plan.recipe, rows, rows.dim(), plan.dtype, plan.transform), shares_memory=False)
 
 
 @serves(Tensor.contiguous)
@@ -192,6 +207,8 @@ def _cpu(self):
 
 @serves(torch.clone, Tensor.clone)
 def _clone(input, *, memory_format=torch.preserve_format):
+    if input.plan.transform:  # cloned to be written to, which the backward of a real softmax does not bear
+        return NotImplemented
     return _with(input, input.plan.rows, input.plan.axis, copy=True)
 
 
@@ -252,7 +269,8 @@ def _cast(tensor: DeferredLogits, dtype: torch.dtype) -> object:
     plan = tensor.plan
     if dtype == plan.dtype:
         return tensor
-    if plan.transform or not dtype.is_floating_point or torch.promote_types(plan.dtype, dtype) != dtype:
+    wider = dtype in (torch.float32, torch.float64) and torch.promote_types(plan.dtype, dtype) == dtype
+    if plan.transform or not wider:
         return NotImplemented
     return tensor.derived(Layout(plan.recipe, plan.rows, plan.axis, dtype), shares_memory=False)
 
@@ -279,7 +297,7 @@ def _f_log_softmax(input, dim=None, _stacklevel=3, dtype=None):
 
 def _transformed(tensor: Tensor, transform: str, dim: int | None, dtype: torch.dtype | None) -> object:
     plan = tensor.plan
-    if not isinstance(dim, int) or dim % tensor.dim() != plan.axis or plan.transform:
+    if not within(tensor.dim(), dim) or dim % tensor.dim() != plan.axis or plan.transform:
         return NotImplemented
     wide = _cast(tensor, of_autocast(tensor) if dtype is None else dtype)
     if wide is NotImplemented:
