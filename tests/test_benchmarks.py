@@ -325,8 +325,8 @@ class TestTrainingStep:
 
     @pytest.fixture
     def run(self, folder, tmp_path, capsys, monkeypatch):
-        """Run training_step on the tiny folder; returns exit status, row and everything printed. Starting a process takes
-        seconds: where memory is not what a test looks at, it has been measured before."""
+        """Run training_step on the tiny folder; returns exit status, row and everything printed. Starting a process
+        takes seconds: where memory is not what a test looks at, it has been measured before."""
 
         def call(*arguments: str, memory: bool = False):
             if not memory:

@@ -28,7 +28,7 @@ def patch(model: nn.Module) -> Patch:
     r"""Let `model(...).logits` be a tensor that is computed when, and as far as, somebody needs it.
 
     A script stays as it is. What it usually does with logits [B, L, V] runs on hidden states and head, for the rows in
-    question only, and the logits are never stored:
+    question only, at most 2048 of them at a time (and their slopes are kept until the backward):
 
     - `F.cross_entropy` and `nn.CrossEntropyLoss` with labels, any reduction, `ignore_index`, class weights or label
       smoothing; `F.nll_loss` of `log_softmax`; the model's own loss from `labels`;
@@ -37,9 +37,10 @@ def patch(model: nn.Module) -> Patch:
     - `argmax(-1)`, and `softmax(-1)` or `log_softmax(-1)` followed by `gather` of one token for each row.
 
     Whatever else asks gets real logits, the very numbers of the unpatched model, with gradients; one line in the log of
-    "dllm.fast" says who asked. In the backward, rows whose upstream gradient is zero cost nothing on the CPU.
+    "dllm.fast" says who asked. In the backward, rows whose upstream gradient is zero cost nothing on the CPU. Second
+    derivatives (`create_graph=True`) are refused.
 
-    Copies, pickles and checkpoints of a patched model are those of the unpatched one.
+    A head that is made anew (`resize_token_embeddings`) is not patched: call this again. Copies, pickles and checkpoints of a patched model are those of the unpatched one.
 
     Args:
         model: a module with `get_output_embeddings()` whose output has `.logits`, or one wrapped by DDP, FSDP,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -303,3 +304,25 @@ def test_a_clone_of_log_probabilities_is_written_to():
         return loss, gradients(model)
 
     check(script)
+
+
+def test_several_models_in_several_threads():
+    """Each model's logits belong to its own head, whoever else is at work."""
+    models = [model_of(), copy.deepcopy(MODEL)]
+    with torch.no_grad():
+        models[1].get_output_embeddings().weight.mul_(2)
+    together = [copy.deepcopy(model) for model in models]
+    for model in together:
+        patch(model)
+
+    def script(model):
+        for _ in range(3):
+            logits = model(IDS).logits
+            F.cross_entropy(logits[MASK], IDS[MASK], reduction="none").sum().backward()
+        return gradients(model)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(script, together))
+    for model, ours in zip(models, found, strict=True):
+        exact, plain = script(copy.deepcopy(model).double()), script(model)
+        assert float((ours - exact).norm()) <= 2 * float((plain - exact).norm())
