@@ -40,7 +40,8 @@ def patch(model: nn.Module) -> Patch:
     "dllm.fast" says who asked. In the backward, rows whose upstream gradient is zero cost nothing on the CPU. Second
     derivatives (`create_graph=True`) are refused.
 
-    A head that is made anew (`resize_token_embeddings`) is not patched: call this again. Copies, pickles and checkpoints of a patched model are those of the unpatched one.
+    A head that is made anew (`resize_token_embeddings`) is not patched: call this again. Copies, pickles and
+    checkpoints of a patched model are those of the unpatched one.
 
     Args:
         model: a module with `get_output_embeddings()` whose output has `.logits`, or one wrapped by DDP, FSDP,
