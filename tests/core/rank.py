@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from dllm.core.trainers import MDLMTrainer
 from dllm.fast import training
 from dllm.fast.training import unwrapped
+from tests import launch
 from tests.core.reference import Objective
 from tests.core.runs import KINDS, Gradients, model_of, samples_of, trainer_of
 
@@ -71,24 +70,8 @@ def run(out: str, settings: dict) -> dict:
 
 def two_ranks(folder: Path, runs: list[dict]) -> list[list[dict]]:
     """What each of two ranks found in each run, all runs one after the other in the same two processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     defaults = dict(model={}, sharded=False, head_alone=False, resume=None, saved=None)
-    words = [sys.executable, "-m", "tests.core.rank", str(folder), json.dumps([defaults | run for run in runs])]
-    world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-    processes = []
-    for rank in "01":
-        environment = os.environ | world | dict(RANK=rank, LOCAL_RANK=rank, PYTHONPATH=str(ROOT))
-        log = (folder / f"rank{rank}.log").open("w")
-        processes.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=900) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in "01")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in "01"]
+    return launch.two_ranks(folder, "tests.core.rank", json.dumps([defaults | run for run in runs]))
 
 
 if __name__ == "__main__":

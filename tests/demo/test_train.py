@@ -6,9 +6,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from dllm.demo.optimizer import rate
 from dllm.demo.train import Settings, new_model
 from dllm_kernels import philox
 from tests.demo.rank import SETTINGS, first_step
+from tests.launch import two_ranks
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -77,28 +75,10 @@ class TestStep:
         self.judge(gradient)
 
     def test_two_ranks_are_one(self, tmp_path, monkeypatch):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        world |= dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-        words = [sys.executable, "-m", "tests.demo.rank", str(tmp_path)]
-        processes, logs = [], [tmp_path / f"rank{rank}.log" for rank in "01"]
-        for rank, log in enumerate(logs):
-            environment = os.environ | world | dict(RANK=str(rank), LOCAL_RANK=str(rank))
-            with log.open("w") as file:
-                processes.append(
-                    subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-                )
-        try:
-            codes = [process.wait(timeout=600) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+        found = two_ranks(tmp_path, "tests.demo.rank")
         self.late(monkeypatch)
-        for rank in "01":
-            self.judge(torch.load(tmp_path / f"rank{rank}.pt", weights_only=True))
+        for gradient in found:
+            self.judge(gradient)
 
     def late(self, monkeypatch):
         for name in ("DRILL_FROM", "TAIL_FROM", "OTHER_ADDENDS_FROM"):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +9,7 @@ import torch
 
 from tests.fast.patch_rank import STEPS, batch_of, loss_of
 from tests.fast.test_masked_loss import model_of
+from tests.launch import two_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
@@ -22,23 +19,7 @@ DEFERRED = ("ddp", "ddp, unused parameters", "ddp, static graph", "fsdp2")
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-    processes = []
-    for rank in "01":
-        environment = os.environ | world | dict(RANK=rank, LOCAL_RANK=rank, PYTHONPATH=str(ROOT))
-        log = (folder / f"rank{rank}.log").open("w")
-        words = [sys.executable, "-m", "tests.fast.patch_rank", str(folder)]
-        processes.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=900) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in "01")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in "01"]
+    return two_ranks(folder, "tests.fast.patch_rank")
 
 
 def truth(real: bool) -> dict:
