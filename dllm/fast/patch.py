@@ -28,7 +28,8 @@ def patch(model: nn.Module) -> Patch:
     r"""Let `model(...).logits` be a tensor that is computed when, and as far as, somebody needs it.
 
     A script stays as it is. What it usually does with logits [B, L, V] runs on hidden states and head, for the rows in
-    question only, at most 2048 of them at a time (and their slopes are kept until the backward):
+    question only, at most 2048 of them at a time, 256 on a CPU in float32 (no more than those have their slopes kept
+    until the backward; logits of more are computed again there):
 
     - `F.cross_entropy` and `nn.CrossEntropyLoss` with labels, any reduction, `ignore_index`, class weights or label
       smoothing; `F.nll_loss` of `log_softmax`; the model's own loss from `labels`;

@@ -47,8 +47,8 @@ def linear_cross_entropy(
     since the forward where one chunk holds them, three. A gradient that no one asked for is not formed. The weight's is
     accumulated in float32 and rounded once. The same arguments give the same bits.
 
-    Memory beyond the arguments and the gradients, in bytes, with C = min(rows that meet the head, 2048), s the size of
-    the matrix products' dtype and R, N, H, V as below:
+    Memory beyond the arguments and the gradients, in bytes, with C = min(rows that meet the head, 2048; on a CPU in
+    float32 256), s the size of the matrix products' dtype and R, N, H, V as below:
 
         C V s + 3 C H s + 64 R,   and 4 V H for the weight's gradient in float32, if s < 4, from 2049 rows on and in
                                   float16; there 4 C (H + 2048) besides where no product accumulates in float32 (CPU);
@@ -69,8 +69,8 @@ def linear_cross_entropy(
         capacity: how many rows may have a weight, at most.
         label_smoothing, z_loss, softcap: as in :func:`masked_cross_entropy`.
         recompute: form gradients in the backward, from logits computed again.
-        keep: form them in the backward, from slopes that need C V s bytes until then; with more than 2048 rows, in
-            float16 and under torch.compile the same as `recompute`.
+        keep: form them in the backward, from slopes that need C V s bytes until then; with more than C rows, in float16
+            and under torch.compile the same as `recompute`.
         impl: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
 
     Returns:

@@ -1,8 +1,9 @@
 """Weighted cross-entropy from hidden states: library matrix products around the kernel of masked_cross_entropy.
 
 The same for every kind of device, since only that kernel differs. Chunks hold whole rows of the vocabulary, so that one
-pass over a chunk's logits turns them into their own gradient; they are long, because the float32 gradient of the weight
-is read and written again for each.
+pass over a chunk's logits turns them into their own gradient. They are long, because the float32 gradient of the weight
+is read and written again for each; on a CPU in float32, whose products accumulate in place, they are so short that their
+logits stay in its cache.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dllm_kernels._linear import linear
 from dllm_kernels.masked_cross_entropy import autograd
 
 CHUNK_ROWS = 2048
+CHUNK_ROWS_IN_CACHE = 256
 BLOCK_V = 1024  # tokens whose gradients are widened to float32 at a time, where nothing accumulates in it
 
 
@@ -207,7 +209,7 @@ def _sweep(call: Call, row_scale: Tensor, wanted: Wanted) -> tuple[Tensor, Forme
     row_scale, factor = autograd.formed_scale(row_scale, call.dtype)
     hidden, weight = call.hidden, call.weight.to(call.dtype)
     bias = None if call.bias is None else call.bias.to(call.dtype)
-    chunks = chosen.split(CHUNK_ROWS)
+    chunks = chosen.split(_chunk_rows(call))
     at_once = len(chunks) == 1 and call.dtype != torch.float16  # float16 could overflow where it sums over rows
     nll = 0.0 * row_weight  # NaN stays
     d_hidden = _zeros(hidden, hidden.dtype) if wanted.hidden else None
@@ -248,7 +250,7 @@ def _kept_slopes(call: Call) -> tuple[Tensor, Kept] | None:
     """nll [R], and what a backward needs to be three products; None where one chunk does not hold it all."""
     check_values(call.targets, call.row_weight, call.rows, call.capacity, len(call.hidden), len(call.weight))
     chosen, row_weight = _choose(call, call.row_weight)
-    if len(chosen) > CHUNK_ROWS or call.dtype == torch.float16:  # it would lose slopes that a loss scale lifts
+    if len(chosen) > _chunk_rows(call) or call.dtype == torch.float16:  # it would lose slopes that a loss scale lifts
         return None
     bias = None if call.bias is None else call.bias.to(call.dtype)
     nll = 0.0 * row_weight  # NaN stays
@@ -295,6 +297,12 @@ def _choose(call: Call, row_scale: Tensor) -> tuple[Tensor, Tensor]:
     elif call.capacity is not None:
         row_weight = torch.where(used.sum() > call.capacity, math.nan, row_weight)
     return used.logical_not().to(torch.uint8).argsort(stable=True)[:room], row_weight
+
+
+def _chunk_rows(call: Call) -> int:
+    """Rows whose logits exist at a time."""
+    in_cache = _on_host(call.hidden) and call.dtype == torch.float32
+    return CHUNK_ROWS_IN_CACHE if in_cache else CHUNK_ROWS
 
 
 def _on_host(x: Tensor) -> bool:
