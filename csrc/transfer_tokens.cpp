@@ -17,24 +17,33 @@ struct Candidate {
   }
 };
 
+// What a column takes from the budget, in units of 2^-32 nat; at most 2^16 nats.
+int64_t cost(float confidence) { return int64_t(std::clamp(-confidence, 0.0f, 0x1p16f) * 0x1p32f); }
+
 // How many of the candidates are committed; on return those are the first ones.
-int64_t select(std::vector<Candidate>& all, std::optional<int64_t> k, std::optional<float> threshold, float factor) {
+int64_t select(
+    std::vector<Candidate>& all, int64_t least, std::optional<float> threshold, std::optional<float> factor,
+    std::optional<int64_t> budget) {
   const int64_t n = all.size();
-  if (n == 0) return 0;
-  if (k) {
-    const int64_t take = std::clamp<int64_t>(*k, 0, n);
-    if (take > 0 && take < n) std::nth_element(all.begin(), all.begin() + (take - 1), all.end());
-    return take;
+  least = std::clamp<int64_t>(least, 0, n);
+  if (!threshold && !factor && !budget) {
+    if (least > 0 && least < n) std::nth_element(all.begin(), all.begin() + (least - 1), all.end());
+    return least;
   }
   std::sort(all.begin(), all.end());
-  int64_t take = 1;
-  while (take < n && all[take].confidence >= (threshold ? *threshold : 1.0f - factor / float(take + 2))) ++take;
-  return take;
+  int64_t take = 0, spent = 0;
+  const auto allowed = [&] {
+    if (budget) return spent <= *budget;
+    return all[take].confidence >= (threshold ? *threshold : 1.0f - *factor / float(take + 2));
+  };
+  for (; take < n && allowed(); ++take) spent += cost(all[take].confidence);
+  return std::max(take, least);
 }
 
 void transfer_tokens(
-    Tensor canvas, Tensor proposals, Tensor confidence, int64_t mask_id, std::optional<Tensor> k,
-    std::optional<double> threshold, std::optional<double> factor, Tensor start, Tensor length, Tensor committed) {
+    Tensor canvas, Tensor proposals, Tensor confidence, int64_t mask_id, Tensor k, std::optional<double> threshold,
+    std::optional<double> factor, std::optional<int64_t> budget, Tensor start, Tensor length, Tensor committed) {
+  const std::optional<float> bar(threshold), steepness(factor);
   const int64_t batch = canvas.size(0), columns = canvas.size(1), window = proposals.size(1);
   const PerRow<int64_t> k_of(k), start_of(start), length_of(length);
   const int64_t proposal_row = proposals.stride(0), proposal_column = proposals.stride(1);
@@ -55,9 +64,7 @@ void transfer_tokens(
         const float c = sure[j * confidence_column];
         candidates.push_back({std::isnan(c) ? -kInf : c, j});
       }
-      const std::optional<int64_t> at_most = k ? std::optional<int64_t>(k_of[b]) : std::nullopt;
-      const std::optional<float> at_least = threshold ? std::optional<float>(float(*threshold)) : std::nullopt;
-      const int64_t take = select(candidates, at_most, at_least, float(factor.value_or(1.0)));
+      const int64_t take = select(candidates, k_of[b], bar, steepness, budget);
       for (int64_t i = 0; i < take; ++i) {
         const int64_t j = candidates[i].offset;
         row[first + j] = proposed[j * proposal_column];

@@ -70,7 +70,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
 
     def transfer(window: int, mask_id: int = 126336, **rule) -> Callable[[], object]:
         per_row, size = meta(1).expand(8), (8, window)
-        rule = {"k": None, "threshold": None, "factor": None, **rule}
+        rule = {"k": per_row, "threshold": None, "factor": None, "budget": None, **rule}
         return partial(
             transfer_tokens.transfer_tokens,
             *(meta(*size), meta(*size), meta(*size, dtype=torch.float32)),
@@ -117,6 +117,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     for window in (64, 8192):
         yield f"threshold window {window}", transfer(window, threshold=0.9)
         yield f"factor window {window}", transfer(window, factor=1.0)
+        yield f"budget window {window}", transfer(window, budget=2**31)
     yield "k window 64, 64-bit mask_id", transfer(64, mask_id=2**40, k=meta(8))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from dllm_kernels import _checks, _impl
 
 MAX_WINDOW = 8192
+# Costs are counted in units of 2^-32 nat. Capped at 2^16 nats, those of the widest window sum to 2^61.
+COST_UNIT, COST_CAP = 2.0**-32, 2.0**16
 
 
 def transfer_tokens(
@@ -21,6 +24,7 @@ def transfer_tokens(
     k: int | Tensor | None = None,
     threshold: float | None = None,
     factor: float | None = None,
+    budget: float | None = None,
     start: int | Tensor = 0,
     length: int | Tensor | None = None,
     impl: str = "auto",
@@ -29,24 +33,32 @@ def transfer_tokens(
 
     Row b looks at the window of W columns that begins at `start[b]`. Column start[b] + j is eligible when it lies in
     the canvas, j < length[b], the canvas holds `mask_id` there and proposals[b, j] >= 0. With the confidences of the n
-    eligible columns sorted descending, c_1 >= ... >= c_n, one of three rules says how many are committed:
+    eligible columns sorted descending, c_1 >= ... >= c_n, the min(k, n) surest are committed, or more, where one of
+    three rules allows more (it may allow none: then k stands):
 
-    - `k`: the min(k, n) surest;
-    - `threshold` th: all with c >= th, and at least the surest;
-    - `factor` f: the longest prefix with c_r >= 1 - f / (r + 1), and at least the surest (Fast-dLLM, arXiv:2505.22618;
-      confidences are probabilities here).
+    - `threshold` th: all with c >= th;
+    - `factor` f: the longest prefix with c_r >= 1 - f / (r + 1) (Fast-dLLM, arXiv:2505.22618; confidences are
+      probabilities here);
+    - `budget` gamma: the longest prefix with cost_1 + ... + cost_{r-1} <= gamma, where cost = max(-c, 0): with negative
+      entropies as confidences, the entropy-bounded sampler (arXiv:2505.24857). Rank 1, with nothing before it, is in.
 
-    Ties go to the lowest column. NaN counts as -inf; an eligible column at -inf comes last but is committed when its
-    turn comes. Nothing is read back to the host.
+    A rule given without k has a k of 1: at least the surest. LLaDA 2.0 gives both, a threshold and the k of its
+    schedule. Ties go to the lowest column. NaN counts as -inf; an eligible column at -inf comes last but is committed
+    when its turn comes. Nothing is read back to the host.
+
+    Costs and budget are cut to whole units of 2^-32 nat and summed as integers, so that the sum has no order. Of the
+    exact rule's prefix nothing is lost; a rank is let in besides if the exact sum before it exceeds gamma by less than
+    (r - 1) 2^-32.
 
     Args:
         canvas: int64 [B, L], any stride between rows, adjacent columns; changed in place.
         proposals: int64 [B, W], proposed token ids; a negative one is never committed. Memory of its own.
         confidence: float32 [B, W], in the unit of `threshold`.
         mask_id: the mask token.
-        k: integer or tensor, one for all or [B]; negative ones count as 0.
+        k: integer or tensor, one for all or [B]; negative ones count as 0. None: 1, beside a rule.
         threshold: number from -1e30 to 1e30, or infinite.
         factor: number above 0, at most 1e30.
+        budget: number from 0 to below 65536 (nats, for entropies), or infinite.
         start: integer or tensor, one for all or [B]: first column of the window. Columns outside the canvas are never
             eligible.
         length: integer or tensor, one for all or [B]: columns of the window in use; None means W.
@@ -80,10 +92,11 @@ def transfer_tokens(
     if window > MAX_WINDOW:
         raise ValueError(f"a window must have at most {MAX_WINDOW} columns, got {window}")
     mask_id = _checks.int64("mask_id", mask_id)
-    rules = {"k": k, "threshold": threshold, "factor": factor}
+    rules = {"threshold": threshold, "factor": factor, "budget": budget}
     given = [name for name, value in rules.items() if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"expected exactly one of k, threshold and factor, got {', '.join(given) or 'none'}")
+    if len(given) > 1 or (k is None and not given):
+        expected = "k, one of threshold, factor and budget, or k with one of them"
+        raise ValueError(f"expected {expected}, got {', '.join(given) or 'none'}")
     if threshold is not None:
         threshold = _checks.number("threshold", threshold)
     if factor is not None and not _checks.finite_at_least_zero("factor", factor) > 0:
@@ -98,9 +111,19 @@ def transfer_tokens(
         proposals,
         confidence,
         mask_id=mask_id,
-        k=None if k is None else per_row("k", k),
+        k=per_row("k", 1 if k is None else k),
         threshold=threshold,
         factor=factor,
+        budget=None if budget is None else _cost_units(budget),
         start=per_row("start", start),
         length=per_row("length", window if length is None else length),
     )
+
+
+def _cost_units(budget: object) -> int:
+    """The budget in whole units of COST_UNIT; an infinite one is more than any sum."""
+    if _checks.number("budget", budget) == math.inf:
+        return 2**62
+    if not 0 <= budget < COST_CAP:
+        raise ValueError(f"budget must be infinite or from 0 to below {COST_CAP:.0f}, got {budget}")
+    return int(float(budget) / COST_UNIT)

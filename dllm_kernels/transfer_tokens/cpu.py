@@ -12,15 +12,16 @@ def transfer_tokens(
     confidence: Tensor,
     *,
     mask_id: int,
-    k: Tensor | None,
+    k: Tensor,
     threshold: float | None,
     factor: float | None,
+    budget: int | None,
     start: Tensor,
     length: Tensor,
 ) -> Tensor:
     """Commit in place and return the number committed per row; arguments as in the public function, already checked."""
     committed = torch.empty(canvas.shape[0], dtype=torch.int64, device=canvas.device)
     torch.ops.dllm_kernels.transfer_tokens(
-        canvas, proposals, confidence, mask_id, k, threshold, factor, start, length, committed
+        canvas, proposals, confidence, mask_id, k, threshold, factor, budget, start, length, committed
     )
     return committed

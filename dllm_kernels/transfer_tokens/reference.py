@@ -1,9 +1,11 @@
-"""Transfer in eager PyTorch: the specification. Every rule comes down to how many of the surest are committed."""
+"""Transfer in eager PyTorch: the specification. Every rule is a prefix of the eligible columns, the surest first."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from dllm_kernels.transfer_tokens.api import COST_CAP, COST_UNIT
 
 
 def transfer_tokens(
@@ -12,9 +14,10 @@ def transfer_tokens(
     confidence: Tensor,
     *,
     mask_id: int,
-    k: Tensor | None,
+    k: Tensor,
     threshold: float | None,
     factor: float | None,
+    budget: int | None,
     start: Tensor,
     length: Tensor,
 ) -> Tensor:
@@ -22,7 +25,7 @@ def transfer_tokens(
 
     Example:
         >>> canvas, one = torch.tensor([[9, 9]]), torch.tensor([1])
-        >>> rule = dict(mask_id=9, k=one, threshold=None, factor=None, start=one * 0, length=one * 2)
+        >>> rule = dict(mask_id=9, k=one, threshold=None, factor=None, budget=None, start=one * 0, length=one * 2)
         >>> transfer_tokens(canvas, torch.tensor([[1, 2]]), torch.tensor([[0.1, 0.2]]), **rule), canvas
         (tensor([1]), tensor([[9, 2]]))
     """
@@ -43,13 +46,15 @@ def transfer_tokens(
     order = order.gather(1, eligible_first)
     c = certain.gather(1, order)
     rank = offset + 1
-    if k is not None:
-        take = rank <= k[:, None]
-    elif threshold is not None:
-        take = (c >= threshold) | (rank == 1)
-    else:
+    take = rank <= k[:, None]
+    if threshold is not None:
+        take |= c >= threshold
+    elif factor is not None:
         bar = 1 - torch.full_like(c, factor) / (rank + 1)  # a quotient and a difference, each rounded to float32
-        take = ((c >= bar) | (rank == 1)).to(torch.int8).cummin(1).values.bool()
+        take |= (c >= bar).to(torch.int8).cummin(1).values.bool()
+    elif budget is not None:
+        cost = ((-c).clamp(0, COST_CAP) / COST_UNIT).to(torch.int64)
+        take |= cost.cumsum(1) - cost <= budget
     take &= eligible.gather(1, order)
 
     commit = torch.zeros_like(eligible).scatter(1, order, take)

@@ -6,6 +6,9 @@ counts. Of the columns that tie with it, the first ones fill up.
 
 The rule `factor` asks for the longest prefix with c_r >= b_r, b_r = 1 - f / (r + 1). As c_r falls and b_r rises with r,
 also when rounded, rank r is in exactly if at least r columns have c >= b_r: n is found by bisection.
+
+The rule `budget` is over at the confidence u whose columns, with all surer ones, first cost more than gamma: found bit
+by bit too, by sums instead of counts. Columns that tie at u cost the same, so n follows by a division.
 """
 
 import torch
@@ -14,13 +17,14 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _tuning
+from dllm_kernels.transfer_tokens import api
 
 _INF = tl.constexpr(float("inf"))
 _SIGN = tl.constexpr(2**31)
-_ALL_BITS = tl.constexpr(2**32 - 1)
+_COST_CAP, _COST_UNIT = tl.constexpr(api.COST_CAP), tl.constexpr(api.COST_UNIT)
 
 
-@triton.jit(do_not_specialize=["mask_id", "L", "W", "stride_kb", "stride_sb", "stride_nb"])
+@triton.jit(do_not_specialize=["mask_id", "budget", "L", "W", "stride_kb", "stride_sb", "stride_nb"])
 def _transfer_kernel(
     canvas_ptr,
     proposals_ptr,
@@ -31,6 +35,7 @@ def _transfer_kernel(
     committed_ptr,
     mask_id,
     bar,
+    budget,
     L,
     W,
     stride_cb,
@@ -57,13 +62,14 @@ def _transfer_kernel(
     eligible = inside & (current == mask_id) & (proposal >= 0)
     available = _count(eligible)
 
-    if RULE == "k":
-        n = tl.minimum(tl.maximum(tl.load(k_ptr + row * stride_kb), 0), available).to(tl.int32)
-    elif RULE == "threshold":
-        n = tl.minimum(tl.maximum(_count(eligible & (c >= bar)), 1), available)
-    else:
-        n = tl.minimum(1, available)
-        high = available
+    order = _order(c)
+    n = tl.minimum(tl.maximum(tl.load(k_ptr + row * stride_kb), 0), available).to(tl.int32)
+    if RULE == "threshold":
+        n = tl.maximum(n, _count(eligible & (c >= bar)))
+    elif RULE == "budget":
+        n = tl.maximum(n, _affordable(eligible, order, c, budget.to(tl.int64)))
+    elif RULE == "factor":
+        high = available  # and k is where the search begins
         while n < high:
             r = (n + high + 1) // 2
             enough = 1.0 - tl.div_rn(bar, (r + 1).to(tl.float32))
@@ -71,12 +77,7 @@ def _transfer_kernel(
             n = tl.where(reached, r, n)
             high = tl.where(reached, high, r - 1)
 
-    # cut: the n-th largest order, from its highest bit down
-    order = _order(c)
-    cut = tl.full([], 0, tl.uint32)
-    for i in range(32):
-        candidate = cut | (tl.full([], _SIGN, tl.uint32) >> i)
-        cut = tl.where(_count(eligible & (order >= candidate)) >= n, candidate, cut)
+    cut = _cut(eligible.to(tl.int32), order, n)
     tied = eligible & (order == cut)
     room = n - _count(eligible & (order > cut))
     commit = (eligible & (order > cut)) | (tied & (tl.cumsum(tied.to(tl.int32), axis=0) <= room))
@@ -88,6 +89,31 @@ def _transfer_kernel(
 @triton.jit
 def _count(mask):
     return tl.sum(mask.to(tl.int32), axis=0)
+
+
+@triton.jit
+def _cut(weight, order, enough):
+    """The largest order, from its highest bit down, such that what lies at or above it weighs enough; 0 if none does.
+
+    With weights of 1 and enough = n, the n-th largest order.
+    """
+    cut = tl.full([], 0, tl.uint32)
+    for i in range(32):
+        candidate = cut | (tl.full([], _SIGN, tl.uint32) >> i)
+        cut = tl.where(tl.sum(tl.where(order >= candidate, weight, 0), axis=0) >= enough, candidate, cut)
+    return cut
+
+
+@triton.jit
+def _affordable(eligible, order, c, budget):
+    """The number of ranks before which the costs sum to at most the budget, in units of 2^-32 nat."""
+    cost = (tl.minimum(tl.maximum(-c, 0.0), _COST_CAP) * (1 / _COST_UNIT)).to(tl.int64)
+    cost = tl.where(eligible, cost, 0)
+    cut = _cut(cost, order, budget + 1)  # no eligible order is 0: there, all of them are affordable
+    left = budget - tl.sum(tl.where(order > cut, cost, 0), axis=0)
+    each = tl.max(tl.where(order == cut, cost, 1), axis=0)
+    surer = _count(eligible & (order > cut))
+    return tl.where(cut == 0, surer, surer + (left // each + 1).to(tl.int32))
 
 
 @triton.jit
@@ -103,9 +129,10 @@ def transfer_tokens(
     confidence: Tensor,
     *,
     mask_id: int,
-    k: Tensor | None,
+    k: Tensor,
     threshold: float | None,
     factor: float | None,
+    budget: int | None,
     start: Tensor,
     length: Tensor,
 ) -> Tensor:
@@ -114,7 +141,8 @@ def transfer_tokens(
     if batch == 0 or columns == 0 or window == 0:
         return torch.zeros(batch, dtype=torch.int64, device=canvas.device)
     committed = torch.empty(batch, dtype=torch.int64, device=canvas.device)
-    rule = "k" if k is not None else "threshold" if threshold is not None else "factor"
+    rules = {"threshold": threshold, "factor": factor, "budget": budget}
+    rule = next((name for name, value in rules.items() if value is not None), "k")
     with torch.cuda.device_of(canvas):
         BLOCK_W, num_warps = _tuning.transfer_tokens(window)
         _transfer_kernel[(batch,)](
@@ -126,7 +154,8 @@ def transfer_tokens(
             length_ptr=length,
             committed_ptr=committed,
             mask_id=mask_id,
-            bar={"k": 0.0, "threshold": threshold, "factor": factor}[rule],
+            bar=0.0 if rule in ("k", "budget") else rules[rule],
+            budget=budget or 0,
             L=columns,
             W=window,
             stride_cb=canvas.stride(0),
@@ -134,7 +163,7 @@ def transfer_tokens(
             stride_pw=proposals.stride(1),
             stride_fb=confidence.stride(0),
             stride_fw=confidence.stride(1),
-            stride_kb=0 if k is None else k.stride(0),
+            stride_kb=k.stride(0),
             stride_sb=start.stride(0),
             stride_nb=length.stride(0),
             BLOCK_W=BLOCK_W,

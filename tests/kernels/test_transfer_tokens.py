@@ -1,6 +1,8 @@
 """transfer_tokens: the reference against a loop in plain Python, and the C++ kernel against the reference."""
 
 import math
+from fractions import Fraction
+from itertools import accumulate
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ cpu_kernel = pytest.mark.skipif(_impl.why_not_cpu() is not None, reason=f"no ext
 BOTH = pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=cpu_kernel)])
 
 
-def by_hand(canvas, proposals, confidence, start, length, k=None, threshold=None, factor=None):
+def by_hand(canvas, proposals, confidence, start, length, k=None, threshold=None, factor=None, budget=None):
     """The rules as the docstring states them, one row and one column at a time."""
     canvas, committed = [row[:] for row in canvas], []
     for b, row in enumerate(canvas):
@@ -24,17 +26,17 @@ def by_hand(canvas, proposals, confidence, start, length, k=None, threshold=None
         ]
         sure = [-math.inf if math.isnan(c) else c for c in confidence[b]]
         eligible.sort(key=lambda j: (-sure[j], j))
-        take = 0
+        take, spent = 0, 0.0
         for r, j in enumerate(eligible, start=1):
-            if k is not None:
-                fits = r <= k[b]
-            elif threshold is not None:
-                fits = r == 1 or sure[j] >= threshold
-            else:
-                fits = r == 1 or sure[j] >= 1 - factor / (r + 1)
+            fits = (
+                r <= (1 if k is None else k[b])
+                or (threshold is not None and sure[j] >= threshold)
+                or (factor is not None and sure[j] >= 1 - factor / (r + 1))
+                or (budget is not None and spent <= budget)
+            )
             if not fits:
                 break
-            take = r
+            take, spent = r, spent + max(-sure[j], 0.0)
         for j in eligible[:take]:
             row[start[b] + j] = proposals[b][j]
         committed.append(take)
@@ -58,27 +60,28 @@ def random_case(seed):
 
 
 @BOTH
-@pytest.mark.parametrize("rule", ["k", "threshold", "factor"])
-def test_random_cases(impl, rule):
-    for seed in range(150):
+@pytest.mark.parametrize("with_k", [False, True], ids=["", "k"])
+@pytest.mark.parametrize(
+    "rule", [{}, dict(threshold=0.375), dict(factor=1.25), dict(budget=1.5), dict(budget=0)], ids=str
+)
+def test_random_cases(impl, rule, with_k):
+    for seed in range(100):
         canvas, proposals, confidence, start, length, draw = random_case(seed)
-        # quarters and eighths are exact in float32 and float64 alike
-        value = {
-            "k": torch.randint(-1, 9, (len(canvas),), generator=draw),
-            "threshold": 0.375,
-            "factor": 1.25,
-        }[rule]
+        # quarters and eighths are exact in float32 and float64 alike, and so are their sums
+        confidence = confidence - 0.75 if "budget" in rule else confidence
+        k = {"k": torch.randint(-1, 9, (len(canvas),), generator=draw)} if with_k or not rule else {}
         expected_canvas, expected_count = by_hand(
             canvas.tolist(),
             proposals.tolist(),
             confidence.tolist(),
             start.tolist(),
             length.tolist(),
-            **{rule: value.tolist() if rule == "k" else value},
+            **{name: value.tolist() for name, value in k.items()},
+            **rule,
         )
         with poisoned_memory():
             count = transfer_tokens(
-                canvas, proposals, confidence, mask_id=MASK, start=start, length=length, impl=impl, **{rule: value}
+                canvas, proposals, confidence, mask_id=MASK, start=start, length=length, impl=impl, **k, **rule
             )
         assert canvas.tolist() == expected_canvas, f"seed {seed}"
         assert count.tolist() == expected_count, f"seed {seed}"
@@ -122,6 +125,51 @@ def test_signed_zeros_are_equal(impl, zero):
     assert canvas.tolist() == [[1, MASK]]
 
 
+def commit(sure, impl, **rule):
+    """How many of one row's columns a rule commits."""
+    sure = torch.as_tensor(sure, dtype=torch.float32)[None]
+    canvas, proposals = torch.full(sure.shape, MASK), torch.zeros(sure.shape, dtype=torch.int64)
+    return transfer_tokens(canvas, proposals, sure, mask_id=MASK, impl=impl, **rule).item()
+
+
+@BOTH
+def test_a_rule_without_k_commits_the_surest_and_with_a_k_of_0_perhaps_nothing(impl):
+    for rule in (dict(threshold=0.9), dict(factor=0.1)):
+        assert commit([0.5, 0.6], impl, **rule) == 1
+        assert commit([0.5, 0.6], impl, **rule, k=0) == 0
+        assert commit([0.99, 0.6], impl, **rule, k=0) == 1
+    assert commit([-9.0, -8.0], impl, budget=0, k=0) == 1, "nothing lies before the first"
+
+
+@BOTH
+def test_the_sum_of_a_budget_is_exact_but_for_its_unit(impl):
+    """Of the prefix that exact fractions allow nothing is lost; what comes on top exceeds the budget by units only."""
+    draw = torch.Generator().manual_seed(0)
+    units = 0
+    for case in range(60):
+        # entropies over eleven orders of magnitude, in any order, some equal
+        sure = -(10.0 ** (torch.rand(64, generator=draw) * 11 - 10)).float()
+        sure = torch.where(torch.rand(64, generator=draw) < 0.3, sure[case], sure)
+        before = list(accumulate((Fraction(-c) for c in sorted(sure.tolist(), reverse=True)), initial=Fraction(0)))[:-1]
+        for budget in (0.0, 1e-9, 1e-3, 0.7, float(before[20]), float(before[40])):
+            exact = sum(spent <= Fraction(budget) for spent in before)
+            within_units = sum(spent <= Fraction(budget) + Fraction(r, 2**32) for r, spent in enumerate(before))
+            got = commit(sure, impl, budget=budget)
+            assert exact <= got <= within_units
+            units += got != exact
+    print(f"{units} of 360 prefixes differ from the exact rule's")
+
+
+@BOTH
+def test_what_has_no_entropy_costs_more_than_any_budget(impl):
+    sure = [0.0, -1.0, -math.inf, math.nan, -1e30]
+    assert commit(sure, impl, budget=1.0) == 3, "the first beyond the budget is in, what follows is not"
+    assert commit(sure, impl, budget=65535.999) == 3
+    assert commit(sure, impl, budget=math.inf) == 5
+    assert commit([0.5, math.inf, 0.0, -0.25, -0.25], impl, budget=0) == 4, "a positive confidence costs nothing"
+    assert commit(torch.full((8192,), -1e30), impl, budget=math.inf) == 8192
+
+
 CANVAS = torch.full((2, 6), MASK)
 PROPOSALS, SURE = torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 4)
 BAD = [
@@ -134,8 +182,14 @@ BAD = [
     (dict(confidence=SURE.double()), TypeError, "confidence must be float32"),
     (dict(confidence=SURE[:, :3]), ValueError, r"confidence must have shape \[2, 4\], got \[2, 3\]"),
     (dict(mask_id=9.0), TypeError, "mask_id must be an integer"),
-    (dict(k=None), ValueError, "exactly one of k, threshold and factor, got none"),
-    (dict(k=1, factor=1.0), ValueError, "got k, factor"),
+    (dict(k=None), ValueError, "expected k, one of threshold, factor and budget, .* got none"),
+    (dict(threshold=0.5, factor=1.0), ValueError, "got threshold, factor"),
+    (dict(k=None, factor=1.0, budget=1.0), ValueError, "got factor, budget"),
+    (dict(budget=-0.5), ValueError, "budget must be infinite or from 0 to below 65536, got -0.5"),
+    (dict(budget=65536), ValueError, "budget must be infinite or from 0 to below 65536, got 65536"),
+    (dict(budget=-math.inf), ValueError, "budget must be infinite or from 0"),
+    (dict(budget=math.nan), ValueError, "budget must be infinite"),
+    (dict(budget=torch.tensor(1.0)), TypeError, "budget must be a number, got Tensor"),
     (dict(k=1.5), TypeError, "k must be an integer"),
     (dict(k=None, threshold=math.nan), ValueError, "threshold must be infinite or from -1e[+]30 to 1e[+]30, got nan"),
     (dict(k=None, threshold="0.5"), TypeError, "threshold must be a number, got str"),

@@ -313,19 +313,31 @@ def random_case(seed, window, distinct=8):
 
 # windows: one column, below, at and above the narrowest block, several warps
 @pytest.mark.parametrize("window", [1, 5, 32, 33, 200])
-@pytest.mark.parametrize("rule", ["k", "threshold", "factor"])
+@pytest.mark.parametrize("rule", [{}, dict(threshold=0.375), dict(factor=1.25), dict(budget=1.3)], ids=str)
 def test_transfer(window, rule):
     for seed in range(8):
         canvas, proposals, confidence, where, k = random_case(seed, window)
-        compare_transfer(
-            canvas, proposals, confidence, **where, **{rule: dict(k=k, threshold=0.375, factor=1.25)[rule]}
-        )
+        confidence = confidence - 0.75 if "budget" in rule else confidence
+        compare_transfer(canvas, proposals, confidence, **where, **rule, **({"k": k} if seed % 2 or not rule else {}))
+
+
+def test_transfer_spends_its_budget_to_the_unit():
+    """Entropies over eleven orders of magnitude, some equal; budgets at the sums themselves and a unit below."""
+    draw = torch.Generator().manual_seed(0)
+    sure = -(10.0 ** (torch.rand(3, 100, generator=draw) * 11 - 10)).float()
+    sure[:, ::3] = sure[:, :1]
+    canvas, proposals = torch.full(sure.shape, MASK), torch.zeros(sure.shape, dtype=torch.int64)
+    units = ((-sure[0]).double() * 2**32).long().sort().values.cumsum(0)
+    for spent in units[torch.tensor([0, 30, 60, 99])].tolist():
+        for budget in (spent, max(spent - 1, 0)):
+            compare_transfer(canvas.clone(), proposals, sure, budget=budget * 2.0**-32)
+    assert compare_transfer(canvas, proposals, sure, budget=INF).tolist() == [100] * 3
 
 
 def test_transfer_of_the_widest_window():
     canvas, proposals, confidence, where, _ = random_case(0, 8192, distinct=1000)
     where["start"], where["length"] = torch.tensor(-4), 8192
-    for rule in (dict(k=3000), dict(threshold=0.9), dict(factor=40.0)):
+    for rule in (dict(k=3000), dict(threshold=0.9), dict(factor=40.0), dict(k=2, budget=1000.0)):
         compare_transfer(canvas, proposals, confidence, **where, **rule)
 
 
@@ -354,7 +366,7 @@ def test_transfer_at_the_ends(rule):
 
 def test_transfer_with_nothing_to_do():
     for batch, columns, window in [(0, 4, 4), (2, 0, 4), (2, 4, 0)]:
-        for rule in (dict(k=2), dict(threshold=0.5), dict(factor=1.0)):
+        for rule in (dict(k=2), dict(threshold=0.5), dict(factor=1.0), dict(budget=1.0)):
             shape = (batch, window)
             n = compare_transfer(
                 torch.full((batch, columns), MASK), torch.zeros(shape).long(), torch.zeros(shape), **rule
