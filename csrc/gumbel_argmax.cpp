@@ -21,18 +21,25 @@ namespace {
 constexpr int64_t kChunk = 16384;
 constexpr int64_t kTile = 1024;
 
-struct Partial {  // of one chunk
+// Of one chunk, or of all tokens of a row so far. Statistics are those of softmax(l rate); begin-suppressed tokens, whose
+// logit counts as -inf in them, may still be the best.
+struct Partial {
   float max = -kInf, second = -kInf;  // the two largest logits
-  double total = 0;                   // sum e^(l - max)
-  double moment = 0;                  // sum e^(l - max) (l - max)
+  double total = 0;                   // sum e^gap, gap = (l - max) rate
+  double moment = 0;                  // sum e^gap gap
   float best = -kInf;                 // largest l + T g, its token and logit
-  int64_t token = -1;
   float logit = -kInf;
+  int64_t token = -1;
 };
 
 struct Noise {
   philox::Address address;
   float temperature;
+};
+
+// Which logits count as -inf: everywhere, and in the statistics only. Either may be null; both are of the whole row.
+struct Hidden {
+  const bool *suppress, *begin_suppress;
 };
 
 // The two largest logits of each lane.
@@ -68,12 +75,18 @@ float maximum(const typename Dtype::type* logits) {
   return largest(found);
 }
 
-// One pass over a whole tile: sum e^(l - max) and sum e^(l - max) (l - max), and the largest logits so far. `x` gets
-// the logits as float32. Moving the second sum to a maximum that lies s higher loses s ulp to cancellation, so kNear.
+// The same logits with those at which `hidden` is true as -inf.
+void hide(const float* x, const bool* hidden, int64_t n, float* out) {
+  std::copy(x, x + kTile, out);
+  for (int64_t i = 0; i < n; ++i) out[i] = hidden[i] ? -kInf : x[i];
+}
+
+// One pass over a whole tile: sum e^gap and sum e^gap gap, and the largest logits so far. `x` gets the logits as
+// float32. Moving the second sum to a maximum that lies s higher loses s ulp to cancellation, so kNear.
 constexpr float kNear = 1;
 
-template <typename Dtype>
-Sums pass(const typename Dtype::type* logits, float max_so_far, float* x, Largest& largest) {
+template <typename Dtype, bool kTempered>
+Sums pass(const typename Dtype::type* logits, float max_so_far, float rate, float* x, Largest& largest) {
   constexpr int kSums = 64 / kLanes;  // short chains of float32 additions, the same length on every machine
   vfloat total[kSums] = {}, moment[kSums] = {};
   for (int64_t i = 0; i < kTile; i += kSums * kLanes)
@@ -81,7 +94,7 @@ Sums pass(const typename Dtype::type* logits, float max_so_far, float* x, Larges
       const vfloat v = max(Dtype::load(logits + i + s * kLanes), splat(-kInf));
       store(x + i + s * kLanes, v);
       largest.take(v);
-      const vfloat gap = max(v - max_so_far, splat(-87.0f));
+      const vfloat gap = max(kTempered ? (v - max_so_far) * rate : v - max_so_far, splat(-87.0f));
       const vfloat weight = exponential(gap);
       total[s] += weight;
       moment[s] = multiply_add(weight, gap, moment[s]);
@@ -104,9 +117,9 @@ float second_largest(const Largest& seen) {
   return second;
 }
 
-void move_maximum(Partial& p, float max) {
+void move_maximum(Partial& p, float max, double rate) {
   if (p.total > 0 && p.max < max) {
-    const double shift = double(p.max) - max, scale = std::exp(shift);
+    const double shift = (double(p.max) - max) * rate, scale = std::exp(shift);
     p.moment = scale * (p.moment + shift * p.total);
     p.total *= scale;
   }
@@ -133,141 +146,213 @@ void draw(const float* x, int64_t first_token, const Noise& noise, float floor, 
   }
 }
 
-// `floor` is a score that a lower token of this row has reached: no token below or at it can win.
-template <typename Dtype>
+// `floor` is a score that a lower token of this row has reached: no token below or at it can win. `logits` begin at
+// token `first`.
+template <typename Dtype, bool kTempered>
 Partial reduce_chunk(
-    const typename Dtype::type* logits, const bool* suppress, int64_t begin, int64_t end, const Noise& noise,
-    float floor) {
+    const typename Dtype::type* logits, int64_t first, int64_t begin, int64_t end, const Hidden& hidden, float rate,
+    const Noise& noise, float floor) {
   Partial out;
   Largest seen;
-  alignas(64) float x[kTile];
+  alignas(64) float x[kTile], shown[kTile];
+  const bool plain = !hidden.suppress && !hidden.begin_suppress;
   for (int64_t tile = begin; tile < end; tile += kTile) {
-    const float max_before = out.max;
+    const int64_t n = std::min(kTile, end - tile);
     const Largest seen_before = seen;
-    const bool whole = tile + kTile <= end && !suppress;
-    if (!whole) load_tile<Dtype>(x, logits + tile, suppress ? suppress + tile : nullptr, std::min(kTile, end - tile));
-    if (out.max == -kInf) out.max = std::min(whole ? maximum<Dtype>(logits + tile) : maximum<Float32>(x), FLT_MAX);
-    Sums sums = whole ? pass<Dtype>(logits + tile, out.max, x, seen) : pass<Float32>(x, out.max, x, seen);
+    const bool whole = n == kTile && plain;
+    if (!whole) load_tile<Dtype>(x, logits + (tile - first), hidden.suppress ? hidden.suppress + tile : nullptr, n);
+    float* y = x;  // what the statistics see
+    if (hidden.begin_suppress) hide(x, hidden.begin_suppress + tile, n, y = shown);
+    if (out.max == -kInf)
+      out.max = std::min(whole ? maximum<Dtype>(logits + (tile - first)) : maximum<Float32>(y), FLT_MAX);
+    Sums sums = whole ? pass<Dtype, kTempered>(logits + (tile - first), out.max, rate, x, seen)
+                      : pass<Float32, kTempered>(y, out.max, rate, y, seen);
     float highest = any_above(seen.first, out.max) ? largest(seen.first) : out.max;
-    if (highest == -kInf) continue;
-    if (highest > out.max + kNear) {
-      if (highest == kInf) load_tile<Dtype>(x, logits + tile, nullptr, kTile);
-      highest = std::min(highest, FLT_MAX);
-      move_maximum(out, highest);
-      seen = seen_before;
-      sums = pass<Float32>(x, highest, x, seen);
+    if (highest > -kInf) {
+      if ((highest - out.max) * rate > kNear) {
+        if (highest == kInf) load_tile<Dtype>(x, logits + (tile - first), nullptr, kTile);
+        highest = std::min(highest, FLT_MAX);
+        move_maximum(out, highest, rate);
+        seen = seen_before;
+        sums = pass<Float32, kTempered>(y, highest, rate, y, seen);
+      }
+      out.total += sums.total;
+      out.moment += sums.moment;
+      move_maximum(out, highest, rate);
     }
-    out.total += sums.total;
-    out.moment += sums.moment;
-    move_maximum(out, highest);
     if (noise.temperature > 0) {
       draw(x, tile, noise, floor, out);
-    } else if (highest > max_before) {
-      out.best = out.logit = highest;
-      out.token = tile + (std::find(x, x + kTile, highest) - x);
+    } else {
+      const float top = hidden.begin_suppress ? maximum<Float32>(x) : highest;
+      if (top > out.best) {
+        out.best = out.logit = top;
+        out.token = tile + (std::find(x, x + kTile, top) - x);
+      }
     }
   }
   out.second = second_largest(seen);
+  if (hidden.begin_suppress && out.token >= 0 && hidden.begin_suppress[out.token]) out.logit = -kInf;
   return out;
 }
 
-Partial combine(const Partial* chunks, int64_t n) {
-  Partial row;
-  for (int64_t c = 0; c < n; ++c) {
-    Partial chunk = chunks[c];
-    if (chunk.max == -kInf) continue;
-    const float max = std::max(row.max, chunk.max);
-    row.second = std::max({std::min(row.max, chunk.max), row.second, chunk.second});
-    move_maximum(row, max);
-    move_maximum(chunk, max);
-    row.total += chunk.total;
-    row.moment += chunk.moment;
-    if (chunk.best > row.best) row.best = chunk.best, row.token = chunk.token, row.logit = chunk.logit;
-  }
-  return row;
+// The chunk's tokens come after the row's.
+void append(Partial& row, Partial chunk, double rate) {
+  row.second = std::max({std::min(row.max, chunk.max), row.second, chunk.second});
+  const float max = std::max(row.max, chunk.max);
+  move_maximum(row, max, rate);
+  move_maximum(chunk, max, rate);
+  row.total += chunk.total;
+  row.moment += chunk.moment;
+  if (chunk.best > row.best) row.best = chunk.best, row.token = chunk.token, row.logit = chunk.logit;
+}
+
+// What a row's temperature is to its statistics. Inverse temperatures end at 1e30 and 1e-30, far beyond any sense, so
+// that no gap times one is NaN.
+double rate_of(const PerRow<float>& temperature, bool tempered, int64_t row) {
+  if (!tempered || !temperature || !(temperature[row] > 0)) return 1;
+  return 1 / double(std::clamp(temperature[row], 1e-30f, 1e30f));
 }
 
 struct Arguments {
-  const void* logits;
-  int64_t n_rows, vocab_size, row_stride, n;
+  const void* logits;  // of tokens `first` to `first` + `width`
+  int64_t first, width, n_rows, row_stride, n;
   PerRow<float> temperature;
   PerRow<int64_t> seeds, positions, step, rows;
-  const bool* suppress;
+  Hidden hidden;
+  bool tempered;
+
+  int64_t row(int64_t i) const { return rows ? rows[i] : i; }
+  double rate(int64_t i) const {
+    const int64_t r = row(i);
+    return r < 0 || r >= n_rows ? 1 : rate_of(temperature, tempered, r);
+  }
+  Noise noise(int64_t r) const {
+    if (!temperature) return {{0, 0, 0}, 0};
+    return {
+        {static_cast<uint64_t>(seeds[r]), static_cast<uint32_t>(positions[r]), static_cast<uint32_t>(step[r])},
+        temperature[r]};
+  }
 };
+
+template <typename Dtype>
+Partial reduce_chunk_of(const Arguments& in, int64_t row, int64_t i, int64_t begin, int64_t end, float floor) {
+  const auto* logits = static_cast<const typename Dtype::type*>(in.logits) + row * in.row_stride;
+  const float rate = static_cast<float>(in.rate(i));
+  return in.tempered
+      ? reduce_chunk<Dtype, true>(logits, in.first, begin, end, in.hidden, rate, in.noise(row), floor)
+      : reduce_chunk<Dtype, false>(logits, in.first, begin, end, in.hidden, rate, in.noise(row), floor);
+}
+
+// Appends the logits to what is known of each row.
+template <typename Dtype>
+void run(const Arguments& in, Partial* known) {
+  const int64_t chunks = (in.width + kChunk - 1) / kChunk, end_token = in.first + in.width;
+  std::vector<Partial> partials(in.n * chunks);
+  const int64_t grain = std::max<int64_t>(1, 2 * kChunk / std::min(in.width, kChunk));
+  torch::stable::parallel_for(0, in.n * chunks, grain, [&](int64_t begin, int64_t end) {
+    float floor = -kInf;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t i = task / chunks, row = in.row(i), token = in.first + task % chunks * kChunk;
+      if (row < 0 || row >= in.n_rows) continue;
+      if (task == begin || token == in.first) floor = known[i].best;
+      partials[task] = reduce_chunk_of<Dtype>(in, row, i, token, std::min(token + kChunk, end_token), floor);
+      floor = std::max(floor, partials[task].best);
+    }
+  });
+  for (int64_t task = 0; task < in.n * chunks; ++task)
+    append(known[task / chunks], partials[task], in.rate(task / chunks));
+}
+
+void run(const Arguments& in, const Tensor& logits, Partial* known) {
+  using torch::headeronly::ScalarType;
+  switch (logits.scalar_type()) {
+    case ScalarType::Float: return run<Float32>(in, known);
+    case ScalarType::BFloat16: return run<BFloat16>(in, known);
+    case ScalarType::Half: return run<Float16>(in, known);
+    default: STD_TORCH_CHECK(false, "logits must be float32, bfloat16 or float16");
+  }
+}
 
 struct Results {
   int64_t* token;
   float *log_prob, *margin, *neg_entropy, *lse;
+
+  Results(Tensor& token, Tensor& log_prob, Tensor& margin, Tensor& neg_entropy, Tensor& lse)
+      : token(static_cast<int64_t*>(token.mutable_data_ptr())),
+        log_prob(static_cast<float*>(log_prob.mutable_data_ptr())),
+        margin(static_cast<float*>(margin.mutable_data_ptr())),
+        neg_entropy(static_cast<float*>(neg_entropy.mutable_data_ptr())),
+        lse(static_cast<float*>(lse.mutable_data_ptr())) {}
 };
 
-void write(const Results& out, int64_t i, const Partial& row) {
-  if (row.token < 0) {
-    out.token[i] = -1;
+void write(const Results& out, int64_t i, const Partial& row, double rate) {
+  out.token[i] = row.token;
+  if (row.token < 0 || row.max == -kInf) {  // nothing to choose, or nothing to measure
     out.margin[i] = 0;
     out.log_prob[i] = out.neg_entropy[i] = out.lse[i] = -kInf;
     return;
   }
   const double log_total = std::log(row.total);
-  out.token[i] = row.token;
-  out.log_prob[i] = static_cast<float>((double(row.logit) - row.max) - log_total);
-  out.margin[i] = static_cast<float>(-std::expm1(double(row.second) - row.max) / row.total);
+  out.log_prob[i] = static_cast<float>((double(row.logit) - row.max) * rate - log_total);
+  out.margin[i] = static_cast<float>(-std::expm1((double(row.second) - row.max) * rate) / row.total);
   out.neg_entropy[i] = static_cast<float>(row.moment / row.total - log_total);
-  out.lse[i] = static_cast<float>(row.max + log_total);
+  out.lse[i] = static_cast<float>(row.max * rate + log_total);
 }
 
-template <typename Dtype>
-void run(const Arguments& in, const Results& out) {
-  const int64_t chunks = (in.vocab_size + kChunk - 1) / kChunk;
-  std::vector<Partial> partials(in.n * chunks);
-  const auto* logits = static_cast<const typename Dtype::type*>(in.logits);
+const bool* flags(const std::optional<Tensor>& t) {
+  return t ? static_cast<const bool*>(t->const_data_ptr()) : nullptr;
+}
 
-  const int64_t grain = std::max<int64_t>(1, 2 * kChunk / std::min(in.vocab_size, kChunk));
-  torch::stable::parallel_for(0, in.n * chunks, grain, [&](int64_t begin, int64_t end) {
-    float floor = -kInf;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t chunk = task % chunks, row = in.rows ? in.rows[task / chunks] : task / chunks;
-      if (row < 0 || row >= in.n_rows) continue;
-      if (chunk == 0) floor = -kInf;
-      Noise noise = {{0, 0, 0}, 0};
-      if (in.temperature)
-        noise = {
-            {static_cast<uint64_t>(in.seeds[row]), static_cast<uint32_t>(in.positions[row]),
-             static_cast<uint32_t>(in.step[row])},
-            in.temperature[row]};
-      partials[task] = reduce_chunk<Dtype>(
-          logits + row * in.row_stride, in.suppress, chunk * kChunk, std::min((chunk + 1) * kChunk, in.vocab_size),
-          noise, floor);
-      floor = std::max(floor, partials[task].best);
-    }
-  });
-  for (int64_t i = 0; i < in.n; ++i) write(out, i, combine(&partials[i * chunks], chunks));
+int64_t counted(const std::optional<Tensor>& count, int64_t n) {
+  return count ? std::clamp<int64_t>(PerRow<int64_t>(*count)[0], 0, n) : n;
 }
 
 void gumbel_argmax(
     Tensor logits, std::optional<Tensor> temperature, std::optional<Tensor> seeds, std::optional<Tensor> positions,
-    std::optional<Tensor> step, std::optional<Tensor> suppress, std::optional<Tensor> rows,
-    std::optional<Tensor> count, Tensor token, Tensor log_prob, Tensor margin, Tensor neg_entropy, Tensor lse) {
+    std::optional<Tensor> step, std::optional<Tensor> suppress, std::optional<Tensor> begin_suppress, bool tempered,
+    std::optional<Tensor> rows, std::optional<Tensor> count, Tensor token, Tensor log_prob, Tensor margin,
+    Tensor neg_entropy, Tensor lse) {
   const int64_t wanted = token.size(0);
-  const int64_t n = count ? std::clamp<int64_t>(PerRow<int64_t>(*count)[0], 0, wanted) : wanted;
   const Arguments in = {
-      logits.const_data_ptr(), logits.size(0), logits.size(1), logits.stride(0), n, PerRow<float>(temperature),
-      PerRow<int64_t>(seeds), PerRow<int64_t>(positions), PerRow<int64_t>(step), PerRow<int64_t>(rows),
-      suppress ? static_cast<const bool*>(suppress->const_data_ptr()) : nullptr};
-  const Results out = {
-      static_cast<int64_t*>(token.mutable_data_ptr()), static_cast<float*>(log_prob.mutable_data_ptr()),
-      static_cast<float*>(margin.mutable_data_ptr()), static_cast<float*>(neg_entropy.mutable_data_ptr()),
-      static_cast<float*>(lse.mutable_data_ptr())};
-  using torch::headeronly::ScalarType;
-  switch (logits.scalar_type()) {
-    case ScalarType::Float: run<Float32>(in, out); break;
-    case ScalarType::BFloat16: run<BFloat16>(in, out); break;
-    case ScalarType::Half: run<Float16>(in, out); break;
-    default: STD_TORCH_CHECK(false, "logits must be float32, bfloat16 or float16");
-  }
-  for (int64_t i = n; i < wanted; ++i) write(out, i, Partial());
+      logits.const_data_ptr(), 0, logits.size(1), logits.size(0), logits.stride(0), counted(count, wanted),
+      PerRow<float>(temperature), PerRow<int64_t>(seeds), PerRow<int64_t>(positions), PerRow<int64_t>(step),
+      PerRow<int64_t>(rows), {flags(suppress), flags(begin_suppress)}, tempered};
+  std::vector<Partial> found(wanted);
+  run(in, logits, found.data());
+  const Results out(token, log_prob, margin, neg_entropy, lse);
+  for (int64_t i = 0; i < wanted; ++i) write(out, i, found[i], i < in.n ? in.rate(i) : 1);
+}
+
+// `state` [N, 5] of 8 bytes each holds a Partial per row from slice to slice; the slice at token 0 begins it.
+static_assert(sizeof(Partial) == 5 * 8);
+
+void gumbel_argmax_slice(
+    Tensor logits, int64_t first, std::optional<Tensor> temperature, std::optional<Tensor> seeds,
+    std::optional<Tensor> positions, std::optional<Tensor> step, std::optional<Tensor> suppress,
+    std::optional<Tensor> begin_suppress, bool tempered, std::optional<Tensor> count, Tensor state) {
+  const Arguments in = {
+      logits.const_data_ptr(), first, logits.size(1), logits.size(0), logits.stride(0),
+      counted(count, logits.size(0)), PerRow<float>(temperature), PerRow<int64_t>(seeds), PerRow<int64_t>(positions),
+      PerRow<int64_t>(step), PerRow<int64_t>(), {flags(suppress), flags(begin_suppress)}, tempered};
+  auto* known = static_cast<Partial*>(state.mutable_data_ptr());
+  if (first == 0) std::fill(known, known + state.size(0), Partial());
+  run(in, logits, known);
+}
+
+void gumbel_argmax_end(
+    Tensor state, std::optional<Tensor> temperature, bool tempered, Tensor token, Tensor log_prob, Tensor margin,
+    Tensor neg_entropy, Tensor lse) {
+  const auto* known = static_cast<const Partial*>(state.const_data_ptr());
+  const Results out(token, log_prob, margin, neg_entropy, lse);
+  const PerRow<float> T(temperature);
+  for (int64_t i = 0; i < token.size(0); ++i) write(out, i, known[i], rate_of(T, tempered, i));
 }
 
 }  // namespace
 }  // namespace dllm
 
-STABLE_TORCH_LIBRARY_IMPL(dllm_kernels, CPU, m) { m.impl("gumbel_argmax", TORCH_BOX(&dllm::gumbel_argmax)); }
+STABLE_TORCH_LIBRARY_IMPL(dllm_kernels, CPU, m) {
+  m.impl("gumbel_argmax", TORCH_BOX(&dllm::gumbel_argmax));
+  m.impl("gumbel_argmax_slice", TORCH_BOX(&dllm::gumbel_argmax_slice));
+  m.impl("gumbel_argmax_end", TORCH_BOX(&dllm::gumbel_argmax_end));
+}

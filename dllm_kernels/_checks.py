@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 
 import torch
@@ -88,6 +89,33 @@ def every_row(name: str, values: Tensor, good: Tensor, rule: str) -> None:
     if values.device.type == "cpu" and not torch.compiler.is_compiling() and not good.all().tolist():
         row = good.tolist().index(False)
         raise ValueError(f"{name} must be {rule}, got {values[row].tolist()} in row {row}")
+
+
+def slices(given: Iterable[tuple[int, Tensor]], n: int, vocab_size: int, multiple: int) -> Iterator[tuple[int, Tensor]]:
+    """Hand on slices (first token, logits [n, width]) of a vocabulary, checking that they cover it in order.
+
+    Raises:
+        ValueError: a gap, an overlap, another number of rows, a slice that begins between multiples of `multiple`.
+
+    Example:
+        >>> list(slices([(4, torch.zeros(2, 3))], 2, 7, 4))
+        Traceback (most recent call last):
+        ...
+        ValueError: slices must cover the vocabulary in order, got one of shape [2, 3] at token 4 for token 0
+    """
+    covered = 0
+    for first, logits in given:
+        if first != covered or logits.shape[0] != n:
+            raise ValueError(
+                f"slices must cover the vocabulary in order, got one of shape {list(logits.shape)} at token {first} "
+                f"for token {covered}"
+            )
+        if first % multiple:
+            raise ValueError(f"slices must begin at multiples of {multiple} tokens, got one at {first}")
+        yield first, logits
+        covered += logits.shape[1]
+    if covered != vocab_size:
+        raise ValueError(f"slices must cover a vocabulary of {vocab_size} tokens, got {covered}")
 
 
 def int64(name: str, value: object) -> int:

@@ -10,15 +10,19 @@ from torch import Tensor
 
 from dllm_kernels import _checks, _impl, philox
 
+STATISTICS = ("raw", "tempered")
+
 
 class GumbelArgmax(NamedTuple):
     """What one pass over a row of logits tells. Every field has one entry per chosen row, [N].
 
+    p is softmax(logits), or softmax(logits / T) where statistics at the temperature were asked for; l its exponents.
+
     token: int64, the sampled token id; -1 where the row has no finite logit or was left out by `count`.
-    log_prob: float32, log-probability of the token under softmax(logits), nats; -inf where token is -1.
+    log_prob: float32, log p of the token, nats; -inf where token is -1.
     margin: float32, probability of the likeliest token minus that of the second likeliest; 0 where token is -1.
     neg_entropy: float32, sum over tokens of p log p, nats, at most 0; -inf where token is -1.
-    lse: float32, log sum exp of the row's logits; -inf where token is -1.
+    lse: float32, log sum exp l; -inf where token is -1.
     """
 
     token: Tensor
@@ -36,6 +40,8 @@ def gumbel_argmax(
     positions: int | Tensor | None = None,
     step: int | Tensor = 0,
     suppress: Tensor | None = None,
+    begin_suppress: Tensor | None = None,
+    statistics: str = "raw",
     rows: Tensor | None = None,
     count: Tensor | None = None,
     impl: str = "auto",
@@ -60,6 +66,11 @@ def gumbel_argmax(
         positions: integer or tensor, one for all or [R]: each row's position in its canvas. Needed like `seeds`.
         step: integer or tensor, one for all or [R]: the denoising step.
         suppress: bool [V], true where a token must not be chosen; its logit counts as -inf everywhere.
+        begin_suppress: bool [V], true where a token may be chosen but its logit counts as -inf in the statistics: a
+            row that chooses such a token has log_prob -inf. Where no other token is left the token is chosen all the
+            same, with log_prob, neg_entropy and lse -inf and margin 0.
+        statistics: "raw", of softmax(logits), or "tempered", of softmax(logits / T) (of softmax(logits) where T is 0);
+            in these a T beyond 1e-30 and 1e30 counts as 1e-30 or 1e30.
         rows: int64 [N], the rows to look at, in this order; the result equals the full result indexed by `rows`.
             A number outside [0, R) gives token -1.
         count: one-element integer tensor on the device: only the first `count` of the chosen rows are read; the
@@ -105,9 +116,15 @@ def gumbel_argmax(
         }
     if suppress is not None:
         _checks.tensor("suppress", suppress, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
+    if begin_suppress is not None:
+        _checks.tensor("begin_suppress", begin_suppress, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
+    if statistics not in STATISTICS:
+        raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
     if rows is not None:
         _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("N",), device=device)
     if count is not None:
         count = _checks.per_row("count", count, 1, torch.int64, device)
     module = importlib.import_module(f"dllm_kernels.gumbel_argmax.{_impl.choose(impl, device)}")
-    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, suppress=suppress, rows=rows, count=count))
+    hidden = {"suppress": suppress, "begin_suppress": begin_suppress}
+    tempered = statistics == "tempered" and noise["temperature"] is not None
+    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, **hidden, tempered=tempered, rows=rows, count=count))

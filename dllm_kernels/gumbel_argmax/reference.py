@@ -7,6 +7,9 @@ from torch import Tensor
 
 from dllm_kernels import philox
 
+# Statistics of softmax(l / T) take temperatures beyond these as these, so that no gap times 1 / T is NaN.
+STATISTICS_TEMPERATURES = (1e-30, 1e30)
+
 
 def gumbel_argmax(
     logits: Tensor,
@@ -15,6 +18,8 @@ def gumbel_argmax(
     positions: Tensor | None = None,
     step: Tensor | None = None,
     suppress: Tensor | None = None,
+    begin_suppress: Tensor | None = None,
+    tempered: bool = False,
     rows: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
@@ -51,22 +56,30 @@ def gumbel_argmax(
         score = torch.where((T > 0) & (x > -torch.inf), noisy, x)  # what is above -inf stays so whatever T is
     token = score.argmax(-1)
 
-    likeliest = x.topk(min(2, vocab_size)).values
-    gap = x - likeliest[:, :1]
+    y = x if begin_suppress is None else x.masked_fill(begin_suppress, -torch.inf)
+    measurable = valid & (y.amax(-1) > -torch.inf)
+    y = torch.where(measurable[:, None], y, 0.0)
+    T = torch.ones((), dtype=x.dtype)
+    if tempered and temperature is not None:
+        T = temperature[safe].to(x.dtype)
+        T = torch.where(T > 0, T.clamp(*STATISTICS_TEMPERATURES), 1.0)
+
+    likeliest = y.topk(min(2, vocab_size)).values
+    gap = (y - likeliest[:, :1]) / T.unsqueeze(-1)
     weight = gap.exp()
     total = weight.sum(-1)
     log_total = total.log()
     log_prob = gap.gather(-1, token[:, None]).squeeze(-1) - log_total
-    second = (likeliest[:, 1] - likeliest[:, 0]).exp() if vocab_size > 1 else torch.zeros_like(total)
+    second = ((likeliest[:, 1] - likeliest[:, 0]) / T).exp() if vocab_size > 1 else torch.zeros_like(total)
     margin = (1 - second) / total
     neg_entropy = torch.where(weight > 0, weight * gap, 0.0).sum(-1) / total - log_total
-    lse = likeliest[:, 0] + log_total
+    lse = likeliest[:, 0] / T + log_total
     return (
         torch.where(valid, token, -1),
-        torch.where(valid, log_prob, -torch.inf),
-        torch.where(valid, margin, 0.0),
-        torch.where(valid, neg_entropy, -torch.inf),
-        torch.where(valid, lse, -torch.inf),
+        torch.where(measurable, log_prob, -torch.inf),
+        torch.where(measurable, margin, 0.0),
+        torch.where(measurable, neg_entropy, -torch.inf),
+        torch.where(measurable, lse, -torch.inf),
     )
 
 

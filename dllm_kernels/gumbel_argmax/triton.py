@@ -16,14 +16,22 @@ Exact pruning. The two logarithms of the noise cost more than everything else, a
 the noise needs none (`gumbel_bound`), and rounding is monotone: fl(l + fl(T bound)) >= fl(l + fl(T g)). So scores are
 computed for the column with the highest bound, and for further ones only while their bound reaches the best score: 1.05
 to 1.2 columns of 128 on average for normal logits. At temperature 0 the bound is the logit itself.
+
+Logits may arrive in slices of the vocabulary: chunks are numbered over the whole of it, so the bits are the same.
+
+Statistics of softmax(l / T) are gathered at the gaps (l - m) / T rather than of quotients l / T: the error is then
+relative to the gap, and small where the probability is large.
 """
+
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dllm_kernels import _tuning
+from dllm_kernels import _checks, _tuning
 from dllm_kernels.philox_triton import TOKEN_NOISE, gumbel_bound, gumbel_from_words, log_float32, words
 
 _INF = tl.constexpr(float("inf"))
@@ -32,13 +40,14 @@ _NO_TOKEN = tl.constexpr(2**31 - 1)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
 _NOTHING = tl.constexpr(-200.0)  # e^-200 is 0 in float32: differences below it count as this, and 0 * inf never arises
+_COLDEST, _HOTTEST = tl.constexpr(1e-30), tl.constexpr(1e30)  # of the statistics: beyond, a gap times 1 / T may be NaN
 
 # what a chunk hands to the second kernel, float32 [6, N, chunks]
 _SCORE, _LOGIT, _FIRST, _SECOND, _SUM, _MOMENT = (tl.constexpr(field) for field in range(6))
 _FIELDS = 6
 
 
-@triton.jit(do_not_specialize=["R", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
+@triton.jit(do_not_specialize=["R", "first_chunk", "chunks", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
 def _chunk_kernel(
     x_ptr,
     temperature_ptr,
@@ -46,12 +55,15 @@ def _chunk_kernel(
     positions_ptr,
     step_ptr,
     suppress_ptr,
+    begin_suppress_ptr,
     rows_ptr,
     count_ptr,
     partial_ptr,
     partial_token_ptr,
     R,
     V,
+    first_chunk,
+    chunks,
     stride_xr,
     stride_tr,
     stride_sr,
@@ -61,6 +73,8 @@ def _chunk_kernel(
     COLUMNS: tl.constexpr,
     HAS_NOISE: tl.constexpr,
     HAS_SUPPRESS: tl.constexpr,
+    HAS_BEGIN_SUPPRESS: tl.constexpr,
+    TEMPERED: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_COUNT: tl.constexpr,
 ):
@@ -75,11 +89,14 @@ def _chunk_kernel(
             return
 
     # from here on tokens are counted from the start of the chunk
+    x_ptr += row * stride_xr + chunk * BLOCK_V
+    chunk += first_chunk
     first_v = chunk * BLOCK_V
     size_v = V - first_v
-    x_ptr += row * stride_xr + first_v
     if HAS_SUPPRESS:
         suppress_ptr += first_v
+    if HAS_BEGIN_SUPPRESS:
+        begin_suppress_ptr += first_v
     T, seed, position, step = 0.0, 0, 0, 0
     if HAS_NOISE:
         T = tl.load(temperature_ptr + row * stride_tr)
@@ -87,6 +104,9 @@ def _chunk_kernel(
         seed = tl.load(seeds_ptr + row * stride_sr)
         position = tl.load(positions_ptr + row * stride_pr)
         step = tl.load(step_ptr + row * stride_ir)
+    rate = 1.0
+    if TEMPERED:
+        rate = tl.div_rn(1.0, _statistics_temperature(T))
 
     offs_c = tl.arange(0, COLUMNS)
     offs_g = offs_c[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -103,10 +123,19 @@ def _chunk_kernel(
         l3 = _load_logits(x_ptr, suppress_ptr, start + 12 * COLUMNS + offs_g, size_v, HAS_SUPPRESS)
         l = tl.reshape(tl.join(tl.join(l0, l1), tl.join(l2, l3)), [COLUMNS, 16])
 
+        if HAS_BEGIN_SUPPRESS:
+            if not HAS_NOISE:
+                bound = tl.maximum(bound, tl.max(l, axis=1))
+            z0 = _hide(l0, begin_suppress_ptr, start + offs_g, size_v)
+            z1 = _hide(l1, begin_suppress_ptr, start + 4 * COLUMNS + offs_g, size_v)
+            z2 = _hide(l2, begin_suppress_ptr, start + 8 * COLUMNS + offs_g, size_v)
+            z3 = _hide(l3, begin_suppress_ptr, start + 12 * COLUMNS + offs_g, size_v)
+            l = tl.reshape(tl.join(tl.join(z0, z1), tl.join(z2, z3)), [COLUMNS, 16])
+
         peak = tl.maximum(peak, tl.max(l, axis=1))
         new_m = tl.maximum(m, peak)
-        fall = tl.maximum(m - new_m, _NOTHING) * _LOG2_E
-        d = tl.maximum(l - new_m[:, None], _NOTHING) * _LOG2_E
+        fall = _gap(m - new_m, rate, TEMPERED)
+        d = _gap(l - new_m[:, None], rate, TEMPERED)
         e = tl.exp2(d)
         t = (t + s * fall) * tl.exp2(fall) + tl.sum(e * d, axis=1)
         s = s * tl.exp2(fall) + tl.sum(e, axis=1)
@@ -118,7 +147,7 @@ def _chunk_kernel(
             bound = tl.maximum(bound, _score_bound(l1, T, seed, block + COLUMNS, position, step))
             bound = tl.maximum(bound, _score_bound(l2, T, seed, block + 2 * COLUMNS, position, step))
             bound = tl.maximum(bound, _score_bound(l3, T, seed, block + 3 * COLUMNS, position, step))
-    if not HAS_NOISE:
+    if not (HAS_NOISE or HAS_BEGIN_SUPPRESS):
         bound = peak
 
     # the best score: column by column, in the order of their bounds, for as long as one can still win
@@ -141,17 +170,21 @@ def _chunk_kernel(
 
     # the two likeliest: the peak, and the better of its column's runner-up and the other columns' peaks
     first, column = tl.max(peak, axis=0, return_indices=True)
-    l = _load_logits(x_ptr, suppress_ptr, _column_tokens(offs_k, column, COLUMNS), size_v, HAS_SUPPRESS)
+    offs_v = _column_tokens(offs_k, column, COLUMNS)
+    l = _load_logits(x_ptr, suppress_ptr, offs_v, size_v, HAS_SUPPRESS)
+    if HAS_BEGIN_SUPPRESS:
+        l = _hide(l, begin_suppress_ptr, offs_v, size_v)
     k = tl.argmax(l, axis=0)
     runner_up = tl.max(tl.where(offs_k == k, -_INF, l), axis=0)
     second = tl.maximum(runner_up, tl.max(tl.where(offs_c == column, -_INF, peak), axis=0))
 
-    fall = tl.maximum(m - tl.maximum(first, -_HIGHEST), _NOTHING) * _LOG2_E
+    fall = _gap(m - tl.maximum(first, -_HIGHEST), rate, TEMPERED)
     moment = tl.sum((t + s * fall) * tl.exp2(fall), axis=0)
     total = tl.sum(s * tl.exp2(fall), axis=0)
     logit = tl.minimum(tl.load(x_ptr + token, mask=token < size_v, other=-_INF).to(tl.float32), _HIGHEST)
+    if HAS_BEGIN_SUPPRESS:
+        logit = _hide(logit, begin_suppress_ptr, token, size_v)
 
-    chunks = tl.num_programs(1)
     out = n.to(tl.int64) * chunks + chunk
     stride_f = tl.num_programs(0).to(tl.int64) * chunks
     tl.store(partial_ptr + _SCORE * stride_f + out, best)
@@ -163,10 +196,11 @@ def _chunk_kernel(
     tl.store(partial_token_ptr + out, tl.where(token < size_v, first_v + token, _NO_TOKEN))
 
 
-@triton.jit(do_not_specialize=["R", "chunks"])
+@triton.jit(do_not_specialize=["R", "chunks", "stride_tr"])
 def _combine_kernel(
     partial_ptr,
     partial_token_ptr,
+    temperature_ptr,
     rows_ptr,
     count_ptr,
     token_ptr,
@@ -176,12 +210,14 @@ def _combine_kernel(
     lse_ptr,
     R,
     chunks,
+    stride_tr,
     BLOCK_C: tl.constexpr,
+    TEMPERED: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_COUNT: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
-    written = chunks
+    row, written = n, chunks
     if HAS_COUNT:
         written = tl.where(n < tl.load(count_ptr), written, 0)
     if HAS_ROWS:
@@ -203,21 +239,28 @@ def _combine_kernel(
     winner = tl.min(tl.where(score == best, token, _NO_TOKEN), axis=0)
     l = tl.max(tl.where(token == winner, logit, -_INF), axis=0)
 
+    T, rate = 1.0, 1.0
+    if TEMPERED:
+        T = _statistics_temperature(tl.load(temperature_ptr + row * stride_tr, mask=written > 0, other=1.0))
+        rate = tl.div_rn(1.0, T)
     m, likeliest = tl.max(first, axis=0, return_indices=True)
-    valid = m > -_INF
-    m = tl.where(valid, m, 0.0)
-    fall = tl.maximum(tl.maximum(first, -_HIGHEST) - m, _NOTHING) * _LOG2_E
+    measurable = m > -_INF
+    m = tl.where(measurable, m, 0.0)
+    fall = _gap(tl.maximum(first, -_HIGHEST) - m, rate, TEMPERED)
     total = tl.sum(s * tl.exp2(fall), axis=0)
     moment = tl.sum((t + s * fall) * tl.exp2(fall), axis=0)
-    total = tl.where(valid, total, 1.0)
+    total = tl.where(measurable, total, 1.0)
     log_total = log_float32(total)
     rival = tl.max(tl.where(offs_c == likeliest, second, first), axis=0)
+    gap, behind = l - m, rival - m
+    if TEMPERED:
+        gap, behind, m = tl.div_rn(gap, T), tl.div_rn(behind, T), tl.div_rn(m, T)
 
-    tl.store(token_ptr + n, tl.where(valid, winner, -1).to(tl.int64))
-    tl.store(log_prob_ptr + n, tl.where(valid, (l - m) - log_total, -_INF))
-    tl.store(margin_ptr + n, tl.where(valid, tl.div_rn(1.0 - _exp(rival - m), total), 0.0))
-    tl.store(neg_entropy_ptr + n, tl.where(valid, tl.div_rn(moment, total) * _LN2 - log_total, -_INF))
-    tl.store(lse_ptr + n, tl.where(valid, m + log_total, -_INF))
+    tl.store(token_ptr + n, tl.where(best > -_INF, winner, -1).to(tl.int64))
+    tl.store(log_prob_ptr + n, tl.where(measurable, gap - log_total, -_INF))
+    tl.store(margin_ptr + n, tl.where(measurable, tl.div_rn(1.0 - _exp(behind), total), 0.0))
+    tl.store(neg_entropy_ptr + n, tl.where(measurable, tl.div_rn(moment, total) * _LN2 - log_total, -_INF))
+    tl.store(lse_ptr + n, tl.where(measurable, m + log_total, -_INF))
 
 
 @triton.jit
@@ -227,8 +270,28 @@ def _load_logits(x_ptr, suppress_ptr, offs_v, size_v, HAS_SUPPRESS: tl.constexpr
     x = tl.load(x_ptr + offs_v, mask=mask_v, other=-_INF).to(tl.float32)
     x = tl.minimum(tl.maximum(x, -_INF), _HIGHEST)  # of a number and NaN, either takes the number
     if HAS_SUPPRESS:
-        x = tl.where(tl.load(suppress_ptr + offs_v, mask=mask_v, other=0), -_INF, x)
+        x = _hide(x, suppress_ptr, offs_v, size_v)
     return x
+
+
+@triton.jit
+def _hide(l, hidden_ptr, offs_v, size_v):
+    """Logits with those at which a flag is set as -inf."""
+    return tl.where(tl.load(hidden_ptr + offs_v, mask=offs_v < size_v, other=0), -_INF, l)
+
+
+@triton.jit
+def _statistics_temperature(T):
+    """The temperature at which a row is measured: T where it is above 0, within bounds, else 1."""
+    return tl.where(T > 0, tl.minimum(tl.maximum(T, _COLDEST), _HOTTEST), 1.0)
+
+
+@triton.jit
+def _gap(difference, rate, TEMPERED: tl.constexpr):
+    """(l - m) / T log2 e, of -inf and what is far below 0 the lowest number that matters."""
+    if TEMPERED:
+        difference = tl.maximum(difference, -_HIGHEST) * rate
+    return tl.maximum(difference, _NOTHING) * _LOG2_E
 
 
 @triton.jit
@@ -264,6 +327,20 @@ def _exp(x):
     return tl.exp2(high) * (1.0 + low * _LN2)
 
 
+class _Options(NamedTuple):
+    """What is the same for all slices; tensors as in the public function, per-row ones of any stride."""
+
+    temperature: Tensor | None = None
+    seeds: Tensor | None = None
+    positions: Tensor | None = None
+    step: Tensor | None = None
+    suppress: Tensor | None = None
+    begin_suppress: Tensor | None = None
+    tempered: bool = False
+    rows: Tensor | None = None
+    count: Tensor | None = None
+
+
 def gumbel_argmax(
     logits: Tensor,
     temperature: Tensor | None = None,
@@ -271,6 +348,8 @@ def gumbel_argmax(
     positions: Tensor | None = None,
     step: Tensor | None = None,
     suppress: Tensor | None = None,
+    begin_suppress: Tensor | None = None,
+    tempered: bool = False,
     rows: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
@@ -280,63 +359,135 @@ def gumbel_argmax(
     of 28 bytes per row and chunk (:mod:`dllm_kernels._tuning` has the width of a chunk).
     """
     n = len(logits) if rows is None else len(rows)
-    token = torch.empty(n, dtype=torch.int64, device=logits.device)
-    statistics = torch.empty(4, n, dtype=torch.float32, device=logits.device).unbind()
+    options = _Options(
+        temperature,
+        seeds,
+        positions,
+        step,
+        _adjacent(suppress),
+        _adjacent(begin_suppress),
+        tempered,
+        _adjacent(rows),
+        count,
+    )
+    return _reduce([(0, logits)], n, *logits.shape, logits.device, options)
+
+
+def over_slices(
+    slices: Iterable[tuple[int, Tensor]],
+    n: int,
+    vocab_size: int,
+    device: torch.device,
+    temperature: Tensor | None = None,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    step: Tensor | None = None,
+    suppress: Tensor | None = None,
+    begin_suppress: Tensor | None = None,
+    tempered: bool = False,
+    count: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The results of :func:`gumbel_argmax`, bit for bit, on logits [n, vocab_size] that arrive in slices.
+
+    `slices` yields (first token, logits [n, width]), ascending, without gaps; first tokens are multiples of a chunk's
+    width (``_tuning.gumbel_argmax(vocab_size)[0].BLOCK_V``). The memory of a slice may be used again by what is put on
+    the stream after the next is asked for. The other arguments as in the public function, per-row ones [n]. One launch
+    for each slice and one at the end; temporaries of 28 bytes per row and chunk.
+    """
+    noise, hidden = (temperature, seeds, positions, step), (_adjacent(suppress), _adjacent(begin_suppress))
+    options = _Options(*noise, *hidden, tempered, None, count)
+    return _reduce(slices, n, n, vocab_size, device, options)
+
+
+def _reduce(
+    slices: Iterable[tuple[int, Tensor]], n: int, R: int, vocab_size: int, device: torch.device, options: _Options
+) -> tuple[Tensor, ...]:
+    token = torch.empty(n, dtype=torch.int64, device=device)
+    statistics = torch.empty(4, n, dtype=torch.float32, device=device).unbind()
     if n == 0:
         return token, *statistics
-    with torch.cuda.device_of(logits):
-        shape, num_warps = _tuning.gumbel_argmax(logits.shape[1])
-        chunks = triton.cdiv(logits.shape[1], shape.BLOCK_V)
-        partial = torch.empty(_FIELDS, n, chunks, dtype=torch.float32, device=logits.device)
-        partial_token = torch.empty(n, chunks, dtype=torch.int32, device=logits.device)
-        rows = rows if rows is None else rows.contiguous()
-        noise = (temperature, seeds, positions, step)
-        stride_tr, stride_sr, stride_pr, stride_ir = (0 if x is None else x.stride(0) for x in noise)
-        _chunk_kernel[(n, chunks)](
-            x_ptr=logits,
-            temperature_ptr=temperature,
-            seeds_ptr=seeds,
-            positions_ptr=positions,
-            step_ptr=step,
-            suppress_ptr=suppress if suppress is None else suppress.contiguous(),
-            rows_ptr=rows,
-            count_ptr=count,
-            partial_ptr=partial,
-            partial_token_ptr=partial_token,
-            R=logits.shape[0],
-            V=logits.shape[1],
-            stride_xr=logits.stride(0),
-            stride_tr=stride_tr,
-            stride_sr=stride_sr,
-            stride_pr=stride_pr,
-            stride_ir=stride_ir,
-            BLOCK_V=shape.BLOCK_V,
-            COLUMNS=shape.COLUMNS,
-            HAS_NOISE=temperature is not None,
-            HAS_SUPPRESS=suppress is not None,
-            HAS_ROWS=rows is not None,
-            HAS_COUNT=count is not None,
-            num_warps=num_warps,
-            num_stages=shape.num_stages,
-            enable_fp_fusion=False,  # the bits of the noise are multiplications and additions, each rounded
-        )
+    with torch.cuda.device_of(token):
+        shape, num_warps = _tuning.gumbel_argmax(vocab_size)
+        chunks = triton.cdiv(vocab_size, shape.BLOCK_V)
+        partial = torch.empty(_FIELDS, n, chunks, dtype=torch.float32, device=device)
+        partial_token = torch.empty(n, chunks, dtype=torch.int32, device=device)
+        for first, logits in _checks.slices(slices, R, vocab_size, shape.BLOCK_V):
+            _reduce_slice(first, logits, vocab_size, partial, partial_token, options, shape, num_warps)
         _combine_kernel[(n,)](
             partial_ptr=partial,
             partial_token_ptr=partial_token,
-            rows_ptr=rows,
-            count_ptr=count,
+            temperature_ptr=options.temperature,
+            rows_ptr=options.rows,
+            count_ptr=options.count,
             token_ptr=token,
             log_prob_ptr=statistics[0],
             margin_ptr=statistics[1],
             neg_entropy_ptr=statistics[2],
             lse_ptr=statistics[3],
-            R=logits.shape[0],
+            R=R,
             chunks=chunks,
+            stride_tr=_stride(options.temperature),
             BLOCK_C=triton.next_power_of_2(chunks),
-            HAS_ROWS=rows is not None,
-            HAS_COUNT=count is not None,
+            TEMPERED=options.tempered,
+            HAS_ROWS=options.rows is not None,
+            HAS_COUNT=options.count is not None,
             num_warps=1,
             num_stages=1,
             enable_fp_fusion=False,
         )
     return token, *statistics
+
+
+def _reduce_slice(
+    first: int,
+    logits: Tensor,
+    vocab_size: int,
+    partial: Tensor,
+    partial_token: Tensor,
+    options: _Options,
+    shape: _tuning.GumbelArgmaxShape,
+    num_warps: int,
+) -> None:
+    """The partial results of the chunks that begin in a slice."""
+    n, chunks = partial_token.shape
+    _chunk_kernel[(n, triton.cdiv(logits.shape[1], shape.BLOCK_V))](
+        x_ptr=logits,
+        temperature_ptr=options.temperature,
+        seeds_ptr=options.seeds,
+        positions_ptr=options.positions,
+        step_ptr=options.step,
+        suppress_ptr=options.suppress,
+        begin_suppress_ptr=options.begin_suppress,
+        rows_ptr=options.rows,
+        count_ptr=options.count,
+        partial_ptr=partial,
+        partial_token_ptr=partial_token,
+        R=len(logits),
+        V=vocab_size,
+        first_chunk=first // shape.BLOCK_V,
+        chunks=chunks,
+        stride_xr=logits.stride(0),
+        stride_tr=_stride(options.temperature),
+        stride_sr=_stride(options.seeds),
+        stride_pr=_stride(options.positions),
+        stride_ir=_stride(options.step),
+        BLOCK_V=shape.BLOCK_V,
+        COLUMNS=shape.COLUMNS,
+        HAS_NOISE=options.temperature is not None,
+        HAS_SUPPRESS=options.suppress is not None,
+        HAS_BEGIN_SUPPRESS=options.begin_suppress is not None,
+        TEMPERED=options.tempered,
+        HAS_ROWS=options.rows is not None,
+        HAS_COUNT=options.count is not None,
+        num_warps=num_warps,
+        num_stages=shape.num_stages,
+        enable_fp_fusion=False,  # the bits of the noise are multiplications and additions, each rounded
+    )
+
+
+def _stride(per_row: Tensor | None) -> int:
+    return 0 if per_row is None else per_row.stride(0)
+
+
+def _adjacent(x: Tensor | None) -> Tensor | None:
+    return x if x is None else x.contiguous()
