@@ -183,8 +183,17 @@ def uniform(seed: Tensor, position: Tensor, step: Tensor, stream: int) -> Tensor
         >>> bool(((u > 0) & (u < 1)).all())
         True
     """
-    first = words(seed, torch.zeros_like(seed), position, step, stream)[0]
-    return ((first >> 9).to(torch.float32) + 0.5) * 2.0**-23
+    return unit_interval(words(seed, torch.zeros_like(seed), position, step, stream)[0])
+
+
+def unit_interval(w: Tensor) -> Tensor:
+    """((w div 512) + 1/2) 2^-23, float32 in (0, 1), of a word.
+
+    Example:
+        >>> unit_interval(torch.tensor([2**31]))
+        tensor([0.5000])
+    """
+    return ((w >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def _unit(high: Tensor, low: Tensor) -> Tensor:

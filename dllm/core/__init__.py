@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-_PARTS = ("noising", "schedulers", "trainers")
+_PARTS = ("noising", "samplers", "schedulers", "trainers")
 
 
 def __getattr__(name: str) -> Any:

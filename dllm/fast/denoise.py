@@ -1,11 +1,11 @@
 """One denoising step: some masks of each row's current block become tokens.
 
 A step runs the model's body, the head on the positions that may still be committed, the sampling kernel and the
-transfer kernel. The same function runs eagerly and is captured as a CUDA graph: it reads and advances tensors of
-the state and never asks the device for a value.
+transfer kernel, and moves every row on in its schedule. The same function runs eagerly and is captured as a CUDA graph:
+it reads and advances tensors of the state and never asks the device for a value.
 
 Rows do not know each other. Each is packed to column 0 of the canvas, so position means the row's own position; seeds,
-prompts and early stops are its own.
+prompts, blocks, steps and early stops are its own.
 """
 
 from __future__ import annotations
@@ -17,47 +17,85 @@ import torch
 from torch import Tensor
 
 from dllm.fast.head import HeadTap
-from dllm_kernels import gumbel_argmax, philox, transfer_tokens
+from dllm.fast.propose import ROW_MULTIPLE, Listed, propose
+from dllm_kernels import transfer_tokens
 
 # On a GPU, where the number of masked positions stays on the device, the head has room for a whole block in every row
 # and for this many holes besides (positions to which the model committed the mask token itself).
 HOLES = 64
-# Libraries switch algorithms for very few rows and the last bits with them: the head always sees multiples of this. On
-# CPUs a row's bits are the same from 4 rows on (tested), and unused rows cost time.
-ROW_MULTIPLE = {"cpu": 16, "cuda": 64}
-# Rows of logits that exist at once: what a CPU's cache keeps, and on a GPU few enough to keep memory small.
-HEAD_ROWS = {"cpu": 64, "cuda": 1024}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What stays the same over all steps of a call."""
+    """What stays the same over all steps of a call: which positions are eligible, what they are offered, how many of
+    them take it.
+
+    mask_id: the mask token.
+    window: columns left of a block's end that a step looks at, all that may hold a mask.
+    block_length: masked positions that a row can have in a block, at most.
+    temperature, top_k, top_p, cfg_scale: of the proposals, as :func:`dllm_kernels.linear_gumbel_argmax` takes them.
+    tempered: whether confidence is that of the tempered (and filtered) distribution instead of softmax(logits).
+    right_shift: whether the logits of a position are read at the one before it; the first position reads its own.
+    confidence: what ranks the proposals: "log_prob", "probability", "margin", "neg_entropy", or "random".
+    order_temperature: above 0, positions are drawn without replacement from softmax(confidence / order_temperature)
+        instead of taken in order of confidence.
+    rule: what the schedule's amounts are: "count", so many tokens are committed; "share", that part of the row's masked
+        positions, rounded down; "coin", each masked position by itself with that probability.
+    threshold, factor, budget: with "count" at most one of them, as :func:`dllm_kernels.transfer_tokens` takes them: a
+        rule that commits as many as it allows, and at least the count.
+    eos_id: a row is finished once this token stands in its generated part with no mask left of it.
+    impl: the kernels.
+    """
 
     mask_id: int
+    window: int
     block_length: int
-    window: int  # columns left of a block's end that a step looks at: all that may hold a mask
-    temperature: float
-    cfg_scale: float
-    impl: str
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    cfg_scale: float = 0.0
+    tempered: bool = False
+    right_shift: bool = False
+    confidence: str = "log_prob"
+    order_temperature: float = 0.0
+    rule: str = "count"
+    threshold: float | None = None
+    factor: float | None = None
+    budget: float | None = None
+    eos_id: int | None = None
+    impl: str = "auto"
+
+    @property
+    def follows_schedule(self) -> bool:
+        """Whether a row takes exactly the steps that its schedule has."""
+        adaptive = (self.threshold, self.factor, self.budget, self.eos_id)
+        return self.rule == "count" and all(bound is None for bound in adaptive)
 
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """What changes, B rows of L columns, a window of W columns, S steps a block. All tensors, on the model's device."""
+    """What changes, B rows of L columns, a window of W columns, N blocks of S steps. All tensors, on the model's
+    device. The tables are a :class:`dllm.fast.schedule.Schedule`."""
 
     tokens: Tensor  # int64 [B, L], the canvas
-    prompt: Tensor  # bool [B, L], columns that the caller gave
+    given: Tensor  # bool [B, L], columns that guidance hides
     attention_mask: Tensor | None  # int64 [B, L], None when no row is padded
-    start: Tensor  # int64 [B], first column of the window
-    stop: Tensor  # int64 [B], column after the current block
+    first: Tensor  # int64 [B], first generated column
     seeds: Tensor  # int64 [B]
-    take: Tensor  # int64 [S, B], how many to commit at each step
-    order: Tensor | None  # float32 [S, B, W], random confidences in the current block
-    step: Tensor  # int64 [1], within the block
-    earlier: Tensor  # int64 [1], steps of the blocks before
+    blocks: Tensor  # int64 [B], table
+    stop: Tensor  # int64 [B, N], table
+    steps: Tensor  # int64 [B, N], table
+    amount: Tensor  # int64 or float32 [B, N, S], table
+    block: Tensor  # int64 [B], the current block; blocks[b] when row b has finished
+    step: Tensor  # int64 [B], within the block
+    spent: Tensor  # int64 [B], steps that the row has taken part in
+    failed: Tensor  # int64 [B], the first of those at which the row's logits had no finite number, else -1
     waited: Tensor  # int64 [1], masked positions for which the head had no room, all steps
-    failed: Tensor  # int64 [B], first step of all at which the row's logits had no finite number, else -1
+    start: Tensor  # int64 [B], first column of the window of the last step
     proposals: Tensor  # int64 [B, W], of the last step; -1 where there was nothing to propose
+    confidence: Tensor  # float32 [B, W], of the last step's proposals
+    suppress: Tensor | None  # bool [V], tokens that are never proposed
+    begin_suppress: Tensor | None  # bool [V], tokens that may be proposed, with no confidence
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -69,62 +107,62 @@ class State:
         kept = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and field.name not in ("step", "earlier", "waited"):
-                value = value.index_select(1 if field.name in ("take", "order") else 0, index)
+            if value is not None and field.name not in ("waited", "suppress", "begin_suppress"):
+                value = value.index_select(0, index)
             kept[field.name] = value
         return State(**kept)
 
 
 def denoise_step(tap: HeadTap, state: State, policy: Policy, clock: Clock) -> None:
-    """One step, in place: forward, head on the masked positions of the block, sampling, transfer."""
+    """One step, in place: forward, head on the masked positions of the blocks, sampling, transfer, advance."""
     clock.start()
-    tokens, columns = state.tokens, state.tokens.shape[1]
+    tokens = state.tokens
     bodies = _bodies(tap, state, policy)
     clock.lap("body")
 
+    active = state.block < state.blocks
+    block = state.block.clamp(max=state.stop.shape[1] - 1)[:, None]
+    stop = torch.where(active, state.stop.gather(1, block).squeeze(1), 0)
+    state.start.copy_((stop - policy.window).clamp(min=0))
     column = state.start[:, None] + torch.arange(policy.window, device=tokens.device)
-    masked = (tokens.gather(1, column) == policy.mask_id) & (column < state.stop[:, None])
+    masked = (tokens.gather(1, column) == policy.mask_id) & (column < stop[:, None])
     cells, slot, count = _compact(masked, len(tokens) * policy.block_length + HOLES)
     row = cells // policy.window
-    position = column.flatten()[cells]
-    hidden = [body.flatten(0, 1).index_select(0, row * columns + position) for body in bodies]
-    token, confidence = _sample(tap, hidden, state.seeds[row], position, state.step, count, policy)
+    listed = Listed(row, column.flatten()[cells], state.seeds[row], state.step[row], count)
+    token, confidence, coin = propose(tap, bodies, listed, policy, state.suppress, state.begin_suppress)
     state.waited += (count - len(cells)).clamp(min=0)
-    listed = masked & (slot < len(cells))
+    offered = masked & (slot < len(cells))
     slot = slot.clamp(max=len(cells) - 1)
-    state.proposals.copy_(torch.where(listed, token[slot], -1))
-    confidence = confidence[slot]
-    if state.order is not None:
-        confidence = state.order.index_select(0, state.step)[0]
+    state.proposals.copy_(torch.where(offered, token[slot], -1))
+    state.confidence.copy_(confidence[slot])
+    nothing_finite = (offered & (state.proposals < 0)).any(1)
+    state.failed.copy_(torch.where(nothing_finite & (state.failed < 0), state.spent, state.failed))
     clock.lap("head")
 
-    nothing_finite = (listed & (state.proposals < 0)).any(1)
-    state.failed.copy_(torch.where(nothing_finite & (state.failed < 0), state.earlier + state.step, state.failed))
-    take = state.take.index_select(0, state.step)[0]
+    step = state.step.clamp(max=state.amount.shape[2] - 1)[:, None, None]
+    amount = state.amount.gather(1, block[..., None].expand(-1, -1, state.amount.shape[2])).gather(2, step).flatten()
     transfer_tokens(
         tokens,
         state.proposals,
-        confidence,
+        state.confidence,
         mask_id=policy.mask_id,
-        k=take,
+        k=_take(amount, offered, coin, slot, policy),
+        threshold=policy.threshold,
+        factor=policy.factor,
+        budget=policy.budget,
         start=state.start,
         impl=policy.impl,
     )
-    state.step += 1
+    _advance(state, policy, active, column, stop, state.steps.gather(1, block).squeeze(1))
     clock.lap("transfer")
 
 
-def begin_block(state: State, first: Tensor, block: int, policy: Policy) -> None:
-    """Move the state to the start of a block; `first` [B] is the first generated column of each row."""
-    state.stop.copy_(first + (block + 1) * policy.block_length)
-    state.start.copy_((state.stop - policy.window).clamp(min=0))
-    state.step.zero_()
-    state.earlier.fill_(block * len(state.take))
-    if state.order is not None:
-        position = state.start[:, None] + torch.arange(policy.window, device=first.device)
-        step = torch.arange(len(state.take), device=first.device)
-        noise = philox.uniform(state.seeds[:, None], position, step[:, None, None], philox.RANDOM_CONFIDENCE)
-        state.order.copy_(noise)
+def finished_rows(tokens: Tensor, first: Tensor, mask_id: int, eos_id: int) -> Tensor:
+    """bool [B]: rows whose generated part holds an EOS with no mask left of it: what precedes it is final."""
+    generated = torch.arange(tokens.shape[1], device=tokens.device) >= first[:, None]
+    is_eos = (tokens == eos_id) & generated
+    masks_before = ((tokens == mask_id) & generated).cumsum(1)
+    return (is_eos & (masks_before == 0)).any(1)
 
 
 class Clock:
@@ -171,10 +209,10 @@ class Clock:
 
 
 def _bodies(tap: HeadTap, state: State, policy: Policy) -> list[Tensor]:
-    """The body's output [B, L, H] for the canvas and, under guidance, for the canvas with its prompt masked."""
+    """The body's output [B, L, H] for the canvas and, under guidance, for the canvas with what was given masked."""
     if policy.cfg_scale == 0:
         return [tap.body(state.tokens, state.attention_mask)]
-    blind = torch.where(state.prompt, policy.mask_id, state.tokens)
+    blind = torch.where(state.given, policy.mask_id, state.tokens)
     mask = state.attention_mask
     both = tap.body(torch.cat([state.tokens, blind]), None if mask is None else torch.cat([mask, mask]))
     return list(both.chunk(2))
@@ -204,32 +242,26 @@ def _compact(masked: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
     return cells, slot.view_as(masked), count
 
 
-def _sample(
-    tap: HeadTap, hidden: list[Tensor], seeds: Tensor, position: Tensor, step: Tensor, count: Tensor, policy: Policy
-) -> tuple[Tensor, Tensor]:
-    """Sampled token and log-probability [N] of rows of hidden states [N, H], logits never held for all of them."""
-    chunk = HEAD_ROWS.get(position.device.type, HEAD_ROWS["cuda"])
-    tokens, confidences = [], []
-    for begin in range(0, len(position), chunk):
-        part = slice(begin, begin + chunk)
-        if len(hidden) == 2:
-            logits = tap.guided_logits(hidden[0][part], hidden[1][part], policy.cfg_scale)
-        else:
-            logits = tap.logits(hidden[0][part])
-        if logits.dtype == torch.float64:
-            logits = logits.float()
-        drawn = gumbel_argmax(
-            logits,
-            temperature=policy.temperature,
-            seeds=seeds[part],
-            positions=position[part],
-            step=step,
-            count=count - begin,
-            impl=policy.impl,
-        )
-        tokens.append(drawn.token)
-        confidences.append(drawn.log_prob)
-    return torch.cat(tokens), torch.cat(confidences)
+def _take(amount: Tensor, offered: Tensor, coin: Tensor | None, slot: Tensor, policy: Policy) -> Tensor:
+    """How many tokens each row commits, int64 [B], from the schedule's number for this step [B]."""
+    if policy.rule == "count":
+        return amount
+    if policy.rule == "share":
+        return (offered.sum(1).float() * amount).long()
+    return (offered & (coin[slot] < amount[:, None])).sum(1)
+
+
+def _advance(state: State, policy: Policy, active: Tensor, column: Tensor, stop: Tensor, steps: Tensor) -> None:
+    """Move every row on: to its next step, to its next block when this one is done, to its end after an EOS."""
+    full = ~((state.tokens.gather(1, column) == policy.mask_id) & (column < stop[:, None])).any(1)
+    state.spent += active
+    state.step += active
+    over = active & ((state.step >= steps) | full)
+    state.block += over
+    state.step.masked_fill_(over, 0)
+    if policy.eos_id is not None:
+        finished = finished_rows(state.tokens, state.first, policy.mask_id, policy.eos_id)
+        state.block.copy_(torch.where(finished, state.blocks, state.block))
 
 
 def _round_up(n: int, multiple: int) -> int:

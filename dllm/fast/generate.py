@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.denoise import Policy
 from dllm.fast.head import output_head
 from dllm.fast.inputs import Plan, check_eos, check_no_masks, check_prompt, find_mask_id, prompt_lengths, row_seeds
-from dllm.fast.loop import Denoiser, Step
+from dllm.fast.loop import Denoiser, Step, Work
+from dllm.fast.schedule import Block, Schedule
+from dllm.fast.stats import Stats, stats_of
 from dllm_kernels import _impl
-
-
-@dataclass(slots=True)
-class Stats:
-    """What a call cost.
-
-    forwards: how often the model ran (under guidance one run serves both canvases).
-    seconds: wall time of the call, s.
-    body_seconds, head_seconds, transfer_seconds: of the model's body, of the head with sampling, and of the transfer,
-        s; None where steps were replayed as a CUDA graph.
-    tokens: generated tokens, all rows.
-    useful_tokens: generated tokens up to the first EOS of each row, that one included.
-    mode: "eager" or "graph".
-    note: why not "graph", or how much capturing cost.
-    """
-
-    forwards: int
-    seconds: float
-    body_seconds: float | None
-    head_seconds: float | None
-    transfer_seconds: float | None
-    tokens: int
-    useful_tokens: int
-    mode: str
-    note: str
+from dllm_kernels.transfer_tokens.api import MAX_WINDOW
 
 
 @torch.no_grad()
@@ -130,28 +108,53 @@ def generate(
     lengths = prompt_lengths(prompt, attention_mask)
     check_no_masks(prompt, lengths, mask_id)
     seeds = row_seeds(seed if seed is not None or plan.draws else 0, len(prompt), prompt.device)
-    denoiser = Denoiser(model, plan, mask_id, eos_token_id, impl, cuda_graph, on_step, timed=return_stats)
+    policy = Policy(
+        mask_id=mask_id,
+        window=min(plan.gen_length, MAX_WINDOW),
+        block_length=plan.block_length,
+        temperature=plan.temperature,
+        cfg_scale=plan.cfg_scale,
+        confidence="random" if plan.order == "random" else "log_prob",
+        eos_id=eos_token_id,
+        impl=impl,
+    )
+    padding = prompt.shape[1] - lengths
+    show = None if on_step is None else lambda step: on_step(_in_layout(step, padding))
+    denoiser = Denoiser(model, policy, cuda_graph=cuda_graph, on_step=show, timed=return_stats)
     _impl.choose(impl, prompt.device)
-    canvas = denoiser.run(prompt, lengths, seeds)
+    canvas = _rotate(denoiser.run(_work(prompt, lengths, seeds, plan, mask_id)), -padding)
     if not return_stats:
         return canvas
-    return canvas, _stats(denoiser, canvas[:, prompt.shape[1] :], eos_token_id, time.perf_counter() - began)
+    generated = torch.arange(canvas.shape[1], device=canvas.device) >= prompt.shape[1]
+    generated = generated.expand(canvas.shape)
+    return canvas, stats_of(denoiser, canvas, generated, eos_token_id, time.perf_counter() - began)
 
 
-def _stats(denoiser: Denoiser, generated: Tensor, eos_token_id: int | None, seconds: float) -> Stats:
-    useful = generated.numel()
-    if eos_token_id is not None:
-        after_eos = (generated == eos_token_id).cumsum(1) - (generated == eos_token_id).long()
-        useful = int((after_eos == 0).sum())
-    parts = denoiser.clock.seconds()
-    return Stats(
-        forwards=denoiser.forwards,
-        seconds=seconds,
-        body_seconds=parts.get("body"),
-        head_seconds=parts.get("head"),
-        transfer_seconds=parts.get("transfer"),
-        tokens=generated.numel(),
-        useful_tokens=useful,
-        mode="graph" if denoiser.graphed else "eager",
-        note=denoiser.note,
+def _work(prompt: Tensor, lengths: Tensor, seeds: Tensor, plan: Plan, mask_id: int) -> Work:
+    """The canvases, packed: padding on a row's left moves behind its end, where no real token sees it."""
+    (batch, columns), device = prompt.shape, prompt.device
+    canvas = torch.cat([prompt, prompt.new_full((batch, plan.gen_length), mask_id)], dim=1)
+    rows = [
+        [Block(length + (n + 1) * plan.block_length, plan.transfers()) for n in range(plan.blocks)]
+        for length in lengths.tolist()
+    ]
+    return Work(
+        tokens=_rotate(canvas, columns - lengths),
+        given=torch.arange(columns + plan.gen_length, device=device) < lengths[:, None],
+        first=lengths,
+        length=lengths + plan.gen_length,
+        seeds=seeds,
+        schedule=Schedule.of(rows, device),
     )
+
+
+def _in_layout(step: Step, padding: Tensor) -> Step:
+    """A step as the caller's left-padded rows see it."""
+    tensors = ("canvas", "tentative", "confidence")
+    return step._replace(**{name: _rotate(getattr(step, name), -padding) for name in tensors})
+
+
+def _rotate(canvas: Tensor, by: Tensor) -> Tensor:
+    """Each row b of [B, L] moved `by[b]` columns to the left, around the edge."""
+    columns = canvas.shape[1]
+    return canvas.gather(1, (torch.arange(columns, device=canvas.device) + by[:, None]) % columns)

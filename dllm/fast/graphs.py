@@ -140,9 +140,7 @@ def capture(tap: HeadTap, state: State, policy: Policy, pool: object) -> Capture
         denoise_step(tap, own, policy, silent)
 
     for _ in range(WARM_UPS):
-        own.step.zero_()  # warm-ups stay inside the tables of counts
         warm_up(run, device)
-    own.step.zero_()
     step = CapturedStep(own, record(run, device, pool), weakref.ref(tap.model))
     step.load(state)
     return step

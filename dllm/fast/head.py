@@ -31,7 +31,7 @@ class HeadTap:
     """A model split at its LM head.
 
     kind is one of
-        "linear"  the head is a plain nn.Linear: logits = hidden @ weight.T + bias, and guidance is combined before it;
+        "linear"  the head is a plain nn.Linear: logits = hidden @ weight.T + bias;
         "module"  the head carries hooks, a replaced forward or parametrizations: the module itself is called on rows;
         "logits"  the model does more after its head (softcap, scaling, slicing): its own logits are taken, and rows of
                   them are chosen afterwards. Correct, slower, and logged.
@@ -71,16 +71,6 @@ class HeadTap:
             with _alone(self.head):
                 return self.head(hidden)
         return linear(hidden.to(self.head.weight.dtype), self.head.weight, self.head.bias)
-
-    def guided_logits(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-        """u + (scale + 1) (c - u) of the logits c and u of two bodies [N, H], combined in float32.
-
-        A linear head commutes with it, since the weights scale + 1 and -scale sum to one and so keep the bias:
-        one head pass serves both.
-        """
-        if self.kind == "linear":
-            return self.logits(_guide(conditional, unconditional, scale).to(conditional.dtype))
-        return _guide(self.logits(conditional), self.logits(unconditional), scale)
 
 
 def output_head(model: nn.Module) -> nn.Module:
@@ -138,6 +128,12 @@ def logits_of(output: object) -> Tensor:
     return output.logits if hasattr(output, "logits") else output[0]
 
 
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance u + (scale + 1) (c - u) of the logits c and u, in float32."""
+    u = unconditional.float()
+    return u + (scale + 1) * (conditional.float() - u)
+
+
 def _identity(hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
     """One function for every tap: a new one each time would make torch.compile compile again."""
     return hidden
@@ -151,11 +147,6 @@ def _dependence_on_place(head: nn.Module, hidden: Tensor, logits: Tensor) -> str
     if difference <= 64 * torch.finfo(logits.dtype).eps * logits.abs().max():
         return None
     return f"its head depends on a row's place: rows in another order differ by up to {float(difference):.3g}"
-
-
-def _guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    u = unconditional.float()
-    return u + (scale + 1) * (conditional.float() - u)
 
 
 def _is_plain_linear(head: nn.Module) -> bool:

@@ -65,12 +65,15 @@ class Plan:
         return self.temperature > 0 or self.order == "random"
 
     def transfers(self) -> list[int]:
-        """Tokens committed at each step of a block: m // S, and one more at the first m mod S of S steps."""
+        """Tokens committed at each step of a block: m // S, and one more at the first m mod S of S steps.
+
+        Zeros at the end are left out: nothing more is committed in the block.
+        """
         if self.order == "none":
             return [self.gen_length]  # all there are
         steps = self.steps // self.blocks
         share, rest = divmod(self.block_length, steps)
-        return [share + (i < rest) for i in range(steps)]
+        return [share + (i < rest) for i in range(steps) if share or i < rest]
 
 
 def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int) -> None:

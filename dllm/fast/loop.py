@@ -1,20 +1,20 @@
-"""THE denoising loop, the host's side: blocks and steps, early stop, live view, eager steps or graph replays."""
+"""THE denoising loop, the host's side: steps until every row is done, live view, eager steps or graph replays."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dllm.fast import graphs
-from dllm.fast.denoise import Clock, Policy, State, begin_block, denoise_step
+from dllm.fast.denoise import Clock, Policy, State, denoise_step
 from dllm.fast.head import HeadTap
-from dllm.fast.inputs import Plan
-from dllm_kernels.transfer_tokens.api import MAX_WINDOW
+from dllm.fast.schedule import Schedule
 
 # On a GPU asking whether rows have finished waits for the device: do so only every so many steps.
 POLL_EVERY = {"cpu": 1, "cuda": 8}
@@ -26,47 +26,62 @@ class Step(NamedTuple):
     """What a live view is shown after each denoising step; tensors are copies, in the caller's layout.
 
     canvas: int64 [B, L], masks where nothing is committed yet.
-    tentative: int64 [B, L], the canvas with this step's proposals in place of the masks of the current block.
-    block, blocks: index of the current block and how many there are.
-    step, steps: index of the step within the block and how many there are.
+    tentative: int64 [B, L], the canvas with this step's proposals in place of the masks that it might have committed.
+    confidence: float32 [B, L], what ranked this step's proposals (log-probabilities, by default), NaN elsewhere.
+    block, blocks: index of the current block and how many there are, of the row that is farthest behind.
+    step, steps: index of the step within that block and how many it has at most.
     """
 
     canvas: Tensor
     tentative: Tensor
+    confidence: Tensor
     block: int
     blocks: int
     step: int
     steps: int
 
 
-class Denoiser:
-    """One call's run over a batch.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is to be denoised: B rows of L columns, each packed to column 0.
 
-    Every row is packed to column 0: padding on its left moves behind its end, where no real token sees it. Rows that
-    have finished leave the batch (eager) and cost nothing more.
+    tokens: int64 [B, L], the canvases.
+    given: bool [B, L], columns that guidance hides.
+    first: int64 [B], the first generated column: an EOS counts from there on.
+    length: int64 [B], columns that each row has; what is behind them is padding.
+    seeds: int64 [B].
+    schedule: of the rows.
+    suppress, begin_suppress: bool [V], tokens that are never chosen, or chosen without confidence.
+    """
+
+    tokens: Tensor
+    given: Tensor
+    first: Tensor
+    length: Tensor
+    seeds: Tensor
+    schedule: Schedule
+    suppress: Tensor | None = None
+    begin_suppress: Tensor | None = None
+
+
+class Denoiser:
+    """One call's run over a batch. Rows that have finished leave the batch (eager) and cost nothing more.
+
+    After a run: `forwards` of the model, `spent` (int64 [B], those that each row took part in), `clock`, `graphed` and
+    `note` tell what it cost.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        plan: Plan,
-        mask_id: int,
-        eos_token_id: int | None,
-        impl: str,
-        cuda_graph: bool | None,
-        on_step: Callable[[Step], object] | None,
-        timed: bool,
+        policy: Policy,
+        *,
+        cuda_graph: bool | None = None,
+        on_step: Callable[[Step], object] | None = None,
+        timed: bool = False,
     ):
-        self.model, self.plan, self.eos_token_id = model, plan, eos_token_id
+        self.model, self.policy = model, policy
         self.cuda_graph, self.on_step, self.timed = cuda_graph, on_step, timed
-        self.policy = Policy(
-            mask_id=mask_id,
-            block_length=plan.block_length,
-            window=min(plan.gen_length, MAX_WINDOW),
-            temperature=float(plan.temperature),
-            cfg_scale=float(plan.cfg_scale),
-            impl=impl,
-        )
         self.forwards, self.captured, self.note = 0, None, ""
 
     @property
@@ -74,64 +89,54 @@ class Denoiser:
         """Whether steps are replays of a captured one."""
         return self.captured is not None
 
-    def run(self, prompt: Tensor, lengths: Tensor, seeds: Tensor) -> Tensor:
-        """The finished canvas [B, P + gen_length], in the layout of the left-padded `prompt` [B, P].
+    def run(self, work: Work) -> Tensor:
+        """The finished canvases [B, L], packed as the work's were.
 
         Raises:
             RuntimeError: a row's logits had no finite number, or a capture that was insisted on failed.
         """
-        batch, device, plan = len(prompt), prompt.device, self.plan
+        self.work, self.canvas, device = work, work.tokens.clone(), work.tokens.device
         self.clock = Clock(device, on=self.timed)
-        capturing, self.note = graphs.wanted(self.cuda_graph, device, plan.blocks * len(plan.transfers()))
-        self.first, self.padding = lengths, prompt.shape[1] - lengths
-        masks = prompt.new_full((batch, plan.gen_length), self.policy.mask_id)
-        self.canvas = self._pack(torch.cat([prompt, masks], dim=1))
-        self.failed = torch.full_like(lengths, -1)
-        if batch == 0:
+        self.failed, self.spent = torch.full_like(work.first, -1), torch.zeros_like(work.first)
+        self.active = torch.arange(len(work.tokens), device=device)
+        steps = work.schedule.steps.sum(1).tolist()
+        most_steps = max(steps, default=0)
+        self.polls = not (self.policy.follows_schedule and min(steps, default=0) == most_steps)
+        capturing, self.note = graphs.wanted(self.cuda_graph, device, most_steps)
+        if most_steps == 0:
             return self.canvas
-        self.active = torch.arange(batch, device=device)
-        self.state = self._initial_state(seeds)
+        self.state = self._initial_state()
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
         try:
             if capturing:
                 self._capture()
-            for block in range(plan.blocks):
-                begin_block(self.state, self.first[self.active], block, self.policy)
-                self._denoise_block(block)
-                if len(self.active) == 0:
-                    break
+            self._denoise(most_steps)
             self._retire(torch.ones_like(self.active, dtype=torch.bool))
             self._raise_if_failed()
-            return self._unpack(self.canvas)
+            return self.canvas
         finally:
             if self.captured is not None:
                 self.captured.busy = False
 
-    def _denoise_block(self, block: int) -> None:
-        transfers = self.plan.transfers()
+    def _denoise(self, most_steps: int) -> None:
         poll_every = POLL_EVERY.get(self.canvas.device.type, 1)
-        for step, k in enumerate(transfers):
-            if k == 0:  # schedule A ends with its zeros: nothing more is committed in this block
-                return
-            self._step()
-            if self.on_step is not None:
-                self.on_step(self._view(block, step))
-            if self.eos_token_id is not None and ((step + 1) % poll_every == 0 or step + 1 == len(transfers)):
+        for n in range(most_steps):
+            progress = self._progress() if self.on_step is not None else None
+            if self.graphed:
+                self.captured.replay()
+            else:
+                denoise_step(self.tap, self.state, self.policy, self.clock)
+            self.forwards += 1
+            if progress is not None:
+                self.on_step(self._view(*progress))
+            if self.polls and (n + 1) % poll_every == 0 and n + 1 < most_steps:
                 self._poll()
                 if len(self.active) == 0:
                     return
 
-    def _step(self) -> None:
-        if self.graphed:
-            self.captured.replay()
-        else:
-            denoise_step(self.tap, self.state, self.policy, self.clock)
-        self.forwards += 1
-
     def _capture(self) -> None:
         """Move the state into a captured step; where that fails, stay eager and say why, unless it was insisted on."""
         began = time.perf_counter()
-        begin_block(self.state, self.first, 0, self.policy)
         try:
             self.captured = graphs.CACHE.step_for(self.tap, self.state, self.policy)
         except graphs.CaptureError as error:
@@ -145,7 +150,7 @@ class Denoiser:
 
     def _poll(self) -> None:
         """Retire rows that have finished. A captured batch keeps its shape and stops when all have."""
-        done = finished_rows(self.state.tokens, self.first[self.active], self.policy.mask_id, self.eos_token_id)
+        done = self.state.block >= self.state.blocks
         if bool(done.all() if self.graphed else done.any()):
             self._retire(done)
 
@@ -155,13 +160,14 @@ class Denoiser:
         rows = self.active[leaving]
         self.canvas[rows] = self.state.tokens[leaving]
         self.failed[rows] = self.state.failed[leaving]
+        self.spent[rows] = self.state.spent[leaving]
         staying = (~done).nonzero().flatten()
         self.active = self.active[staying]
         if not self.graphed:
             self.state = self.state.rows(staying)
-        if self.eos_token_id is not None:
-            stop = self.first[rows] + self.plan.gen_length
-            self.canvas[rows] = fill_after_eos(self.canvas[rows], self.first[rows], stop, self.eos_token_id)
+        if self.policy.eos_id is not None:
+            first, stop = self.work.first[rows], self.work.length[rows]
+            self.canvas[rows] = fill_after_eos(self.canvas[rows], first, stop, self.policy.eos_id)
 
     def _raise_if_failed(self) -> None:
         """What only the device saw, read once at the end."""
@@ -175,65 +181,59 @@ class Denoiser:
                 waited,
             )
 
-    def _view(self, block: int, step: int) -> Step:
+    def _progress(self) -> tuple[int, int, int, int]:
+        """block, blocks, step, steps of the row that is farthest behind, before a step."""
+        state = self.state
+        left = torch.where(state.block < state.blocks, state.blocks - state.block, -1)
+        row = int(left.argmax())
+        block = min(int(state.block[row]), state.stop.shape[1] - 1)
+        return block, int(state.blocks[row]), int(state.step[row]), int(state.steps[row, block])
+
+    def _view(self, *progress: int) -> Step:
         canvas, tentative, state = self.canvas.clone(), self.canvas.clone(), self.state
+        confidence = torch.full(canvas.shape, torch.nan, dtype=torch.float32, device=canvas.device)
         column = state.start[:, None] + torch.arange(self.policy.window, device=canvas.device)
         current = state.tokens.gather(1, column)
-        open_to_change = (current == self.policy.mask_id) & (state.proposals >= 0)
+        proposed = state.proposals >= 0
+        open_to_change = (current == self.policy.mask_id) & proposed
         canvas[self.active] = state.tokens
         tentative[self.active] = state.tokens.scatter(1, column, torch.where(open_to_change, state.proposals, current))
-        steps = len(self.plan.transfers())
-        return Step(self._unpack(canvas), self._unpack(tentative), block, self.plan.blocks, step, steps)
+        ranked = torch.where(proposed, state.confidence, torch.nan)
+        confidence[self.active] = confidence[self.active].scatter(1, column, ranked)
+        return Step(canvas, tentative, confidence, *progress)
 
-    def _initial_state(self, seeds: Tensor) -> State:
-        plan, tokens = self.plan, self.canvas.clone()
-        (batch, columns), device = tokens.shape, tokens.device
-        column, transfers = torch.arange(columns, device=device), plan.transfers()
-        padded = bool((self.padding > 0).any())
-        stop = self.first[:, None] + plan.gen_length
+    def _initial_state(self) -> State:
+        work, policy = self.work, self.policy
+        (batch, columns), device = work.tokens.shape, work.tokens.device
+        column = torch.arange(columns, device=device)
+        padded = bool((work.length < columns).any())
+        zeros = torch.zeros(batch, dtype=torch.int64, device=device)
         return State(
-            tokens=tokens,
-            prompt=column < self.first[:, None],
-            attention_mask=(column < stop).long() if padded else None,
-            start=self.first.clone(),
-            stop=self.first.clone(),
-            seeds=seeds,
-            take=torch.tensor(transfers, device=device)[:, None].repeat(1, batch),
-            order=self._order(len(transfers), batch) if plan.order == "random" else None,
-            step=torch.zeros(1, dtype=torch.int64, device=device),
-            earlier=torch.zeros(1, dtype=torch.int64, device=device),
+            tokens=work.tokens.clone(),
+            given=work.given,
+            attention_mask=(column < work.length[:, None]).long() if padded else None,
+            first=work.first,
+            seeds=work.seeds,
+            blocks=work.schedule.blocks,
+            stop=work.schedule.stop,
+            steps=work.schedule.steps,
+            amount=work.schedule.amount,
+            block=zeros.clone(),
+            step=zeros.clone(),
+            spent=zeros.clone(),
+            failed=zeros - 1,
             waited=torch.zeros(1, dtype=torch.int64, device=device),
-            failed=torch.full_like(seeds, -1),
-            proposals=tokens.new_full((batch, self.policy.window), -1),
+            start=zeros.clone(),
+            proposals=work.tokens.new_full((batch, policy.window), -1),
+            confidence=torch.zeros(batch, policy.window, dtype=torch.float32, device=device),
+            suppress=work.suppress,
+            begin_suppress=work.begin_suppress,
         )
 
-    def _order(self, steps: int, batch: int) -> Tensor:
-        return torch.zeros(steps, batch, self.policy.window, dtype=torch.float32, device=self.canvas.device)
 
-    def _pack(self, canvas: Tensor) -> Tensor:
-        return _rotate(canvas, self.padding)
-
-    def _unpack(self, canvas: Tensor) -> Tensor:
-        return _rotate(canvas, -self.padding)
-
-
-def finished_rows(tokens: Tensor, first: Tensor, mask_id: int, eos_token_id: int) -> Tensor:
-    """bool [B]: rows whose generated part holds an EOS with no mask left of it: what precedes it is final."""
-    generated = torch.arange(tokens.shape[1], device=tokens.device) >= first[:, None]
-    is_eos = (tokens == eos_token_id) & generated
-    masks_before = ((tokens == mask_id) & generated).cumsum(1)
-    return (is_eos & (masks_before == 0)).any(1)
-
-
-def fill_after_eos(tokens: Tensor, first: Tensor, stop: Tensor, eos_token_id: int) -> Tensor:
+def fill_after_eos(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int) -> Tensor:
     """Tokens with everything after each row's first generated EOS, up to column `stop` [B], replaced by EOS."""
     column = torch.arange(tokens.shape[1], device=tokens.device)
     generated = (column >= first[:, None]) & (column < stop[:, None])
-    seen = ((tokens == eos_token_id) & generated).cumsum(1) > 0
-    return torch.where(seen & generated, eos_token_id, tokens)
-
-
-def _rotate(canvas: Tensor, by: Tensor) -> Tensor:
-    """Each row b of [B, L] moved `by[b]` columns to the left, around the edge."""
-    columns = canvas.shape[1]
-    return canvas.gather(1, (torch.arange(columns, device=canvas.device) + by[:, None]) % columns)
+    seen = ((tokens == eos_id) & generated).cumsum(1) > 0
+    return torch.where(seen & generated, eos_id, tokens)

@@ -2,8 +2,8 @@
 
 The same for every kind of device, since only that kernel differs. Chunks hold whole rows of the vocabulary, so that one
 pass over a chunk's logits turns them into their own gradient. They are long, because the float32 gradient of the weight
-is read and written again for each; on a CPU in float32, whose products accumulate in place, they are so short that their
-logits stay in its cache.
+is read and written again for each; on a CPU in float32, whose products accumulate in place, they are so short that
+their logits stay in its cache.
 """
 
 from __future__ import annotations

@@ -1,0 +1,27 @@
+"""Samplers: policies on the one denoising loop of :mod:`dllm.fast`."""
+
+from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerOutput
+from dllm.core.samplers.dream import DreamSampler, DreamSamplerConfig
+from dllm.core.samplers.entropy_bound import EntropyBoundSampler, EntropyBoundSamplerConfig
+from dllm.core.samplers.llada import LLaDASampler, LLaDASamplerConfig
+from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
+from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
+from dllm.core.samplers.threshold import ThresholdSampler, ThresholdSamplerConfig
+
+__all__ = [
+    "BaseSampler",
+    "BaseSamplerConfig",
+    "BaseSamplerOutput",
+    "DreamSampler",
+    "DreamSamplerConfig",
+    "EntropyBoundSampler",
+    "EntropyBoundSamplerConfig",
+    "LLaDA2Sampler",
+    "LLaDA2SamplerConfig",
+    "LLaDASampler",
+    "LLaDASamplerConfig",
+    "MDLMSampler",
+    "MDLMSamplerConfig",
+    "ThresholdSampler",
+    "ThresholdSamplerConfig",
+]

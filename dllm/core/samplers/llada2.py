@@ -1,0 +1,59 @@
+"""Approximate: LLaDA 2.0's rule, a threshold beside a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least
+from dllm.core.samplers.schedules import even_counts
+from dllm_kernels import _checks
+
+
+@dataclass
+class LLaDA2SamplerConfig(BaseSamplerConfig):
+    """Settings of :class:`LLaDA2Sampler` besides those of :class:`BaseSamplerConfig`.
+
+    steps: denoising steps of each block, at most.
+    threshold: commit what has more than this probability.
+    """
+
+    block_size: int | None = 32
+    steps: int = 32
+    threshold: float = 0.95
+
+    def check(self) -> None:
+        """See :meth:`BaseSamplerConfig.check`."""
+        super().check()
+        at_least(1, "steps", self.steps)
+        _checks.finite_at_least_zero("threshold", self.threshold)
+
+
+class LLaDA2Sampler(BaseSampler):
+    """Approximate. Block by block, a step commits every proposal above the threshold if those are at least as many as
+    the schedule m // S (+ 1 at the first m mod S steps) asks for, else as many of the surest as it asks for.
+
+    Every step runs the whole canvas: the rule alone, for any model.
+
+    Source: `generate` of LLaDA 2.0 (its model card).
+    """
+
+    config_class = LLaDA2SamplerConfig
+    approximate = True
+
+    def amounts(self, config: LLaDA2SamplerConfig, span: Span) -> Sequence[int]:
+        """At least so many at each step."""
+        return even_counts(span.masks, config.steps)
+
+    def policy(self, config: LLaDA2SamplerConfig) -> dict[str, Any]:
+        """Above the threshold: the kernel commits what is at least at its bar, so the bar is the next float32."""
+        return {"confidence": "probability", "threshold": _next_float32(config.threshold)}
+
+
+def _next_float32(x: float) -> float:
+    """The smallest float32 number above x."""
+    return float(torch.nextafter(torch.tensor(x, dtype=torch.float32), torch.tensor(math.inf)))

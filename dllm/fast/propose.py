@@ -1,0 +1,109 @@
+"""Proposals: a token for each position that may be committed, and what ranks it. Logits never exist for all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dllm.fast.head import HeadTap, guide
+from dllm_kernels import GumbelArgmax, gumbel_argmax, philox
+
+if TYPE_CHECKING:
+    from dllm.fast.denoise import Policy
+
+# Libraries switch algorithms for very few rows and the last bits with them: the head always sees multiples of this. On
+# CPUs a row's bits are the same from 4 rows on (tested), and unused rows cost time.
+ROW_MULTIPLE = {"cpu": 16, "cuda": 64}
+# Rows of logits that exist at once where the head is more than a product: what a CPU's cache keeps, and on a GPU few
+# enough to keep memory small.
+HEAD_ROWS = {"cpu": 64, "cuda": 1024}
+
+
+class Listed(NamedTuple):
+    """Positions that may be committed, [N] each: their row, the row's own position, its seed and its step; the first
+    `count` (int64 [1]) are real."""
+
+    row: Tensor
+    position: Tensor
+    seed: Tensor
+    step: Tensor
+    count: Tensor
+
+
+def propose(
+    tap: HeadTap,
+    bodies: list[Tensor],
+    listed: Listed,
+    policy: Policy,
+    suppress: Tensor | None,
+    begin_suppress: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Token [N], what ranks it [N], and a uniform number [N] where the policy flips coins, of the listed positions.
+
+    `bodies` are the outputs [B, L, H] of one forward, or of two under guidance.
+    """
+    reads = (listed.position - 1).clamp(min=0) if policy.right_shift else listed.position
+    index = listed.row * bodies[0].shape[1] + reads
+    hidden = [body.flatten(0, 1).index_select(0, index) for body in bodies]
+    options = dict(
+        temperature=policy.temperature,
+        suppress=suppress,
+        begin_suppress=begin_suppress,
+        statistics="tempered" if policy.tempered else "raw",
+        impl=policy.impl,
+    )
+    drawn = _draw(tap, hidden, listed, policy.cfg_scale, options)
+    if policy.rule == "coin":
+        coin = _uniform(listed)
+        return drawn.token, -coin, coin
+    return drawn.token, _rank(drawn, listed, policy), None
+
+
+def _rank(drawn: GumbelArgmax, listed: Listed, policy: Policy) -> Tensor:
+    """The number by which proposals are ranked, float32 [N]; see :class:`Policy`."""
+    if policy.confidence == "random":
+        return _uniform(listed)
+    rank = drawn.log_prob.exp() if policy.confidence == "probability" else getattr(drawn, policy.confidence)
+    if policy.order_temperature > 0:
+        # the k largest of c / T + g, g Gumbel noise, are k draws without replacement from softmax(c / T)
+        rank = rank / policy.order_temperature + _gumbel(listed)
+    return rank
+
+
+def _draw(
+    tap: HeadTap, hidden: list[Tensor], listed: Listed, cfg_scale: float, options: dict[str, object]
+) -> GumbelArgmax:
+    """What one pass over the vocabulary tells of rows of hidden states [N, H]."""
+    if tap.kind == "linear" and len(hidden) == 2:
+        # a linear head commutes with guidance, since the weights scale + 1 and -scale sum to one and so keep the bias
+        hidden = [guide(*hidden, cfg_scale).to(hidden[0].dtype)]
+    chunk, found = HEAD_ROWS.get(listed.row.device.type, HEAD_ROWS["cuda"]), []
+    for begin in range(0, len(listed.row), chunk):
+        part = slice(begin, begin + chunk)
+        logits = tap.logits(hidden[0][part])
+        if len(hidden) == 2:
+            logits = guide(logits, tap.logits(hidden[1][part]), cfg_scale)
+        found.append(
+            gumbel_argmax(
+                logits.float() if logits.dtype == torch.float64 else logits,
+                seeds=listed.seed[part],
+                positions=listed.position[part],
+                step=listed.step[part],
+                count=listed.count - begin,
+                **options,
+            )
+        )
+    return GumbelArgmax(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _uniform(listed: Listed) -> Tensor:
+    return philox.uniform(listed.seed, listed.position, listed.step, philox.RANDOM_CONFIDENCE)
+
+
+def _gumbel(listed: Listed) -> Tensor:
+    """Standard Gumbel noise of each position, of the stream that orders positions."""
+    zero = torch.zeros_like(listed.seed)
+    words = philox.words(listed.seed, zero, listed.position, listed.step, philox.RANDOM_CONFIDENCE)
+    return philox.gumbel_from_words(words[0], words[1])

@@ -1,0 +1,63 @@
+"""What a call of a sampler cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dllm.fast.loop import Denoiser
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a call cost.
+
+    forwards: how often the model ran (under guidance one run serves both canvases).
+    row_forwards: for each row the runs that it took part in; a row that has finished takes part in no more.
+    seconds: wall time of the call, s.
+    body_seconds, head_seconds, transfer_seconds: of the model's body, of the head with sampling, and of the transfer,
+        s; None where steps were replayed as a CUDA graph.
+    tokens: generated tokens, all rows.
+    useful_tokens: generated tokens up to the first EOS of each row, that one included.
+    mode: "eager" or "graph".
+    note: why not "graph", or how much capturing cost.
+    """
+
+    forwards: int
+    row_forwards: list[int]
+    seconds: float
+    body_seconds: float | None
+    head_seconds: float | None
+    transfer_seconds: float | None
+    tokens: int
+    useful_tokens: int
+    mode: str
+    note: str
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Useful tokens of a row over the runs that it took part in, on average over rows."""
+        return self.useful_tokens / max(1, sum(self.row_forwards))
+
+
+def stats_of(denoiser: Denoiser, tokens: Tensor, generated: Tensor, eos_id: int | None, seconds: float) -> Stats:
+    """The stats of a finished run that left tokens [B, L], of which `generated` (bool [B, L]) were masked before."""
+    useful = int(generated.sum())
+    total = useful
+    if eos_id is not None:
+        is_eos = (tokens == eos_id) & generated
+        useful = int((generated & (is_eos.cumsum(1) - is_eos.long() == 0)).sum())
+    parts = denoiser.clock.seconds()
+    return Stats(
+        forwards=denoiser.forwards,
+        row_forwards=denoiser.spent.tolist(),
+        seconds=seconds,
+        body_seconds=parts.get("body"),
+        head_seconds=parts.get("head"),
+        transfer_seconds=parts.get("transfer"),
+        tokens=total,
+        useful_tokens=useful,
+        mode="graph" if denoiser.graphed else "eager",
+        note=denoiser.note,
+    )
