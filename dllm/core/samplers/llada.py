@@ -36,8 +36,8 @@ class LLaDASamplerConfig(BaseSamplerConfig):
 
 
 class LLaDASampler(BaseSampler):
-    """Block by block, the m masked tokens of a block over S = steps / blocks steps: m // S each, the first m mod S steps
-    one more.
+    """Block by block, m masked tokens of a block over S = steps / blocks steps: m // S at each, and one more at the
+    first m mod S of them.
 
     Source: `generate` of LLaDA (arXiv:2502.09992).
     """
