@@ -39,10 +39,11 @@ class Policy:
     confidence: what ranks the proposals: "log_prob", "probability", "margin", "neg_entropy", or "random".
     order_temperature: above 0, positions are drawn without replacement from softmax(confidence / order_temperature)
         instead of taken in order of confidence.
-    rule: what the schedule's amounts are: "count", so many tokens are committed; "share", that part of the row's masked
-        positions, rounded down; "coin", each masked position by itself with that probability.
+    rule: what the schedule's amounts are: "count", so many tokens are committed; "coin", each masked position is, by
+        itself, with that probability.
     threshold, factor, budget: with "count" at most one of them, as :func:`dllm_kernels.transfer_tokens` takes them: a
-        rule that commits as many as it allows, and at least the count.
+        rule that commits as many as it allows, and at least the count. A block that adapts, by one of these or by
+        coins, ends when nothing in it is masked any more; any other after its steps.
     eos_id: a row is finished once this token stands in its generated part with no mask left of it.
     impl: the kernels.
     """
@@ -68,8 +69,12 @@ class Policy:
     @property
     def follows_schedule(self) -> bool:
         """Whether a row takes exactly the steps that its schedule has."""
-        adaptive = (self.threshold, self.factor, self.budget, self.eos_id)
-        return self.rule == "count" and all(bound is None for bound in adaptive)
+        return not self.adapts and self.eos_id is None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a block may be done before its last step."""
+        return self.rule == "coin" or any(bound is not None for bound in (self.threshold, self.factor, self.budget))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +88,7 @@ class State:
     first: Tensor  # int64 [B], first generated column
     seeds: Tensor  # int64 [B]
     blocks: Tensor  # int64 [B], table
+    begin: Tensor  # int64 [B, N], table
     stop: Tensor  # int64 [B, N], table
     steps: Tensor  # int64 [B, N], table
     amount: Tensor  # int64 or float32 [B, N, S], table
@@ -122,7 +128,8 @@ def denoise_step(tap: HeadTap, state: State, policy: Policy, clock: Clock) -> No
 
     active = state.block < state.blocks
     block = state.block.clamp(max=state.stop.shape[1] - 1)[:, None]
-    stop = torch.where(active, state.stop.gather(1, block).squeeze(1), 0)
+    begin, stop, steps = (table.gather(1, block).squeeze(1) for table in (state.begin, state.stop, state.steps))
+    stop = torch.where(active, stop, 0)
     state.start.copy_((stop - policy.window).clamp(min=0))
     column = state.start[:, None] + torch.arange(policy.window, device=tokens.device)
     masked = (tokens.gather(1, column) == policy.mask_id) & (column < stop[:, None])
@@ -153,7 +160,11 @@ def denoise_step(tap: HeadTap, state: State, policy: Policy, clock: Clock) -> No
         start=state.start,
         impl=policy.impl,
     )
-    _advance(state, policy, active, column, stop, state.steps.gather(1, block).squeeze(1))
+    over = state.step + 1 >= steps
+    if policy.adapts:
+        in_block = (column >= begin[:, None]) & (column < stop[:, None])
+        over |= ~((tokens.gather(1, column) == policy.mask_id) & in_block).any(1)
+    _advance(state, policy, active, active & over)
     clock.lap("transfer")
 
 
@@ -246,17 +257,13 @@ def _take(amount: Tensor, offered: Tensor, coin: Tensor | None, slot: Tensor, po
     """How many tokens each row commits, int64 [B], from the schedule's number for this step [B]."""
     if policy.rule == "count":
         return amount
-    if policy.rule == "share":
-        return (offered.sum(1).float() * amount).long()
     return (offered & (coin[slot] < amount[:, None])).sum(1)
 
 
-def _advance(state: State, policy: Policy, active: Tensor, column: Tensor, stop: Tensor, steps: Tensor) -> None:
-    """Move every row on: to its next step, to its next block when this one is done, to its end after an EOS."""
-    full = ~((state.tokens.gather(1, column) == policy.mask_id) & (column < stop[:, None])).any(1)
+def _advance(state: State, policy: Policy, active: Tensor, over: Tensor) -> None:
+    """Move every row on: to its next step, to its next block when this one is over, to its end after an EOS."""
     state.spent += active
     state.step += active
-    over = active & ((state.step >= steps) | full)
     state.block += over
     state.step.masked_fill_(over, 0)
     if policy.eos_id is not None:

@@ -134,8 +134,9 @@ def _work(prompt: Tensor, lengths: Tensor, seeds: Tensor, plan: Plan, mask_id: i
     """The canvases, packed: padding on a row's left moves behind its end, where no real token sees it."""
     (batch, columns), device = prompt.shape, prompt.device
     canvas = torch.cat([prompt, prompt.new_full((batch, plan.gen_length), mask_id)], dim=1)
+    size = plan.block_length
     rows = [
-        [Block(length + (n + 1) * plan.block_length, plan.transfers()) for n in range(plan.blocks)]
+        [Block(length + n * size, length + (n + 1) * size, plan.transfers()) for n in range(plan.blocks)]
         for length in lengths.tolist()
     ]
     return Work(

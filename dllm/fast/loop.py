@@ -215,6 +215,7 @@ class Denoiser:
             first=work.first,
             seeds=work.seeds,
             blocks=work.schedule.blocks,
+            begin=work.schedule.begin,
             stop=work.schedule.stop,
             steps=work.schedule.steps,
             amount=work.schedule.amount,

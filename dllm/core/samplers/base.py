@@ -248,7 +248,9 @@ class BaseSampler(ABC):
             impl=config.impl,
             **specific,
         )
-        blocks = [[Block(span.stop, self.amounts(config, span)) for span in row if span.masks] for row in spans]
+        blocks = [
+            [Block(span.start, span.stop, self.amounts(config, span)) for span in row if span.masks] for row in spans
+        ]
         tokens = canvas.stacked(rows, self._pad(rows, eos_id), device)
         length = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
         masked = tokens == mask_id

@@ -10,7 +10,8 @@ from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_lea
 from dllm.core.samplers.schedules import (
     binomial_draws,
     scheduled_counts,
-    time_grid_shares,
+    time_grid_counts,
+    time_grid_probabilities,
     transfer_probabilities,
 )
 from dllm_kernels import _checks
@@ -77,25 +78,25 @@ class DreamSampler(BaseSampler):
     pads_left = True
 
     def amounts(self, config: DreamSamplerConfig, span: Span) -> Sequence[float]:
-        """Probabilities of "origin", shares of the time grid, or counts."""
+        """Probabilities of "origin", or counts."""
         steps = -(-config.steps // span.blocks)
-        if self._by_time(config):
-            return time_grid_shares(steps, config.eps)
+        if config.alg == "origin":
+            return time_grid_probabilities(steps, config.eps)
+        if config.schedule == "time":
+            return time_grid_counts(span.masks, time_grid_probabilities(steps, config.eps))
         draw = binomial_draws(span.seed, span.start) if config.stochastic_transfer else None
         return scheduled_counts(span.masks, transfer_probabilities(steps, self.scheduler), draw)
 
     def policy(self, config: DreamSamplerConfig) -> dict[str, Any]:
         """Statistics of what is really drawn from; how positions are ranked or drawn."""
-        by_time = "share" if self._by_time(config) else "count"
+        drawn = bool(config.alg_temp)
+        ranked_by = CONFIDENCE.get(config.alg, "log_prob")
         return {
             "tempered": True,
             "top_p": None if config.top_p == 1 else config.top_p,
             "top_k": config.top_k,
-            "confidence": CONFIDENCE.get(config.alg, "log_prob"),
-            "order_temperature": config.alg_temp or 0.0,
-            "rule": "coin" if config.alg == "origin" else by_time,
+            # as long as only their order counts, logarithms tell apart what is 1 as a float32 probability
+            "confidence": "log_prob" if ranked_by == "probability" and not drawn else ranked_by,
+            "order_temperature": config.alg_temp if drawn else 0.0,
+            "rule": "coin" if config.alg == "origin" else "count",
         }
-
-    @staticmethod
-    def _by_time(config: DreamSamplerConfig) -> bool:
-        return config.alg == "origin" or config.schedule == "time"

@@ -35,7 +35,7 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
 
 class LLaDA2Sampler(BaseSampler):
     """Approximate. Block by block, a step commits every proposal above the threshold if those are at least as many as
-    the schedule m // S (+ 1 at the first m mod S steps) asks for, else as many of the surest as it asks for.
+    the schedule m // S (and one more at the first m mod S steps) asks for, else as many of the surest as it asks for.
 
     Every step runs the whole canvas: the rule alone, for any model.
 
@@ -47,7 +47,8 @@ class LLaDA2Sampler(BaseSampler):
 
     def amounts(self, config: LLaDA2SamplerConfig, span: Span) -> Sequence[int]:
         """At least so many at each step."""
-        return even_counts(span.masks, config.steps)
+        counts = even_counts(span.masks, config.steps)
+        return counts + [0] * (config.steps - len(counts))
 
     def policy(self, config: LLaDA2SamplerConfig) -> dict[str, Any]:
         """Above the threshold: the kernel commits what is at least at its bar, so the bar is the next float32."""

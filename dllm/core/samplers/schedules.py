@@ -24,7 +24,9 @@ def even_counts(masks: int, steps: int) -> list[int]:
 def transfer_probabilities(steps: int, scheduler: BaseAlphaScheduler) -> list[float]:
     """For j = 0..S-1 the probability that what is masked at t = (S-j) / S is not at s = (S-j-1) / S:
 
-    p = 1 - (1 - alpha(s)) / (1 - alpha(t)), in float32.
+    p = 1 - (1 - alpha(s)) / (1 - alpha(t)), the quotient in float32, the difference in float64.
+
+    Halves are common among m p, so that the arithmetic is part of the rule.
 
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
@@ -32,7 +34,7 @@ def transfer_probabilities(steps: int, scheduler: BaseAlphaScheduler) -> list[fl
         [0.5, 1.0]
     """
     left = torch.arange(steps, -1, -1, dtype=torch.float32) / steps
-    return (1 - scheduler.reverse_mask_prob(left[1:], left[:-1])).tolist()
+    return [1 - masked for masked in scheduler.reverse_mask_prob(left[1:], left[:-1]).tolist()]
 
 
 def scheduled_counts(
@@ -82,12 +84,28 @@ def binomial_draws(seed: int, column: int) -> Callable[[int, int, float], int]:
     return draw
 
 
-def time_grid_shares(steps: int, epsilon: float) -> list[float]:
-    """1 - s / t for neighbouring times of linspace(1, epsilon, S + 1), the last one 1 (Dream).
+def time_grid_probabilities(steps: int, epsilon: float) -> list[float]:
+    """1 - s / t for neighbouring times of linspace(1, epsilon, S + 1), float32; the last one 1 (Dream).
 
     Example:
-        >>> [round(share, 3) for share in time_grid_shares(2, 1e-3)]
+        >>> [round(p, 3) for p in time_grid_probabilities(2, 1e-3)]
         [0.499, 1.0]
     """
     times = torch.linspace(1, epsilon, steps + 1, dtype=torch.float32)
     return [*(1 - times[1:-1] / times[:-2]).tolist(), 1.0]
+
+
+def time_grid_counts(masks: int, probabilities: Sequence[float]) -> list[int]:
+    """k_i = int(m p_i), a float32 product, m -= k_i; zeros left out (Dream).
+
+    Example:
+        >>> time_grid_counts(10, time_grid_probabilities(4, 1e-3))
+        [2, 2, 2, 4]
+    """
+    counts = []
+    for p in probabilities:
+        count = int(torch.tensor(float(masks)) * p)
+        masks -= count
+        if count:
+            counts.append(count)
+    return counts
