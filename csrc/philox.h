@@ -12,7 +12,7 @@ namespace dllm::philox {
 constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
 constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
 constexpr int kRounds = 10;
-constexpr uint32_t kTokenNoise = 0;
+constexpr uint32_t kTokenNoise = 0, kRandomConfidence = 1;
 
 struct Address {  // everything of a number's address but the token
   uint64_t seed;
@@ -23,8 +23,8 @@ struct Block {
   uint32_t word[4];
 };
 
-inline Block block(const Address& at, uint32_t index) {
-  uint32_t c0 = index, c1 = at.position, c2 = at.step, c3 = kTokenNoise;
+inline Block block(const Address& at, uint32_t index, uint32_t stream = kTokenNoise) {
+  uint32_t c0 = index, c1 = at.position, c2 = at.step, c3 = stream;
   uint32_t k0 = static_cast<uint32_t>(at.seed), k1 = static_cast<uint32_t>(at.seed >> 32);
   for (int round = 0; round < kRounds; ++round) {
     const uint64_t product0 = uint64_t{kMultiplier0} * c0, product1 = uint64_t{kMultiplier1} * c2;

@@ -6,6 +6,7 @@ Importing this package loads neither Triton nor the C++ extension; the first cal
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
 from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
+from dllm_kernels.position_noise import position_noise
 from dllm_kernels.transfer_tokens import transfer_tokens
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "gumbel_argmax",
     "linear_cross_entropy",
     "masked_cross_entropy",
+    "position_noise",
     "transfer_tokens",
 ]
 __version__ = "0.2.0"

@@ -60,6 +60,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     """
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
     from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
+    from dllm_kernels.position_noise import triton as position_noise
     from dllm_kernels.transfer_tokens import triton as transfer_tokens
 
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -112,6 +113,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 loss and gradient, z-loss", entropy(llada, bf16, True, 0.0, 1e-4, None)
     yield "bfloat16 loss and gradient, softcap", entropy(llada, bf16, True, 0.0, 0.0, 30.0)
     yield "float32 loss and gradient, one token", entropy(1, torch.float32)
+    for law in ("uniform", "gumbel"):
+        yield f"noise of positions, {law}", partial(position_noise.position_noise, meta(200), meta(200), meta(200), law)
     for window in (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
         yield f"k window {window}", transfer(window, k=meta(8))
     for window in (64, 8192):

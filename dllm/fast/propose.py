@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm.fast.head import HeadTap, guide
-from dllm_kernels import GumbelArgmax, gumbel_argmax, philox
+from dllm_kernels import GumbelArgmax, gumbel_argmax, position_noise
 
 if TYPE_CHECKING:
     from dllm.fast.denoise import Policy
@@ -56,7 +56,7 @@ def propose(
     )
     drawn = _draw(tap, hidden, listed, policy.cfg_scale, options)
     if policy.rule == "coin":
-        coin = _uniform(listed)
+        coin = position_noise(listed.seed, listed.position, listed.step, impl=policy.impl)
         return drawn.token, -coin, coin
     return drawn.token, _rank(drawn, listed, policy), None
 
@@ -64,11 +64,12 @@ def propose(
 def _rank(drawn: GumbelArgmax, listed: Listed, policy: Policy) -> Tensor:
     """The number by which proposals are ranked, float32 [N]; see :class:`Policy`."""
     if policy.confidence == "random":
-        return _uniform(listed)
+        return position_noise(listed.seed, listed.position, listed.step, impl=policy.impl)
     rank = drawn.log_prob.exp() if policy.confidence == "probability" else getattr(drawn, policy.confidence)
     if policy.order_temperature > 0:
         # the k largest of c / T + g, g Gumbel noise, are k draws without replacement from softmax(c / T)
-        rank = rank / policy.order_temperature + _gumbel(listed)
+        noise = position_noise(listed.seed, listed.position, listed.step, law="gumbel", impl=policy.impl)
+        rank = rank / policy.order_temperature + noise
     return rank
 
 
@@ -96,14 +97,3 @@ def _draw(
             )
         )
     return GumbelArgmax(*map(torch.cat, zip(*found, strict=True)))
-
-
-def _uniform(listed: Listed) -> Tensor:
-    return philox.uniform(listed.seed, listed.position, listed.step, philox.RANDOM_CONFIDENCE)
-
-
-def _gumbel(listed: Listed) -> Tensor:
-    """Standard Gumbel noise of each position, of the stream that orders positions."""
-    zero = torch.zeros_like(listed.seed)
-    words = philox.words(listed.seed, zero, listed.position, listed.step, philox.RANDOM_CONFIDENCE)
-    return philox.gumbel_from_words(words[0], words[1])
