@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm.fast.head import HeadTap, guide
-from dllm_kernels import GumbelArgmax, gumbel_argmax, position_noise
+from dllm_kernels import GumbelArgmax, gumbel_argmax, linear_gumbel_argmax, position_noise
 
 if TYPE_CHECKING:
     from dllm.fast.denoise import Policy
@@ -77,9 +77,18 @@ def _draw(
     tap: HeadTap, hidden: list[Tensor], listed: Listed, cfg_scale: float, options: dict[str, object]
 ) -> GumbelArgmax:
     """What one pass over the vocabulary tells of rows of hidden states [N, H]."""
-    if tap.kind == "linear" and len(hidden) == 2:
-        # a linear head commutes with guidance, since the weights scale + 1 and -scale sum to one and so keep the bias
-        hidden = [guide(*hidden, cfg_scale).to(hidden[0].dtype)]
+    head = tap.head
+    if tap.kind == "linear" and head.weight.dtype != torch.float64:
+        return linear_gumbel_argmax(
+            *(hidden[0].to(head.weight.dtype), head.weight, head.bias),
+            unconditional=hidden[1].to(head.weight.dtype) if len(hidden) == 2 else None,
+            cfg_scale=cfg_scale if len(hidden) == 2 else 0.0,
+            seeds=listed.seed,
+            positions=listed.position,
+            step=listed.step,
+            count=listed.count,
+            **options,
+        )
     chunk, found = HEAD_ROWS.get(listed.row.device.type, HEAD_ROWS["cuda"]), []
     for begin in range(0, len(listed.row), chunk):
         part = slice(begin, begin + chunk)
