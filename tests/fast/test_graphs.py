@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dllm.core import samplers
 from dllm.fast import generate, graphs
 from dllm.fast.denoise import Clock, State, denoise_step
 from dllm.fast.head import HeadTap
@@ -60,6 +61,32 @@ def test_replays_give_the_eager_tokens(captures, remasking, temperature, cfg_sca
         assert stats.mode == "graph" and stats.body_seconds is None
         assert torch.equal(graphed, eager)
     assert len(captures) == 2  # one for each number of rows; the second prompts replay
+
+
+SAMPLERS = {
+    "MDLMSampler": dict(block_size=5, steps=7, remasking="random", stochastic_transfer=True),
+    "LLaDASampler": dict(block_size=6, steps=6, confidence_eos_eot_inf=True, cfg_scale=0.5),
+    "DreamSampler": dict(alg="entropy", alg_temp=0.3, steps=6, top_k=None),
+    "ThresholdSampler": dict(block_size=5, threshold=0.3),
+    "LLaDA2Sampler": dict(block_size=5, threshold=0.3, steps=4),
+    "EntropyBoundSampler": dict(block_size=5, gamma=2.0),
+}
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_replay_one_step(captures, name, stops):
+    """Blocks, steps and stops of every row are on the device: one captured step serves them, and the next call."""
+    tokenizer = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=40, pad_token_id=1)
+    sampler = getattr(samplers, name)(favour(tiny("bert"), 40, 4.0), tokenizer)
+    options = dict(max_new_tokens=12, temperature=0.8, return_dict=True, stop_at_eos=stops, **SAMPLERS[name])
+    for seed in (0, 1):
+        rows = [row.tolist()[:length] for row, length in zip(prompts(3, 7, seed), (7, 2, 5), strict=True)]
+        eager = sampler.sample(rows, seed=seed, cuda_graph=False, **options)
+        graphed = sampler.sample(rows, seed=seed, **options)
+        assert graphed.stats.mode == "graph" and torch.equal(graphed.sequences, eager.sequences)
+        assert graphed.stats.row_forwards == eager.stats.row_forwards
+    assert len(captures) == 1
 
 
 def test_padded_rows_and_early_stop(captures):

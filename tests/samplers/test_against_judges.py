@@ -39,7 +39,7 @@ def check(sampler, judge, model, rows, *, infill=False, stops=False, seed=11, **
     call = sampler.infill if infill else sampler.sample
     out = call(rows, seed=seed, return_dict=True, stop_at_eos=stops, **settings)
     for i, row in enumerate(rows):
-        trace = judge(model, row, mask_id=MASK_ID, seed=seed + i)
+        trace = judge(model, torch.tensor(row, device=out.sequences.device), mask_id=MASK_ID, seed=seed + i)
         width = len(trace.canvas)
         column = slice(-width, None) if sampler.pads_left and width else slice(width)
         got = out.sequences[i, column]
