@@ -33,6 +33,8 @@ from tests.reference_samplers.rules import Confidence, at_least, by_factor, sure
 from tests.test_reference_loop import MASK, Table, sure
 
 M = MASK
+# largest probability .55 .50 .54; margin of the two largest .40 .00 .425; entropy 1.18 .69 1.33
+A, B, C = (0.55, 0.15, 0.15, 0.15, 1e-9), (0.5, 0.5, 1e-9, 1e-9, 1e-9), (0.54, 0.115, 0.115, 0.115, 0.115)
 LINEAR = LinearAlphaScheduler()
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -200,6 +202,12 @@ def test_mdlm_lengths_steps_and_scheduler():
     assert [len(c) for c in order(drawn)] == want[0] + want[1]
 
 
+def test_confidence_is_the_probability_of_the_choice():
+    """.5 twice has the smaller entropy, .55 is the surer choice."""
+    trace = mdlm_sample(law((0.2,) * 5, B, A), [0], mask_id=M, max_new_tokens=2, steps=2)
+    assert order(trace) == [[2], [1]]
+
+
 def test_suppressed_tokens():
     model = Table(sure((0, 0), (1, 5.0), (2, 1.0)))
     arguments = dict(mask_id=M, max_new_tokens=2, steps=2)
@@ -295,12 +303,9 @@ def test_llada_schedule_and_options():
 
 # Dream
 
-A, B, C = (0.55, 0.15, 0.15, 0.15, 1e-9), (0.5, 0.5, 1e-9, 1e-9, 1e-9), (0.54, 0.115, 0.115, 0.115, 0.115)
-
 
 @pytest.mark.parametrize("alg, first", [("maskgit_plus", 1), ("entropy", 2), ("topk_margin", 3)])
 def test_dream_confidences(alg, first):
-    """Largest probability .55 .50 .54; margin .40 .00 .425; entropy 1.18 .69 1.33."""
     model = law((0.2,) * 5, A, B, C)
     trace = dream(
         model,
@@ -333,12 +338,12 @@ def test_dream_draws_from_the_filtered_law():
     """p^2 of (.5, .3, .15, .04, .01) is .25, .09, .0225, ...: top_p = .9 keeps those with less than .9 before them,
     two (.25 and .09 of .3642; .93 lies before the third)."""
     model, drawn = law((0.5, 0.3, 0.15, 0.04, 0.01)), torch.zeros(5)
-    for seed in range(400):
+    for seed in range(300):
         trace = dream(
             model, [], mask_id=M, seed=seed, max_new_tokens=1, steps=1, alg="maskgit_plus", temperature=0.5, top_p=0.9
         )
         drawn[trace.canvas[0]] += 1
-    assert drawn[2:].sum() == 0 and binomial_p(int(drawn[0]), 400, 0.25 / 0.34) > P_MIN
+    assert drawn[2:].sum() == 0 and binomial_p(int(drawn[0]), 300, 0.25 / 0.34) > P_MIN
 
 
 def test_dream_time_grid_counts():
@@ -376,9 +381,9 @@ def test_dream_origin_flips_coins():
 
 
 def test_dream_alg_temp_draws_positions():
-    """From softmax(c / alg_temp), c the confidence itself: .9 and .6 at .5 give 1 / (1 + e^-.6)."""
-    model, first = law((0.9, 0.1, 1e-9, 1e-9, 1e-9), (0.6, 0.4, 1e-9, 1e-9, 1e-9), (0.2,) * 5), 0
-    for seed in range(400):
+    """From softmax(c / alg_temp), c the confidence itself: .6 and .25 at .5 give .668; logarithms, .852."""
+    model, first = law((0.6, 0.4, 1e-9, 1e-9, 1e-9), (0.25, 0.2, 0.2, 0.2, 0.15), (0.2,) * 5), 0
+    for seed in range(300):
         trace = dream(
             model,
             [0],
@@ -392,9 +397,9 @@ def test_dream_alg_temp_draws_positions():
             schedule="B",
         )
         first += order(trace)[0] == [1]
-    assert binomial_p(first, 400, 1 / (1 + math.exp(-0.6))) > P_MIN
-    words = philox.words(*(torch.tensor(x) for x in (399, 0, [1, 2], 0)), philox.RANDOM_CONFIDENCE)
-    number = torch.tensor([0.9, 0.6]) / 0.5 + philox.gumbel_from_words(*words[:2])
+    assert binomial_p(first, 300, 1 / (1 + math.exp(-0.7))) > P_MIN
+    words = philox.words(*(torch.tensor(x) for x in (299, 0, [1, 2], 0)), philox.RANDOM_CONFIDENCE)
+    number = torch.tensor([0.6, 0.25]) / 0.5 + philox.gumbel_from_words(*words[:2])
     assert order(trace)[0] == [1 + int(number.argmax())]
 
 
