@@ -165,9 +165,13 @@ class Denoiser:
         self.active = self.active[staying]
         if not self.graphed:
             self.state = self.state.rows(staying)
-        if self.policy.eos_id is not None:
-            first, stop = self.work.first[rows], self.work.length[rows]
-            self.canvas[rows] = fill_after_eos(self.canvas[rows], first, stop, self.policy.eos_id)
+        self.canvas[rows] = self._ended(self.canvas[rows], rows)
+
+    def _ended(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Canvases [N, L] of finished rows, with EOS to the end after the first one."""
+        if self.policy.eos_id is None:
+            return tokens
+        return fill_after_eos(tokens, self.work.first[rows], self.work.length[rows], self.policy.eos_id)
 
     def _raise_if_failed(self) -> None:
         """What only the device saw, read once at the end."""
@@ -196,8 +200,10 @@ class Denoiser:
         current = state.tokens.gather(1, column)
         proposed = state.proposals >= 0
         open_to_change = (current == self.policy.mask_id) & proposed
-        canvas[self.active] = state.tokens
-        tentative[self.active] = state.tokens.scatter(1, column, torch.where(open_to_change, state.proposals, current))
+        offered = state.tokens.scatter(1, column, torch.where(open_to_change, state.proposals, current))
+        done = (state.block >= state.blocks)[:, None]
+        for shown, tokens in ((canvas, state.tokens), (tentative, offered)):
+            shown[self.active] = torch.where(done, self._ended(tokens, self.active), tokens)
         ranked = torch.where(proposed, state.confidence, torch.nan)
         confidence[self.active] = confidence[self.active].scatter(1, column, ranked)
         return Step(canvas, tentative, confidence, *progress)

@@ -27,24 +27,24 @@ def prompts(model, lengths=LENGTHS, seed=0):
     return [make_prompt(model, 1, length, seed + i)[0].tolist() for i, length in enumerate(lengths)]
 
 
-def assert_same(got: torch.Tensor, trace, history=None):
-    """Equal to the judge's, in every step where a history is given, up to near ties, of which none is expected."""
-    difference = judges.first_difference(got.cpu() if history is None else [h.cpu() for h in history], trace)
+def assert_same(got: torch.Tensor, trace, history):
+    """Equal to the judge's after every step, up to near ties, of which none is expected."""
+    difference = judges.first_difference([h.cpu() for h in history], trace)
     assert difference is None or difference.near_tie, difference
     assert difference is None, f"a near tie on a fixed seed: {difference}"
+    assert torch.equal(got, history[-1])
 
 
-def check(sampler, judge, model, rows, *, infill=False, stops=False, seed=11, **settings):
+def check(sampler, judge, model, rows, *, infill=False, seed=11, **settings):
     """A batch, row by row against the judge."""
     call = sampler.infill if infill else sampler.sample
-    out = call(rows, seed=seed, return_dict=True, stop_at_eos=stops, **settings)
+    out = call(rows, seed=seed, return_dict=True, **settings)
     for i, row in enumerate(rows):
         trace = judge(model, torch.tensor(row, device=out.sequences.device), mask_id=MASK_ID, seed=seed + i)
         width = len(trace.canvas)
         column = slice(-width, None) if sampler.pads_left and width else slice(width)
         got = out.sequences[i, column]
-        history = None if stops else [canvas[i, column] for canvas in out.histories]
-        assert_same(got, trace, history)
+        assert_same(got, trace, [canvas[i, column] for canvas in out.histories])
         rest = torch.ones(out.sequences.shape[1], dtype=torch.bool)
         rest[column] = False
         assert bool((out.sequences[i, rest.to(got.device)] == EOS).all())
@@ -193,7 +193,7 @@ def test_stop_at_eos(name, temperature, device):
     settings = settings | dict(max_new_tokens=20, temperature=temperature)
     judge = functools.partial(judge, eos_token_id=EOS, **settings)
     sampler, rows = getattr(samplers, name)(model, Tokenizer()), prompts(model, (5, 1, 8, 2, 3))
-    out = check(sampler, judge, model, rows, stops=True, **settings)
+    out = check(sampler, judge, model, rows, stop_at_eos=True, **settings)
     assert out.stats.useful_tokens < out.stats.tokens and len(set(out.stats.row_forwards)) > 1
 
 
