@@ -9,6 +9,7 @@ from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
 from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
 from dllm_kernels.position_noise import position_noise
 from dllm_kernels.transfer_tokens import transfer_tokens
+from dllm_kernels.truncation_floor import truncation_floor
 
 __all__ = [
     "CrossEntropy",
@@ -19,5 +20,6 @@ __all__ = [
     "masked_cross_entropy",
     "position_noise",
     "transfer_tokens",
+    "truncation_floor",
 ]
 __version__ = "0.2.0"

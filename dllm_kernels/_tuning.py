@@ -58,6 +58,10 @@ _FUSED_HEAD = {
     "gfx942": ((16, 256, 2), (32, 256, 2), (64, 512, 2)),  # origin: default, unmeasured
 }
 
+# Threads of the program that searches a row for what top-k and top-p keep: few rows fill few multiprocessors, so each
+# row gets as many threads as have 64 registers and more.
+_TRUNCATION_FLOOR = {"default": 1024}  # origin: default, unmeasured
+
 # (widest window, warps): up to 128 columns are sorted within one warp, then it is 8 to 16 keys a thread.
 _TRANSFER_TOKENS = {
     "default": ((128, 1), (512, 2), (2048, 4), (4096, 8), (8192, 16)),  # origin: default, unmeasured
@@ -114,6 +118,13 @@ def fused_head(rows: int, dtype: torch.dtype) -> tuple[FusedHeadShape, dict[str,
     if architecture.startswith("gfx"):
         launch["matrix_instr_nonkdim"] = 16  # the other size, which it would take for 32 rows and more, sums otherwise
     return FusedHeadShape(HEAD_TILE, BLOCK_R, _HEAD_COLUMN_BYTES // dtype.itemsize), launch
+
+
+def truncation_floor() -> tuple[int, int]:
+    """Threads and warps per row on the current device."""
+    architecture, warp_size = _target()
+    threads = _TRUNCATION_FLOOR.get(architecture, _TRUNCATION_FLOOR["default"])
+    return threads, threads // warp_size
 
 
 def transfer_tokens(window: int) -> tuple[int, int]:
