@@ -161,6 +161,11 @@ def _transfer_tokens(impl: str, device: str) -> Outputs:
     return count, canvas
 
 
+def _truncation_floor(impl: str, device: str) -> Outputs:
+    logits = torch.randn(3, 257, generator=torch.Generator().manual_seed(0)).to(device)
+    return (dllm_kernels.truncation_floor(logits, temperature=0.8, top_k=20, top_p=0.6, impl=impl),)
+
+
 def _kinds_of_device() -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -207,4 +212,5 @@ SELF_TESTS = {
     "linear_cross_entropy": _linear_cross_entropy,
     "masked_cross_entropy": _masked_cross_entropy,
     "transfer_tokens": _transfer_tokens,
+    "truncation_floor": _truncation_floor,
 }
