@@ -9,7 +9,7 @@
 // win, so its logarithms are never taken. Rounding is monotone, hence fl(l + fl(T G)) >= fl(l + fl(T g)) for G >= g and
 // the pruning is exact. Of a vocabulary of 50,000 some twenty tokens are computed.
 
-#include "common.h"
+#include "logits.h"
 #include "philox.h"
 
 #include <algorithm>
@@ -19,7 +19,6 @@ namespace dllm {
 namespace {
 
 constexpr int64_t kChunk = 16384;
-constexpr int64_t kTile = 1024;
 
 // Of one chunk, or of all tokens of a row so far. Statistics are those of softmax(l rate); begin-suppressed tokens, whose
 // logit counts as -inf in them, may still be the best.
@@ -37,9 +36,13 @@ struct Noise {
   float temperature;
 };
 
-// Which logits count as -inf: everywhere, and in the statistics only. Either may be null; both are of the whole row.
+// Which logits count as -inf: everywhere, in the statistics only (either may be null; both are of the whole row), and
+// what is below a logit.
 struct Hidden {
   const bool *suppress, *begin_suppress;
+  float below;
+
+  bool nothing() const { return !suppress && !begin_suppress && below == -kInf; }
 };
 
 // The two largest logits of each lane.
@@ -56,18 +59,6 @@ struct Sums {
   float total = 0, moment = 0;
 };
 
-// Fills a tile with -inf where there is no logit or it is suppressed; NaN becomes -inf, +inf the largest finite number.
-template <typename Dtype>
-void load_tile(float* x, const typename Dtype::type* logits, const bool* suppress, int64_t n) {
-  typename Dtype::type buffer[kTile] = {};
-  std::memcpy(buffer, logits, n * sizeof buffer[0]);
-  for (int64_t i = 0; i < kTile; i += kLanes)
-    store(x + i, min(max(Dtype::load(buffer + i), splat(-kInf)), splat(FLT_MAX)));
-  std::fill(x + n, x + kTile, -kInf);
-  if (suppress)
-    for (int64_t i = 0; i < n; ++i) x[i] = suppress[i] ? -kInf : x[i];
-}
-
 template <typename Dtype>
 float maximum(const typename Dtype::type* logits) {
   vfloat found = splat(-kInf);
@@ -79,6 +70,10 @@ float maximum(const typename Dtype::type* logits) {
 void hide(const float* x, const bool* hidden, int64_t n, float* out) {
   std::copy(x, x + kTile, out);
   for (int64_t i = 0; i < n; ++i) out[i] = hidden[i] ? -kInf : x[i];
+}
+
+void hide_below(float* x, float least) {
+  for (int64_t i = 0; i < kTile; i += kLanes) store(x + i, load(x + i) < least ? splat(-kInf) : load(x + i));
 }
 
 // One pass over a whole tile: sum e^gap and sum e^gap gap, and the largest logits so far. `x` gets the logits as
@@ -155,12 +150,13 @@ Partial reduce_chunk(
   Partial out;
   Largest seen;
   alignas(64) float x[kTile], shown[kTile];
-  const bool plain = !hidden.suppress && !hidden.begin_suppress;
+  const bool plain = hidden.nothing();
   for (int64_t tile = begin; tile < end; tile += kTile) {
     const int64_t n = std::min(kTile, end - tile);
     const Largest seen_before = seen;
     const bool whole = n == kTile && plain;
     if (!whole) load_tile<Dtype>(x, logits + (tile - first), hidden.suppress ? hidden.suppress + tile : nullptr, n);
+    if (hidden.below > -kInf) hide_below(x, hidden.below);
     float* y = x;  // what the statistics see
     if (hidden.begin_suppress) hide(x, hidden.begin_suppress + tile, n, y = shown);
     if (out.max == -kInf)
@@ -206,26 +202,21 @@ void append(Partial& row, Partial chunk, double rate) {
   if (chunk.best > row.best) row.best = chunk.best, row.token = chunk.token, row.logit = chunk.logit;
 }
 
-// What a row's temperature is to its statistics. Inverse temperatures end at 1e30 and 1e-30, far beyond any sense, so
-// that no gap times one is NaN.
-double rate_of(const PerRow<float>& temperature, bool tempered, int64_t row) {
-  if (!tempered || !temperature || !(temperature[row] > 0)) return 1;
-  return 1 / double(std::clamp(temperature[row], 1e-30f, 1e30f));
-}
-
 struct Arguments {
   const void* logits;  // of tokens `first` to `first` + `width`
   int64_t first, width, n_rows, row_stride, n;
   PerRow<float> temperature;
   PerRow<int64_t> seeds, positions, step, rows;
-  Hidden hidden;
+  const bool *suppress, *begin_suppress;
   bool tempered;
+  const float* least;  // per chosen row, or null
 
   int64_t row(int64_t i) const { return rows ? rows[i] : i; }
   double rate(int64_t i) const {
     const int64_t r = row(i);
     return r < 0 || r >= n_rows ? 1 : rate_of(temperature, tempered, r);
   }
+  Hidden hidden(int64_t i) const { return {suppress, begin_suppress, least ? least[i] : -kInf}; }
   Noise noise(int64_t r) const {
     if (!temperature) return {{0, 0, 0}, 0};
     return {
@@ -239,8 +230,8 @@ Partial reduce_chunk_of(const Arguments& in, int64_t row, int64_t i, int64_t beg
   const auto* logits = static_cast<const typename Dtype::type*>(in.logits) + row * in.row_stride;
   const float rate = static_cast<float>(in.rate(i));
   return in.tempered
-      ? reduce_chunk<Dtype, true>(logits, in.first, begin, end, in.hidden, rate, in.noise(row), floor)
-      : reduce_chunk<Dtype, false>(logits, in.first, begin, end, in.hidden, rate, in.noise(row), floor);
+      ? reduce_chunk<Dtype, true>(logits, in.first, begin, end, in.hidden(i), rate, in.noise(row), floor)
+      : reduce_chunk<Dtype, false>(logits, in.first, begin, end, in.hidden(i), rate, in.noise(row), floor);
 }
 
 // Appends the logits to what is known of each row.
@@ -299,24 +290,17 @@ void write(const Results& out, int64_t i, const Partial& row, double rate) {
   out.lse[i] = static_cast<float>(row.max * rate + log_total);
 }
 
-const bool* flags(const std::optional<Tensor>& t) {
-  return t ? static_cast<const bool*>(t->const_data_ptr()) : nullptr;
-}
-
-int64_t counted(const std::optional<Tensor>& count, int64_t n) {
-  return count ? std::clamp<int64_t>(PerRow<int64_t>(*count)[0], 0, n) : n;
-}
-
 void gumbel_argmax(
     Tensor logits, std::optional<Tensor> temperature, std::optional<Tensor> seeds, std::optional<Tensor> positions,
     std::optional<Tensor> step, std::optional<Tensor> suppress, std::optional<Tensor> begin_suppress, bool tempered,
-    std::optional<Tensor> rows, std::optional<Tensor> count, Tensor token, Tensor log_prob, Tensor margin,
-    Tensor neg_entropy, Tensor lse) {
+    std::optional<Tensor> least, std::optional<Tensor> rows, std::optional<Tensor> count, Tensor token,
+    Tensor log_prob, Tensor margin, Tensor neg_entropy, Tensor lse) {
   const int64_t wanted = token.size(0);
   const Arguments in = {
       logits.const_data_ptr(), 0, logits.size(1), logits.size(0), logits.stride(0), counted(count, wanted),
       PerRow<float>(temperature), PerRow<int64_t>(seeds), PerRow<int64_t>(positions), PerRow<int64_t>(step),
-      PerRow<int64_t>(rows), {flags(suppress), flags(begin_suppress)}, tempered};
+      PerRow<int64_t>(rows), flags(suppress), flags(begin_suppress), tempered,
+      least ? static_cast<const float*>(least->const_data_ptr()) : nullptr};
   std::vector<Partial> found(wanted);
   run(in, logits, found.data());
   const Results out(token, log_prob, margin, neg_entropy, lse);
@@ -333,7 +317,7 @@ void gumbel_argmax_slice(
   const Arguments in = {
       logits.const_data_ptr(), first, logits.size(1), logits.size(0), logits.stride(0),
       counted(count, logits.size(0)), PerRow<float>(temperature), PerRow<int64_t>(seeds), PerRow<int64_t>(positions),
-      PerRow<int64_t>(step), PerRow<int64_t>(), {flags(suppress), flags(begin_suppress)}, tempered};
+      PerRow<int64_t>(step), PerRow<int64_t>(), flags(suppress), flags(begin_suppress), tempered, nullptr};
   auto* known = static_cast<Partial*>(state.mutable_data_ptr());
   if (first == 0) std::fill(known, known + state.size(0), Partial());
   run(in, logits, known);

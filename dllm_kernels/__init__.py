@@ -7,6 +7,7 @@ from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
 from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
 from dllm_kernels.transfer_tokens import transfer_tokens
+from dllm_kernels.truncation_floor import truncation_floor
 
 __all__ = [
     "CrossEntropy",
@@ -15,5 +16,6 @@ __all__ = [
     "linear_cross_entropy",
     "masked_cross_entropy",
     "transfer_tokens",
+    "truncation_floor",
 ]
 __version__ = "0.2.0"

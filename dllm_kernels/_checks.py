@@ -49,6 +49,25 @@ def tensor(
     return value
 
 
+def logits(value: object) -> None:
+    """Check logits [R, V] of any row stride, as the operations on a whole vocabulary take them.
+
+    Example:
+        >>> logits(torch.zeros(2, 0))
+        Traceback (most recent call last):
+        ...
+        ValueError: logits must have at least one token per row, got shape [2, 0]
+    """
+    tensor("logits", value, dtypes=LOGIT_DTYPES, shape=("R", "V"))
+    n_rows, vocab_size = value.shape
+    if vocab_size == 0:
+        raise ValueError(f"logits must have at least one token per row, got shape [{n_rows}, 0]")
+    if vocab_size > 2**31 - 2**16:
+        raise ValueError(f"logits must have fewer than 2^31 - 2^16 tokens per row, got {vocab_size}")
+    if value.stride(1) != 1 and vocab_size > 1:
+        raise ValueError(f"logits must have adjacent tokens (stride 1 in the last dimension), got {value.stride()}")
+
+
 def per_row(name: str, value: int | float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A number, a one-element tensor or a tensor [R], as [R] of `dtype`; what is single is expanded with stride 0.
 

@@ -31,6 +31,10 @@ _GUMBEL_ARGMAX = {
 # One program combines all chunks of a row. Beyond so many of them (2 million tokens) the chunks widen.
 MAX_CHUNKS = 256
 
+# Threads of the program that searches a row for what top-k and top-p keep: few rows fill few multiprocessors, so each
+# row gets as many threads as have 64 registers and more.
+_TRUNCATION_FLOOR = {"default": 1024}  # origin: default, unmeasured
+
 # (widest window, warps): up to 128 columns are sorted within one warp, then it is 8 to 16 keys a thread.
 _TRANSFER_TOKENS = {
     "default": ((128, 1), (512, 2), (2048, 4), (4096, 8), (8192, 16)),  # origin: default, unmeasured
@@ -69,6 +73,13 @@ def gumbel_argmax(vocab_size: int) -> tuple[GumbelArgmaxShape, int]:
     while triton.cdiv(vocab_size, shape.BLOCK_V) > MAX_CHUNKS:
         shape = shape._replace(BLOCK_V=2 * shape.BLOCK_V)
     return shape, shape.COLUMNS // warp_size
+
+
+def truncation_floor() -> tuple[int, int]:
+    """Threads and warps per row on the current device."""
+    architecture, warp_size = _target()
+    threads = _TRUNCATION_FLOOR.get(architecture, _TRUNCATION_FLOOR["default"])
+    return threads, threads // warp_size
 
 
 def transfer_tokens(window: int) -> tuple[int, int]:

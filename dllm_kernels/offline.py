@@ -61,12 +61,16 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
     from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
     from dllm_kernels.transfer_tokens import triton as transfer_tokens
+    from dllm_kernels.truncation_floor import triton as truncation_floor
 
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     def gumbel(vocab_size: int, dtype: torch.dtype, **options: torch.Tensor) -> Callable[[], object]:
         return partial(gumbel_argmax.gumbel_argmax, meta(8, vocab_size, dtype=dtype), **options)
+
+    def cut(vocab_size: int, dtype: torch.dtype, **options: object) -> Callable[[], object]:
+        return partial(truncation_floor.truncation_floor, meta(8, vocab_size, dtype=dtype), **options)
 
     def transfer(window: int, mask_id: int = 126336, **rule) -> Callable[[], object]:
         per_row, size = meta(1).expand(8), (8, window)
@@ -86,6 +90,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     noise = dict(temperature=meta(1, dtype=torch.float32).expand(8), seeds=meta(8), positions=meta(8), step=meta(8))
     chosen = dict(rows=meta(4), count=meta(1))
     suppress = {vocab_size: dict(suppress=meta(vocab_size, dtype=torch.bool)) for vocab_size in (llada, bert)}
+    begin = {vocab_size: dict(begin_suppress=meta(vocab_size, dtype=torch.bool)) for vocab_size in (llada, bert)}
+    floor = dict(floor=meta(8, dtype=torch.float32))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         yield name, gumbel(llada, dtype)
@@ -100,6 +106,23 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "float32 noise ragged suppress rows count", gumbel(bert, torch.float32, **noise, **chosen, **suppress[bert])
     yield "float32 one token", gumbel(1, torch.float32)
     yield "float32 most chunks", gumbel(2**21, torch.float32)
+    yield "bfloat16 begin-suppress", gumbel(llada, bf16, **begin[llada])
+    yield "bfloat16 noise begin-suppress", gumbel(llada, bf16, **noise, **begin[llada])
+    yield "bfloat16 noise tempered", gumbel(llada, bf16, **noise, tempered=True)
+    yield "bfloat16 noise tempered floor", gumbel(llada, bf16, **noise, **floor, tempered=True)
+    yield "bfloat16 floor", gumbel(llada, bf16, **floor)
+    every = dict(**noise, **chosen, **floor, tempered=True)
+    yield "bfloat16 every option", gumbel(llada, bf16, **every, **suppress[llada], **begin[llada])
+    yield "float32 every option ragged", gumbel(bert, torch.float32, **every, **suppress[bert], **begin[bert])
+    tempered = dict(temperature=noise["temperature"])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        yield f"{name} top_p", cut(llada, dtype, top_p=0.9)
+        yield f"{name} top_p tempered ragged", cut(bert, dtype, top_p=0.9, **tempered)
+        yield f"{name} top_k", cut(llada, dtype, top_k=50)
+    every = dict(top_k=50, top_p=0.95, **tempered, **chosen)
+    yield "bfloat16 top_k top_p every option", cut(llada, bf16, **every, **suppress[llada])
+    yield "float32 top_k top_p every option ragged", cut(bert, torch.float32, **every, **suppress[bert])
     scale = meta(1, dtype=torch.float32).expand(8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dllm_kernels.gumbel_argmax import GumbelArgmax
 from dllm_kernels.gumbel_argmax.reference import gumbel_argmax as reference_gumbel_argmax
+from dllm_kernels.truncation_floor.reference import truncation_floor as reference_truncation_floor
 
 STATISTICS = ("log_prob", "margin", "neg_entropy", "lse")
 
@@ -47,14 +48,49 @@ def make_noise(rows: int, temperature: float | Tensor, *, seed: int = 0) -> dict
     }
 
 
-def true_gumbel_argmax(logits: Tensor, **arguments) -> GumbelArgmax:
+def true_gumbel_argmax(
+    logits: Tensor, *, statistics: str = "raw", top_k: int | None = None, top_p: float | None = None, **arguments
+) -> GumbelArgmax:
     """The reference on float64 copies of `logits`; `arguments` as the public function takes them, per-row ones [R].
 
     Example:
         >>> true_gumbel_argmax(torch.zeros(1, 4)).lse
         tensor([1.3863], dtype=torch.float64)
     """
-    return GumbelArgmax(*reference_gumbel_argmax(logits.cpu().double(), **arguments))
+    x = logits.cpu().double()
+    shared = {name: arguments.get(name) for name in ("temperature", "suppress", "rows", "count")}
+    floor = (
+        None if top_k is None and top_p is None else reference_truncation_floor(x, top_k=top_k, top_p=top_p, **shared)
+    )
+    return GumbelArgmax(*reference_gumbel_argmax(x, tempered=statistics == "tempered", floor=floor, **arguments))
+
+
+def measured_logits(
+    logits: Tensor,
+    *,
+    statistics: str = "raw",
+    temperature: Tensor | None = None,
+    suppress: Tensor | None = None,
+    begin_suppress: Tensor | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    **_: object,
+) -> Tensor:
+    """float32 logits whose softmax the statistics describe, as anybody would form them; options as in the public
+    function.
+
+    Example:
+        >>> measured_logits(torch.tensor([[1.0, 2.0]]), suppress=torch.tensor([True, False]))
+        tensor([[-inf, 2.]])
+    """
+    x = logits.float()
+    if suppress is not None:
+        x = x.masked_fill(suppress, -torch.inf)
+    floor = reference_truncation_floor(logits.double(), temperature, top_k, top_p, suppress)
+    x = x.masked_fill(x.double() < floor[:, None], -torch.inf)
+    if begin_suppress is not None:
+        x = x.masked_fill(begin_suppress, -torch.inf)
+    return x / torch.where(temperature > 0, temperature, 1.0)[:, None] if statistics == "tempered" else x
 
 
 def plain_statistics(logits: Tensor, token: Tensor) -> dict[str, Tensor]:
@@ -87,13 +123,16 @@ def assert_within_budget(got: GumbelArgmax, logits: Tensor, **arguments) -> None
         >>> assert_within_budget(gumbel_argmax(logits), logits)
     """
     truth = true_gumbel_argmax(logits, **arguments)
-    plain = plain_statistics(logits.cpu(), truth.token)
+    plain = plain_statistics(measured_logits(logits.cpu(), **arguments), truth.token)
     ulp = torch.finfo(torch.float32).eps
     for name in STATISTICS:
         true = getattr(truth, name)
         scale = true.abs().clamp(min=1.0)
-        error = ((getattr(got, name).cpu().double() - true).abs() / scale).max()
-        budget = 2 * torch.maximum(((plain[name].double() - true).abs() / scale).max(), torch.tensor(ulp))
+        error, of_plain = (
+            torch.where(x == true, 0.0, (x - true).abs() / scale).max()  # -inf may be right
+            for x in (getattr(got, name).cpu().double(), plain[name].double())
+        )
+        budget = 2 * of_plain.clamp(min=ulp)
         if not error <= budget:
             raise AssertionError(f"{name}: error {error:.3g}, budget {budget:.3g} (twice plain PyTorch's)")
 

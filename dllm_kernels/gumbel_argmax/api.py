@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels import _checks, _impl, philox
+from dllm_kernels.truncation_floor.api import cuts
 
 STATISTICS = ("raw", "tempered")
 
@@ -42,6 +43,8 @@ def gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     statistics: str = "raw",
+    top_k: int | None = None,
+    top_p: float | None = None,
     rows: Tensor | None = None,
     count: Tensor | None = None,
     impl: str = "auto",
@@ -71,6 +74,9 @@ def gumbel_argmax(
             same, with log_prob, neg_entropy and lse -inf and margin 0.
         statistics: "raw", of softmax(logits), or "tempered", of softmax(logits / T) (of softmax(logits) where T is 0);
             in these a T beyond 1e-30 and 1e30 counts as 1e-30 or 1e30.
+        top_k, top_p: None, or which tokens are kept, as :func:`dllm_kernels.truncation_floor` has it: the `top_k` with
+            the largest logits and of softmax(logits / T) (of softmax(logits) where T is 0) those above which there is
+            at most `top_p`. The others' logits count as -inf everywhere, also in raw statistics.
         rows: int64 [N], the rows to look at, in this order; the result equals the full result indexed by `rows`.
             A number outside [0, R) gives token -1.
         count: one-element integer tensor on the device: only the first `count` of the chosen rows are read; the
@@ -94,14 +100,8 @@ def gumbel_argmax(
         >>> drawn.token.shape, drawn.log_prob.dtype
         (torch.Size([2]), torch.float32)
     """
-    _checks.tensor("logits", logits, dtypes=_checks.LOGIT_DTYPES, shape=("R", "V"))
+    _checks.logits(logits)
     device, (n_rows, vocab_size) = logits.device, logits.shape
-    if vocab_size == 0:
-        raise ValueError("logits must have at least one token per row, got shape [R, 0]")
-    if vocab_size > 2**31 - 2**16:
-        raise ValueError(f"logits must have fewer than 2^31 - 2^16 tokens per row, got {vocab_size}")
-    if logits.stride(1) != 1 and vocab_size > 1:
-        raise ValueError(f"logits must have adjacent tokens (stride 1 in the last dimension), got {logits.stride()}")
     noise = {"temperature": None, "seeds": None, "positions": None, "step": None}
     if isinstance(temperature, Tensor) or temperature != 0:
         if not isinstance(temperature, Tensor):
@@ -124,7 +124,16 @@ def gumbel_argmax(
         _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("N",), device=device)
     if count is not None:
         count = _checks.per_row("count", count, 1, torch.int64, device)
-    module = importlib.import_module(f"dllm_kernels.gumbel_argmax.{_impl.choose(impl, device)}")
-    hidden = {"suppress": suppress, "begin_suppress": begin_suppress}
-    tempered = statistics == "tempered" and noise["temperature"] is not None
-    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, **hidden, tempered=tempered, rows=rows, count=count))
+    top_k, top_p = cuts(top_k, top_p, vocab_size)
+    impl = _impl.choose(impl, device)
+    chosen = {"suppress": suppress, "rows": rows, "count": count}
+    floor = None
+    if top_k is not None or top_p is not None:
+        module = importlib.import_module(f"dllm_kernels.truncation_floor.{impl}")
+        floor = module.truncation_floor(logits, temperature=noise["temperature"], top_k=top_k, top_p=top_p, **chosen)
+    measured = {
+        "begin_suppress": begin_suppress,
+        "tempered": statistics == "tempered" and noise["temperature"] is not None,
+    }
+    module = importlib.import_module(f"dllm_kernels.gumbel_argmax.{impl}")
+    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, **chosen, **measured, floor=floor))

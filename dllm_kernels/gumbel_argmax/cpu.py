@@ -21,14 +21,16 @@ def gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    floor: Tensor | None = None,
     rows: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked."""
+    """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked, and `floor` [N]:
+    logits below it count as -inf."""
     out = _outputs(logits.shape[0] if rows is None else rows.shape[0], logits.device)
     hidden = (_adjacent(suppress), _adjacent(begin_suppress))
     noise = (temperature, seeds, positions, step)
-    torch.ops.dllm_kernels.gumbel_argmax(logits.detach(), *noise, *hidden, tempered, rows, count, *out)
+    torch.ops.dllm_kernels.gumbel_argmax(logits.detach(), *noise, *hidden, tempered, floor, rows, count, *out)
     return out
 
 

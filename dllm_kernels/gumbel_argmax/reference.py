@@ -20,12 +20,14 @@ def gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    floor: Tensor | None = None,
     rows: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """token, log_prob, margin, neg_entropy, lse of the chosen rows.
 
-    Arguments as in the public function, already checked; per-row ones are [R]. float64 logits are computed in float64
+    Arguments as in the public function, already checked; per-row ones are [R], and `floor` is [N]: logits below it
+    count as -inf. float64 logits are computed in float64
     (the noise stays float32): that is the truth of the tests.
 
     Example:
@@ -42,9 +44,11 @@ def gumbel_argmax(
         return _nothing(len(chosen), logits)
     safe = chosen.clamp(0, n_rows - 1)
 
-    x = _as_numbers(logits[safe])
+    x = as_numbers(logits[safe])
     if suppress is not None:
         x = x.masked_fill(suppress, -torch.inf)
+    if floor is not None:
+        x = x.masked_fill(x < floor[:, None], -torch.inf)
     valid = in_range & (x.amax(-1) > -torch.inf)
     x = torch.where(valid[:, None], x, 0.0)  # keeps rows that are thrown away free of NaN
 
@@ -83,12 +87,12 @@ def gumbel_argmax(
     )
 
 
-def _as_numbers(logits: Tensor) -> Tensor:
+def as_numbers(logits: Tensor) -> Tensor:
     """float32 (or float64) logits with NaN as -inf and +inf as the largest finite float32."""
     x = logits if logits.dtype == torch.float64 else logits.float()
     return x.nan_to_num(nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
 
 
 def _nothing(n: int, logits: Tensor) -> tuple[Tensor, ...]:
-    real = _as_numbers(logits).new_full((n,), -torch.inf)
+    real = as_numbers(logits).new_full((n,), -torch.inf)
     return torch.full((n,), -1, device=logits.device), real, torch.zeros_like(real), real.clone(), real.clone()

@@ -56,6 +56,7 @@ def _chunk_kernel(
     step_ptr,
     suppress_ptr,
     begin_suppress_ptr,
+    floor_ptr,
     rows_ptr,
     count_ptr,
     partial_ptr,
@@ -74,6 +75,7 @@ def _chunk_kernel(
     HAS_NOISE: tl.constexpr,
     HAS_SUPPRESS: tl.constexpr,
     HAS_BEGIN_SUPPRESS: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
     TEMPERED: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_COUNT: tl.constexpr,
@@ -104,6 +106,9 @@ def _chunk_kernel(
         seed = tl.load(seeds_ptr + row * stride_sr)
         position = tl.load(positions_ptr + row * stride_pr)
         step = tl.load(step_ptr + row * stride_ir)
+    floor = -_INF
+    if HAS_FLOOR:
+        floor = tl.load(floor_ptr + n)
     rate = 1.0
     if TEMPERED:
         rate = tl.div_rn(1.0, _statistics_temperature(T))
@@ -117,10 +122,10 @@ def _chunk_kernel(
     t = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, tl.minimum(BLOCK_V, size_v), 16 * COLUMNS):
         # four groups at once: four loads in flight, one change of m
-        l0 = _load_logits(x_ptr, suppress_ptr, start + offs_g, size_v, HAS_SUPPRESS)
-        l1 = _load_logits(x_ptr, suppress_ptr, start + 4 * COLUMNS + offs_g, size_v, HAS_SUPPRESS)
-        l2 = _load_logits(x_ptr, suppress_ptr, start + 8 * COLUMNS + offs_g, size_v, HAS_SUPPRESS)
-        l3 = _load_logits(x_ptr, suppress_ptr, start + 12 * COLUMNS + offs_g, size_v, HAS_SUPPRESS)
+        l0 = _load_logits(x_ptr, suppress_ptr, start + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l1 = _load_logits(x_ptr, suppress_ptr, start + 4 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l2 = _load_logits(x_ptr, suppress_ptr, start + 8 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l3 = _load_logits(x_ptr, suppress_ptr, start + 12 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
         l = tl.reshape(tl.join(tl.join(l0, l1), tl.join(l2, l3)), [COLUMNS, 16])
 
         if HAS_BEGIN_SUPPRESS:
@@ -156,7 +161,7 @@ def _chunk_kernel(
     highest, column = tl.max(bound, axis=0, return_indices=True)
     while highest > -_INF:
         offs_v = _column_tokens(offs_k, column, COLUMNS)
-        score = _load_logits(x_ptr, suppress_ptr, offs_v, size_v, HAS_SUPPRESS)
+        score = _load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
         if HAS_NOISE:
             score = _scores(score, T, seed, first_v // 4 + offs_v // 4, offs_v % 4, position, step)
         score_here, k = tl.max(score, axis=0, return_indices=True)  # ties: the first k, which is the lowest token
@@ -171,7 +176,7 @@ def _chunk_kernel(
     # the two likeliest: the peak, and the better of its column's runner-up and the other columns' peaks
     first, column = tl.max(peak, axis=0, return_indices=True)
     offs_v = _column_tokens(offs_k, column, COLUMNS)
-    l = _load_logits(x_ptr, suppress_ptr, offs_v, size_v, HAS_SUPPRESS)
+    l = _load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
     if HAS_BEGIN_SUPPRESS:
         l = _hide(l, begin_suppress_ptr, offs_v, size_v)
     k = tl.argmax(l, axis=0)
@@ -264,13 +269,18 @@ def _combine_kernel(
 
 
 @triton.jit
-def _load_logits(x_ptr, suppress_ptr, offs_v, size_v, HAS_SUPPRESS: tl.constexpr):
-    """float32 logits: NaN and what is suppressed or past the end as -inf, +inf as the largest finite number."""
+def _load_logits(
+    x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS: tl.constexpr, HAS_FLOOR: tl.constexpr = False
+):
+    """float32 logits: NaN, what is suppressed, below the floor or past the end as -inf, +inf as the largest finite
+    number."""
     mask_v = offs_v < size_v
     x = tl.load(x_ptr + offs_v, mask=mask_v, other=-_INF).to(tl.float32)
     x = tl.minimum(tl.maximum(x, -_INF), _HIGHEST)  # of a number and NaN, either takes the number
     if HAS_SUPPRESS:
         x = _hide(x, suppress_ptr, offs_v, size_v)
+    if HAS_FLOOR:
+        x = tl.where(x < floor, -_INF, x)
     return x
 
 
@@ -337,6 +347,7 @@ class _Options(NamedTuple):
     suppress: Tensor | None = None
     begin_suppress: Tensor | None = None
     tempered: bool = False
+    floor: Tensor | None = None
     rows: Tensor | None = None
     count: Tensor | None = None
 
@@ -350,26 +361,19 @@ def gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    floor: Tensor | None = None,
     rows: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """token, log_prob, margin, neg_entropy, lse of the chosen rows.
 
-    Arguments as in the public function, already checked; per-row ones are [R], of any stride. Two launches; temporaries
+    Arguments as in the public function, already checked; per-row ones are [R], of any stride, and `floor` is [N]:
+    logits below it count as -inf. Two launches; temporaries
     of 28 bytes per row and chunk (:mod:`dllm_kernels._tuning` has the width of a chunk).
     """
     n = len(logits) if rows is None else len(rows)
-    options = _Options(
-        temperature,
-        seeds,
-        positions,
-        step,
-        _adjacent(suppress),
-        _adjacent(begin_suppress),
-        tempered,
-        _adjacent(rows),
-        count,
-    )
+    noise, hidden = (temperature, seeds, positions, step), (_adjacent(suppress), _adjacent(begin_suppress))
+    options = _Options(*noise, *hidden, tempered, floor, _adjacent(rows), count)
     return _reduce([(0, logits)], n, *logits.shape, logits.device, options)
 
 
@@ -395,7 +399,7 @@ def over_slices(
     for each slice and one at the end; temporaries of 28 bytes per row and chunk.
     """
     noise, hidden = (temperature, seeds, positions, step), (_adjacent(suppress), _adjacent(begin_suppress))
-    options = _Options(*noise, *hidden, tempered, None, count)
+    options = _Options(*noise, *hidden, tempered, count=count)
     return _reduce(slices, n, n, vocab_size, device, options)
 
 
@@ -458,6 +462,7 @@ def _reduce_slice(
         step_ptr=options.step,
         suppress_ptr=options.suppress,
         begin_suppress_ptr=options.begin_suppress,
+        floor_ptr=options.floor,
         rows_ptr=options.rows,
         count_ptr=options.count,
         partial_ptr=partial,
@@ -476,6 +481,7 @@ def _reduce_slice(
         HAS_NOISE=options.temperature is not None,
         HAS_SUPPRESS=options.suppress is not None,
         HAS_BEGIN_SUPPRESS=options.begin_suppress is not None,
+        HAS_FLOOR=options.floor is not None,
         TEMPERED=options.tempered,
         HAS_ROWS=options.rows is not None,
         HAS_COUNT=options.count is not None,

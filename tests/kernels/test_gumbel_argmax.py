@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dllm_kernels import _impl, gumbel_argmax, philox
+from dllm_kernels.gumbel_argmax import cpu
 from dllm_kernels.testing import (
     assert_within_budget,
     make_logits,
@@ -15,6 +16,7 @@ from dllm_kernels.testing import (
     poisoned_memory,
     true_gumbel_argmax,
 )
+from tests.goodness_of_fit import P_MIN, chi_square_p
 
 cpu_kernel = pytest.mark.skipif(_impl.why_not_cpu() is not None, reason=f"no extension: {_impl.why_not_cpu()}")
 CPU = pytest.param("cpu", marks=cpu_kernel)
@@ -252,6 +254,209 @@ def test_truth_is_float64():
     assert true_gumbel_argmax(make_logits(1, 10)).lse.dtype == torch.float64
 
 
+# what samplers ask for besides: tokens that count only when chosen, statistics of what is drawn from, top-k and top-p
+
+# a cold row, a hot one, and every way to say 0
+TEMPERATURES = torch.tensor([1.0, 0.0, 0.3, 5.0, -1.0, math.nan])
+
+
+@pytest.mark.parametrize("statistics", ["raw", "tempered"])
+@pytest.mark.parametrize("T", [0.0, 0.7, 2.0])
+def test_reference_with_every_option_is_the_formula(T, statistics):
+    n, V = 5, 13
+    logits, noise = make_logits(n, V, scale=1.5), make_noise(n, torch.full((n,), T))
+    suppress, begin_suppress = torch.arange(V) % 5 == 4, torch.arange(V) % 3 == 0
+    got = gumbel_argmax(
+        *(logits,), **noise, suppress=suppress, begin_suppress=begin_suppress, statistics=statistics,
+        top_k=7, top_p=0.9, impl="reference",
+    )  # fmt: skip
+    drawn = philox.gumbel(noise["seeds"], noise["positions"], noise["step"], V)
+    for row in range(n):
+        x = {v: logits[row, v].item() for v in range(V) if not suppress[v]}
+        p = {v: math.exp(x[v] / (T or 1)) / math.fsum(math.exp(u / (T or 1)) for u in x.values()) for v in x}
+        larger = {v: [u for u in x if x[u] > x[v]] for v in x}
+        kept = [v for v in x if len(larger[v]) < 7 and math.fsum(p[u] for u in larger[v]) <= 0.9]
+        token = max(kept, key=lambda v: x[v] + T * drawn[row, v].item())
+        assert got.token[row] == token
+        rate = 1 / T if T and statistics == "tempered" else 1.0
+        weight = {v: math.exp(x[v] * rate) for v in kept if not begin_suppress[v]}
+        total = math.fsum(weight.values())
+        q = [*sorted((w / total for w in weight.values()), reverse=True), 0.0]
+        expected = {
+            "log_prob": math.log(weight[token] / total) if token in weight else -math.inf,
+            "margin": q[0] - q[1],
+            "neg_entropy": math.fsum(value * math.log(value) for value in q if value),
+            "lse": math.log(total),
+        }
+        for name, value in expected.items():
+            assert getattr(got, name)[row].item() == pytest.approx(value, abs=16 * torch.finfo(torch.float32).eps)
+
+
+@BOTH
+@pytest.mark.parametrize("statistics", ["raw", "tempered"])
+def test_begin_suppressed_tokens_may_be_chosen_and_count_nowhere(impl, statistics):
+    logits, noise = make_logits(6, 3001), make_noise(6, TEMPERATURES)
+    plain = gumbel_argmax(logits, **noise, impl=impl).token
+    begin_suppress = torch.zeros(3001, dtype=torch.bool)
+    begin_suppress[plain[[0, 1]]] = True  # what two rows choose
+    begin_suppress[1500:1700] = True
+    with poisoned_memory():
+        got = gumbel_argmax(logits, **noise, begin_suppress=begin_suppress, statistics=statistics, impl=impl)
+    assert torch.equal(got.token, plain)
+    assert torch.equal(got.log_prob == -math.inf, begin_suppress[plain]) and begin_suppress[plain].sum() >= 2
+    assert_within_budget(got, logits, **noise, begin_suppress=begin_suppress, statistics=statistics)
+
+
+@BOTH
+@pytest.mark.parametrize("statistics", ["raw", "tempered"])
+def test_begin_suppressed_tokens_alone(impl, statistics):
+    """Every token of a row: there is a token and nothing to measure. All but one: it has all probability."""
+    logits, noise = make_logits(3, 2100), make_noise(3, torch.tensor([1.0, 0.0, 0.5]))
+    everything = torch.ones(2100, dtype=torch.bool)
+    got = gumbel_argmax(logits, **noise, begin_suppress=everything, statistics=statistics, impl=impl)
+    assert torch.equal(got.token, gumbel_argmax(logits, **noise, impl="reference").token)
+    assert got.margin.tolist() == [0.0] * 3
+    assert got.log_prob.tolist() == got.neg_entropy.tolist() == got.lse.tolist() == [-math.inf] * 3
+    everything[1800] = False
+    got = gumbel_argmax(logits, **noise, begin_suppress=everything, statistics=statistics, impl=impl)
+    assert got.margin.tolist() == [1.0] * 3 and (got.neg_entropy.abs() < 1e-30).all() and got.lse.isfinite().all()
+
+
+@cpu_kernel
+@pytest.mark.parametrize("vocab_size", [1, 2, 50, 1025, 16385])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_of_what_is_drawn_from(vocab_size, scale, dtype):
+    logits, noise = make_logits(6, vocab_size, scale=scale, dtype=dtype), make_noise(6, TEMPERATURES)
+    with poisoned_memory():
+        got = gumbel_argmax(logits, **noise, statistics="tempered", impl="cpu")
+    assert torch.equal(got.token, gumbel_argmax(logits, **noise, impl="cpu").token)
+    assert_within_budget(got, logits, **noise, statistics="tempered")
+
+
+@BOTH
+def test_statistics_at_temperatures_beyond_sense(impl):
+    """Nothing is NaN: all probability on the likeliest token, or the same for all."""
+    logits = make_logits(5, 1100)
+    logits[:, 500:] = -math.inf
+    noise = make_noise(5, torch.tensor([1e-45, 1e-38, 1e30, 3e38, math.inf]))
+    got = gumbel_argmax(logits, **noise, statistics="tempered", impl=impl)
+    assert not any(field.isnan().any() for field in got[1:])
+    assert got.token.max() < 500 and torch.equal(got.token[:2], logits[:2].argmax(-1))
+    assert got.log_prob[:2].tolist() == [0.0] * 2 and got.margin[:2].tolist() == [1.0] * 2
+    assert (got.margin[2:] < 1e-30).all()
+    assert got.neg_entropy[2:].tolist() == pytest.approx([-math.log(500)] * 3)
+
+
+# ties at the boundary are the rule in bfloat16; V below and above k, ragged
+@BOTH
+@pytest.mark.parametrize("vocab_size", [1, 2, 50, 97, 8193])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("statistics", ["raw", "tempered"])
+def test_what_top_k_and_top_p_cut_off_counts_nowhere(impl, vocab_size, dtype, statistics):
+    logits, noise = make_logits(6, vocab_size, dtype=dtype), make_noise(6, TEMPERATURES)
+    suppress = torch.arange(vocab_size) % 7 == 5
+    for cut in (dict(top_k=20), dict(top_p=0.8), dict(top_k=30, top_p=0.95), dict(top_k=1)):
+        with poisoned_memory():
+            got = gumbel_argmax(logits, **noise, **cut, suppress=suppress, statistics=statistics, impl=impl)
+        truth = true_gumbel_argmax(logits, **noise, **cut, suppress=suppress)
+        assert torch.equal(got.token, truth.token)
+        assert_within_budget(got, logits, **noise, **cut, suppress=suppress, statistics=statistics)
+
+
+@BOTH
+def test_options_that_cut_nothing_change_nothing(impl):
+    logits, noise = make_logits(6, 300), make_noise(6, TEMPERATURES)
+    plain = gumbel_argmax(logits, **noise, impl=impl)
+    for cut in (dict(top_k=300), dict(top_k=10**9), dict(top_p=1), dict(top_p=1.0, top_k=None)):
+        got = gumbel_argmax(logits, **noise, **cut, impl=impl)
+        assert all(torch.equal(a, b) for a, b in zip(got, plain, strict=True))
+
+
+@BOTH
+def test_filtered_rows_that_are_chosen_or_empty(impl):
+    logits, noise = make_logits(6, 700), make_noise(6, torch.full((6,), 0.8))
+    logits[2], logits[4] = -math.inf, math.nan
+    full = gumbel_argmax(logits, **noise, top_p=0.7, top_k=9, statistics="tempered", impl=impl)
+    assert full.token[[2, 4]].tolist() == [-1, -1] and full.lse[[2, 4]].tolist() == [-math.inf] * 2
+    rows, count = torch.tensor([5, 0, 2, 9, 1, 3]), torch.tensor([5])
+    got = gumbel_argmax(
+        *(logits,), **noise, top_p=0.7, top_k=9, statistics="tempered", rows=rows, count=count, impl=impl
+    )
+    assert all(torch.equal(a[[0, 1, 2, 4]], b[rows[[0, 1, 2, 4]]]) for a, b in zip(got, full, strict=True))
+    assert got.token[[3, 5]].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("impl", [CPU])
+def test_filtered_draws_follow_the_filtered_softmax(impl):
+    """20,000 draws at T 0.7 from 40 tokens cut to at most 12 and 90 %: law softmax(l / T), renormalized; the reported
+    probability is that law."""
+    n, T = 20000, 0.7
+    logits = make_logits(1, 40, scale=1.0)
+    drawn = gumbel_argmax(
+        *(logits.expand(n, 40),), temperature=T, seeds=3, positions=torch.arange(n), step=1,
+        top_k=12, top_p=0.9, statistics="tempered", impl=impl,
+    )  # fmt: skip
+    p = (logits.double() / T).softmax(-1)[0]
+    larger = logits[0][None] > logits[0][:, None]
+    law = p * ((larger.double() @ p <= 0.9) & (larger.sum(-1) < 12))
+    law /= law.sum()
+    assert 1 < (law > 0).sum() <= 12
+    counts = drawn.token.bincount(minlength=40)
+    assert counts[law == 0].sum() == 0
+    assert chi_square_p(counts[law > 0], law[law > 0]) > P_MIN
+    assert torch.allclose(drawn.log_prob.double(), law.log()[drawn.token], atol=1e-6)
+
+
+# slices of the vocabulary
+
+
+def in_slices(logits, width):
+    """Slices that share one buffer, as a producer of them would: each is gone when the next is asked for."""
+    vocab_size = logits.shape[1]
+    buffer = torch.empty(len(logits), width, dtype=logits.dtype)
+    for first in range(0, vocab_size, width):
+        here = logits[:, first : first + width]
+        buffer[:, : here.shape[1]] = here
+        yield first, buffer[:, : here.shape[1]]
+        buffer.fill_(math.nan)
+
+
+# one slice, narrow ones, a ragged last one of one token, slices wider than a chunk of 16384
+@cpu_kernel
+@pytest.mark.parametrize(
+    ("vocab_size", "width"), [(1, 4), (97, 4), (3000, 1024), (4097, 2048), (8193, 8192), (40001, 20000)]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slices_give_what_the_whole_gives(vocab_size, width, dtype):
+    logits, noise = make_logits(6, vocab_size, dtype=dtype), make_noise(6, TEMPERATURES)
+    flags = torch.arange(vocab_size)
+    options = dict(suppress=flags % 11 == 3, begin_suppress=flags % 5 == 2)
+    address = tuple(noise.values())
+    for hidden, statistics in itertools.product(({}, options), ("raw", "tempered")):
+        tempered = statistics == "tempered"
+        with poisoned_memory():
+            got = cpu.over_slices(
+                *(in_slices(logits, width), 6, vocab_size, logits.device, *address), **hidden, tempered=tempered
+            )
+        whole = gumbel_argmax(logits, **noise, **hidden, statistics=statistics, impl="cpu")
+        assert torch.equal(got[0], whole.token)
+        assert_within_budget(type(whole)(*got), logits, **noise, **hidden, statistics=statistics)
+    greedy = cpu.over_slices(in_slices(logits, width), 6, vocab_size, logits.device, count=torch.tensor([4]))
+    assert greedy[0].tolist() == [*logits[:4].float().argmax(-1).tolist(), -1, -1]
+
+
+@cpu_kernel
+def test_slices_that_do_not_cover_the_vocabulary():
+    one, device = torch.zeros(2, 4), torch.device("cpu")
+    for slices in ([], [(0, one)], [(0, one), (4, one), (8, one)], [(4, one), (8, one)], [(0, one), (0, one)]):
+        with pytest.raises(ValueError, match="slices must cover"):
+            cpu.over_slices(slices, 2, 8, device)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        cpu.over_slices([(0, one[:, :3]), (3, one)], 2, 7, device)
+    assert [field.shape for field in cpu.over_slices([], 0, 8, device)] == [(0,)] * 5
+
+
 # bad input: the rule and what was got, before anything runs
 
 LOGITS = make_logits(2, 8)
@@ -279,6 +484,16 @@ BAD = [
     (dict(temperature=1.0, seeds=0, positions=0, step="1"), TypeError, "step"),
     (dict(suppress=torch.zeros(8)), TypeError, "suppress must be bool"),
     (dict(suppress=torch.zeros(7, dtype=torch.bool)), ValueError, r"shape \[8\], got \[7\]"),
+    (dict(begin_suppress=torch.zeros(8)), TypeError, "begin_suppress must be bool"),
+    (dict(begin_suppress=torch.zeros(7, dtype=torch.bool)), ValueError, r"shape \[8\], got \[7\]"),
+    (dict(statistics="hot"), ValueError, "one of raw, tempered, got 'hot'"),
+    (dict(top_k=0), ValueError, "top_k must be at least 1"),
+    (dict(top_k=2.0), TypeError, "top_k must be an integer"),
+    (dict(top_k=True), TypeError, "top_k must be an integer"),
+    (dict(top_p=0.0), ValueError, "above 0 and at most 1, got 0.0"),
+    (dict(top_p=1.5), ValueError, "above 0 and at most 1"),
+    (dict(top_p=math.nan), ValueError, "above 0 and at most 1"),
+    (dict(top_p="0.9"), TypeError, "top_p must be a number"),
     (dict(rows=torch.zeros(2, dtype=torch.int32)), TypeError, "rows must be int64"),
     (dict(rows=torch.zeros(1, 2, dtype=torch.int64)), ValueError, "rows must have shape"),
     (dict(count=torch.zeros(2, dtype=torch.int64)), ValueError, "count must have one element"),

@@ -36,7 +36,7 @@ def test_every_target_compiles_the_same(compiled):
     }
     assert {row["target"] for row in compiled} == TARGETS
     assert all(names[target] == names["sm_90"] for target in TARGETS)
-    kernels = {"chunk_kernel", "combine_kernel", "row_kernel", "scale_kernel", "transfer_kernel"}
+    kernels = {"chunk_kernel", "combine_kernel", "floor_kernel", "row_kernel", "scale_kernel", "transfer_kernel"}
     assert {kernel for kernel, _ in names["sm_90"]} == kernels
     assert len(names["sm_90"]) > 30
 
@@ -47,11 +47,12 @@ def test_no_spills(compiled):
 
 
 def test_occupancy_is_bounded_by_nothing_but_the_work(compiled):
-    """The pass over the vocabulary runs at half the threads of an SM or more (64 registers), and exchanges nothing
-    through shared memory but what its reductions need, where rows are aligned."""
+    """The pass over the vocabulary runs at half the threads of an SM or more (64 registers; every option at once, two
+    fifths and 80), and exchanges nothing through shared memory but what its reductions need, where rows are aligned."""
     for row in compiled:
         if row["kernel"] == "chunk_kernel" and row["target"].startswith("sm") and "ragged" not in row["configuration"]:
-            assert row["registers"] <= 64 and row["shared"] <= 64, row
+            most = 80 if "every option" in row["configuration"] else 64
+            assert row["registers"] <= most and row["shared"] <= 64, row
 
 
 def test_the_table_and_a_bad_target():

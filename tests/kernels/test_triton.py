@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from dllm_kernels import _impl, gumbel_argmax, philox, transfer_tokens
+from dllm_kernels import _impl, gumbel_argmax, philox, transfer_tokens, truncation_floor
 from dllm_kernels.testing import assert_within_budget, make_logits, make_noise, poisoned_memory
 
 if _impl.why_not_triton():
@@ -257,6 +257,145 @@ def test_an_infinite_temperature_in_a_tensor_still_draws_a_token(narrow):
     logits[:, :1050] = -INF
     got = fast(logits, **make_noise(2, torch.tensor([INF, 1e38])))
     assert ((got.token >= 1050) & (got.token < 1100)).all() and not got.log_prob.isnan().any()
+
+
+# what samplers ask for besides; a cold row, and ways to say 0
+TEMPERATURES = torch.tensor([1.0, 0.0, 0.3, NAN])
+
+
+@remarks
+@pytest.mark.parametrize("statistics", ["raw", "tempered"])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_begin_suppressed_tokens_may_be_chosen_and_count_nowhere(narrow, statistics, noisy):
+    logits = make_logits(4, 1601)
+    options = dict(statistics=statistics, **(make_noise(4, TEMPERATURES) if noisy else {}))
+    begin_suppress = torch.zeros(1601, dtype=torch.bool)
+    begin_suppress[reference(logits, **options).token[:2]] = True
+    begin_suppress[900:1100] = True
+    options["begin_suppress"] = begin_suppress
+    got = fast(logits, **options)
+    assert torch.equal(got.token, reference(logits, **options).token)
+    assert torch.equal(got.log_prob == -INF, begin_suppress[got.token]) and (got.log_prob == -INF).sum() >= 2
+    if noisy or statistics == "raw":
+        assert_within_budget(got, logits, **options)
+    options["begin_suppress"] = torch.ones(1601, dtype=torch.bool)
+    nothing = fast(logits, **options)
+    assert torch.equal(nothing.token, got.token) and nothing.margin.tolist() == [0.0] * 4
+    assert nothing.log_prob.tolist() == nothing.neg_entropy.tolist() == nothing.lse.tolist() == [-INF] * 4
+
+
+@remarks
+@pytest.mark.parametrize("scale", [0.3, 30.0])
+def test_statistics_of_what_is_drawn_from(narrow, scale):
+    logits, noise = make_logits(4, 1600, scale=scale), make_noise(4, TEMPERATURES)
+    got = fast(logits, **noise, statistics="tempered")
+    assert torch.equal(got.token, reference(logits, **noise).token)
+    assert_within_budget(got, logits, **noise, statistics="tempered")
+
+
+@remarks
+def test_statistics_at_temperatures_beyond_sense(narrow):
+    logits = make_logits(4, 1100)
+    logits[:, 500:] = -INF
+    got = fast(logits, **make_noise(4, torch.tensor([1e-45, 1e-38, 1e30, INF])), statistics="tempered")
+    assert not any(field.isnan().any() for field in got[1:])
+    assert got.token.max() < 500 and got.log_prob[:2].tolist() == [0.0] * 2 and got.margin[:2].tolist() == [1.0] * 2
+    assert got.neg_entropy[2:].tolist() == pytest.approx([-math.log(500)] * 2)
+
+
+@remarks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_top_k_and_top_p_cut_off_counts_nowhere(narrow, dtype):
+    logits, noise = make_logits(4, 1500, dtype=dtype), make_noise(4, TEMPERATURES)
+    suppress = torch.arange(1500) % 7 == 5
+    for cut in (dict(top_k=20, statistics="raw"), dict(top_k=300, top_p=0.9, statistics="tempered")):
+        got = fast(logits, **noise, **cut, suppress=suppress)
+        assert torch.equal(got.token, reference(logits, **noise, **cut, suppress=suppress).token)
+        assert_within_budget(got, logits, **noise, **cut, suppress=suppress)
+
+
+@remarks
+def test_slices_give_the_bits_of_the_whole(narrow):
+    from dllm_kernels.gumbel_argmax import triton as kernels
+
+    logits, noise = make_logits(4, 2100), make_noise(4, TEMPERATURES)
+    flags = dict(suppress=torch.arange(2100) % 11 == 3, begin_suppress=torch.arange(2100) % 5 == 2)
+    whole = fast(logits, **noise, **flags, statistics="tempered")
+
+    def slices():
+        buffer = torch.empty(4, 1024, device=DEVICE)
+        for first in (0, 1024, 2048):
+            width = min(1024, 2100 - first)
+            buffer.fill_(NAN)
+            buffer[:, :width] = logits[:, first : first + width]
+            yield first, buffer[:, :width]
+
+    options = here({**noise, **flags, "tempered": True})
+    with poisoned_memory():
+        got = kernels.over_slices(slices(), 4, 2100, DEVICE, **options)
+    assert same_bits([field.cpu() for field in got], whole)
+    with pytest.raises(ValueError, match="multiples of 1024"):
+        kernels.over_slices([(0, logits[:, :600]), (600, logits[:, 600:])], 4, 2100, DEVICE)
+
+
+# truncation_floor
+
+
+def fast_floor(logits, **arguments):
+    with poisoned_memory():
+        return truncation_floor(logits.to(DEVICE), **here(arguments), impl="triton").cpu()
+
+
+# one token, one group of four, one pass over 4096 tokens and one more
+@remarks
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 50, 97, 4096, 8193])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_floor(vocab_size, dtype):
+    logits = make_logits(3, vocab_size, dtype=dtype)
+    T = torch.tensor([0.0, 0.3, 2.0])
+    for cut in (dict(top_p=0.9), dict(top_k=20), dict(top_k=40, top_p=0.8)):
+        expected = truncation_floor(logits, temperature=T, **cut, impl="reference")
+        assert torch.equal(fast_floor(logits, temperature=T, **cut), expected)
+
+
+@remarks
+@drops_nan
+def test_floor_of_values_that_are_no_numbers():
+    logits = torch.full((5, 150), -1e4)
+    logits[0, 7], logits[0, 140] = NAN, 5.0
+    logits[1] = -INF
+    logits[2] = NAN
+    logits[3], logits[3, 110] = -INF, 3.0
+    logits[4, [3, 120]] = INF
+    largest = torch.finfo(torch.float32).max
+    assert fast_floor(logits, top_p=0.5).tolist() == [5.0, -INF, -INF, 3.0, largest]
+    assert fast_floor(logits, top_k=40).tolist() == [-1e4, -INF, -INF, 3.0, -1e4]
+    assert fast_floor(logits, top_k=1, top_p=0.99).tolist() == [5.0, -INF, -INF, 3.0, largest]
+
+
+@remarks
+def test_floor_of_logits_of_every_magnitude():
+    logits = torch.cat([2.0 ** torch.arange(-126, 128), torch.zeros(1), -(2.0 ** torch.arange(-126, 128))])[None]
+    for k in (1, 100, 255, 508):
+        assert fast_floor(logits, top_k=k).item() == logits[0].sort(descending=True).values[k - 1].item()
+    T = torch.tensor([1e-38, 1e30])
+    assert torch.equal(
+        fast_floor(logits.expand(2, -1), temperature=T, top_p=0.5),
+        truncation_floor(logits.expand(2, -1), temperature=T, top_p=0.5, impl="reference"),
+    )
+
+
+@remarks
+def test_floor_of_chosen_rows():
+    logits, T = make_logits(5, 300), torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0])
+    options = dict(temperature=T, top_p=0.8, top_k=60, suppress=torch.arange(300) % 3 == 0)
+    full = fast_floor(logits, **options)
+    assert torch.equal(full, truncation_floor(logits, **options, impl="reference"))
+    rows = torch.tensor([[4, 8], [0, 8], [5, 8], [-1, 8], [2, 8]])[:, 0]
+    got = fast_floor(logits, **options, rows=rows, count=torch.tensor([4]))
+    assert got.tolist() == [full[4], full[0], -INF, -INF, -INF]
+    assert fast_floor(logits[2:3], **{**options, "temperature": 2.0})[0] == full[2]
+    assert fast_floor(torch.empty(0, 5), top_k=2).shape == (0,)
 
 
 def test_empty_and_strided():
