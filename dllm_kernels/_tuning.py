@@ -35,6 +35,32 @@ MAX_CHUNKS = 256
 # row gets as many threads as have 64 registers and more.
 _TRUNCATION_FLOOR = {"default": 1024}  # origin: default, unmeasured
 
+class FusedHeadShape(NamedTuple):
+    """A program of the fused head: BLOCK_V tokens times BLOCK_R rows, multiplied BLOCK_K columns at a time."""
+
+    BLOCK_V: int
+    BLOCK_R: int
+    BLOCK_K: int
+
+
+# Tokens of a tile, and bytes of a row that are multiplied at a time: the same everywhere, as a row's bits depend on them.
+HEAD_TILE = 128
+_HEAD_COLUMN_BYTES = 128
+# One program combines all tiles of a row, at most so many.
+_MAX_TILES = 4096
+# The most rows for which the head is fused. Each tile reads all hidden states from L2, half of what it reads of the
+# weight at 64 rows; and the noise of 64 rows costs what the second pass over logits in L2 does.
+_FUSED_ROWS = {"default": 64}  # origin: default, unmeasured
+# (most rows, threads, stages): 128 registers a thread at 8192 logits a tile and 512 threads; as many stages as leave room
+# for two programs of few rows (one of 64) in shared memory, of which unknown devices are taken to have 99 KiB.
+_FUSED_HEAD = {
+    "default": ((16, 256, 4), (32, 256, 4), (64, 512, 4)),  # origin: default, unmeasured
+    "sm_80": ((16, 256, 4), (32, 256, 4), (64, 512, 6)),  # origin: default, unmeasured
+    "sm_90": ((16, 256, 6), (32, 256, 5), (64, 512, 8)),  # origin: default, unmeasured
+    "sm_100": ((16, 256, 6), (32, 256, 5), (64, 512, 8)),  # origin: default, unmeasured
+    "gfx942": ((16, 256, 2), (32, 256, 2), (64, 512, 2)),  # origin: default, unmeasured
+}
+
 # (widest window, warps): up to 128 columns are sorted within one warp, then it is 8 to 16 keys a thread.
 _TRANSFER_TOKENS = {
     "default": ((128, 1), (512, 2), (2048, 4), (4096, 8), (8192, 16)),  # origin: default, unmeasured
@@ -80,6 +106,22 @@ def truncation_floor() -> tuple[int, int]:
     architecture, warp_size = _target()
     threads = _TRUNCATION_FLOOR.get(architecture, _TRUNCATION_FLOOR["default"])
     return threads, threads // warp_size
+def fuses_head(rows: int, vocab_size: int) -> bool:
+    """Whether so many rows get the fused head on the current device."""
+    architecture, _ = _target()
+    most = _FUSED_ROWS.get(architecture, _FUSED_ROWS["default"])
+    return rows <= most and vocab_size <= HEAD_TILE * _MAX_TILES
+
+
+def fused_head(rows: int, dtype: torch.dtype) -> tuple[FusedHeadShape, dict[str, int]]:
+    """The shape of the fused head for so many rows on the current device, and launch options."""
+    architecture, warp_size = _target()
+    table = _FUSED_HEAD.get(architecture, _FUSED_HEAD["default"])
+    BLOCK_R, threads, stages = next((entry for entry in table if rows <= entry[0]), table[-1])
+    launch = {"num_warps": threads // warp_size, "num_stages": stages}
+    if architecture.startswith("gfx"):
+        launch["matrix_instr_nonkdim"] = 16  # the other size, which it would take for 32 rows and more, sums otherwise
+    return FusedHeadShape(HEAD_TILE, BLOCK_R, _HEAD_COLUMN_BYTES // dtype.itemsize), launch
 
 
 def transfer_tokens(window: int) -> tuple[int, int]:

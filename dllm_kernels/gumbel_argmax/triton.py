@@ -406,39 +406,56 @@ def over_slices(
 def _reduce(
     slices: Iterable[tuple[int, Tensor]], n: int, R: int, vocab_size: int, device: torch.device, options: _Options
 ) -> tuple[Tensor, ...]:
-    token = torch.empty(n, dtype=torch.int64, device=device)
-    statistics = torch.empty(4, n, dtype=torch.float32, device=device).unbind()
+    shape, num_warps = _tuning.gumbel_argmax(vocab_size)
+    chunks = triton.cdiv(vocab_size, shape.BLOCK_V)
+    partial = torch.empty(_FIELDS, n, chunks, dtype=torch.float32, device=device)
+    partial_token = torch.empty(n, chunks, dtype=torch.int32, device=device)
+    with torch.cuda.device_of(partial):
+        if n:
+            for first, logits in _checks.slices(slices, R, vocab_size, shape.BLOCK_V):
+                _reduce_slice(first, logits, vocab_size, partial, partial_token, options, shape, num_warps)
+        return combine(partial, partial_token, options.temperature, options.tempered, options.rows, R, options.count)
+
+
+def combine(
+    partial: Tensor,
+    partial_token: Tensor,
+    temperature: Tensor | None,
+    tempered: bool,
+    rows: Tensor | None,
+    R: int,
+    count: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The results of rows whose chunks have been reduced, by whatever kernel: partial [6, N, chunks] as a chunk hands
+    it on, partial_token int32 [N, chunks]. One launch."""
+    n, chunks = partial_token.shape
+    token = torch.empty(n, dtype=torch.int64, device=partial.device)
+    statistics = torch.empty(4, n, dtype=torch.float32, device=partial.device).unbind()
     if n == 0:
         return token, *statistics
-    with torch.cuda.device_of(token):
-        shape, num_warps = _tuning.gumbel_argmax(vocab_size)
-        chunks = triton.cdiv(vocab_size, shape.BLOCK_V)
-        partial = torch.empty(_FIELDS, n, chunks, dtype=torch.float32, device=device)
-        partial_token = torch.empty(n, chunks, dtype=torch.int32, device=device)
-        for first, logits in _checks.slices(slices, R, vocab_size, shape.BLOCK_V):
-            _reduce_slice(first, logits, vocab_size, partial, partial_token, options, shape, num_warps)
-        _combine_kernel[(n,)](
-            partial_ptr=partial,
-            partial_token_ptr=partial_token,
-            temperature_ptr=options.temperature,
-            rows_ptr=options.rows,
-            count_ptr=options.count,
-            token_ptr=token,
-            log_prob_ptr=statistics[0],
-            margin_ptr=statistics[1],
-            neg_entropy_ptr=statistics[2],
-            lse_ptr=statistics[3],
-            R=R,
-            chunks=chunks,
-            stride_tr=_stride(options.temperature),
-            BLOCK_C=triton.next_power_of_2(chunks),
-            TEMPERED=options.tempered,
-            HAS_ROWS=options.rows is not None,
-            HAS_COUNT=options.count is not None,
-            num_warps=1,
-            num_stages=1,
-            enable_fp_fusion=False,
-        )
+    BLOCK_C = triton.next_power_of_2(chunks)
+    _combine_kernel[(n,)](
+        partial_ptr=partial,
+        partial_token_ptr=partial_token,
+        temperature_ptr=temperature,
+        rows_ptr=rows,
+        count_ptr=count,
+        token_ptr=token,
+        log_prob_ptr=statistics[0],
+        margin_ptr=statistics[1],
+        neg_entropy_ptr=statistics[2],
+        lse_ptr=statistics[3],
+        R=R,
+        chunks=chunks,
+        stride_tr=_stride(temperature),
+        BLOCK_C=BLOCK_C,
+        TEMPERED=tempered,
+        HAS_ROWS=rows is not None,
+        HAS_COUNT=count is not None,
+        num_warps=min(max(BLOCK_C // 256, 1), 8),
+        num_stages=1,
+        enable_fp_fusion=False,
+    )
     return token, *statistics
 
 

@@ -1,0 +1,41 @@
+"""The head and the sampling of its logits in eager PyTorch: the specification. Formulae: `api.py`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dllm_kernels.gumbel_argmax.reference import gumbel_argmax
+
+
+def linear_gumbel_argmax(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    unconditional: Tensor | None = None,
+    cfg_scale: float = 0.0,
+    rows: Tensor | None = None,
+    count: Tensor | None = None,
+    **options: object,
+) -> tuple[Tensor, ...]:
+    """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked.
+
+    Products are float32 whatever the dtype, and float64 of float64: that is the truth of the tests.
+
+    Example:
+        >>> head = torch.eye(3, 2, dtype=torch.float64)
+        >>> linear_gumbel_argmax(torch.tensor([[0.0, 1.0]], dtype=torch.float64), head)[0]
+        tensor([1])
+    """
+    real = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
+    h = hidden.to(real)
+    if unconditional is not None:
+        h = ((cfg_scale + 1) * h - cfg_scale * unconditional.to(real)).to(hidden.dtype).to(real)
+    logits = F.linear(h, weight.to(real), None if bias is None else bias.to(real))
+    if rows is not None:
+        nothing = logits.new_full((1, len(weight)), -torch.inf)
+        inside = (rows >= 0) & (rows < len(hidden))
+        logits = torch.cat([logits, nothing])[torch.where(inside, rows, len(hidden))]
+    return gumbel_argmax(logits, count=count, **options)
