@@ -50,14 +50,18 @@ _HEAD_COLUMN_BYTES = 128
 _MAX_TILES = 4096
 # The most rows for which the head is fused. Each tile reads all hidden states from L2, half of what it reads of the
 # weight at 64 rows; and the noise of 64 rows costs what the second pass over logits in L2 does.
-_FUSED_ROWS = {"default": 64}  # origin: default, unmeasured
-# (most rows, threads, stages): 128 registers a thread at 8192 logits a tile and 512 threads; as many stages as leave room
-# for two programs of few rows (one of 64) in shared memory, of which unknown devices are taken to have 99 KiB.
+_FUSED_ROWS = {
+    "default": 64,  # origin: default, unmeasured
+    "sm_100": 32,  # 64 spill; with twice the threads its matrix units are not used
+}
+# (most rows, threads, stages): at most 128 registers a thread, or two programs of few rows do not fit a multiprocessor;
+# as many stages as fit its shared memory (with 64 rows for one program), of which unknown devices are taken to have
+# 99 KiB.
 _FUSED_HEAD = {
     "default": ((16, 256, 4), (32, 256, 4), (64, 512, 4)),  # origin: default, unmeasured
     "sm_80": ((16, 256, 4), (32, 256, 4), (64, 512, 6)),  # origin: default, unmeasured
     "sm_90": ((16, 256, 6), (32, 256, 5), (64, 512, 8)),  # origin: default, unmeasured
-    "sm_100": ((16, 256, 6), (32, 256, 5), (64, 512, 8)),  # origin: default, unmeasured
+    "sm_100": ((16, 256, 6), (32, 256, 5)),  # origin: default, unmeasured
     "gfx942": ((16, 256, 2), (32, 256, 2), (64, 512, 2)),  # origin: default, unmeasured
 }
 
