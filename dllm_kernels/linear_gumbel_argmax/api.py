@@ -103,7 +103,9 @@ def linear_gumbel_argmax(
     options = check_statistics(suppress, begin_suppress, statistics, noise["temperature"], vocab_size, device)
     cfg_scale = _checks.finite_at_least_zero("cfg_scale", cfg_scale)
     if unconditional is not None:
-        _checks.tensor("unconditional", unconditional, dtypes=_checks.LOGIT_DTYPES, shape=(n_hidden, width), device=device)
+        _checks.tensor(
+            "unconditional", unconditional, dtypes=_checks.LOGIT_DTYPES, shape=(n_hidden, width), device=device
+        )
         unconditional = unconditional.to(hidden.dtype)
     elif cfg_scale != 0:
         raise ValueError(f"cfg_scale {cfg_scale} needs unconditional: the hidden states without the prompt")
@@ -137,7 +139,9 @@ def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Ten
         raise ValueError(f"weight must have from 1 to 2^31 - 2^16 tokens, got {len(weight)}")
     for name, matrix in (("hidden", hidden), ("weight", weight)):
         if matrix.stride(1) != 1 and width > 1:
-            raise ValueError(f"{name} must have adjacent columns (stride 1 in the last dimension), got {matrix.stride()}")
+            raise ValueError(
+                f"{name} must have adjacent columns (stride 1 in the last dimension), got {matrix.stride()}"
+            )
     if bias is not None:
         _checks.tensor("bias", bias, dtypes=dtypes if cast else (dtype,), shape=(len(weight),), device=device)
         bias = bias.detach().to(dtype).contiguous()
@@ -167,4 +171,6 @@ def check_statistics(suppress, begin_suppress, statistics, temperature, vocab_si
         _checks.tensor("begin_suppress", begin_suppress, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
     if statistics not in STATISTICS:
         raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
-    return dict(suppress=suppress, begin_suppress=begin_suppress, tempered=statistics == "tempered" and temperature is not None)
+    return dict(
+        suppress=suppress, begin_suppress=begin_suppress, tempered=statistics == "tempered" and temperature is not None
+    )
