@@ -35,6 +35,7 @@ MAX_CHUNKS = 256
 # row gets as many threads as have 64 registers and more.
 _TRUNCATION_FLOOR = {"default": 1024}  # origin: default, unmeasured
 
+
 class FusedHeadShape(NamedTuple):
     """A program of the fused head: BLOCK_V tokens times BLOCK_R rows, multiplied BLOCK_K columns at a time."""
 
@@ -43,7 +44,7 @@ class FusedHeadShape(NamedTuple):
     BLOCK_K: int
 
 
-# Tokens of a tile, and bytes of a row that are multiplied at a time: the same everywhere, as a row's bits depend on them.
+# Tokens of a tile, and bytes of a row that are multiplied at a time: a row's bits depend on them.
 HEAD_TILE = 128
 _HEAD_COLUMN_BYTES = 128
 # One program combines all tiles of a row, at most so many.
@@ -110,6 +111,8 @@ def truncation_floor() -> tuple[int, int]:
     architecture, warp_size = _target()
     threads = _TRUNCATION_FLOOR.get(architecture, _TRUNCATION_FLOOR["default"])
     return threads, threads // warp_size
+
+
 def fuses_head(rows: int, vocab_size: int) -> bool:
     """Whether so many rows get the fused head on the current device."""
     architecture, _ = _target()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dllm_kernels.gumbel_argmax import GumbelArgmax
 from dllm_kernels.gumbel_argmax.reference import gumbel_argmax as reference_gumbel_argmax
-from dllm_kernels.linear_gumbel_argmax.reference import linear_gumbel_argmax as reference_linear_gumbel_argmax
 from dllm_kernels.truncation_floor.reference import truncation_floor as reference_truncation_floor
 
 STATISTICS = ("log_prob", "margin", "neg_entropy", "lse")
@@ -125,7 +124,7 @@ def assert_within_budget(got: GumbelArgmax, logits: Tensor, **arguments) -> None
     """
     truth = true_gumbel_argmax(logits, **arguments)
     plain = plain_statistics(measured_logits(logits.cpu(), **arguments), truth.token)
-    _assert_statistics(got, plain, truth, torch.tensor(0.0))
+    _assert_statistics(got, plain, truth, granted=torch.tensor(0.0))
 
 
 def make_head(
@@ -144,14 +143,13 @@ def make_head(
 
 
 def true_linear_gumbel_argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, **arguments) -> GumbelArgmax:
-    """The reference on float64 copies of hidden states and head; `arguments` as for :func:`true_gumbel_argmax`.
+    """:func:`true_gumbel_argmax` of the head's logits, multiplied in float64.
 
     Example:
         >>> true_linear_gumbel_argmax(torch.zeros(1, 2), torch.zeros(4, 2)).lse
         tensor([1.3863], dtype=torch.float64)
     """
-    operands = (None if x is None else x.cpu().double() for x in (hidden, weight, bias))
-    return GumbelArgmax(*reference_linear_gumbel_argmax(*operands, **arguments))
+    return true_gumbel_argmax(_true_logits(hidden, weight, bias), **arguments)
 
 
 def assert_head_within_budget(
@@ -170,11 +168,14 @@ def assert_head_within_budget(
     """
     truth = true_linear_gumbel_argmax(hidden, weight, bias, **arguments)
     logits = F.linear(hidden, weight, bias).cpu()
-    true_logits = F.linear(*(None if x is None else x.cpu().double() for x in (hidden, weight, bias)))
-    same = got.token.cpu() == truth.token
-    log_prob = torch.where(same, got.log_prob.cpu().double(), truth.log_prob)
-    error = (logits.double() - true_logits).abs().max()
-    _assert_statistics(got._replace(log_prob=log_prob), plain_statistics(logits, truth.token), truth, error)
+    plain = plain_statistics(measured_logits(logits, **arguments), truth.token)
+    log_prob = torch.where(got.token.cpu() == truth.token, got.log_prob.cpu().double(), truth.log_prob)
+    error = (logits.double() - _true_logits(hidden, weight, bias)).abs().max()
+    _assert_statistics(got._replace(log_prob=log_prob), plain, truth, granted=error)
+
+
+def _true_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(*(None if x is None else x.cpu().double() for x in (hidden, weight, bias)))
 
 
 def _assert_statistics(got: GumbelArgmax, plain: Mapping[str, Tensor], truth: GumbelArgmax, granted: Tensor) -> None:
@@ -185,7 +186,9 @@ def _assert_statistics(got: GumbelArgmax, plain: Mapping[str, Tensor], truth: Gu
             torch.where(x == true, 0.0, (x - true).abs())  # -inf may be right
             for x in (getattr(got, name).cpu().double(), plain[name].double())
         )
-        of_plain = torch.where(of_plain == 0, 0.0, of_plain / scale).max().clamp(min=torch.finfo(torch.float32).eps) * scale
+        of_plain = (
+            torch.where(of_plain == 0, 0.0, of_plain / scale).max().clamp(min=torch.finfo(torch.float32).eps) * scale
+        )
         budget = 2 * torch.maximum(of_plain, granted)
         if not (error <= budget).all():
             row = int((error / budget).argmax())

@@ -157,6 +157,18 @@ def test_suppressed_tokens_and_statistics(narrow, impl, statistics):
         torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
 
 
+@cpu_kernel
+@pytest.mark.parametrize("cut", [dict(top_k=3), dict(top_p=0.8), dict(top_k=50, top_p=0.9, statistics="tempered")])
+def test_top_k_and_top_p(cut):
+    """More rows than have whole rows of logits at a time."""
+    head, noise = make_head(70, 24, 3000), make_noise(70, torch.linspace(0, 2, 70))
+    got = linear_gumbel_argmax(*head, **noise, **cut, impl="cpu")
+    assert torch.equal(got.token, linear_gumbel_argmax(*head, **noise, **cut, impl="reference").token)
+    assert_head_within_budget(got, *head, **noise, **cut)
+    some = linear_gumbel_argmax(*head, **noise, **cut, count=torch.tensor(66), impl="cpu").token
+    assert torch.equal(some, got.token.where(torch.arange(70) < 66, -1))
+
+
 @BOTH
 def test_values_that_are_no_numbers(impl):
     hidden, weight, bias = make_head(16, 4, 200)
@@ -260,6 +272,8 @@ BAD = [
     (dict(suppress=torch.zeros(8)), TypeError, "suppress must be bool"),
     (dict(begin_suppress=torch.zeros(7, dtype=torch.bool)), ValueError, r"shape \[8\], got \[7\]"),
     (dict(statistics="cooked"), ValueError, "statistics must be one of raw, tempered, got 'cooked'"),
+    (dict(top_k=0), ValueError, "top_k must be at least 1"),
+    (dict(top_p=1.5), ValueError, "top_p must be above 0 and at most 1"),
     (dict(cfg_scale=1.0), ValueError, "cfg_scale 1.0 needs unconditional"),
     (dict(cfg_scale=-1.0, unconditional=HIDDEN), ValueError, "cfg_scale must be finite and at least 0"),
     (dict(cfg_scale=1.0, unconditional=HIDDEN[:1]), ValueError, r"unconditional must have shape \[2, 3\]"),

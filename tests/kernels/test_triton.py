@@ -483,13 +483,22 @@ def test_a_head_with_every_option(narrow, monkeypatch, plan):
     suppress, begin = torch.arange(1100) % 3 == 0, torch.arange(1100) % 5 == 0
     options = dict(rows=rows, count=torch.tensor(6), suppress=suppress, begin_suppress=begin, statistics="tempered")
     guided = dict(unconditional=blind, cfg_scale=1.5)
-    for options in (options, options | guided):
-        got = fast_head(hidden, weight, bias, **noise, **options)
-        expected = linear_gumbel_argmax(hidden, weight, bias, **noise, **options, impl="reference")
+    for every in (options, options | guided):
+        got = fast_head(hidden, weight, bias, **noise, **every)
+        expected = linear_gumbel_argmax(hidden, weight, bias, **noise, **every, impl="reference")
         assert torch.equal(got.token, expected.token) and got.token[4:].tolist() == [-1] * 3
         assert got.token[2] != got.token[3]  # the same hidden row, other noise
         for name in STATISTICS:
             torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_cut_by_top_k_and_top_p(narrow, monkeypatch):
+    monkeypatch.setattr(head_kernels, "SLICE_BYTES", 1)  # 16 rows at a time
+    head, noise = make_head(18, 24, 300), make_noise(18, torch.linspace(0, 2, 18))
+    cut = dict(top_k=5, top_p=0.9)
+    got, expected = fast_head(*head, **noise, **cut), linear_gumbel_argmax(*head, **noise, **cut, impl="reference")
+    assert torch.equal(got.token, expected.token)
+    assert_head_within_budget(got, *head, **noise, **cut)
 
 
 @pytest.mark.parametrize("count", [-1, 0, 17, 99])
@@ -677,6 +686,40 @@ def test_real_vocabularies(vocab_size, dtype):
         assert_within_budget(got, logits, **noise)
 
 
+# one block, ModernBERT-large's; a few rows, LLaDA's; by slices, the last one ragged; by whole rows
+@pytest.mark.gpu
+@pytest.mark.parametrize("cut", [{}, dict(top_k=50, top_p=0.95)], ids=["all", "cut"])
+@pytest.mark.parametrize(("rows", "width", "vocab_size"), [(64, 1024, 50368), (7, 4096, 126464), (1024, 1024, 50368)])
+def test_real_heads(rows, width, vocab_size, cut):
+    hidden, weight, bias = (x.cuda() for x in make_head(rows, width, vocab_size, dtype=torch.bfloat16))
+    noise = here(make_noise(rows, torch.linspace(0, 2, rows)))
+    linear_gumbel_argmax(hidden, weight, bias, **noise, **cut, impl="triton")  # compiles
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    got = linear_gumbel_argmax(hidden, weight, bias, **noise, **cut, impl="triton")
+    assert torch.cuda.max_memory_allocated() - before < 64e6
+    logits = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    rounded = torch.nn.functional.linear(hidden, weight, bias)
+    error = 2 * (rounded.double() - logits).abs().max()  # twice what plain PyTorch's logits are off by
+    score = logits + noise["temperature"].clamp(min=0)[:, None] * philox.gumbel(
+        noise["seeds"], noise["positions"], noise["step"], vocab_size
+    )
+    behind = score.amax(-1) - score.gather(-1, got.token[:, None])[:, 0]
+    exact = linear_gumbel_argmax(hidden, weight, bias, **noise, **cut, impl="reference")
+    print(f"{(got.token == exact.token).float().mean():.1%} of {rows} tokens as with float32 logits")
+    if not cut:
+        assert (behind <= 2 * error).all() and (got.lse - logits.logsumexp(-1)).abs().max() <= error
+
+
+@pytest.mark.gpu
+def test_a_weight_beyond_int32():
+    weight = torch.zeros(2**18 + 300, 2**13, dtype=torch.bfloat16, device="cuda")
+    weight[-1, -1] = 1.0
+    hidden = torch.ones(1, 2**13, dtype=torch.bfloat16, device="cuda")
+    assert linear_gumbel_argmax(hidden, weight, impl="triton").token.tolist() == [len(weight) - 1]
+    assert linear_gumbel_argmax(hidden.expand(80, -1), weight, impl="triton").token.tolist() == [len(weight) - 1] * 80
+
+
 @pytest.mark.gpu
 def test_rows_times_vocabulary_beyond_int32():
     vocab_size = 126464
@@ -695,10 +738,14 @@ def test_nothing_is_read_back_to_the_host():
     rows, count = torch.arange(4, device="cuda"), torch.tensor(3, device="cuda")
     canvas, k = torch.full((4, 32), MASK, device="cuda"), torch.full((4,), 2, device="cuda")
     proposals, confidence = torch.zeros_like(canvas), torch.rand(4, 32, device="cuda")
+    few, many, weight = (torch.randn(n, 64, device="cuda") for n in (4, 100, 5000))
 
     def step():
         gumbel_argmax(logits, **noise, rows=rows, count=count, impl="triton")
         transfer_tokens(canvas, proposals, confidence, mask_id=MASK, k=k, impl="triton")
+        for head in ((few, weight), (many, weight)):
+            linear_gumbel_argmax(*head, rows=rows, count=count, impl="triton")
+            linear_gumbel_argmax(*head, unconditional=head[0], cfg_scale=1.0, top_k=5, impl="triton")
 
     step()  # compiling may wait for the device
     torch.cuda.set_sync_debug_mode("error")
