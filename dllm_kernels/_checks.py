@@ -131,8 +131,9 @@ def slices(given: Iterable[tuple[int, Tensor]], n: int, vocab_size: int, multipl
             )
         if first % multiple:
             raise ValueError(f"slices must begin at multiples of {multiple} tokens, got one at {first}")
-        yield first, logits
         covered += logits.shape[1]
+        yield first, logits
+        del logits  # before the next slice takes its place
     if covered != vocab_size:
         raise ValueError(f"slices must cover a vocabulary of {vocab_size} tokens, got {covered}")
 

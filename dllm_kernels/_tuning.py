@@ -31,6 +31,10 @@ _GUMBEL_ARGMAX = {
 # One program combines all chunks of a row. Beyond so many of them (2 million tokens) the chunks widen.
 MAX_CHUNKS = 256
 
+# Threads of the program that searches a row for what top-k and top-p keep: few rows fill few multiprocessors, so each
+# row gets as many threads as have 64 registers and more.
+_TRUNCATION_FLOOR = {"default": 1024}  # origin: default, unmeasured
+
 
 class FusedHeadShape(NamedTuple):
     """A program of the fused head: BLOCK_V tokens times BLOCK_R rows, multiplied BLOCK_K columns at a time."""
@@ -40,27 +44,27 @@ class FusedHeadShape(NamedTuple):
     BLOCK_K: int
 
 
-# Tokens of a tile, and bytes of a row that are multiplied at a time: the same everywhere, as a row's bits depend on them.
+# Tokens of a tile, and bytes of a row that are multiplied at a time: a row's bits depend on them.
 HEAD_TILE = 128
 _HEAD_COLUMN_BYTES = 128
 # One program combines all tiles of a row, at most so many.
 _MAX_TILES = 4096
 # The most rows for which the head is fused. Each tile reads all hidden states from L2, half of what it reads of the
 # weight at 64 rows; and the noise of 64 rows costs what the second pass over logits in L2 does.
-_FUSED_ROWS = {"default": 64}  # origin: default, unmeasured
-# (most rows, threads, stages): 128 registers a thread at 8192 logits a tile and 512 threads; as many stages as leave room
-# for two programs of few rows (one of 64) in shared memory, of which unknown devices are taken to have 99 KiB.
+_FUSED_ROWS = {
+    "default": 64,  # origin: default, unmeasured
+    "sm_100": 32,  # 64 spill; with twice the threads its matrix units are not used
+}
+# (most rows, threads, stages): at most 128 registers a thread, or two programs of few rows do not fit a multiprocessor;
+# as many stages as fit its shared memory (with 64 rows for one program), of which unknown devices are taken to have
+# 99 KiB.
 _FUSED_HEAD = {
     "default": ((16, 256, 4), (32, 256, 4), (64, 512, 4)),  # origin: default, unmeasured
     "sm_80": ((16, 256, 4), (32, 256, 4), (64, 512, 6)),  # origin: default, unmeasured
     "sm_90": ((16, 256, 6), (32, 256, 5), (64, 512, 8)),  # origin: default, unmeasured
-    "sm_100": ((16, 256, 6), (32, 256, 5), (64, 512, 8)),  # origin: default, unmeasured
+    "sm_100": ((16, 256, 6), (32, 256, 5)),  # origin: default, unmeasured
     "gfx942": ((16, 256, 2), (32, 256, 2), (64, 512, 2)),  # origin: default, unmeasured
 }
-
-# Threads of the program that searches a row for what top-k and top-p keep: few rows fill few multiprocessors, so each
-# row gets as many threads as have 64 registers and more.
-_TRUNCATION_FLOOR = {"default": 1024}  # origin: default, unmeasured
 
 # (widest window, warps): up to 128 columns are sorted within one warp, then it is 8 to 16 keys a thread.
 _TRANSFER_TOKENS = {
@@ -102,6 +106,13 @@ def gumbel_argmax(vocab_size: int) -> tuple[GumbelArgmaxShape, int]:
     return shape, shape.COLUMNS // warp_size
 
 
+def truncation_floor() -> tuple[int, int]:
+    """Threads and warps per row on the current device."""
+    architecture, warp_size = _target()
+    threads = _TRUNCATION_FLOOR.get(architecture, _TRUNCATION_FLOOR["default"])
+    return threads, threads // warp_size
+
+
 def fuses_head(rows: int, vocab_size: int) -> bool:
     """Whether so many rows get the fused head on the current device."""
     architecture, _ = _target()
@@ -118,13 +129,6 @@ def fused_head(rows: int, dtype: torch.dtype) -> tuple[FusedHeadShape, dict[str,
     if architecture.startswith("gfx"):
         launch["matrix_instr_nonkdim"] = 16  # the other size, which it would take for 32 rows and more, sums otherwise
     return FusedHeadShape(HEAD_TILE, BLOCK_R, _HEAD_COLUMN_BYTES // dtype.itemsize), launch
-
-
-def truncation_floor() -> tuple[int, int]:
-    """Threads and warps per row on the current device."""
-    architecture, warp_size = _target()
-    threads = _TRUNCATION_FLOOR.get(architecture, _TRUNCATION_FLOOR["default"])
-    return threads, threads // warp_size
 
 
 def transfer_tokens(window: int) -> tuple[int, int]:

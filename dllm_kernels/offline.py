@@ -40,7 +40,7 @@ TARGETS = {
 
 class Compiled(NamedTuple):
     """One kernel in one configuration: registers per thread (AMD: vector registers), bytes of spills per thread, bytes
-    of shared memory per program."""
+    of shared memory per program, the matrix instructions it uses (wgmma, tcgen05, mma or mfma; empty where none)."""
 
     kernel: str
     configuration: str
@@ -49,6 +49,7 @@ class Compiled(NamedTuple):
     registers: int
     spills: int
     shared: int
+    matrix: str
 
 
 def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -59,6 +60,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         'float32'
     """
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
+    from dllm_kernels.linear_gumbel_argmax import triton as linear_gumbel_argmax
     from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
     from dllm_kernels.position_noise import triton as position_noise
     from dllm_kernels.transfer_tokens import triton as transfer_tokens
@@ -86,6 +88,11 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         logits, per_row = meta(8, vocab_size, dtype=dtype), meta(8, dtype=torch.float32)
         arguments = (logits, meta(8), per_row, per_row, logits if gradient else None)
         return partial(masked_cross_entropy.masked_cross_entropy, *arguments, *(options or (0.0, 0.0, None)))
+
+    def head(rows: int, width: int, vocab_size: int, dtype: torch.dtype, bias: bool, **options) -> Callable[[], object]:
+        operands = (meta(rows, width, dtype=dtype), meta(vocab_size, width, dtype=dtype))
+        arguments = (*operands, meta(vocab_size, dtype=dtype) if bias else None, options.pop("rows", None))
+        return partial(linear_gumbel_argmax.fused_head, *arguments, options.pop("count", None), **options)
 
     llada, bert = 126464, 30522  # rows aligned to 16 elements; rows that are not
     noise = dict(temperature=meta(1, dtype=torch.float32).expand(8), seeds=meta(8), positions=meta(8), step=meta(8))
@@ -124,6 +131,23 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     every = dict(top_k=50, top_p=0.95, **tempered, **chosen)
     yield "bfloat16 top_k top_p every option", cut(llada, bf16, **every, **suppress[llada])
     yield "float32 top_k top_p every option ragged", cut(bert, torch.float32, **every, **suppress[bert])
+    drawn = {n: {name: meta(1, dtype=x.dtype).expand(n) for name, x in noise.items()} for n in (16, 32, 64)}
+    bert_large = (1024, 50368)
+    flags = {name: meta(50368, dtype=torch.bool) for name in ("suppress", "begin_suppress")}
+    yield "bfloat16 head, 16 rows", head(16, 4096, llada, bf16, False)
+    yield "bfloat16 head, 16 rows noise", head(16, 4096, llada, bf16, False, **drawn[16])
+    yield "bfloat16 head, 16 rows noise ragged", head(16, 100, 997, bf16, True, **drawn[16])
+    yield "bfloat16 head, 32 rows noise", head(32, 4096, llada, bf16, False, **drawn[32])
+    yield "bfloat16 head, 64 rows count", head(64, 3584, 152064, bf16, True, count=meta(1))
+    yield "bfloat16 head, 64 rows noise rows count", head(64, 4096, llada, bf16, False, **drawn[64], **chosen)
+    yield "bfloat16 head, 64 rows noise bias", head(64, *bert_large, bf16, True, **drawn[64])
+    yield "float16 head, 64 rows noise suppress", head(64, *bert_large, torch.float16, True, **drawn[64], **flags)
+    yield "float32 head, 16 rows noise", head(16, *bert_large, torch.float32, False, **drawn[16])
+    yield "float32 head, 32 rows noise", head(32, *bert_large, torch.float32, True, **drawn[32])
+    yield (
+        "float32 head, 64 rows noise suppress tempered",
+        head(64, *bert_large, torch.float32, True, **drawn[64], **flags, tempered=True),
+    )
     scale = meta(1, dtype=torch.float32).expand(8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
@@ -162,7 +186,8 @@ def compile_all(target: str) -> list[Compiled]:
         for kernel in compiled:
             registers, spills = _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
             name, meta = kernel.metadata.name.strip("_"), kernel.metadata
-            row = Compiled(name, configuration, target, meta.num_warps, registers, spills, meta.shared)
+            used = (meta.num_warps, registers, spills, meta.shared, _matrix(kernel))
+            row = Compiled(name, configuration, target, *used)
             rows.setdefault(kernel.hash, row)  # a kernel that another configuration had compiled already
     return list(rows.values())
 
@@ -224,10 +249,17 @@ def _amd(kernel) -> tuple[int, int]:
     return int(found["vgpr_count"]), int(found["private_segment_fixed_size"])
 
 
+def _matrix(kernel) -> str:
+    """The kind of matrix instructions in a kernel."""
+    code = kernel.asm["ptx" if "ptx" in kernel.asm else "amdgcn"]
+    found = re.search(r"\b(?:(wgmma)\.mma_async|(tcgen05)\.mma|(mma)\.sync|v_(mfma)_)", code)
+    return found[found.lastindex] if found else ""
+
+
 def _table(rows: list[Compiled]) -> str:
     lines = [Compiled._fields, *(tuple(map(str, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    names = [field in ("kernel", "configuration", "target") for field in Compiled._fields]
+    names = [field in ("kernel", "configuration", "target", "matrix") for field in Compiled._fields]
     return "\n".join(
         "  ".join(c.ljust(w) if name else c.rjust(w) for c, w, name in zip(line, widths, names, strict=True))
         for line in lines

@@ -102,38 +102,65 @@ def gumbel_argmax(
     """
     _checks.logits(logits)
     device, (n_rows, vocab_size) = logits.device, logits.shape
-    noise = {"temperature": None, "seeds": None, "positions": None, "step": None}
-    if isinstance(temperature, Tensor) or temperature != 0:
-        if not isinstance(temperature, Tensor):
-            temperature = _checks.finite_at_least_zero("temperature", temperature)
-        if seeds is None or positions is None:
-            raise ValueError(f"temperature {temperature} needs seeds and positions: noise is addressed by them")
-        noise = {
-            "temperature": _checks.per_row("temperature", temperature, n_rows, torch.float32, device),
-            "seeds": _checks.per_row("seeds", philox.as_int64(seeds), n_rows, torch.int64, device),
-            "positions": _checks.per_row("positions", positions, n_rows, torch.int64, device),
-            "step": _checks.per_row("step", step, n_rows, torch.int64, device),
-        }
-    if suppress is not None:
-        _checks.tensor("suppress", suppress, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
-    if begin_suppress is not None:
-        _checks.tensor("begin_suppress", begin_suppress, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
-    if statistics not in STATISTICS:
-        raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
+    noise = check_noise(temperature, seeds, positions, step, n_rows, device)
+    options = check_statistics(suppress, begin_suppress, statistics, noise, vocab_size, device)
     if rows is not None:
         _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("N",), device=device)
     if count is not None:
         count = _checks.per_row("count", count, 1, torch.int64, device)
     top_k, top_p = cuts(top_k, top_p, vocab_size)
     impl = _impl.choose(impl, device)
-    chosen = {"suppress": suppress, "rows": rows, "count": count}
+    chosen = {"rows": rows, "count": count}
     floor = None
     if top_k is not None or top_p is not None:
         module = importlib.import_module(f"dllm_kernels.truncation_floor.{impl}")
-        floor = module.truncation_floor(logits, temperature=noise["temperature"], top_k=top_k, top_p=top_p, **chosen)
-    measured = {
-        "begin_suppress": begin_suppress,
-        "tempered": statistics == "tempered" and noise["temperature"] is not None,
-    }
+        cut = {"temperature": noise["temperature"], "top_k": top_k, "top_p": top_p, "suppress": suppress}
+        floor = module.truncation_floor(logits, **cut, **chosen)
     module = importlib.import_module(f"dllm_kernels.gumbel_argmax.{impl}")
-    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, **chosen, **measured, floor=floor))
+    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, **options, **chosen, floor=floor))
+
+
+def check_noise(
+    temperature: object, seeds: object, positions: object, step: object, rows: int, device: torch.device
+) -> dict[str, Tensor | None]:
+    """temperature, seeds, positions and step of so many rows, checked, [R] each; all None at the temperature 0.
+
+    Example:
+        >>> check_noise(0.5, 7, 0, 0, 2, torch.device("cpu"))["temperature"]
+        tensor([0.5000, 0.5000])
+    """
+    if not isinstance(temperature, Tensor):
+        if temperature == 0:
+            return {"temperature": None, "seeds": None, "positions": None, "step": None}
+        temperature = _checks.finite_at_least_zero("temperature", temperature)
+    if seeds is None or positions is None:
+        raise ValueError(f"temperature {temperature} needs seeds and positions: noise is addressed by them")
+    return {
+        "temperature": _checks.per_row("temperature", temperature, rows, torch.float32, device),
+        "seeds": _checks.per_row("seeds", philox.as_int64(seeds), rows, torch.int64, device),
+        "positions": _checks.per_row("positions", positions, rows, torch.int64, device),
+        "step": _checks.per_row("step", step, rows, torch.int64, device),
+    }
+
+
+def check_statistics(
+    suppress: object,
+    begin_suppress: object,
+    statistics: object,
+    noise: dict[str, Tensor | None],
+    vocab_size: int,
+    device: torch.device,
+) -> dict[str, Tensor | bool | None]:
+    """suppress, begin_suppress and whether statistics are tempered, checked; `noise` as :func:`check_noise` returns it.
+
+    Example:
+        >>> check_statistics(None, None, "tempered", {"temperature": None}, 5, torch.device("cpu"))["tempered"]
+        False
+    """
+    for name, flags in (("suppress", suppress), ("begin_suppress", begin_suppress)):
+        if flags is not None:
+            _checks.tensor(name, flags, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
+    if statistics not in STATISTICS:
+        raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
+    tempered = statistics == "tempered" and noise["temperature"] is not None
+    return {"suppress": suppress, "begin_suppress": begin_suppress, "tempered": tempered}

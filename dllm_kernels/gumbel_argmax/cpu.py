@@ -69,6 +69,7 @@ def over_slices(
     state = torch.empty(n, _STATE, dtype=torch.float64, device=device)
     for first, logits in _checks.slices(slices, n, vocab_size, multiple=4):  # 4 tokens share a block of noise
         torch.ops.dllm_kernels.gumbel_argmax_slice(logits, first, *noise, *hidden, tempered, count, state)
+        del logits  # before the next slice takes its place
     torch.ops.dllm_kernels.gumbel_argmax_end(state, temperature, tempered, *out)
     return out
 

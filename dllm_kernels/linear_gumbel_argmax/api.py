@@ -7,8 +7,9 @@ import importlib
 import torch
 from torch import Tensor
 
-from dllm_kernels import _checks, _impl, philox
-from dllm_kernels.gumbel_argmax.api import STATISTICS, GumbelArgmax
+from dllm_kernels import _checks, _impl
+from dllm_kernels.gumbel_argmax.api import GumbelArgmax, check_noise, check_statistics
+from dllm_kernels.truncation_floor.api import cuts
 
 
 def linear_gumbel_argmax(
@@ -23,6 +24,8 @@ def linear_gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     statistics: str = "raw",
+    top_k: int | None = None,
+    top_p: float | None = None,
     unconditional: Tensor | None = None,
     cfg_scale: float = 0.0,
     rows: Tensor | None = None,
@@ -52,7 +55,7 @@ def linear_gumbel_argmax(
     Memory beyond arguments and results, in bytes, with s the size of the dtype and N, R, H, V as below:
 
         fused         28 R ceil(V / 128)
-        GPU, slices   max(2^25, 2^19 s) + 28 R ceil(V / 8192)
+        GPU, slices   2^25 + 28 R ceil(V / 8192)
         GPU, top-k/p  max(2^25, 16 V s) and what :func:`gumbel_argmax` takes for its rows
         CPU, slices   2048 s min(R, 512) + 100 R + what the library's product takes
         CPU, top-k/p  64 V s and what :func:`gumbel_argmax` takes for its rows
@@ -64,11 +67,12 @@ def linear_gumbel_argmax(
         weight: [V, H], the LM head, of the same dtype unless autocast is on (then both are cast as
             :func:`torch.nn.functional.linear` casts them).
         bias: [V], of the weight's dtype.
-        temperature: number or tensor, one for all or [R]: as in :func:`gumbel_argmax`, like the next five.
+        temperature: number or tensor, one for all or [R]: as in :func:`gumbel_argmax`, like the next seven.
         seeds, positions: integer or tensor, one for all or [R]; needed unless `temperature` is the number 0.
         step: integer or tensor, one for all or [R].
         suppress, begin_suppress: bool [V].
         statistics: "raw" or "tempered".
+        top_k, top_p: None, or which tokens are kept.
         unconditional: [N, H], hidden states without the prompt, of the dtype of `hidden`; indexed by `rows` like it.
         cfg_scale: s, finite and at least 0; above 0 it needs `unconditional`.
         rows: int64 [R], in any order and repeated or not; a number outside [0, N) gives token -1. None: R = N.
@@ -100,7 +104,8 @@ def linear_gumbel_argmax(
         _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("R",), device=device)
     n_rows = n_hidden if rows is None else len(rows)
     noise = check_noise(temperature, seeds, positions, step, n_rows, device)
-    options = check_statistics(suppress, begin_suppress, statistics, noise["temperature"], vocab_size, device)
+    options = check_statistics(suppress, begin_suppress, statistics, noise, vocab_size, device)
+    top_k, top_p = cuts(top_k, top_p, vocab_size)
     cfg_scale = _checks.finite_at_least_zero("cfg_scale", cfg_scale)
     if unconditional is not None:
         _checks.tensor(
@@ -119,6 +124,8 @@ def linear_gumbel_argmax(
             cfg_scale=cfg_scale,
             rows=rows,
             count=count,
+            top_k=top_k,
+            top_p=top_p,
             **noise,
             **options,
         )
@@ -146,31 +153,3 @@ def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Ten
         _checks.tensor("bias", bias, dtypes=dtypes if cast else (dtype,), shape=(len(weight),), device=device)
         bias = bias.detach().to(dtype).contiguous()
     return hidden.detach().to(dtype), weight.detach().to(dtype), bias
-
-
-def check_noise(temperature, seeds, positions, step, n_rows, device):
-    noise = {"temperature": None, "seeds": None, "positions": None, "step": None}
-    if isinstance(temperature, Tensor) or temperature != 0:
-        if not isinstance(temperature, Tensor):
-            temperature = _checks.finite_at_least_zero("temperature", temperature)
-        if seeds is None or positions is None:
-            raise ValueError(f"temperature {temperature} needs seeds and positions: noise is addressed by them")
-        noise = {
-            "temperature": _checks.per_row("temperature", temperature, n_rows, torch.float32, device),
-            "seeds": _checks.per_row("seeds", philox.as_int64(seeds), n_rows, torch.int64, device),
-            "positions": _checks.per_row("positions", positions, n_rows, torch.int64, device),
-            "step": _checks.per_row("step", step, n_rows, torch.int64, device),
-        }
-    return noise
-
-
-def check_statistics(suppress, begin_suppress, statistics, temperature, vocab_size, device):
-    if suppress is not None:
-        _checks.tensor("suppress", suppress, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
-    if begin_suppress is not None:
-        _checks.tensor("begin_suppress", begin_suppress, dtypes=(torch.bool,), shape=(vocab_size,), device=device)
-    if statistics not in STATISTICS:
-        raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
-    return dict(
-        suppress=suppress, begin_suppress=begin_suppress, tempered=statistics == "tempered" and temperature is not None
-    )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_kernels.gumbel_argmax.reference import gumbel_argmax
+from dllm_kernels.truncation_floor.reference import truncation_floor
 
 
 def linear_gumbel_argmax(
@@ -18,7 +19,11 @@ def linear_gumbel_argmax(
     cfg_scale: float = 0.0,
     rows: Tensor | None = None,
     count: Tensor | None = None,
-    **options: object,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: Tensor | None = None,
+    suppress: Tensor | None = None,
+    **options: Tensor | bool | None,
 ) -> tuple[Tensor, ...]:
     """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked.
 
@@ -38,4 +43,7 @@ def linear_gumbel_argmax(
         nothing = logits.new_full((1, len(weight)), -torch.inf)
         inside = (rows >= 0) & (rows < len(hidden))
         logits = torch.cat([logits, nothing])[torch.where(inside, rows, len(hidden))]
-    return gumbel_argmax(logits, count=count, **options)
+    floor = None
+    if top_k is not None or top_p is not None:
+        floor = truncation_floor(logits, temperature, top_k, top_p, suppress)
+    return gumbel_argmax(logits, temperature, suppress=suppress, count=count, floor=floor, **options)

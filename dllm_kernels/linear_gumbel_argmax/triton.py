@@ -201,12 +201,12 @@ def linear_gumbel_argmax(
     n = len(hidden) if rows is None else len(rows)
     vocab_size = len(weight)
     whole_rows = top_k is not None or top_p is not None
-    fused = not whole_rows and _tuning.fuses_head(n, vocab_size)  # by static shape: never by values
-    if unconditional is not None or not fused:
+    few = not whole_rows and _tuning.fuses_head(n, vocab_size)  # by shape: never by values
+    if unconditional is not None or not few:
         hidden, rows = sliced.choose(hidden, unconditional, cfg_scale, rows), None
     with torch.cuda.device_of(hidden):
-        if fused:
-            return _fused(hidden, weight, bias, rows, count, **options)
+        if few:
+            return fused_head(hidden, weight, bias, rows, count, **options)
         if whole_rows:
             block_r = sliced.fitting(SLICE_BYTES, vocab_size * hidden.element_size(), 16)
             return sliced.by_rows(
@@ -218,7 +218,7 @@ def linear_gumbel_argmax(
         return sliced.by_tokens(hidden, weight, bias, count, block_r, width, gumbel_argmax.over_slices, **options)
 
 
-def _fused(
+def fused_head(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -232,6 +232,7 @@ def _fused(
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
 ) -> tuple[Tensor, ...]:
+    """The five results by one product and reduction, in two launches; temporaries of 28 bytes per row and tile."""
     n, vocab_size, width = len(hidden) if rows is None else len(rows), *weight.shape
     shape, launch = _tuning.fused_head(n, hidden.dtype)
     tiles = triton.cdiv(vocab_size, shape.BLOCK_V)

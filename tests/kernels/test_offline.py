@@ -36,14 +36,29 @@ def test_every_target_compiles_the_same(compiled):
     }
     assert {row["target"] for row in compiled} == TARGETS
     assert all(names[target] == names["sm_90"] for target in TARGETS)
-    kernels = {"chunk_kernel", "combine_kernel", "floor_kernel", "row_kernel", "scale_kernel", "transfer_kernel"}
-    assert {kernel for kernel, _ in names["sm_90"]} == kernels
+    kernels = ("chunk", "combine", "floor", "row", "scale", "tile", "transfer")
+    assert {kernel for kernel, _ in names["sm_90"]} == {f"{kernel}_kernel" for kernel in kernels}
     assert len(names["sm_90"]) > 30
 
 
 def test_no_spills(compiled):
     spilled = [row for row in compiled if row["spills"] and row["target"] in ("sm_90", "sm_100")]
     assert not spilled
+
+
+def test_the_fused_head_fits_and_uses_the_matrix_units(compiled):
+    """Of each target: in half precision its newest matrix instructions, no spills, and not more than its shared memory;
+    two programs of up to 32 rows fit the registers and shared memory of an sm_90."""
+    units = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
+    shared = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB a program may have
+    heads = [row for row in compiled if row["kernel"] == "tile_kernel"]
+    assert len(heads) == 4 * 11
+    for row in heads:
+        in_half = "float32" not in row["configuration"]
+        assert not row["spills"] and row["shared"] <= 1024 * shared[row["target"]], row
+        assert not in_half or row["matrix"] == units[row["target"]], row
+        if row["target"] == "sm_90" and in_half and "64 rows" not in row["configuration"]:
+            assert row["registers"] <= 128 and 2 * (row["shared"] + 1024) <= 1024 * 228, row
 
 
 def test_occupancy_is_bounded_by_nothing_but_the_work(compiled):

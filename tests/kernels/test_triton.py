@@ -8,8 +8,17 @@ import math
 import pytest
 import torch
 
-from dllm_kernels import _impl, gumbel_argmax, philox, transfer_tokens, truncation_floor
-from dllm_kernels.testing import assert_within_budget, make_logits, make_noise, poisoned_memory
+from dllm_kernels import _impl, gumbel_argmax, linear_gumbel_argmax, philox, transfer_tokens, truncation_floor
+from dllm_kernels.testing import (
+    STATISTICS,
+    assert_head_within_budget,
+    assert_within_budget,
+    make_head,
+    make_logits,
+    make_noise,
+    poisoned_memory,
+    true_linear_gumbel_argmax,
+)
 
 if _impl.why_not_triton():
     pytest.skip(_impl.why_not_triton(), allow_module_level=True)
@@ -20,6 +29,7 @@ import triton
 import triton.language as tl
 
 from dllm_kernels import _tuning, philox_triton
+from dllm_kernels.linear_gumbel_argmax import triton as head_kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -418,6 +428,146 @@ def test_explicit_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
         gumbel_argmax(torch.zeros(1, 2), impl="triton")
 
 
+# linear_gumbel_argmax
+
+# The interpreter multiplies bfloat16 as if it were something else.
+HEAD_DTYPES = [torch.float32, torch.float16] + ([] if _impl.interpreting() else [torch.bfloat16])
+PLANS = pytest.mark.parametrize("plan", ["fused", "slices"])
+
+
+def fast_head(hidden, weight, bias, **arguments):
+    with poisoned_memory():
+        head = (x if x is None else x.to(DEVICE) for x in (hidden, weight, bias))
+        got = linear_gumbel_argmax(*head, **here(arguments), impl="triton")
+    return type(got)(*(field.cpu() for field in got))
+
+
+def take(plan, monkeypatch):
+    """All rows fused; or slices of 1024 tokens and at most 64 rows."""
+    monkeypatch.setattr(_tuning, "_FUSED_ROWS", {"default": 10**6 if plan == "fused" else 0})
+    if plan == "slices":
+        monkeypatch.setattr(head_kernels, "SLICE_BYTES", 1)
+
+
+# rows: one, in each block of rows and in two; columns: one, ragged, several blocks; tokens: around one tile (128), two
+@pytest.mark.parametrize(("rows", "width", "vocab_size"), [(1, 1, 1), (3, 40, 97), (17, 64, 130), (66, 70, 300)])
+@pytest.mark.parametrize("dtype", HEAD_DTYPES)
+def test_fused_head(monkeypatch, rows, width, vocab_size, dtype):
+    take("fused", monkeypatch)
+    head = make_head(rows, width, vocab_size, dtype=dtype)
+    noise = make_noise(rows, torch.tensor([1.0, 0.0, 0.5, NAN, 50.0, -1.0]).repeat(11)[:rows])
+    got, truth = fast_head(*head, **noise), true_linear_gumbel_argmax(*head, **noise)
+    assert torch.equal(got.token, truth.token)
+    assert_head_within_budget(got, *head, **noise)
+    greedy, truth = fast_head(*head[:2], None), true_linear_gumbel_argmax(*head[:2])
+    assert torch.equal(greedy.token, truth.token)
+    assert_head_within_budget(greedy, *head[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_head_by_slices(narrow, monkeypatch, dtype):
+    take("slices", monkeypatch)
+    head, noise = make_head(3, 40, 1100, dtype=dtype), make_noise(3, torch.tensor([1.0, 0.0, 0.5]))
+    got = fast_head(*head, **noise)
+    assert torch.equal(got.token, fast(torch.nn.functional.linear(*head), **noise).token)
+    assert_head_within_budget(got, *head, **noise)
+
+
+@remarks
+@PLANS
+def test_a_head_with_every_option(narrow, monkeypatch, plan):
+    take(plan, monkeypatch)
+    (hidden, weight, bias), blind = make_head(20, 24, 1100), make_head(20, 24, 1, seed=1)[0]
+    rows = torch.tensor([[19, 8], [0, 8], [3, 8], [3, 8], [20, 8], [-1, 8], [7, 8]])[:, 0]  # of any stride
+    noise = make_noise(7, torch.tensor([1.0, 0.0, 5.0, 5.0, 1.0, 1.0, 2.0]))  # one for each result row
+    suppress, begin = torch.arange(1100) % 3 == 0, torch.arange(1100) % 5 == 0
+    options = dict(rows=rows, count=torch.tensor(6), suppress=suppress, begin_suppress=begin, statistics="tempered")
+    guided = dict(unconditional=blind, cfg_scale=1.5)
+    for every in (options, options | guided):
+        got = fast_head(hidden, weight, bias, **noise, **every)
+        expected = linear_gumbel_argmax(hidden, weight, bias, **noise, **every, impl="reference")
+        assert torch.equal(got.token, expected.token) and got.token[4:].tolist() == [-1] * 3
+        assert got.token[2] != got.token[3]  # the same hidden row, other noise
+        for name in STATISTICS:
+            torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_cut_by_top_k_and_top_p(narrow, monkeypatch):
+    monkeypatch.setattr(head_kernels, "SLICE_BYTES", 1)  # 16 rows at a time
+    head, noise = make_head(18, 24, 300), make_noise(18, torch.linspace(0, 2, 18))
+    cut = dict(top_k=5, top_p=0.9)
+    got, expected = fast_head(*head, **noise, **cut), linear_gumbel_argmax(*head, **noise, **cut, impl="reference")
+    assert torch.equal(got.token, expected.token)
+    assert_head_within_budget(got, *head, **noise, **cut)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 17, 99])
+def test_count_of_a_fused_head(monkeypatch, count):
+    monkeypatch.setattr(_tuning, "_FUSED_HEAD", {"default": ((16, 256, 4),)})  # two blocks of rows
+    head = make_head(20, 8, 40)
+    expected = linear_gumbel_argmax(*head, impl="reference").token.where(torch.arange(20) < count, -1)
+    assert torch.equal(fast_head(*head, count=torch.tensor([count])).token, expected)
+
+
+def test_a_row_of_a_fused_head_is_the_same_alone_and_in_any_batch(monkeypatch):
+    """On a GPU bit for bit, in blocks of 16, 32 and 64 rows; the interpreter multiplies by numpy, whose bits differ."""
+    (hidden, weight, bias), noise = make_head(64, 96, 300), make_noise(64, torch.linspace(0, 2, 64))
+
+    def some(n):
+        return fast_head(hidden[:n], weight, bias, **{name: x[:n] for name, x in noise.items()})
+
+    alone, few, all_of_them = some(1), some(20), some(64)
+    assert torch.equal(few.token, all_of_them.token[:20]) and torch.equal(alone.token, few.token[:1])
+    if not _impl.interpreting():
+        assert same_bits(few, [field[:20] for field in all_of_them])
+        assert same_bits(alone, [field[:1] for field in few])
+
+
+def test_sums_of_a_tile_do_not_depend_on_the_block_of_rows():
+    x = torch.rand(128, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    sums = []
+    for BLOCK_R in (16, 64):
+        got = torch.full((64,), NAN, device=DEVICE)
+        _sum_kernel[(64 // BLOCK_R,)](got, x, BLOCK_R=BLOCK_R)
+        sums.append(got)
+    assert same_bits(sums[:1], sums[1:])
+    torch.testing.assert_close(sums[0], x.sum(0))
+
+
+@triton.jit
+def _sum_kernel(out_ptr, x_ptr, BLOCK_R: tl.constexpr):
+    offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    x = tl.load(x_ptr + tl.arange(0, 128)[:, None] * 64 + offs_r[None, :])
+    tl.store(out_ptr + offs_r, head_kernels._sum(x, 128, BLOCK_R))
+
+
+@remarks
+@drops_nan
+@PLANS
+def test_a_head_of_values_that_are_no_numbers(narrow, monkeypatch, plan):
+    take(plan, monkeypatch)
+    hidden, weight, bias = make_head(6, 4, 1100)
+    hidden[1, 1], hidden[2] = NAN, INF
+    weight[7] = NAN
+    weight[1050, 2], bias[9] = INF, -INF
+    for noise in ({}, make_noise(6, torch.tensor([0.0, 1.0, 1.0, 1.0, INF, 0.0]))):
+        got = fast_head(hidden, weight, bias, **noise)
+        expected = gumbel_argmax(torch.nn.functional.linear(hidden, weight, bias), **noise, impl="reference")
+        assert torch.equal(got.token, expected.token) and got.token[1] == -1
+        assert not any(field.isnan().any() for field in got[1:])
+        assert [field[1].item() for field in got[1:]] == [-INF, 0.0, -INF, -INF]
+
+
+@PLANS
+def test_a_head_without_rows(monkeypatch, plan):
+    take(plan, monkeypatch)
+    assert [field.shape for field in fast_head(*make_head(0, 4, 30))] == [(0,)] * 5
+    got = fast_head(*make_head(0, 4, 30), rows=torch.tensor([0, -1]))
+    assert got.token.tolist() == [-1, -1] and got.lse.tolist() == [-INF, -INF]
+    nothing = fast_head(*make_head(3, 4, 30), rows=torch.empty(0, dtype=torch.int64))
+    assert nothing.lse.shape == (0,)
+
+
 # transfer_tokens
 
 
@@ -548,6 +698,40 @@ def test_real_vocabularies(vocab_size, dtype):
         assert_within_budget(got, logits, **noise)
 
 
+# one block, ModernBERT-large's; a few rows, LLaDA's; by slices, the last one ragged; by whole rows
+@pytest.mark.gpu
+@pytest.mark.parametrize("cut", [{}, dict(top_k=50, top_p=0.95)], ids=["all", "cut"])
+@pytest.mark.parametrize(("rows", "width", "vocab_size"), [(64, 1024, 50368), (7, 4096, 126464), (1024, 1024, 50368)])
+def test_real_heads(rows, width, vocab_size, cut):
+    hidden, weight, bias = (x.cuda() for x in make_head(rows, width, vocab_size, dtype=torch.bfloat16))
+    noise = here(make_noise(rows, torch.linspace(0, 2, rows)))
+    linear_gumbel_argmax(hidden, weight, bias, **noise, **cut, impl="triton")  # compiles
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    got = linear_gumbel_argmax(hidden, weight, bias, **noise, **cut, impl="triton")
+    assert torch.cuda.max_memory_allocated() - before < 64e6
+    logits = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    rounded = torch.nn.functional.linear(hidden, weight, bias)
+    error = 2 * (rounded.double() - logits).abs().max()  # twice what plain PyTorch's logits are off by
+    score = logits + noise["temperature"].clamp(min=0)[:, None] * philox.gumbel(
+        noise["seeds"], noise["positions"], noise["step"], vocab_size
+    )
+    behind = score.amax(-1) - score.gather(-1, got.token[:, None])[:, 0]
+    exact = linear_gumbel_argmax(hidden, weight, bias, **noise, **cut, impl="reference")
+    print(f"{(got.token == exact.token).float().mean():.1%} of {rows} tokens as with float32 logits")
+    if not cut:
+        assert (behind <= 2 * error).all() and (got.lse - logits.logsumexp(-1)).abs().max() <= error
+
+
+@pytest.mark.gpu
+def test_a_weight_beyond_int32():
+    weight = torch.zeros(2**18 + 300, 2**13, dtype=torch.bfloat16, device="cuda")
+    weight[-1, -1] = 1.0
+    hidden = torch.ones(1, 2**13, dtype=torch.bfloat16, device="cuda")
+    assert linear_gumbel_argmax(hidden, weight, impl="triton").token.tolist() == [len(weight) - 1]
+    assert linear_gumbel_argmax(hidden.expand(80, -1), weight, impl="triton").token.tolist() == [len(weight) - 1] * 80
+
+
 @pytest.mark.gpu
 def test_rows_times_vocabulary_beyond_int32():
     vocab_size = 126464
@@ -566,10 +750,14 @@ def test_nothing_is_read_back_to_the_host():
     rows, count = torch.arange(4, device="cuda"), torch.tensor(3, device="cuda")
     canvas, k = torch.full((4, 32), MASK, device="cuda"), torch.full((4,), 2, device="cuda")
     proposals, confidence = torch.zeros_like(canvas), torch.rand(4, 32, device="cuda")
+    few, many, weight = (torch.randn(n, 64, device="cuda") for n in (4, 100, 5000))
 
     def step():
         gumbel_argmax(logits, **noise, rows=rows, count=count, impl="triton")
         transfer_tokens(canvas, proposals, confidence, mask_id=MASK, k=k, impl="triton")
+        for head in ((few, weight), (many, weight)):
+            linear_gumbel_argmax(*head, rows=rows, count=count, impl="triton")
+            linear_gumbel_argmax(*head, unconditional=head[0], cfg_scale=1.0, top_k=5, impl="triton")
 
     step()  # compiling may wait for the device
     torch.cuda.set_sync_debug_mode("error")

@@ -1,0 +1,290 @@
+"""linear_gumbel_argmax: the reference against its formula, the CPU's slices against the reference, memory and rows."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dllm_kernels import _impl, gumbel_argmax, linear_gumbel_argmax, philox
+from dllm_kernels._linear import linear
+from dllm_kernels.linear_gumbel_argmax import cpu as slices
+from dllm_kernels.testing import (
+    STATISTICS,
+    assert_head_within_budget,
+    make_head,
+    make_noise,
+    near_ties,
+    poisoned_memory,
+    true_linear_gumbel_argmax,
+)
+from tests.watch import LiveBytes, SyncWatch
+
+cpu_kernel = pytest.mark.skipif(_impl.why_not_cpu() is not None, reason=f"no extension: {_impl.why_not_cpu()}")
+CPU = pytest.param("cpu", marks=cpu_kernel)
+BOTH = pytest.mark.parametrize("impl", ["reference", CPU])
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+INF, NAN = math.inf, math.nan
+
+# rows: one, around the multiple of 16 that libraries like; tokens: one, odd, around one slice (2048), several
+SHAPES = [(1, 8, 1), (15, 64, 97), (17, 33, 130), (16, 96, 2049), (33, 64, 5000)]
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Slices of 64 tokens, at most 32 rows at a time."""
+    monkeypatch.setattr(slices, "SLICE", 64)
+    monkeypatch.setattr(slices, "BLOCK_R", 32)
+
+
+def scores(hidden, weight, bias, temperature, seeds, positions, step):
+    """l + T g in float64."""
+    noise = philox.gumbel(seeds, positions, step, len(weight)).double()
+    logits = F.linear(hidden.double(), weight.double(), bias.double())
+    return logits + torch.as_tensor(temperature).double().reshape(-1, 1) * noise
+
+
+def same_bits(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# the reference against the formula
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_reference_is_the_formula(temperature):
+    hidden, weight, bias = make_head(4, 6, 9, scale=1.0)
+    blind = make_head(4, 6, 1, seed=1)[0]
+    noise, s, rows = make_noise(3, temperature), 1.5, torch.tensor([2, 0, 3])
+    got = linear_gumbel_argmax(
+        hidden, weight, bias, **noise, rows=rows, unconditional=blind, cfg_scale=s, impl="reference"
+    )
+    drawn = philox.gumbel(noise["seeds"], noise["positions"], noise["step"], 9)
+
+    def logits_of(h):
+        return [math.fsum(a * b for a, b in zip(h, w, strict=True)) for w in weight.tolist()]
+
+    for i, row in enumerate(rows.tolist()):
+        c, u = logits_of(hidden[row].tolist()), logits_of(blind[row].tolist())
+        l = [u[v] + (s + 1) * (c[v] - u[v]) + bias[v].item() for v in range(9)]  # guidance as samplers have it
+        score = [l[v] + temperature * drawn[i, v].item() for v in range(9)]
+        token = max(range(9), key=score.__getitem__)
+        lse = math.log(math.fsum(map(math.exp, l)))
+        # each of some ten roundings at most half an ulp of the largest number that meets it
+        error = 5 * torch.finfo(torch.float32).eps * max(map(abs, [*l, *(2.5 * x for x in c), *(1.5 * x for x in u)]))
+        assert got.token[i] == token
+        assert got.log_prob[i].item() == pytest.approx(l[token] - lse, abs=2 * error)
+        assert got.lse[i].item() == pytest.approx(lse, abs=error)
+
+
+# slices against the reference
+
+
+@cpu_kernel
+@pytest.mark.parametrize(("rows", "width", "vocab_size"), SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_slices(rows, width, vocab_size, dtype, temperature):
+    head, noise = make_head(rows, width, vocab_size, dtype=dtype), make_noise(rows, torch.full((rows,), temperature))
+    with poisoned_memory():
+        got = linear_gumbel_argmax(*head, **noise, impl="cpu")
+    truth = true_linear_gumbel_argmax(*head, **noise)
+    if dtype == torch.float32:
+        assert near_ties(got.token, truth.token, scores(*head, **noise)) == 0
+    assert torch.equal(got.token, gumbel_argmax(linear(*head), **noise, impl="cpu").token)
+    assert_head_within_budget(got, *head, **noise)
+
+
+@cpu_kernel
+@pytest.mark.parametrize("bias", [True, False])
+def test_many_slices_and_blocks_of_rows(narrow, bias):
+    hidden, weight, bias = (*make_head(50, 40, 333)[:2], make_head(1, 1, 333)[2] if bias else None)
+    noise = make_noise(50, torch.linspace(0, 2, 50))
+    got = linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu")
+    expected = gumbel_argmax(linear(hidden, weight, bias), **noise, impl="cpu")
+    assert torch.equal(got.token, expected.token)
+    assert_head_within_budget(got, hidden, weight, bias, **noise)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_guidance_is_combined_before_the_head(impl, dtype):
+    (hidden, weight, bias), blind = make_head(16, 32, 500, dtype=dtype), make_head(16, 32, 1, dtype=dtype, seed=1)[0]
+    noise = make_noise(16, 0.5)
+    got = linear_gumbel_argmax(hidden, weight, bias, **noise, unconditional=blind, cfg_scale=1.5, impl=impl)
+    guided = (2.5 * hidden.float() - 1.5 * blind.float()).to(dtype)
+    expected = linear_gumbel_argmax(guided, weight, bias, **noise, impl=impl)
+    assert torch.equal(got.token, expected.token)
+    off = linear_gumbel_argmax(hidden, weight, bias, **noise, unconditional=blind, impl=impl)
+    assert same_bits(off, linear_gumbel_argmax(hidden, weight, bias, **noise, impl=impl))
+
+
+@BOTH
+def test_rows_and_count(narrow, impl):
+    hidden, weight, bias = make_head(20, 24, 300)
+    rows = torch.tensor([19, 0, 3, 3, 20, -1, 7, 2, 5, 5, 5, 5, 5, 5, 5, 5, 1, 1])
+    noise = make_noise(18, 1.0)  # one for each result row
+    with poisoned_memory():
+        got = linear_gumbel_argmax(hidden, weight, bias, **noise, rows=rows, count=torch.tensor(17), impl=impl)
+    there = [i for i in range(17) if 0 <= rows[i] < 20]
+    expected = linear_gumbel_argmax(hidden[rows.clamp(0, 19)], weight, bias, **noise, impl=impl)
+    assert same_bits([field[there] for field in got], [field[there] for field in expected])
+    for i in (4, 5, 17):
+        assert [field[i].item() for field in got] == [-1, -INF, 0.0, -INF, -INF]
+    assert len(set(got.token[8:16].tolist())) > 1  # the same hidden row, other noise
+
+
+@BOTH
+@pytest.mark.parametrize("count", [-1, 0, 40, 99])
+def test_count_over_blocks_of_rows(narrow, impl, count):
+    head = make_head(50, 8, 70)
+    got = linear_gumbel_argmax(*head, count=torch.tensor([count]), impl=impl).token
+    expected = linear_gumbel_argmax(*head, impl=impl).token.where(torch.arange(50) < count, -1)
+    assert torch.equal(got, expected)
+
+
+@BOTH
+@pytest.mark.parametrize("statistics", ["raw", "tempered"])
+def test_suppressed_tokens_and_statistics(narrow, impl, statistics):
+    head, noise = make_head(16, 24, 300), make_noise(16, torch.linspace(0, 2, 16))
+    suppress, begin = torch.arange(300) % 3 == 0, torch.arange(300) % 5 == 0
+    hidden = dict(suppress=suppress, begin_suppress=begin, statistics=statistics)
+    got = linear_gumbel_argmax(*head, **noise, **hidden, impl=impl)
+    expected = gumbel_argmax(linear(*head), **noise, **hidden, impl="reference")
+    assert torch.equal(got.token, expected.token)
+    assert not suppress[got.token].any() and begin[got.token].any()
+    for name in STATISTICS:
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+
+
+@cpu_kernel
+@pytest.mark.parametrize("cut", [dict(top_k=3), dict(top_p=0.8), dict(top_k=50, top_p=0.9, statistics="tempered")])
+def test_top_k_and_top_p(cut):
+    """More rows than have whole rows of logits at a time."""
+    head, noise = make_head(70, 24, 3000), make_noise(70, torch.linspace(0, 2, 70))
+    got = linear_gumbel_argmax(*head, **noise, **cut, impl="cpu")
+    assert torch.equal(got.token, linear_gumbel_argmax(*head, **noise, **cut, impl="reference").token)
+    assert_head_within_budget(got, *head, **noise, **cut)
+    some = linear_gumbel_argmax(*head, **noise, **cut, count=torch.tensor(66), impl="cpu").token
+    assert torch.equal(some, got.token.where(torch.arange(70) < 66, -1))
+
+
+@BOTH
+def test_values_that_are_no_numbers(impl):
+    hidden, weight, bias = make_head(16, 4, 200)
+    hidden[3, 1], hidden[5] = NAN, INF
+    weight[7] = NAN
+    weight[150, 2], bias[9] = INF, -INF
+    got = linear_gumbel_argmax(hidden, weight, bias, impl=impl)
+    expected = gumbel_argmax(F.linear(hidden, weight, bias), impl="reference")
+    assert torch.equal(got.token, expected.token) and got.token[3] == -1
+    assert not any(field.isnan().any() for field in got[1:])
+    assert [field[3].item() for field in got] == [-1, -INF, 0.0, -INF, -INF]
+
+
+@cpu_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_the_same_in_any_batch(dtype):
+    """Bit for bit, rows being multiples of 16: so have libraries and slices the same shapes but for the rows."""
+    (hidden, weight, bias), noise = make_head(48, 64, 5000, dtype=dtype), make_noise(48, torch.linspace(0, 2, 48))
+    together = linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu")
+    for rows in (slice(0, 16), slice(32, 48)):
+        mine = {name: x[rows] for name, x in noise.items()}
+        alone = linear_gumbel_argmax(hidden[rows], weight, bias, **mine, impl="cpu")
+        assert same_bits(alone, [field[rows] for field in together])
+
+
+@BOTH
+def test_empty(impl):
+    head = make_head(0, 4, 30)
+    assert [field.shape for field in linear_gumbel_argmax(*head, impl=impl)] == [(0,)] * 5
+    got = linear_gumbel_argmax(*head, rows=torch.tensor([0, -1]), impl=impl)
+    assert [field.tolist() for field in got] == [[-1, -1], [-INF] * 2, [0.0] * 2, [-INF] * 2, [-INF] * 2]
+    assert linear_gumbel_argmax(*make_head(3, 4, 30), rows=torch.empty(0).long(), impl=impl).lse.shape == (0,)
+
+
+@BOTH
+def test_autocast_and_gradients(impl):
+    head = [x.requires_grad_() for x in make_head(16, 24, 300)]
+    expected = linear_gumbel_argmax(*(x.bfloat16() for x in head), impl=impl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = linear_gumbel_argmax(*head, impl=impl)
+    assert same_bits(got, expected) and not any(field.requires_grad for field in got)
+
+
+# memory and syncs
+
+
+@cpu_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [64, 512])
+def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(rows, dtype):
+    vocab_size, s = 50368, dtype.itemsize
+    head, noise = make_head(rows, 4, vocab_size, dtype=dtype), make_noise(rows, 1.0)
+    with LiveBytes(*head) as memory:
+        linear_gumbel_argmax(*head, **noise, impl="cpu")
+    slice_bytes = slices.SLICE * s * rows
+    assert slice_bytes <= memory.peak <= slice_bytes + 100 * rows
+    assert memory.peak < rows * vocab_size * s / 10
+
+
+@cpu_kernel
+def test_nothing_waits_for_a_device():
+    head, noise = make_head(70, 8, 5000), make_noise(70, torch.ones(70))
+    rows, count, flags = torch.arange(70), torch.tensor(3), torch.zeros(5000, dtype=torch.bool)
+    with SyncWatch() as watch:
+        linear_gumbel_argmax(
+            *head,
+            **noise,
+            rows=rows,
+            count=count,
+            suppress=flags,
+            begin_suppress=flags,
+            unconditional=head[0],
+            cfg_scale=1.0,
+            impl="cpu",
+        )
+    assert watch.operators > 10 and not watch.seen
+
+
+# bad input: the rule and what was got, before anything runs
+
+HIDDEN, WEIGHT, BIAS = make_head(2, 3, 8)
+BAD = [
+    (dict(hidden=HIDDEN.double()), TypeError, "hidden must be float32 or bfloat16 or float16, got float64"),
+    (dict(hidden=HIDDEN[0]), ValueError, r"hidden must have shape \[N, H\], got \[3\]"),
+    (dict(hidden=HIDDEN[:, :0], weight=WEIGHT[:, :0]), ValueError, "at least one column"),
+    (dict(hidden=torch.zeros(3, 2).t()), ValueError, "hidden must have adjacent columns"),
+    (dict(weight=WEIGHT.bfloat16()), TypeError, "weight must be float32, got bfloat16"),
+    (dict(weight=WEIGHT[:, :2]), ValueError, r"weight must have shape \[V, 3\], got \[8, 2\]"),
+    (dict(weight=WEIGHT[:0]), ValueError, "from 1 to 2.* tokens, got 0"),
+    (dict(weight=torch.zeros(3, 8).t()), ValueError, "weight must have adjacent columns"),
+    (dict(bias=BIAS[:7]), ValueError, r"bias must have shape \[8\], got \[7\]"),
+    (dict(bias=BIAS.bfloat16()), TypeError, "bias must be float32"),
+    (dict(temperature=-0.1), ValueError, "at least 0, got -0.1"),
+    (dict(temperature=1.0), ValueError, "needs seeds and positions"),
+    (dict(temperature=1.0, seeds=0, positions=torch.zeros(3).long()), ValueError, r"shape \[2\], got \[3\]"),
+    (
+        dict(temperature=1.0, seeds=0, positions=torch.zeros(2).long(), rows=torch.zeros(3).long()),
+        ValueError,
+        r"positions must have one element or shape \[3\], got \[2\]",
+    ),
+    (dict(suppress=torch.zeros(8)), TypeError, "suppress must be bool"),
+    (dict(begin_suppress=torch.zeros(7, dtype=torch.bool)), ValueError, r"shape \[8\], got \[7\]"),
+    (dict(statistics="cooked"), ValueError, "statistics must be one of raw, tempered, got 'cooked'"),
+    (dict(top_k=0), ValueError, "top_k must be at least 1"),
+    (dict(top_p=1.5), ValueError, "top_p must be above 0 and at most 1"),
+    (dict(cfg_scale=1.0), ValueError, "cfg_scale 1.0 needs unconditional"),
+    (dict(cfg_scale=-1.0, unconditional=HIDDEN), ValueError, "cfg_scale must be finite and at least 0"),
+    (dict(cfg_scale=1.0, unconditional=HIDDEN[:1]), ValueError, r"unconditional must have shape \[2, 3\]"),
+    (dict(rows=torch.zeros(2, dtype=torch.int32)), TypeError, "rows must be int64"),
+    (dict(count=torch.zeros(2, dtype=torch.int64)), ValueError, "count must have one element"),
+    (dict(impl="cuda"), ValueError, "impl must be one of"),
+    (dict(unknown=1), TypeError, "unknown"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_bad_input(arguments, error, message):
+    with pytest.raises(error, match=message):
+        linear_gumbel_argmax(**{"hidden": HIDDEN, "weight": WEIGHT, "bias": BIAS, **arguments})
