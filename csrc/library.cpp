@@ -18,8 +18,8 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
       "truncation_floor(Tensor logits, Tensor? temperature, int? top_k, float? top_p, Tensor? suppress, Tensor? rows, "
       "Tensor? count, Tensor(a!) floor) -> ()");
   m.def(
-      "transfer_tokens(Tensor(a!) canvas, Tensor proposals, Tensor confidence, int mask_id, Tensor? k, "
-      "float? threshold, float? factor, Tensor start, Tensor length, Tensor(b!) committed) -> ()");
+      "transfer_tokens(Tensor(a!) canvas, Tensor proposals, Tensor confidence, int mask_id, Tensor k, "
+      "float? threshold, float? factor, int? budget, Tensor start, Tensor length, Tensor(b!) committed) -> ()");
   m.def(
       "masked_cross_entropy(Tensor logits, Tensor targets, Tensor row_weight, Tensor row_scale, "
       "float label_smoothing, float z_loss, float? softcap, Tensor(a!) nll, Tensor(b!)? gradient) -> ()");

@@ -52,6 +52,8 @@ def propose(
         suppress=suppress,
         begin_suppress=begin_suppress,
         statistics="tempered" if policy.tempered else "raw",
+        top_k=policy.top_k,
+        top_p=policy.top_p,
         impl=policy.impl,
     )
     drawn = _draw(tap, hidden, listed, policy.cfg_scale, options)
