@@ -16,6 +16,7 @@ import transformers
 from benchmarks import (
     card_loop,
     cpu_cross_entropy,
+    cpu_head,
     cpu_kernels,
     losses,
     machine,
@@ -287,6 +288,14 @@ class TestKernelBenchmarks:
         row = json.loads(Path(last["row"]).read_text())
         assert [result["temperature"] for result in row["results"]] == [0.0, 1.0]
         assert all(result["speedup"] > 0 and result["bytes"] == 2_400_000 for result in row["results"])
+
+    def test_cpu_head(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(cpu_head.HEADS, "minilm", (8, 3000))
+        arguments = ["--head", "minilm", "--rows", "16", "--repeats", "1", "--dtype", "float32"]
+        assert cpu_head.main([*arguments, "--out", str(tmp_path)]) == 0
+        last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        (result,) = json.loads(Path(last["row"]).read_text())["results"]
+        assert result["equal_tokens"] == 1 and result["speedup"] > 0
 
     def test_cpu_cross_entropy(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(cpu_cross_entropy.HEADS, "minilm", (8, 50))

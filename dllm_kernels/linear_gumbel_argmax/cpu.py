@@ -7,9 +7,6 @@ from torch import Tensor
 from dllm_kernels.gumbel_argmax import cpu as gumbel_argmax
 from dllm_kernels.linear_gumbel_argmax import sliced
 
-# A slice of 64 rows is half a core's L2 in float32 and a quarter in bfloat16. It must not depend on the number of rows:
-# the last bits of a row's statistics depend on it.
-SLICE = 2048
 BLOCK_R = 512
 WHOLE_ROWS = 64  # with top_k or top_p, which need a row's whole vocabulary
 
@@ -35,4 +32,15 @@ def linear_gumbel_argmax(
     head = (hidden, weight, bias, count)
     if top_k is not None or top_p is not None:
         return sliced.by_rows(*head, WHOLE_ROWS, impl="cpu", top_k=top_k, top_p=top_p, **options)
-    return sliced.by_tokens(*head, BLOCK_R, SLICE, gumbel_argmax.over_slices, **options)
+    return sliced.by_tokens(*head, BLOCK_R, slice_width(len(weight)), gumbel_argmax.over_slices, **options)
+
+
+def slice_width(vocab_size: int) -> int:
+    """Tokens of a slice: an eleventh of the vocabulary, so that logits take less than a tenth of their memory, and not
+    more than 64 rows keep in cache. It must not depend on the rows: the last bits of a row's statistics depend on it.
+
+    Example:
+        >>> slice_width(50368)
+        4608
+    """
+    return min(max(-(-vocab_size // (11 * 256)), 4) * 256, 8192)

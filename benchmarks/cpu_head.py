@@ -1,0 +1,160 @@
+"""`linear_gumbel_argmax` against the head's product and `gumbel_argmax` on a CPU, in one interleaved run.
+
+    python benchmarks/cpu_head.py
+
+A block of 64 and a batch of 512 rows, heads of ModernBERT-base and MiniLM, float32 and bfloat16, temperature 1. Both
+programs multiply with the same library and give the same tokens; one stores the logits of all rows. Memory is the peak
+of resident memory in a call of its own, beyond its arguments. A table goes to stdout, a JSON row to the results folder,
+and the last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+
+from benchmarks import report, timing
+from benchmarks.models import DTYPES
+
+CPU = torch.device("cpu")
+HEADS = {"modernbert-base": (768, 50368), "minilm": (384, 30522)}  # width, vocabulary
+WARMUP = 2
+COLUMNS = ("case", "logits stored, ms", "ours, ms", "ours is", "logits stored, MB", "ours, MB", "ours takes")
+
+
+class Case(NamedTuple):
+    """hidden [R, H], weight [V, H], bias [V] and the noise of the rows."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    noise: dict[str, object]
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; unknown options end the program."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--head", nargs="+", choices=list(HEADS), default=list(HEADS))
+    parser.add_argument("--rows", nargs="+", type=int, default=[64, 512])
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
+    return parser.parse_args(arguments)
+
+
+def make_case(head: str, rows: int, dtype: torch.dtype, temperature: float) -> Case:
+    """Logits with a standard deviation of about 3."""
+    width, vocab = HEADS[head]
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, width, generator=draw).to(dtype)
+    weight = (torch.randn(vocab, width, generator=draw) * 3 / width**0.5).to(dtype)
+    noise = {"temperature": temperature, "seeds": 0, "positions": torch.arange(rows)}
+    return Case(hidden, weight, torch.zeros(vocab, dtype=dtype), noise)
+
+
+def stored(case: Case) -> object:
+    """The library's product of all rows with the whole head, then one pass over its result."""
+    from dllm_kernels import gumbel_argmax
+    from dllm_kernels._linear import linear
+
+    return gumbel_argmax(linear(case.hidden, case.weight, case.bias), **case.noise)
+
+
+def ours(case: Case) -> object:
+    """By slices of the vocabulary."""
+    from dllm_kernels import linear_gumbel_argmax
+
+    return linear_gumbel_argmax(case.hidden, case.weight, case.bias, **case.noise)
+
+
+PROGRAMS: dict[str, Callable[[Case], object]] = {"stored": stored, "ours": ours}
+
+
+def peak_bytes(program: Callable[[Case], object], case: Case) -> int | None:
+    """Bytes beyond the arguments."""
+    for _ in range(2):  # libraries keep what they allocate in their first calls
+        program(case)
+    with timing.PeakMemory(CPU) as memory:
+        program(case)
+    return memory.bytes
+
+
+def measure(
+    options: argparse.Namespace, head: str, rows: int, dtype: str, begin: Callable[[str], None]
+) -> dict[str, object]:
+    """Time and memory of both programs, which take turns."""
+    case = make_case(head, rows, DTYPES[dtype], options.temperature)
+    text = f"{head} {rows} rows {dtype}"
+    begin(f"{text}: memory")
+    peaks = {name: peak_bytes(program, case) for name, program in PROGRAMS.items()}
+    begin(text)
+    calls = {
+        name: functools.partial(timing.host_seconds, functools.partial(program, case))
+        for name, program in PROGRAMS.items()
+    }
+    for call in list(calls.values()) * WARMUP:
+        call()
+    taken = timing.interleave(calls, options.repeats)
+    seconds = {name: timing.summary(each) for name, each in taken.items()}
+    return {
+        "head": head,
+        "rows": rows,
+        "dtype": dtype,
+        "seconds": seconds,
+        "fastest_seconds": {name: min(each) for name, each in taken.items()},
+        "peak_bytes": peaks,
+        "speedup": seconds["stored"]["median"] / seconds["ours"]["median"],
+        "share_of_memory": peaks["ours"] / peaks["stored"] if peaks["stored"] else None,
+        "equal_tokens": float((stored(case).token == ours(case).token).float().mean()),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and write the row."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    row = report.new_row("cpu_head", "benchmarks/cpu_head.py", arguments, CPU)
+    row["settings"] = {"temperature": options.temperature}
+    cases = [(head, rows, dtype) for head in options.head for rows in options.rows for dtype in options.dtype]
+    with report.progress(total=2 * len(cases)) as begin:
+        row["results"] = [measure(options, *case, begin) for case in cases]
+    report.print_table(
+        "the head and the sampling of its logits: logits stored, and by slices",
+        COLUMNS,
+        [cells(result) for result in row["results"]],
+    )
+    path = report.write_row(row, options.out, "-".join(f"{rows}" for rows in options.rows))
+    report.print_last_line({"row": str(path), "results": row["results"]})
+    return 0
+
+
+def cells(result: dict[str, object]) -> list[str]:
+    """A line of the table."""
+    seconds, peaks, share = result["seconds"], result["peak_bytes"], result["share_of_memory"]
+    return [
+        f"{result['head']}, {result['rows']} rows, {result['dtype']}",
+        *(f"{1000 * seconds[name]['median']:.1f}" for name in PROGRAMS),
+        f"{result['speedup']:.2f}x as fast",
+        *("n/a" if peaks[name] is None else f"{peaks[name] / 1e6:.1f}" for name in PROGRAMS),
+        "n/a" if share is None else f"{share:.0%}",
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
