@@ -89,8 +89,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         arguments = (logits, meta(8), per_row, per_row, logits if gradient else None)
         return partial(masked_cross_entropy.masked_cross_entropy, *arguments, *(options or (0.0, 0.0, None)))
 
-    def head(rows: int, width: int, vocab_size: int, dtype: torch.dtype, bias: bool, **options) -> Callable[[], object]:
-        operands = (meta(rows, width, dtype=dtype), meta(vocab_size, width, dtype=dtype))
+    def head(n: int, width: int, vocab_size: int, dtype: torch.dtype, bias: bool, **options) -> Callable[[], object]:
+        operands = (meta(n, width, dtype=dtype), meta(vocab_size, width, dtype=dtype))
         arguments = (*operands, meta(vocab_size, dtype=dtype) if bias else None, options.pop("rows", None))
         return partial(linear_gumbel_argmax.fused_head, *arguments, options.pop("count", None), **options)
 
@@ -139,7 +139,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 head, 16 rows noise ragged", head(16, 100, 997, bf16, True, **drawn[16])
     yield "bfloat16 head, 32 rows noise", head(32, 4096, llada, bf16, False, **drawn[32])
     yield "bfloat16 head, 64 rows count", head(64, 3584, 152064, bf16, True, count=meta(1))
-    yield "bfloat16 head, 64 rows noise rows count", head(64, 4096, llada, bf16, False, **drawn[64], **chosen)
+    listed = dict(rows=meta(64), count=meta(1))
+    yield "bfloat16 head, 64 rows noise rows count", head(64, 4096, llada, bf16, False, **drawn[64], **listed)
     yield "bfloat16 head, 64 rows noise bias", head(64, *bert_large, bf16, True, **drawn[64])
     yield "float16 head, 64 rows noise suppress", head(64, *bert_large, torch.float16, True, **drawn[64], **flags)
     yield "float32 head, 16 rows noise", head(16, *bert_large, torch.float32, False, **drawn[16])
