@@ -134,6 +134,19 @@ def _gumbel_argmax(impl: str, device: str) -> Outputs:
     return tuple(dllm_kernels.gumbel_argmax(logits, temperature=1.0, seeds=where, positions=where, step=1, impl=impl))
 
 
+def _linear_gumbel_argmax(impl: str, device: str) -> Outputs:
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=draw).to(device) for n in (16, 257))
+    where = torch.arange(16, device=device)
+    noise = dict(temperature=1.0, seeds=where, positions=where, step=1)
+    return tuple(dllm_kernels.linear_gumbel_argmax(hidden, weight, **noise, impl=impl))
+
+
+def _position_noise(impl: str, device: str) -> Outputs:
+    where = torch.arange(9, device=device)
+    return (dllm_kernels.position_noise(where, where, 1, law="gumbel", impl=impl),)
+
+
 def _masked_cross_entropy(impl: str, device: str) -> Outputs:
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 257, generator=draw).to(device).requires_grad_()
@@ -210,7 +223,9 @@ PARTS = {
 SELF_TESTS = {
     "gumbel_argmax": _gumbel_argmax,
     "linear_cross_entropy": _linear_cross_entropy,
+    "linear_gumbel_argmax": _linear_gumbel_argmax,
     "masked_cross_entropy": _masked_cross_entropy,
+    "position_noise": _position_noise,
     "transfer_tokens": _transfer_tokens,
     "truncation_floor": _truncation_floor,
 }
