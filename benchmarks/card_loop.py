@@ -25,12 +25,19 @@ class Noise(Protocol):
     def choose(self, logits: Tensor, temperature: float, masked: Tensor, step: int) -> Tensor:
         """A token for each `masked` position, drawn from softmax(logits / temperature); the argmax at temperature 0."""
 
+    def draw(self, logits: Tensor, masked: Tensor, step: int) -> Tensor:
+        """Tokens [N] from softmax(logits), logits [N, V] of the N positions that are `masked`, in order."""
+
     def random_confidence(self, masked: Tensor, step: int) -> Tensor:
         """A uniform number in (0, 1) for each position."""
 
+    def place(self, masked: Tensor, step: int) -> Tensor:
+        """Gumbel noise for each position: the k largest of c + noise are k draws from softmax(c), none twice."""
+
 
 class TorchNoise:
-    """Torch's generator and float64 Gumbel noise at every position: argmax of exp(l) / (-ln u)^T."""
+    """Torch's generator. `choose` adds float64 Gumbel noise at every position, argmax of exp(l) / (-ln u)^T; `draw` is
+    a multinomial draw from the softmax."""
 
     def choose(self, logits: Tensor, temperature: float, masked: Tensor, step: int) -> Tensor:
         if temperature == 0:
@@ -39,37 +46,66 @@ class TorchNoise:
         exponential = (-torch.log(torch.rand_like(logits))) ** temperature
         return (logits.exp() / exponential).argmax(dim=-1)
 
+    def draw(self, logits: Tensor, masked: Tensor, step: int) -> Tensor:
+        return torch.multinomial(logits.softmax(dim=-1), num_samples=1)[:, 0]
+
     def random_confidence(self, masked: Tensor, step: int) -> Tensor:
         return torch.rand(masked.shape, device=masked.device)
 
+    def place(self, masked: Tensor, step: int) -> Tensor:
+        return -torch.log(-torch.log(torch.rand(masked.shape, device=masked.device, dtype=torch.float64)))
+
 
 class PhiloxNoise:
-    """The stream of ``dllm_kernels.philox``; only positions that can be committed are drawn."""
+    """The stream of ``dllm_kernels.philox``; only positions that can be committed are drawn.
 
-    def __init__(self, seeds: list[int], rows_at_once: int = 32):
+    Args:
+        seeds: of the rows.
+        padding: columns of padding on each row's left; a position is counted from the row's own first token.
+        rows_at_once: rows of noise that exist at once.
+    """
+
+    def __init__(self, seeds: list[int], padding: list[int] | None = None, rows_at_once: int = 32):
         self.seeds = torch.tensor(seeds)
+        self.padding = torch.tensor(padding or [0] * len(seeds))
         self.rows_at_once = rows_at_once
 
     def choose(self, logits: Tensor, temperature: float, masked: Tensor, step: int) -> Tensor:
-        from dllm_kernels import philox
-
         if temperature == 0:
             return logits.argmax(dim=-1)
-        seeds = self.seeds.to(logits.device)
         tokens = torch.zeros(masked.shape, dtype=torch.int64, device=logits.device)
-        steps = torch.tensor([step], device=logits.device)
-        for rows in masked.nonzero().split(self.rows_at_once):
-            row, position = rows.unbind(1)
-            noise = philox.gumbel(seeds[row], position, steps, logits.shape[-1])
-            tokens[row, position] = (logits[row, position].to(torch.float32) + temperature * noise).argmax(dim=-1)
+        tokens[masked] = self.draw(logits[masked], masked, step, temperature)
         return tokens
+
+    def draw(self, logits: Tensor, masked: Tensor, step: int, temperature: float = 1.0) -> Tensor:
+        from dllm_kernels import philox
+
+        row, column = masked.nonzero(as_tuple=True)
+        seeds, positions = self.seeds.to(row.device)[row], column - self.padding.to(row.device)[row]
+        steps, tokens = torch.tensor([step], device=row.device), []
+        for part in torch.arange(len(row), device=row.device).split(self.rows_at_once):
+            noise = philox.gumbel(seeds[part], positions[part], steps, logits.shape[-1])
+            tokens.append((logits[part].to(torch.float32) + temperature * noise).argmax(dim=-1))
+        return torch.cat(tokens) if tokens else row
 
     def random_confidence(self, masked: Tensor, step: int) -> Tensor:
         from dllm_kernels import philox
 
-        seeds = self.seeds.to(masked.device)[:, None]
-        positions = torch.arange(masked.shape[1], device=masked.device)[None]
-        return philox.uniform(seeds, positions, torch.tensor(step, device=masked.device), philox.RANDOM_CONFIDENCE)
+        seeds, positions, steps = self._places(masked, step)
+        return philox.uniform(seeds, positions, steps, philox.RANDOM_CONFIDENCE)
+
+    def place(self, masked: Tensor, step: int) -> Tensor:
+        from dllm_kernels import philox
+
+        seeds, positions, steps = self._places(masked, step)
+        first, second, *_ = philox.words(seeds, torch.zeros_like(seeds), positions, steps, philox.RANDOM_CONFIDENCE)
+        return philox.gumbel_from_words(first, second)
+
+    def _places(self, masked: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The address of every position's random number: seeds [B, 1], positions [B, L], step []."""
+        seeds, padding = (numbers.to(masked.device)[:, None] for numbers in (self.seeds, self.padding))
+        positions = torch.arange(masked.shape[1], device=masked.device) - padding
+        return seeds, positions, torch.tensor(step, device=masked.device)
 
 
 @torch.no_grad()
@@ -135,12 +171,24 @@ def generate(
     return canvas
 
 
-def guided_logits(model: nn.Module, canvas: Tensor, given: Tensor, mask_id: int, cfg_scale: float) -> Tensor:
-    """Logits of the whole canvas; with guidance u + (s + 1)(c - u), u from a canvas whose given tokens are masked."""
+def guided_logits(
+    model: nn.Module,
+    canvas: Tensor,
+    given: Tensor,
+    mask_id: int,
+    cfg_scale: float,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Logits of the whole canvas; with guidance u + (s + 1)(c - u), u from a canvas whose given tokens are masked.
+
+    `attention_mask` [B, L] is handed to the model where it is given; None says that nothing is padded.
+    """
+    padding = {} if attention_mask is None else {"attention_mask": attention_mask}
     if cfg_scale == 0:
-        return model(canvas).logits
+        return model(canvas, **padding).logits
     unconditional = torch.where(given, mask_id, canvas)
-    conditional, unconditional = model(torch.cat([canvas, unconditional])).logits.chunk(2)
+    twice = {name: torch.cat([mask, mask]) for name, mask in padding.items()}
+    conditional, unconditional = model(torch.cat([canvas, unconditional]), **twice).logits.chunk(2)
     return unconditional + (cfg_scale + 1) * (conditional - unconditional)
 
 

@@ -1,0 +1,126 @@
+"""Loops that commit as many tokens a forward pass as a rule allows, without a cache. They are approximate: tokens of
+one step do not know each other, so an answer may differ from the one that a token a step gives.
+
+A rule orders the eligible positions of a row and says how many of the first are committed. Within a block the loop goes
+on until no row has a mask in it, so the rows of a batch wait for the slowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baselines.llada import left_padded_canvas
+from benchmarks.card_loop import Noise, TorchNoise, guided_logits
+
+
+class Rule(NamedTuple):
+    """How many tokens a row commits.
+
+    order: "confidence", descending, or "entropy", ascending. count: from the ordered values and the step within the
+    block to the number of positions to commit.
+    """
+
+    order: str
+    count: Callable[[Tensor, int], int]
+
+
+def threshold(threshold: float) -> Rule:
+    """Fast-dLLM: all positions with a confidence of at least the threshold, and never less than the surest one."""
+    return Rule("confidence", lambda confidence, step: max(1, int((confidence >= threshold).sum())))
+
+
+def factor(factor: float) -> Rule:
+    """Fast-dLLM: the longest prefix of confidences c_1 >= c_2 >= ... with c_r >= 1 - factor / (r + 1), at least one."""
+
+    def count(confidence: Tensor, step: int) -> int:
+        rank = torch.arange(1, len(confidence) + 1, device=confidence.device)
+        return max(1, _prefix(confidence >= 1 - factor / (rank + 1)))
+
+    return Rule("confidence", count)
+
+
+def llada2(threshold: float, steps: int, block_length: int) -> Rule:
+    """LLaDA 2.0: all above the threshold if these are at least as many as a step of the schedule, else the surest ones
+    that the schedule asks for. `steps` are those of a block."""
+
+    def count(confidence: Tensor, step: int) -> int:
+        scheduled = block_length // steps + (step < block_length % steps)
+        return max(scheduled, int((confidence > threshold).sum()))
+
+    return Rule("confidence", count)
+
+
+def entropy_bound(gamma: float) -> Rule:
+    """Entropy-bound sampling: the surest, and on as long as the entropies of those before add up to at most gamma."""
+    return Rule("entropy", lambda entropy, step: _prefix(entropy.cumsum(dim=0) - entropy <= gamma))
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompt: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    rule: Rule,
+    mask_id: int,
+    gen_length: int = 128,
+    block_length: int = 32,
+    temperature: float = 0.0,
+    cfg_scale: float = 0.0,
+    noise: Noise | None = None,
+    mark: Callable[[str], None] = lambda part: None,
+) -> Tensor:
+    """Complete left-padded prompts [B, P].
+
+    Args:
+        attention_mask: [B, P], 0 at padding; None: there is none.
+        rule: how many of a row's eligible positions a step commits.
+        The others: as in the model card's loop.
+
+    Returns:
+        int64 [B, P + gen_length].
+
+    Raises:
+        ValueError: the blocks do not divide `gen_length`.
+    """
+    if gen_length % block_length:
+        raise ValueError(f"gen {gen_length}, block {block_length}: blocks must divide gen")
+    noise = noise or TorchNoise()
+    canvas, attention_mask = left_padded_canvas(prompt, attention_mask, gen_length, mask_id)
+    given = canvas != mask_id
+    for block_end in range(prompt.shape[1] + block_length, canvas.shape[1] + 1, block_length):
+        left_of_end = torch.arange(canvas.shape[1], device=canvas.device) < block_end
+        for step in range(block_length):  # each commits a token in every row that has a mask left
+            eligible = (canvas == mask_id) & left_of_end
+            if not eligible.any():
+                break
+            logits = guided_logits(model, canvas, given, mask_id, cfg_scale, attention_mask)
+            tokens = noise.choose(logits, temperature, eligible, step)
+            tokens, scores = torch.where(eligible, tokens, canvas), _scores(logits, tokens, rule.order)
+            mark("head")
+            for row in range(len(canvas)):
+                positions = eligible[row].nonzero()[:, 0]
+                if len(positions) == 0:
+                    continue
+                ordered, order = scores[row, positions].sort(descending=rule.order == "confidence", stable=True)
+                chosen = positions[order[: rule.count(ordered, step)]]
+                canvas[row, chosen] = tokens[row, chosen]
+            mark("transfer")
+    return canvas
+
+
+def _scores(logits: Tensor, tokens: Tensor, order: str) -> Tensor:
+    """Probability of each token, or entropy of each position, [B, L], under the float64 softmax of the raw logits."""
+    probabilities = logits.to(torch.float64).softmax(dim=-1)
+    if order == "confidence":
+        return probabilities.gather(-1, tokens[..., None])[..., 0]
+    return torch.special.entr(probabilities).sum(dim=-1)
+
+
+def _prefix(holds: Tensor) -> int:
+    """How many of the first all hold."""
+    return int(holds.long().cumprod(dim=0).sum())
