@@ -10,6 +10,7 @@ import torch
 from benchmarks import card_loop
 from benchmarks.baselines import dream, llada, mdlm, parallel
 from dllm_kernels import philox
+from tests import reference_samplers as judges
 from tests.models import MASK_ID, left_padded, make_prompt, shared, tiny
 
 EOS = 2
@@ -52,7 +53,7 @@ def run(name: str, model, prompt, attention_mask=None, **options) -> torch.Tenso
     options = {"mask_id": MASK_ID} | options
     if name == "mdlm":
         kept = torch.ones_like(prompt) if attention_mask is None else attention_mask
-        inputs = [row[mask == 1].tolist() for row, mask in zip(prompt, kept, strict=True)]
+        inputs = [row[mask == 1] for row, mask in zip(prompt, kept, strict=True)]
         options = {"eos_id": EOS, "max_new_tokens": GEN, "block_size": BLOCK, "steps": GEN} | options
         return mdlm.sample(model, inputs, **options)
     if name == "llada":
@@ -109,6 +110,69 @@ class TestEveryLoop:
         assert marks == ["head", "transfer"] * len(recorder.canvases)
 
 
+def judge(name: str, model, prompt, **settings) -> judges.Trace:
+    """The plain loop of one row that the library's own samplers are judged by."""
+    settings = {"mask_id": MASK_ID} | settings
+    blocks = {"max_new_tokens": GEN, "block_size": BLOCK}
+    if name == "mdlm":
+        return judges.mdlm_sample(model, prompt, steps=GEN, **blocks, **settings)
+    if name == "llada":
+        return judges.llada(model, prompt, gen_length=GEN, block_length=BLOCK, steps=GEN, **settings)
+    if name in dream.ALGORITHMS:
+        settings = {"steps": 6, "right_shift_logits": False, "top_k": None} | settings
+        return judges.dream(model, prompt, alg=name, max_new_tokens=GEN, schedule="time", **settings)
+    judged_by, rule = {
+        "threshold": (judges.threshold_decode, {"threshold": 0.1}),
+        "factor": (judges.threshold_decode, {"factor": 1.8}),
+        "llada2": (judges.llada2, {"threshold": 0.1, "steps": 3}),
+        "entropy-bound": (judges.entropy_bound, {"gamma": 2.0}),
+    }[name]
+    return judged_by(model, prompt, **blocks, **rule, **settings)
+
+
+class TestAgainstTheJudges:
+    """The same tokens, on the same random numbers, as the plain loops in tests/reference_samplers give row by row."""
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    @pytest.mark.parametrize("name", EVERY)
+    def test_same_tokens(self, name, temperature, model):
+        self.compare(name, model, temperature=temperature)
+
+    @pytest.mark.parametrize("name", ["mdlm", "llada"])
+    def test_random_order_and_guidance(self, name, model):
+        self.compare(name, model, remasking="random", cfg_scale=0.6, temperature=0.5)
+
+    @pytest.mark.parametrize("name", ["mdlm", "llada"])
+    def test_suppressed_tokens(self, name, model):
+        # torch.topk orders equal confidences as it likes: a token that would come last in two places is no test
+        words, counts = run(name, model, make_prompt(model, 2, 5))[:, 5:].unique(return_counts=True)
+        first, second = int(words[counts.argmax()]), int(words[counts.argmin()])
+        options = {"suppress_tokens": [first], "begin_suppress_tokens": [second]}
+        told = {"mdlm": options, "llada": {"suppressed": first, "last": (second,)}}[name]
+        self.compare(name, model, told=told, **options)
+
+    @pytest.mark.parametrize("name", dream.ALGORITHMS)
+    @pytest.mark.parametrize("filters", [{"top_k": 7}, {"top_p": 0.7}, {"top_p": 0.9, "top_k": 20}])
+    @pytest.mark.parametrize("temperature", [0.0, 0.8])
+    def test_filtered(self, name, filters, temperature, model):
+        self.compare(name, model, temperature=temperature, right_shift_logits=True, **filters)
+
+    @pytest.mark.parametrize("name", ["maskgit_plus", "topk_margin", "entropy"])
+    def test_drawn_positions(self, name, model):
+        self.compare(name, model, temperature=0.8, alg_temp=0.3)
+
+    @staticmethod
+    def compare(name, model, told=None, **settings):
+        prompt = make_prompt(model, batch=2, length=5)
+        noise = card_loop.PhiloxNoise([5, 9])
+        temperature = {"temperature": settings.pop("temperature", 0.0)}
+        got = run(name, model, prompt, noise=noise, **temperature, **(settings if told is None else told))
+        for row, seed in enumerate([5, 9]):
+            trace = judge(name, model, prompt[row], seed=seed, **temperature, **settings)
+            difference = judges.first_difference(got[row], trace)
+            assert difference is None, difference
+
+
 class TestWhereTheRulesCoincide:
     """At temperature 0 with one token a step all that rank by probability are one and the same loop."""
 
@@ -130,7 +194,7 @@ class TestWhereTheRulesCoincide:
         """One mask behind the prompt: its token is the unshifted model's word for the prompt's last position."""
         prompt = make_prompt(model, batch=1, length=5)
         canvas = mdlm.sample(
-            model, prompt.tolist(), mask_id=MASK_ID, eos_id=EOS, max_new_tokens=1, steps=1, right_shift_logits=True
+            model, list(prompt), mask_id=MASK_ID, eos_id=EOS, max_new_tokens=1, steps=1, right_shift_logits=True
         )
         with_mask = torch.cat([prompt, torch.tensor([[MASK_ID]])], dim=1)
         assert canvas[0, 5] == model(with_mask).logits[0, 4].argmax()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines.llada import left_padded_canvas
-from benchmarks.card_loop import Noise, TorchNoise
+from benchmarks.card_loop import Noise, TorchNoise, guided_logits
 
 ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 
@@ -28,6 +28,7 @@ def diffusion_generate(
     temperature: float = 0.0,
     top_p: float | None = None,
     top_k: int | None = None,
+    cfg_scale: float = 0.0,
     right_shift_logits: bool = True,
     noise: Noise | None = None,
     mark: Callable[[str], None] = lambda part: None,
@@ -40,6 +41,7 @@ def diffusion_generate(
             (maskgit_plus), by its lead over the second (topk_margin) or by entropy.
         alg_temp: above 0 positions are drawn from softmax(confidence / alg_temp) instead.
         top_p, top_k: filter the tokens to choose from; None: all of them.
+        cfg_scale: guidance, as dLLM 0.1 adds it.
         right_shift_logits: position p is read at p - 1, as Dream's models are trained.
 
     Returns:
@@ -52,12 +54,12 @@ def diffusion_generate(
         raise ValueError(f"alg must be one of {', '.join(ALGORITHMS)}, got {alg!r}")
     noise = noise or TorchNoise()
     canvas, attention_mask = left_padded_canvas(prompt, attention_mask, max_new_tokens, mask_id)
-    padding = {} if attention_mask is None else {"attention_mask": attention_mask}
+    given = canvas != mask_id
     times = torch.linspace(1, eps, steps + 1, device=canvas.device)
     moved = 0  # steps so far that committed something: random numbers are addressed by their number
     for step in range(steps):
         masked = canvas == mask_id
-        logits = model(canvas, **padding).logits
+        logits = guided_logits(model, canvas, given, mask_id, cfg_scale, attention_mask)
         if right_shift_logits:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
         tokens, confidence = sample_tokens(logits[masked], masked, moved, noise, alg, temperature, top_p, top_k)

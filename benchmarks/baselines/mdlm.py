@@ -13,7 +13,7 @@ from benchmarks.card_loop import REMASKING, Noise, TorchNoise, guided_logits, to
 @torch.no_grad()
 def sample(
     model: nn.Module,
-    inputs: Sequence[Sequence[int]],
+    inputs: Sequence[Tensor],
     *,
     mask_id: int,
     eos_id: int,
@@ -33,7 +33,7 @@ def sample(
     """Complete B prompts under the linear schedule.
 
     Args:
-        inputs: the prompts' tokens, of any lengths.
+        inputs: the prompts' tokens, vectors of any lengths.
         cfg_keep_tokens: tokens of the prompt that the unconditional canvas keeps.
         suppress_tokens: never chosen. begin_suppress_tokens: chosen, but with confidence 0.
         right_shift_logits: position p is read at p - 1.
@@ -48,7 +48,7 @@ def sample(
     if remasking not in REMASKING:
         raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {remasking!r}")
     noise = noise or TorchNoise()
-    canvas, ends = laid_out(inputs, max_new_tokens, mask_id, eos_id, next(model.parameters()).device)
+    canvas, ends = laid_out(inputs, max_new_tokens, mask_id, eos_id)
     column = torch.arange(canvas.shape[1], device=canvas.device)
     real = column < ends[:, None]
     given = (canvas != mask_id) & real & ~torch.isin(canvas, canvas.new_tensor(list(cfg_keep_tokens)))
@@ -78,14 +78,13 @@ def sample(
     return canvas
 
 
-def laid_out(
-    inputs: Sequence[Sequence[int]], max_new_tokens: int, mask_id: int, eos_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def laid_out(inputs: Sequence[Tensor], max_new_tokens: int, mask_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
     """The start canvas [B, L], each row its prompt, masks, then EOS; and the column after each row's masks, [B]."""
+    device = inputs[0].device
     ends = torch.tensor([len(tokens) + max_new_tokens for tokens in inputs], device=device)
     canvas = torch.full((len(inputs), int(ends.max())), eos_id, dtype=torch.int64, device=device)
     for row, tokens in enumerate(inputs):
-        canvas[row, : len(tokens)] = torch.as_tensor(tokens, device=device)
+        canvas[row, : len(tokens)] = tokens
         canvas[row, len(tokens) : ends[row]] = mask_id
     return canvas, ends
 
