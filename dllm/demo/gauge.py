@@ -3,8 +3,10 @@
     python -m dllm.demo.gauge
     python -m dllm.demo.gauge --tokens-per-step 8
     python -m dllm.demo.gauge --task new-phrasings --temperature 0.5 --seed 1
+    python -m dllm.demo.gauge --sampler threshold --threshold 0.9
 
-Speed means nothing if quality cannot be watched: whatever changes how `dllm.fast.generate` samples is held against it.
+Speed means nothing if quality cannot be watched: whatever changes how tokens are sampled, by `dllm.fast.generate` or
+by a sampler of `dllm.core.samplers`, is held against it.
 A table goes to stdout, and a JSON object on its last line.
 """
 
@@ -25,8 +27,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from dllm.demo import samplers
 from dllm.demo.answer import answer
 from dllm.demo.problems import HELD_OUT_PHRASINGS, PHRASINGS, final_answer, held_out
+from dllm.fast import Stats
 
 QUESTIONS = 500
 GEN_LENGTH = 64  # the longest solution has 53 tokens, with the one that ends it
@@ -75,7 +79,7 @@ class Score:
     Attributes:
         questions: how many were asked.
         correct: of those, answered exactly.
-        forwards: forward passes per question, on average; questions answered in one batch share its passes.
+        forwards: forward passes that a question took part in, on average: as many as if it had been asked alone.
         tokens: generated tokens per question up to the end of its answer, on average.
         seconds: wall time of all questions together, s.
     """
@@ -131,12 +135,14 @@ def measure(
     *,
     task: str = "problems",
     questions: int = QUESTIONS,
-    tokens_per_step: int = 1,
+    sampler: str = "generate",
+    tokens_per_step: int | None = None,
     gen_length: int = GEN_LENGTH,
+    block_length: int | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     on_batch: Callable[[Sequence[Question], Sequence[str]], object] | None = None,
-    **sampler: object,
+    **options: object,
 ) -> Score:
     """Ask, and count exact answers.
 
@@ -145,57 +151,91 @@ def measure(
         tokenizer: its tokenizer, with a chat template.
         task: "problems" (numbers never trained on), "new-phrasings" (nor their wording) or "small-talk" (trained on).
         questions: how many; the same ones for the same seed.
-        tokens_per_step: tokens committed per forward pass; divides `gen_length`.
+        sampler: "generate", or a name of :data:`dllm.demo.samplers.SAMPLERS`.
+        tokens_per_step: tokens committed per forward pass, at least so many with "llada2"; 1 when None. Divides
+            `gen_length` (with "llada2" `block_length`). Samplers whose rule alone decides take None only.
         gen_length: tokens of an answer with the end-of-answer tokens after it.
+        block_length: tokens of a block; None: all of `gen_length`.
         batch_size: questions answered together; changes the time only.
-        seed: chooses the questions; question i draws its noise, where a temperature asks for some, from seed + i.
+        seed: chooses the questions; question i draws its noise, where something is drawn, from seed + i.
         on_batch: called with the questions of each batch and the replies to them.
-        **sampler: further options of `dllm.fast.generate`: temperature, block_length (default: gen_length),
-            remasking (default: "low_confidence"), cfg_scale, impl, ...
+        **options: further options of `dllm.fast.generate`, or of the sampler's config: temperature, remasking,
+            cfg_scale, threshold, impl, ...
 
     Raises:
-        ValueError, TypeError: an argument breaks a rule above or one of `generate`; the model has not run.
+        ValueError, TypeError: an argument breaks a rule above or one of the sampler; the model has not run.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
         >>> measure(*load_shipped(), questions=4, tokens_per_step=2).forwards
         32.0
     """
-    _check(task, gen_length, questions=questions, tokens_per_step=tokens_per_step, batch_size=batch_size)
-    options = {"block_length": gen_length, "remasking": "low_confidence", "eos_token_id": tokenizer.eos_token_id}
-    options |= sampler
+    block_length = gen_length if block_length is None else block_length
+    _check(task, sampler, questions=questions, gen_length=gen_length, block_length=block_length, batch_size=batch_size)
+    options |= _steps(sampler, tokens_per_step, gen_length, block_length)
     asked = TASKS[task](questions, seed)
     correct = forwards = tokens = 0
     started = time.perf_counter()
     for first in range(0, questions, batch_size):
         batch = asked[first : first + batch_size]
-        replies, stats = answer(
+        texts, seeds = [question.text for question in batch], [seed + first + i for i in range(len(batch))]
+        replies, stats = _ask(
+            sampler,
             model,
             tokenizer,
-            [question.text for question in batch],
+            texts,
             gen_length=gen_length,
-            steps=gen_length // tokens_per_step,
-            seed=[seed + first + i for i in range(len(batch))],
+            block_length=block_length,
+            seed=seeds,
             **options,
         )
         correct += sum(q.read(reply) == q.answer for q, reply in zip(batch, replies, strict=True))
-        forwards += stats.forwards * len(batch)
+        forwards += sum(stats.row_forwards)
         tokens += stats.useful_tokens
         if on_batch:
             on_batch(batch, replies)
     return Score(questions, correct, forwards / questions, tokens / questions, time.perf_counter() - started)
 
 
-def _check(task: str, gen_length: int, **counts: int) -> None:
+def _ask(
+    sampler: str, model: nn.Module, tokenizer: object, texts: Sequence[str], *, block_length: int, **options: object
+) -> tuple[list[str], Stats]:
+    """The replies to some questions, and what they cost."""
+    if sampler != "generate":
+        return samplers.answer_with(sampler, model, tokenizer, texts, block_size=block_length, **options)
+    fixed = {"block_length": block_length, "eos_token_id": tokenizer.eos_token_id}
+    return answer(model, tokenizer, texts, **fixed, **{"remasking": "low_confidence", **options})
+
+
+def _steps(sampler: str, tokens_per_step: int | None, gen_length: int, block_length: int) -> dict[str, int]:
+    """The sampler's setting `steps`, where it has one."""
+    counted = samplers.steps_of(sampler)
+    if counted is None:
+        if tokens_per_step is not None:
+            raise ValueError(f"{sampler} commits what its rule allows: tokens_per_step must be None")
+        return {}
+    tokens_per_step = 1 if tokens_per_step is None else tokens_per_step
+    _at_least_one(tokens_per_step=tokens_per_step)
+    name, length = ("gen_length", gen_length) if counted == "all" else ("block_length", block_length)
+    if length % tokens_per_step:
+        raise ValueError(f"tokens_per_step must divide {name} {length}, got {tokens_per_step}")
+    return {"steps": length // tokens_per_step}
+
+
+def _check(task: str, sampler: str, **counts: int) -> None:
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    for name, value in {"gen_length": gen_length, **counts}.items():
+    if sampler not in samplers.NAMES:
+        raise ValueError(f"sampler must be one of {', '.join(samplers.NAMES)}, got {sampler!r}")
+    _at_least_one(**counts)
+
+
+def _at_least_one(**counts: int) -> None:
+    for name, value in counts.items():
         if type(value) is not int:
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if gen_length % counts["tokens_per_step"]:
-        raise ValueError(f"tokens_per_step must divide gen_length {gen_length}, got {counts['tokens_per_step']}")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -207,12 +247,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--task", choices=list(TASKS), default="problems", help="what to ask (default: %(default)s)")
     add("--questions", type=int, default=QUESTIONS, help="how many (default: %(default)s)")
     add("--model", default=None, help="a folder or a name on the Hub; default: the shipped model")
-    add("--tokens-per-step", type=int, default=1, help="committed per forward pass (default: %(default)s)")
+    add("--sampler", choices=samplers.NAMES, default="generate", help="default: %(default)s")
+    add("--tokens-per-step", type=int, default=None, help="committed per forward pass, where the sampler counts: 1")
     add("--gen-length", type=int, default=GEN_LENGTH, help="tokens to generate (default: %(default)s)")
     add("--block-length", type=int, default=None, help="default: all of gen-length")
     add("--temperature", type=float, default=0.0)
     add("--cfg-scale", type=float, default=0.0)
-    add("--remasking", default="low_confidence")
+    add("--remasking", default=None, help="of generate, mdlm and llada: low_confidence (default) or random")
+    add("--threshold", type=float, default=None, help="of threshold (0.9) and llada2 (0.95): the least probability")
+    add("--factor", type=float, default=None, help="of factor (1): the surest r with c_r >= 1 - f / (r + 1)")
+    add("--gamma", type=float, default=None, help="of entropy-bound (0.1): nats that a step may spend")
+    add(
+        "--alg-temp", type=float, default=None, help="of dream's but origin (0): draw positions instead of ranking them"
+    )
+    add("--top-p", type=float, default=None, help="of dream's: probability mass of the tokens to choose from")
+    add("--top-k", type=int, default=None, help="of dream's: number of tokens to choose from")
     add("--seed", type=int, default=0, help="of the choice of questions and of the noise")
     add("--batch-size", type=int, default=BATCH_SIZE, help="questions answered together (default: %(default)s)")
     add("--impl", default="auto", help="of the kernels: auto, reference, triton or cpu")
@@ -225,26 +274,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure by the command line's options and print the result; 2 for options that make no sense."""
     from dllm.demo.shipped import SHIPPED, load
 
-    settings = vars(parse(arguments))
-    if settings["block_length"] is None:
-        settings["block_length"] = settings["gen_length"]
-    source, device, dtype = settings.pop("model"), settings.pop("device"), settings.pop("dtype")
+    settings = {name: value for name, value in vars(parse(arguments)).items() if value is not None}
+    settings = {"block_length": settings["gen_length"]} | settings
+    source, device, dtype = settings.pop("model", None), settings.pop("device"), settings.pop("dtype")
+    sampler = settings["sampler"]
+    if samplers.steps_of(sampler):
+        settings.setdefault("tokens_per_step", 1)
     try:
+        settings |= samplers.options_of(sampler, **{n: settings.pop(n) for n in samplers.OPTIONS if n in settings})
         score = measure(*load(source or SHIPPED, device, getattr(torch, dtype)), **settings)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         print(f"dllm.demo.gauge: {error}", file=sys.stderr)
         return 2
-    low, high = score.interval
+    _print(score, settings)
+    row = {"approximate": samplers.is_approximate(sampler), "model": source or "shipped", "device": str(device)}
+    print(json.dumps({**settings, **row, "dtype": dtype} | score.row()))
+    return 0
+
+
+def _print(score: Score, settings: dict[str, object]) -> None:
+    """The result for people."""
+    sampler, (low, high) = settings["sampler"], score.interval
+    told = [samplers.title(sampler)] if sampler != "generate" else []
+    if "tokens_per_step" in settings:
+        told.append(f"{settings['tokens_per_step']} tokens per step")
+    told += [f"{name.replace('_', ' ')} {settings[name]:g}" for name in samplers.RULES if name in settings]
     print(
-        f"{score.questions} questions ({settings['task']}), {settings['tokens_per_step']} tokens per step, "
+        f"{score.questions} questions ({settings['task']}), {', '.join(told)}, "
         f"temperature {settings['temperature']:g}\n"
         f"  exact answers       {score.accuracy:.1%}   (95 % interval {low:.1%} to {high:.1%})\n"
         f"  forward passes      {score.forwards:.1f} per question\n"
         f"  tokens per forward  {score.tokens_per_forward:.2f}\n"
         f"  seconds             {score.seconds:.1f}   ({score.questions / score.seconds:.1f} questions a second)"
     )
-    print(json.dumps({**settings, "model": source or "shipped", "device": str(device), "dtype": dtype} | score.row()))
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from dllm.demo import gauge
+from dllm.demo import gauge, samplers
 from dllm.demo.problems import final_answer
 from dllm.demo.shipped import SHIPPED, load_shipped
 
@@ -77,6 +77,44 @@ class TestMeasure:
             replies[size] = told
         assert replies[1] == replies[5]
 
+    @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+    def test_every_sampler_answers(self, shipped, sampler):
+        """Those that count take 8 tokens a step, which is cheap; a prompt's end is found in each layout."""
+        counted = {"tokens_per_step": 8} if samplers.steps_of(sampler) else {}
+        told: list[str] = []
+        questions = {"questions": 3, "batch_size": 3, "on_batch": lambda _, texts: told.extend(texts)}
+        score = gauge.measure(*shipped, sampler=sampler, **counted, **questions)
+        assert all(reply.endswith(".") or final_answer(reply) is not None for reply in told)
+        assert 1 <= score.forwards <= 64
+        if counted and not samplers.is_approximate(sampler):
+            assert score.forwards <= 8
+
+    def test_a_threshold_beyond_reach_is_one_token_a_step(self, shipped):
+        replies: dict[str, list[str]] = {"generate": [], "threshold": []}
+        for sampler, told in replies.items():
+            options = {"threshold": 2.0} if sampler == "threshold" else {}
+            gauge.measure(
+                *shipped,
+                questions=2,
+                sampler=sampler,
+                on_batch=lambda _, texts, told=told: told.extend(texts),
+                **options,
+            )
+        assert replies["threshold"] == replies["generate"]
+
+    def test_a_threshold_keeps_the_answers_at_a_tenth_of_the_forwards(self, shipped):
+        """All 500: benchmarks/results; one token a step answers 90 % of them in 64 forward passes."""
+        score = gauge.measure(*shipped, questions=50, sampler="threshold", threshold=0.9)
+        assert score.accuracy >= 0.8
+        assert score.tokens_per_forward >= 3
+
+    def test_forwards_are_those_of_a_question_alone(self, shipped):
+        together, alone = (
+            gauge.measure(*shipped, questions=5, batch_size=size, sampler="threshold", threshold=0.95).forwards
+            for size in (5, 1)
+        )
+        assert together == alone
+
     def test_a_wrong_answer_does_not_count(self, shipped, monkeypatch):
         model, tokenizer = shipped
         wrong = gauge.Question("What is 2 * 3?", 7, final_answer), gauge.Question("What is 2 * 3?", 6, final_answer)
@@ -95,6 +133,11 @@ class TestMeasure:
             ({"temperature": -1.0}, ValueError, "temperature"),
             ({"remasking": "no"}, ValueError, "remasking must be one of"),
             ({"stepz": 3}, TypeError, "stepz"),
+            ({"sampler": "luck"}, ValueError, "sampler must be one of generate, mdlm"),
+            ({"sampler": "threshold", "tokens_per_step": 2}, ValueError, "tokens_per_step must be None"),
+            ({"sampler": "threshold", "threshold": -1.0}, ValueError, "threshold"),
+            ({"sampler": "llada2", "tokens_per_step": 5, "block_length": 32}, ValueError, "divide block_length 32"),
+            ({"sampler": "mdlm", "stepz": 3}, TypeError, "stepz"),
         ],
     )
     def test_bad_options(self, shipped, options, error, rule):
@@ -130,11 +173,28 @@ class TestProgram:
 
     @pytest.mark.parametrize(
         "arguments",
-        [["--tokens-per-step", "5"], ["--block-length", "0"], ["--model", "/no/such/folder"], ["--impl", "magic"]],
+        [
+            ["--tokens-per-step", "5"],
+            ["--block-length", "0"],
+            ["--model", "/no/such/folder"],
+            ["--impl", "magic"],
+            ["--threshold", "0.9"],
+            ["--sampler", "threshold", "--factor", "1"],
+            ["--sampler", "threshold", "--tokens-per-step", "2"],
+        ],
     )
     def test_options_that_make_no_sense(self, arguments, capsys):
         assert gauge.main(["--questions", "2", "--device", "cpu", *arguments]) == 2
         assert "dllm.demo.gauge:" in capsys.readouterr().err
+
+    def test_samplers_that_trade_tokens_for_speed_say_so(self, capsys):
+        arguments = ["--questions", "2", "--device", "cpu", "--sampler", "threshold", "--threshold", "0.7"]
+        assert gauge.main(arguments) == 0
+        lines = capsys.readouterr().out.strip().splitlines()
+        assert "2 questions (problems), threshold (approximate), threshold 0.7, temperature 0" in lines[0]
+        row = json.loads(lines[-1])
+        assert (row["sampler"], row["threshold"], row["approximate"]) == ("threshold", 0.7, True)
+        assert "tokens_per_step" not in row
 
     def test_unknown_option(self):
         with pytest.raises(SystemExit) as end:

@@ -1,0 +1,140 @@
+"""Samplers by name, as the gauge and the benchmarks ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import nn
+
+from dllm.core.samplers import (
+    BaseSampler,
+    DreamSampler,
+    EntropyBoundSampler,
+    LLaDA2Sampler,
+    LLaDASampler,
+    MDLMSampler,
+    ThresholdSampler,
+)
+from dllm.demo.answer import decode, encode
+from dllm.fast import Stats
+
+GENERATE = MappingProxyType({"remasking": "low_confidence"})  # options of dllm.fast.generate
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A sampler with the settings that its name stands for.
+
+    sampler: the class.
+    settings: what the name says.
+    options: what may be chosen besides, with its value where nothing is.
+    steps: see :func:`steps_of`.
+    """
+
+    sampler: type[BaseSampler]
+    settings: Mapping[str, object]
+    options: Mapping[str, object]
+    steps: str | None = "all"
+
+
+def _dream(alg: str, **options: object) -> Named:
+    options |= {"top_p": None, "top_k": None}
+    return Named(DreamSampler, {"alg": alg, "schedule": "time", "right_shift_logits": False}, options)
+
+
+SAMPLERS: Mapping[str, Named] = MappingProxyType(
+    {
+        "mdlm": Named(MDLMSampler, {}, {"remasking": "low_confidence"}),
+        "llada": Named(LLaDASampler, {}, {"remasking": "low_confidence"}),
+        "dream-origin": _dream("origin"),
+        "dream-maskgit_plus": _dream("maskgit_plus", alg_temp=0.0),
+        "dream-topk_margin": _dream("topk_margin", alg_temp=0.0),
+        "dream-entropy": _dream("entropy", alg_temp=0.0),
+        "threshold": Named(ThresholdSampler, {}, {"threshold": 0.9}, steps=None),
+        "factor": Named(ThresholdSampler, {"threshold": None}, {"factor": 1.0}, steps=None),
+        "llada2": Named(LLaDA2Sampler, {}, {"threshold": 0.95}, steps="block"),
+        "entropy-bound": Named(EntropyBoundSampler, {}, {"gamma": 0.1}, steps=None),
+    }
+)
+NAMES = ("generate", *SAMPLERS)
+RULES = ("threshold", "factor", "gamma")  # options that say how many tokens a step commits
+OPTIONS = tuple(sorted({option for named in SAMPLERS.values() for option in named.options}))
+
+
+def is_approximate(name: str) -> bool:
+    """Whether the sampler called `name` trades tokens for speed."""
+    return name in SAMPLERS and SAMPLERS[name].sampler.approximate
+
+
+def title(name: str) -> str:
+    """A sampler's name in tables: those that trade tokens for speed say so.
+
+    Example:
+        >>> title("mdlm"), title("threshold")
+        ('mdlm', 'threshold (approximate)')
+    """
+    return f"{name} (approximate)" if is_approximate(name) else name
+
+
+def steps_of(name: str) -> str | None:
+    """What the setting `steps` counts: those of "all" blocks or of each "block"; None where it does not exist."""
+    return SAMPLERS[name].steps if name in SAMPLERS else "all"
+
+
+def options_of(name: str, **chosen: object) -> dict[str, object]:
+    """The options of the sampler called `name`: those chosen, and what the others then are.
+
+    Raises:
+        TypeError: it has no such option.
+
+    Example:
+        >>> options_of("factor"), options_of("mdlm", remasking="random")
+        ({'factor': 1.0}, {'remasking': 'random'})
+    """
+    options = SAMPLERS[name].options if name in SAMPLERS else GENERATE
+    if unknown := chosen.keys() - options.keys():
+        raise TypeError(f"{name} has no option {', '.join(sorted(unknown))}, only {', '.join(options)}")
+    return {**options, **chosen}
+
+
+def answer_with(
+    name: str,
+    model: nn.Module,
+    tokenizer: object,
+    questions: Sequence[str],
+    *,
+    gen_length: int = 64,
+    **settings: object,
+) -> tuple[list[str], Stats]:
+    """The answers to some questions, in one batch, by the sampler called `name`, and what they cost.
+
+    Args:
+        model: a masked language model.
+        tokenizer: its tokenizer, with a chat template, a mask token and an EOS, where an answer ends.
+        questions: B texts.
+        gen_length: tokens to generate.
+        **settings: of the sampler's config, stronger than what its name says.
+
+    Raises:
+        TypeError, ValueError: there is no such sampler, or a setting breaks one of its rules; the model has not run.
+
+    Example:
+        >>> from dllm.demo.shipped import load_shipped
+        >>> replies, stats = answer_with("threshold", *load_shipped(), ["What is 6 * 7?"])
+        >>> replies, stats.forwards < 7
+        (['6 * 7 = 42.'], True)
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
+    named = SAMPLERS[name]
+    sampler = named.sampler(model, tokenizer)
+    padded, kept = encode(tokenizer, questions)
+    prompts = [row[real == 1] for row, real in zip(padded, kept, strict=True)]
+    settings = {**named.settings, **named.options, **settings}
+    output = sampler.sample(prompts, max_new_tokens=gen_length, stop_at_eos=True, return_dict=True, **settings)
+    columns = output.sequences.shape[1]
+    ends = [columns if sampler.pads_left else len(prompt) + gen_length for prompt in prompts]
+    rows = zip(output.sequences.tolist(), ends, strict=True)
+    return [decode(tokenizer, row[end - gen_length : end]) for row, end in rows], output.stats
