@@ -31,7 +31,7 @@ def measure(
 
     Args:
         prompt: int64 [B, P]; None draws random tokens.
-        check_noise: where random numbers are drawn, compare tokens with the card's loop on our random stream.
+        check_noise: where random numbers are drawn, compare tokens with the authors' loop on our random stream.
         deadline: a value of ``time.monotonic()`` after which no further round starts.
 
     Returns:
@@ -68,9 +68,9 @@ def measure(
                     splits[name].append(provider.split())
                 results[name] = {"peak_bytes": memory.bytes, "peak_how": memory.how} | results[name]
         for name, runs in splits.items():
-            results[name] |= taken_apart(runs, case)
+            results[name] |= taken_apart(runs, results[name])
         if check_noise and not case.deterministic:
-            begin(f"{case.title}: the card's loop on our noise")
+            begin(f"{case.title}: the authors' loop on our noise")
             with failures_in(judging, "judge"):
                 canvases["judge"] = providers.philox_check(loaded, case, prompt)
     compare(results, canvases, case, why_not=judging.get("judge", {}).get("error"))
@@ -92,7 +92,7 @@ def first_run(name: str, loaded: models.Loaded, case: Case, prompt: Tensor) -> t
     with timing.PeakMemory(prompt.device) as memory:
         start = time.perf_counter()
         provider = providers.build(name, loaded, case, prompt)
-        provider.complete(case.steps if prompt.device.type == "cuda" else case.blocks)
+        provider.complete(case.steps if prompt.device.type == "cuda" else case.blocks)  # rules count no steps
         timing.synchronize(prompt.device)
         seconds = time.perf_counter() - start
     captured = {"peak_bytes": memory.bytes, "peak_how": memory.how} if provider.captures else {}
@@ -105,7 +105,6 @@ def rates(seconds: list[float], canvas: Tensor, loaded: models.Loaded, case: Cas
     useful = useful_tokens(canvas[:, case.prompt_length :], loaded.eos_id)
     return {
         "seconds": spread,
-        "ms_per_step": {q: 1000 * spread[q] / case.steps for q in ("median", "p10", "p90")},
         "tokens_per_second": case.tokens / spread["median"],
         "useful_tokens": useful,
         "useful_tokens_per_second": useful / spread["median"],
@@ -125,22 +124,27 @@ def useful_tokens(answers: Tensor, eos_id: int | None) -> int:
     return int((ends.cumsum(dim=1) - ends.long() == 0).sum())
 
 
-def taken_apart(runs: list[Split], case: Case) -> Result:
-    """Median milliseconds per step of each part; None where a provider cannot tell it."""
+def taken_apart(runs: list[Split], result: Result) -> Result:
+    """Forward passes of a run, tokens per forward pass of a row, and median milliseconds per step, one forward pass, in
+    all and of each part; None where a provider cannot tell it. `result` holds what the counted runs took."""
     if not runs:
         return {}
-    milliseconds = {}
+    forwards, milliseconds = runs[-1].forwards, {}
     for part in ("body", "head_sampling", "transfer"):
         seconds = [getattr(run, part) for run in runs]
-        milliseconds[part] = None if None in seconds else 1000 * statistics.median(seconds) / case.steps
-    return {"split_ms_per_step": milliseconds, "note": runs[-1].note}
+        milliseconds[part] = None if None in seconds else 1000 * statistics.median(seconds) / forwards
+    found = {"forwards": forwards, "split_ms_per_step": milliseconds, "note": runs[-1].note}
+    if "seconds" in result:
+        found["ms_per_step"] = {q: 1000 * result["seconds"][q] / forwards for q in ("median", "p10", "p90")}
+        found["tokens_per_forward"] = result["useful_tokens"] / runs[-1].row_forwards
+    return found
 
 
 def compare(results: dict[str, Result], canvases: dict[str, Tensor], case: Case, why_not: str | None = None) -> None:
-    """Add speed-up over the card's loop and the share of equal tokens, or why there is none, to every result.
+    """Add speed-up over the authors' loop and the share of equal tokens, or why there is none, to every result.
 
-    Ours is held against the canvas called "judge" where there is one, else against the card's loop where that draws no
-    random numbers. `why_not` says why a judge is missing.
+    Ours is held against the canvas called "judge" where there is one, else against the authors' loop where that draws
+    no random numbers. `why_not` says why a judge is missing.
     """
     base = results.get("card", {}).get("tokens_per_second")
     for name, result in results.items():
@@ -151,7 +155,9 @@ def compare(results: dict[str, Result], canvases: dict[str, Tensor], case: Case,
         ours = name.startswith("ours")
         judge = canvases.get("judge") if ours and "judge" in canvases else canvases.get("card")
         if judge is None:
-            result["same_tokens_why_not"] = "the card's loop was not run"
+            result["same_tokens_why_not"] = (
+                "the card's loop was not run" if case.sampler == "generate" else "its authors' loop was not run"
+            )
         elif ours and not case.deterministic and "judge" not in canvases:
             result["same_tokens_why_not"] = why_not or "other random numbers; see --check-noise"
         else:

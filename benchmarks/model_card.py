@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine, plot, quality, report
-from benchmarks.table import markdown
+from benchmarks.table import markdown, way_to_sample
 from dllm.demo import dialogues, gauge, lessons, problems
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load
@@ -167,7 +167,7 @@ def of_rows(rows: Sequence[dict]) -> dict[str, object]:
     lines = [
         [
             f"{result['questions']} {TITLES[result['task']]}",
-            str(result["tokens_per_step"]),
+            way_to_sample(result),
             f"{result['accuracy']:.1%}",
             "{:.1%} to {:.1%}".format(*result["interval_95"]),
             f"{result['forwards']:.0f}",

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import card_loop, models, timing
+from benchmarks import card_loop, loops, models, timing
 from benchmarks.models import Loaded
+from dllm.demo import samplers
 
 NAMES = ("card", "card-compile", "ours-eager", "ours-graph")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One setting of the loop; every provider gets the same."""
+    """One setting of a sampler's loop; every provider gets the same.
+
+    sampler: "generate", the model card's loop, or a name of :data:`dllm.demo.samplers.SAMPLERS`. options: its own, by
+    name. steps: None where the sampler commits what a rule allows. remasking: None where it has no such option.
+    """
 
     model: str
     dtype: str
@@ -26,22 +31,27 @@ class Case:
     prompt_length: int = 64
     gen_length: int = 128
     block_length: int = 64
-    steps: int = 128
+    steps: int | None = 128
     temperature: float = 0.0
     cfg_scale: float = 0.0
-    remasking: str = "low_confidence"
+    remasking: str | None = "low_confidence"
     seed: int = 0
+    sampler: str = "generate"
+    options: Mapping[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_length", "gen_length", "block_length", "steps"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("temperature", "cfg_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        for name, value in self.options.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {value}")
         if self.gen_length % self.block_length:
             raise ValueError(f"gen_length {self.gen_length} is not a multiple of block_length {self.block_length}")
-        if self.steps % self.blocks:
+        if self.steps is not None and self.steps % self.blocks:
             raise ValueError(f"steps {self.steps} is not a multiple of the {self.blocks} blocks")
 
     @property
@@ -51,7 +61,13 @@ class Case:
     @property
     def deterministic(self) -> bool:
         """Whether no random number is drawn."""
-        return self.temperature == 0 and self.remasking == "low_confidence"
+        draws_places = self.sampler == "dream-origin" or self.options.get("alg_temp")
+        return self.temperature == 0 and self.remasking != "random" and not draws_places
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the sampler trades tokens for speed."""
+        return samplers.is_approximate(self.sampler)
 
     @property
     def tokens(self) -> int:
@@ -60,14 +76,32 @@ class Case:
 
     @property
     def title(self) -> str:
-        return f"{self.model} {self.dtype}, batch {self.batch}, temperature {self.temperature:g}"
+        model = f"{self.model} {self.dtype}, batch {self.batch}, temperature {self.temperature:g}"
+        return model if self.sampler == "generate" else f"{samplers.title(self.sampler)}, {model}"
+
+    @property
+    def told(self) -> str:
+        """What the title leaves out, in words."""
+        steps = "as many steps as it takes" if self.steps is None else f"{self.steps} steps"
+        options = [f"{name.replace('_', ' ')} {value:g}" for name, value in self.options.items() if value is not None]
+        options = [self.remasking, *options] if self.remasking else options
+        return (
+            f"prompt {self.prompt_length}, generate {self.gen_length} in {steps}, blocks of {self.block_length}, "
+            + "".join(f"{option}, " for option in options)
+            + f"guidance {self.cfg_scale:g}"
+        )
 
     @property
     def slug(self) -> str:
         """A file name that tells the case."""
+        approximate = "-approximate" * self.approximate
+        sampler = "" if self.sampler == "generate" else f"{self.sampler}{approximate}-"
+        steps = "" if self.steps is None else f"-s{self.steps}"
+        options = [f"{name}{value:g}" for name, value in self.options.items() if value is not None]
         return (
-            f"{self.model}-{self.dtype}-{self.device}-b{self.batch}-p{self.prompt_length}-g{self.gen_length}"
-            f"-k{self.block_length}-s{self.steps}-t{self.temperature:g}-c{self.cfg_scale:g}-{self.remasking}"
+            f"{sampler}{self.model}-{self.dtype}-{self.device}-b{self.batch}-p{self.prompt_length}-g{self.gen_length}"
+            f"-k{self.block_length}{steps}-t{self.temperature:g}-c{self.cfg_scale:g}"
+            + "".join(f"-{part}" for part in [self.remasking, *options] if part)
         )
 
     def loop_arguments(self, steps: int | None = None) -> dict[str, object]:
@@ -78,11 +112,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Seconds of a run's parts; None where a provider cannot tell a part from the one before it."""
+    """A run taken apart: seconds of its parts, None where a provider cannot tell a part from the one before it.
+
+    forwards: how often the model ran. row_forwards: the same, added up over the rows that took part.
+    """
 
     body: float | None
     head_sampling: float | None
     transfer: float | None
+    forwards: int
+    row_forwards: int
     note: str = ""
 
 
@@ -90,12 +129,12 @@ class Split:
 class Provider:
     """One program under measurement.
 
-    complete: a run of so many steps, [B, P + G]. split: one run taken apart. captures: memory is taken while the first
-    run captures, and none later, so that is the run whose peak counts.
+    complete: a run, [B, P + G], of so many steps where the sampler counts them. split: one run taken apart. captures:
+    memory is taken while the first run captures, and none later, so that is the run whose peak counts.
     """
 
     name: str
-    complete: Callable[[int], Tensor]
+    complete: Callable[[int | None], Tensor]
     split: Callable[[], Split]
     captures: bool = False
 
@@ -118,25 +157,27 @@ def default_names(device: torch.device) -> list[str]:
 
 
 def philox_check(loaded: Loaded, case: Case, prompt: Tensor) -> Tensor:
-    """The card's loop on the random stream of `dllm.fast.generate`: the tokens that ours must give."""
+    """The authors' loop on the random stream of `dllm.fast`: the tokens that ours must give."""
     noise = card_loop.PhiloxNoise([case.seed + row for row in range(case.batch)])
-    return card_loop.generate(loaded.model, prompt, **case.loop_arguments(), mask_id=loaded.mask_id, noise=noise)
+    return loops.authors_loop(loaded.model, prompt, case, loaded, noise=noise)
 
 
 def _card(loaded: Loaded, case: Case, prompt: Tensor, model: Callable[[Tensor], object]) -> Provider:
-    """The model card's loop around `model`, which is the loaded one or its compiled form."""
+    """The loop of the model card, or of the sampler's authors, around `model`: the loaded one or its compiled form."""
     compiled = model is not loaded.model
     canvas_tokens = case.batch * (case.prompt_length + case.gen_length)
     models.check_logits_fit(loaded, canvas_tokens * (2 if case.cfg_scale else 1))
 
-    def complete(steps: int) -> Tensor:
+    def complete(steps: int | None) -> Tensor:
         torch.manual_seed(case.seed)
-        return card_loop.generate(model, prompt, **case.loop_arguments(steps), mask_id=loaded.mask_id)
+        return loops.authors_loop(model, prompt, case, loaded, steps=steps)
 
     def split() -> Split:
-        watch = timing.Stopwatch(prompt.device)
+        watch, forwards = timing.Stopwatch(prompt.device), 0
 
         def forward(canvas: Tensor) -> object:
+            nonlocal forwards
+            forwards += 1
             output = model(canvas)
             watch.mark("body" if compiled else "head")
             return output
@@ -146,37 +187,67 @@ def _card(loaded: Loaded, case: Case, prompt: Tensor, model: Callable[[Tensor], 
         hook = head.register_forward_pre_hook(lambda *_: watch.mark("body"))
         try:
             torch.manual_seed(case.seed)
-            card_loop.generate(forward, prompt, **case.loop_arguments(), mask_id=loaded.mask_id, mark=watch.mark)
+            loops.authors_loop(forward, prompt, case, loaded, mark=watch.mark)
         finally:
             hook.remove()
         parts = watch.seconds()
-        return Split(parts["body"], parts["head"], parts["transfer"], "body includes the head" if compiled else "")
+        return Split(
+            parts["body"],
+            parts["head"],
+            parts["transfer"],
+            forwards=forwards,
+            row_forwards=forwards * case.batch,
+            note="body includes the head" if compiled else "",
+        )
 
     return Provider("card-compile" if compiled else "card", complete, split)
 
 
 def _ours(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
-    """`dllm.fast.generate`, eager or under CUDA graphs; an explicit choice of either never falls back."""
-    from dllm.fast import generate, graphs
+    """`dllm.fast.generate` or a sampler of ours, eager or under CUDA graphs; an explicit choice never falls back."""
+    from dllm.fast import graphs
 
     graph = name == "ours-graph"
-    fixed = {"mask_id": loaded.mask_id, "seed": case.seed, "cuda_graph": graph}
+    run = _generate(loaded, case, prompt, graph) if case.sampler == "generate" else _sample(loaded, case, prompt, graph)
     if graph:
         graphs.CACHE.clear()  # so that the first run captures, and its memory is its own
 
-    def complete(steps: int) -> Tensor:
-        return generate(loaded.model, prompt, **case.loop_arguments(steps), **fixed)
-
     def split() -> Split:
-        canvas, stats = generate(loaded.model, prompt, **case.loop_arguments(), **fixed, return_stats=True)
+        canvas, stats = run(case.steps, True)
+        counts = {"forwards": stats.forwards, "row_forwards": sum(stats.row_forwards)}
         if not graph:
-            return Split(stats.body_seconds, stats.head_seconds, stats.transfer_seconds)
+            return Split(stats.body_seconds, stats.head_seconds, stats.transfer_seconds, **counts)
         if case.cfg_scale:
             canvas = torch.cat([canvas, canvas])
         body = stats.forwards * graphed_body_seconds(loaded, canvas)
-        return Split(body, stats.seconds - body, None, "body replayed alone; head+sampling includes the transfer")
+        note = "body replayed alone; head+sampling includes the transfer"
+        return Split(body, stats.seconds - body, None, **counts, note=note)
 
-    return Provider(name, complete, split, captures=graph)
+    return Provider(name, lambda steps: run(steps, False), split, captures=graph)
+
+
+def _generate(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable[[int | None, bool], object]:
+    """`dllm.fast.generate` as a call with a number of steps and whether to return stats besides the canvas."""
+    from dllm.fast import generate
+
+    fixed = {"mask_id": loaded.mask_id, "seed": case.seed, "cuda_graph": graph}
+
+    def run(steps: int | None, stats: bool) -> object:
+        return generate(loaded.model, prompt, **case.loop_arguments(steps), **fixed, return_stats=stats)
+
+    return run
+
+
+def _sample(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable[[int | None, bool], object]:
+    """The case's sampler as such a call."""
+    sampler = loops.our_sampler(case, loaded)
+
+    def run(steps: int | None, stats: bool) -> object:
+        settings = loops.our_settings(case, steps)
+        output = sampler.sample(prompt, cuda_graph=graph, return_dict=stats, **settings)
+        return (output.sequences, output.stats) if stats else output
+
+    return run
 
 
 def graphed_body_seconds(loaded: Loaded, canvas: Tensor, replays: int = 20) -> float:

@@ -1,10 +1,11 @@
-"""What speed costs in right answers: the shipped model's gauge over tokens per step.
+"""What speed costs in right answers: the shipped model's gauge over samplers and tokens per step.
 
     python benchmarks/quality.py
-    python benchmarks/quality.py --task problems --remasking low_confidence random --plot build/quality.png
+    python benchmarks/quality.py --task problems --sampler generate threshold factor --plot build/quality.png
 
-Every task of `dllm.demo.gauge`, for more and more tokens per forward pass. A table goes to stdout, a JSON row to the
-results folder, and the last line of stdout is one JSON object.
+Every task of `dllm.demo.gauge`, for more and more tokens per forward pass; of samplers that commit what a rule allows,
+for more and more generous rules. Forward passes are those of a question asked alone. A table goes to stdout, a JSON row
+to the results folder, and the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,19 +24,27 @@ import torch
 
 from benchmarks import report
 from benchmarks.models import DTYPES
-from dllm.demo import gauge
+from benchmarks.table import sampler_in_words
+from dllm.demo import gauge, samplers
 from dllm.demo.shipped import SHIPPED, load
 
 COLUMNS = (
     "asked",
-    "remasking",
+    "sampler",
     "T",
     "tokens per step",
     "exact answers",
     "95 % interval",
+    "of one a step",
+    "forwards",
     "tokens per forward",
     "seconds",
 )
+RULES = {
+    "threshold": [0.99, 0.95, 0.9, 0.8, 0.7, 0.5],
+    "factor": [0.25, 0.5, 1.0, 2.0],
+    "gamma": [0.001, 0.01, 0.1],
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -44,8 +53,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default=None, help="a folder or a name on the Hub (default: the shipped model)")
     add("--task", nargs="+", choices=list(gauge.TASKS), default=list(gauge.TASKS))
-    add("--tokens-per-step", nargs="+", type=int, default=[1, 2, 4, 8])
-    add("--remasking", nargs="+", choices=["low_confidence", "random"], default=["low_confidence"])
+    add("--sampler", nargs="+", choices=samplers.NAMES, default=["generate"])
+    add("--tokens-per-step", nargs="+", type=int, default=None, help="of samplers that count (default: 1 2 4 8)")
+    for rule, values in RULES.items():
+        add(f"--{rule}", nargs="+", type=float, default=None, help=f"default: {' '.join(map(str, values))}")
+    add("--remasking", nargs="+", choices=["low_confidence", "random"], default=None, help="of generate, mdlm, llada")
     add("--temperature", nargs="+", type=float, default=[0.0])
     add("--block-length", type=int, default=gauge.GEN_LENGTH)
     add("--questions", type=int, default=gauge.QUESTIONS, help="of each case (default: %(default)s)")
@@ -53,17 +65,41 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--dtype", choices=list(DTYPES), default="float32")
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--plot", type=Path, default=None, help="write accuracy against tokens per forward pass as PNG")
+    add("--plot", type=Path, default=None, help="write accuracy against forward passes as PNG")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in ("tokens_per_step", "remasking", *RULES):
+        if getattr(options, name) is not None and not any(
+            name in axes(sampler, options) for sampler in options.sampler
+        ):
+            parser.error(f"--{name.replace('_', '-')} is no option of {', '.join(options.sampler)}")
+    return options
+
+
+def axes(sampler: str, options: argparse.Namespace) -> dict[str, list[object]]:
+    """The values that each option of a sampler takes, in the order in which they are measured."""
+    asked, own = vars(options), samplers.options_of(sampler)
+    found = {"remasking": asked["remasking"] or ["low_confidence"]} if "remasking" in own else {}
+    found["temperature"] = options.temperature
+    rules = {rule: asked[rule] or values for rule, values in RULES.items() if rule in own}
+    return found | (rules or {"tokens_per_step": asked["tokens_per_step"] or [1, 2, 4, 8]})
+
+
+def cases(options: argparse.Namespace) -> list[dict[str, object]]:
+    """What is measured, in order: arguments of `gauge.measure`."""
+    found = []
+    for task, sampler in itertools.product(options.task, options.sampler):
+        values = axes(sampler, options)
+        for chosen in itertools.product(*values.values()):
+            found.append({"task": task, "sampler": sampler} | dict(zip(values, chosen, strict=True)))
+    return found
 
 
 def measure(options: argparse.Namespace, begin: Callable[[str], None]) -> list[dict[str, object]]:
-    """One result for each task, remasking, temperature and number of tokens per step."""
+    """One result for each case."""
     model, tokenizer = load(options.model or SHIPPED, options.device, DTYPES[options.dtype])
     results = []
-    for task, remasking, temperature, tokens_per_step in cases(options):
-        case = {"task": task, "remasking": remasking, "temperature": temperature, "tokens_per_step": tokens_per_step}
+    for case in cases(options):
         begin(", ".join(f"{name} {value}" for name, value in case.items()))
         score = gauge.measure(
             model,
@@ -74,13 +110,18 @@ def measure(options: argparse.Namespace, begin: Callable[[str], None]) -> list[d
             batch_size=options.batch_size,
             seed=options.seed,
         )
-        results.append(case | score.row())
+        results.append(case | {"approximate": samplers.is_approximate(case["sampler"])} | score.row())
+    for result in results:
+        if (exact := one_a_step(result, results)) and exact["correct"]:
+            result["share_of_one_a_step"] = round(result["correct"] / exact["correct"], 4)
     return results
 
 
-def cases(options: argparse.Namespace) -> list[tuple[str, str, float, int]]:
-    """What is measured, in order."""
-    return [*itertools.product(options.task, options.remasking, options.temperature, options.tokens_per_step)]
+def one_a_step(result: dict[str, object], results: Sequence[dict[str, object]]) -> dict[str, object] | None:
+    """The result of the same task and temperature that took one surest token a step by schedule, if it was measured."""
+    same = {"tokens_per_step": 1, "remasking": "low_confidence", "task": result["task"]}
+    same |= {"temperature": result["temperature"], "approximate": False}
+    return next((other for other in results if same.items() <= other.items()), None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,13 +167,17 @@ def digest(source: Path | str) -> str | None:
 def cells(result: dict[str, object]) -> list[str]:
     """A line of the table."""
     low, high = result["interval_95"]
+    share = result.get("share_of_one_a_step")
+    order = ", random order" * (result.get("remasking") == "random")
     return [
         result["task"],
-        result["remasking"],
+        sampler_in_words(result["sampler"], result, result["approximate"]) + order,
         f"{result['temperature']:g}",
-        str(result["tokens_per_step"]),
+        str(result.get("tokens_per_step", "-")),
         f"{result['accuracy']:.1%}",
         f"{low:.1%} to {high:.1%}",
+        "-" if share is None else f"{share:.1%}",
+        f"{result['forwards']:.1f}",
         f"{result['tokens_per_forward']:.2f}",
         f"{result['seconds']:.1f}",
     ]

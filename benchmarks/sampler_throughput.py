@@ -1,11 +1,15 @@
-"""Sampling speed of `dllm.fast.generate` against the model card's own loop, on the machine at hand.
+"""Sampling speed of `dllm.fast.generate` against the model card's own loop, and of every other sampler against the loop
+that its authors print, on the machine at hand.
 
     python benchmarks/sampler_throughput.py --model modernbert-base --dtype bfloat16 --temperature 0 1
+    python benchmarks/sampler_throughput.py --model dllm/demo/model --sampler mdlm threshold --threshold 0.9
 
 Every provider completes the same prompt with the same settings. Runs are interleaved; the first run of each (loading
 code, compiling, capturing) is reported apart and not counted. One more run of each is taken apart into body, head with
 sampling, and transfer, and its memory is measured. A table for people goes to stdout, a JSON row for each case to the
-results folder, and the last line of stdout is one JSON object. What fails says why in its row.
+results folder, and the last line of stdout is one JSON object. What fails says why in its row. A step is one forward
+pass of the model; samplers that trade tokens for speed are marked approximate. How many tokens a forward pass those
+commit depends on the weights: random ones are sure of nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +30,14 @@ import torch
 from benchmarks import machine, models, providers, report
 from benchmarks.measure import measure
 from benchmarks.providers import Case
+from dllm.demo import samplers
 
 COLUMNS = (
     "provider",
     "tokens/s",
     "useful/s",
+    "forwards",
+    "tokens/forward",
     "ms/step (10-90 %)",
     "speed-up",
     "body",
@@ -47,13 +54,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--model", nargs="+", default=["modernbert-base"], help=f"{', '.join(models.PRESETS)}, or a local folder")
+    add("--sampler", nargs="+", choices=samplers.NAMES, default=["generate"], help="generate: the model card's loop")
     add("--batch", nargs="+", type=int, default=[1])
     add("--prompt-length", type=int, default=64)
     add("--gen-length", type=int, default=128)
     add("--block-length", type=int, default=64)
-    add("--steps", type=int, default=128)
+    add("--steps", type=int, default=None, help="of samplers that count them (default: 128)")
     add("--temperature", nargs="+", type=float, default=[0.0])
-    add("--remasking", choices=["low_confidence", "random"], default="low_confidence")
+    add("--remasking", choices=["low_confidence", "random"], default=None, help="of generate, mdlm and llada")
+    add("--threshold", type=float, default=None, help="of threshold and llada2")
+    add("--factor", type=float, default=None)
+    add("--gamma", type=float, default=None, help="of entropy-bound")
+    add("--alg-temp", type=float, default=None, help="of dream's, but for origin")
+    add("--top-p", type=float, default=None, help="of dream's")
+    add("--top-k", type=int, default=None, help="of dream's")
     add("--cfg-scale", type=float, default=0.0)
     add("--dtype", choices=list(models.DTYPES), default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +78,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add(
         "--check-noise",
         action="store_true",
-        help="where random numbers are drawn, compare with the card's loop on ours (slow)",
+        help="where random numbers are drawn, compare with the authors' loop on ours (slow)",
     )
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON rows")
     add("--plot", type=Path, default=None, metavar="FILE.png")
@@ -78,6 +92,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End the program, before anything is measured, where an option makes no sense here."""
+    for name in ("steps", *samplers.OPTIONS):
+        if getattr(options, name) is not None and not any(takes(sampler, name) for sampler in options.sampler):
+            parser.error(f"--{name.replace('_', '-')} is no option of {', '.join(options.sampler)}")
     for name in ("repeats", "threads", "budget"):
         value = getattr(options, name)
         if value is not None and not value > 0:
@@ -94,22 +111,31 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
             parser.error(f"{folder} cannot be written to: {error.strerror}")
 
 
+def takes(sampler: str, option: str) -> bool:
+    """Whether a sampler has an option."""
+    return samplers.steps_of(sampler) is not None if option == "steps" else option in samplers.options_of(sampler)
+
+
 def cases_of(options: argparse.Namespace) -> list[Case]:
-    """Every combination of model, batch and temperature asked for, model by model."""
-    shared = (
-        "prompt_length",
-        "gen_length",
-        "block_length",
-        "steps",
-        "cfg_scale",
-        "remasking",
-        "seed",
-        "dtype",
-        "device",
-    )
+    """Every combination of model, sampler, batch and temperature asked for, model by model. Each sampler takes of the
+    options those that it has."""
+    shared = ("prompt_length", "gen_length", "cfg_scale", "seed", "dtype", "device")
     settings = {name: getattr(options, name) for name in shared}
-    combinations = itertools.product(options.model, options.batch, options.temperature)
-    return [Case(model=m, batch=b, temperature=t, **settings) for m, b, t in combinations]
+    combinations = itertools.product(options.model, options.sampler, options.batch, options.temperature)
+    return [Case(model=m, batch=b, temperature=t, **settings, **settings_of(s, options)) for m, s, b, t in combinations]
+
+
+def settings_of(sampler: str, options: argparse.Namespace) -> dict[str, object]:
+    """What of a case depends on its sampler."""
+    given = {name: getattr(options, name) for name in samplers.OPTIONS if getattr(options, name) is not None}
+    own = samplers.options_of(sampler, **{name: value for name, value in given.items() if takes(sampler, name)})
+    return {
+        "sampler": sampler,
+        "block_length": options.gen_length if sampler.startswith("dream-") else options.block_length,
+        "steps": (options.steps or 128) if takes(sampler, "steps") else None,
+        "remasking": own.pop("remasking", None),
+        "options": own,
+    }
 
 
 def print_case(case: Case, results: dict[str, dict[str, object]]) -> None:
@@ -120,8 +146,7 @@ def print_case(case: Case, results: dict[str, dict[str, object]]) -> None:
     why_not = {r["same_tokens_why_not"] for r in results.values() if "same_tokens_why_not" in r}
     notes += [f"same tokens n/a: {why}" for why in sorted(why_not)]
     report.print_table(
-        f"{case.title}: prompt {case.prompt_length}, generate {case.gen_length} in {case.steps} steps, "
-        f"blocks of {case.block_length}, {case.remasking}, guidance {case.cfg_scale:g}; ms per step",
+        f"{case.title}: {case.told}; ms per step",
         COLUMNS,
         [cells(name, result) for name, result in results.items()],
         notes,
@@ -140,6 +165,8 @@ def cells(name: str, result: dict[str, object]) -> list[str]:
         name,
         number(result.get("tokens_per_second"), "{:.1f}"),
         number(result.get("useful_tokens_per_second"), "{:.1f}"),
+        number(result.get("forwards"), "{:d}"),
+        number(result.get("tokens_per_forward")),
         f"{step['median']:.2f} ({step['p10']:.2f}-{step['p90']:.2f})" if step else "-",
         number(result.get("speedup"), "{:.2f}x"),
         *(number(split.get(part)) for part in ("body", "head_sampling", "transfer")),
@@ -167,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     row_base["memory_bytes_per_second"] = machine.bandwidth(device)
     loaded, rows, paths = None, [], []
     for case in cases:
-        row = row_base | {"settings": dataclasses.asdict(case)}
+        row = row_base | {"settings": dataclasses.asdict(case) | {"approximate": case.approximate}}
         try:
             if deadline and time.monotonic() > deadline:
                 raise TimeoutError(f"not started: the budget of {options.budget:g} s was used up")
@@ -202,9 +229,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def last_line(rows: list[dict], paths: list[Path], plot: Path | None) -> dict[str, object]:
     """What a program wants to know: each case's key numbers, and where the rows and the plot lie."""
-    keys = ("tokens_per_second", "ms_per_step", "speedup", "same_tokens", "peak_bytes", "error")
+    keys = ("tokens_per_second", "forwards", "tokens_per_forward", "ms_per_step", "speedup", "same_tokens")
+    keys += ("peak_bytes", "error")
+    settings = ("model", "sampler", "approximate", "dtype", "device", "batch", "temperature")
     cases = [
-        {key: row["settings"][key] for key in ("model", "dtype", "device", "batch", "temperature")}
+        {key: row["settings"][key] for key in settings}
         | {"error": row.get("error"), "row": str(path)}
         | {name: {k: r[k] for k in keys if k in r} for name, r in row.get("providers", {}).items()}
         for row, path in zip(rows, paths, strict=True)

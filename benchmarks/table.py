@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import machine, report
+from dllm.demo import samplers
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SAMPLER_HEAD = (
@@ -137,7 +138,7 @@ def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
     same = best.get("same_tokens")
     return [
         [
-            f"{Path(settings['model']).name} {settings['dtype']}",
+            _sampler_of(settings) + f"{Path(settings['model']).name} {settings['dtype']}",
             str(settings["batch"]),
             f"{settings['temperature']:g}",
             machine.short_name(row["machine"]),
@@ -149,6 +150,27 @@ def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
             f"{commands.index(row['command']) + 1}",
         ]
     ]
+
+
+def _sampler_of(settings: dict) -> str:
+    """The sampler of a row, where it is another than the model card's."""
+    if settings.get("sampler", "generate") == "generate":
+        return ""
+    return sampler_in_words(settings["sampler"], settings["options"], settings["approximate"]) + ": "
+
+
+def sampler_in_words(sampler: str, options: dict, approximate: bool) -> str:
+    """A sampler with what sets its pace, and whether it trades tokens for speed.
+
+    Example:
+        >>> sampler_in_words("threshold", {"threshold": 0.9}, True)
+        'threshold 0.9 (approximate)'
+        >>> sampler_in_words("llada2", {"threshold": 0.95}, True)
+        'llada2 threshold 0.95 (approximate)'
+    """
+    rules = [name for name in samplers.RULES if name in options]
+    pace = [f"{options[name]:g}" if name == sampler else f"{name} {options[name]:g}" for name in rules]
+    return " ".join([sampler, *pace]) + " (approximate)" * approximate
 
 
 def kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
@@ -170,11 +192,11 @@ def kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """A line for each task and number of tokens per step of a quality row."""
+    """A line for each task and way to sample of a quality row."""
     return [
         [
             f"{result['questions']} {result['task']}",
-            str(result["tokens_per_step"]),
+            way_to_sample(result),
             f"{result['accuracy']:.1%}",
             "{:.1%} to {:.1%}".format(*result["interval_95"]),
             f"{result['tokens_per_forward']:.2f}",
@@ -182,6 +204,21 @@ def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
         ]
         for result in row["results"]
     ]
+
+
+def way_to_sample(result: dict) -> str:
+    """What sets a quality result's pace: of the model card's loop the number of tokens per step alone.
+
+    Example:
+        >>> way_to_sample({"tokens_per_step": 8})
+        '8'
+        >>> way_to_sample({"sampler": "mdlm", "approximate": False, "tokens_per_step": 2})
+        'mdlm, 2'
+    """
+    counted = [str(result["tokens_per_step"])] if "tokens_per_step" in result else []
+    if result.get("sampler", "generate") == "generate":
+        return counted[0]
+    return ", ".join([sampler_in_words(result["sampler"], result, result["approximate"]), *counted])
 
 
 def entropy_lines(row: dict, commands: list[str]) -> list[list[str]]:

@@ -30,6 +30,7 @@ from benchmarks import (
     timing,
     training_step,
 )
+from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED
 from dllm_kernels.testing import assert_no_worse
 from tests.models import MASK_ID, make_prompt, tiny
@@ -37,6 +38,7 @@ from tests.models import MASK_ID, make_prompt, tiny
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 SHORT = ["--prompt-length", "6", "--gen-length", "8", "--block-length", "4", "--steps", "8", "--repeats", "2"]
+
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,6 +122,47 @@ class TestSamplerThroughput:
         _, _, (row,), _ = run("--batch", "3", "--cfg-scale", "0.5")
         assert row["providers"]["ours-eager"]["same_tokens"] == 1
         assert row["providers"]["ours-eager"]["useful_tokens"] == 24
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_every_other_sampler_against_its_authors_loop(self, run, temperature, tmp_path):
+        names, plot = list(samplers.SAMPLERS), tmp_path / "steps.png"
+        rules = ["--threshold", "0.1", "--factor", "1.9", "--gamma", "2.5"]
+        arguments = ["--sampler", *names, *rules, "--temperature", str(temperature), "--batch", "2", "--check-noise"]
+        status, last, rows, printed = run(*arguments, "--plot", str(plot))
+        assert status == 0 and plot.read_bytes().startswith(b"\x89PNG")
+        assert [row["settings"]["sampler"] for row in rows] == names
+        for name, case, row in zip(names, last["cases"], rows, strict=True):
+            approximate = name in ("threshold", "factor", "llada2", "entropy-bound")
+            assert case["approximate"] == row["settings"]["approximate"] == approximate
+            assert (f"{name} (approximate), " in printed.out) == approximate
+            assert ("-approximate-" in case["row"]) == approximate
+            theirs, ours = row["providers"]["card"], row["providers"]["ours-eager"]
+            assert ours["same_tokens"] == 1
+            assert theirs["tokens_per_forward"] == 8 / theirs["forwards"]
+            assert case["ours-eager"]["tokens_per_forward"] == ours["tokens_per_forward"] >= 1
+            if not approximate:
+                assert theirs["forwards"] == 8
+            median = ours["seconds"]["median"]
+            assert ours["ms_per_step"]["median"] == pytest.approx(1000 * median / ours["forwards"])
+
+    def test_samplers_take_the_options_that_they_have(self):
+        arguments = ["--sampler", "mdlm", "dream-entropy", "threshold", "--top-k", "9", "--steps", "32"]
+        mdlm, dream, threshold = sampler_throughput.cases_of(sampler_throughput.parse(arguments))
+        assert (mdlm.steps, mdlm.remasking, mdlm.options) == (32, "low_confidence", {})
+        assert (dream.steps, dream.remasking, dream.block_length) == (32, None, dream.gen_length)
+        assert dream.options == {"alg_temp": 0.0, "top_p": None, "top_k": 9}
+        assert (threshold.steps, threshold.options) == (None, {"threshold": 0.9})
+        assert "32 steps" in mdlm.told and "as many steps as it takes" in threshold.told
+
+    @pytest.mark.parametrize(
+        ("arguments", "option"),
+        [(["--threshold", "0.9"], "--threshold"), (["--sampler", "factor", "--steps", "8"], "--steps")],
+    )
+    def test_options_of_no_sampler_end_the_program(self, arguments, option, capsys):
+        with pytest.raises(SystemExit) as end:
+            sampler_throughput.main(arguments)
+        assert end.value.code == 2
+        assert f"{option} is no option of" in capsys.readouterr().err
 
     def test_used_up_budget_is_said(self, run):
         status, _, rows, _ = run("--temperature", "0", "1", "--budget", "1e-9")
@@ -527,6 +570,36 @@ class TestQuality:
         assert "| 2 problems | 8 |" in text and "| 2 problems | 16 |" in text
         assert "1. `python benchmarks/quality.py --task problems" in text
 
+    def test_samplers_and_their_rules(self, tmp_path, capsys):
+        rules = ["--threshold", "0", "2", "--tokens-per-step", "1", "--questions", "2", "--device", "cpu"]
+        arguments = ["--task", "problems", "--sampler", "llada", "threshold", "llada2", *rules]
+        plot = tmp_path / "quality.png"
+        assert quality.main([*arguments, "--out", str(tmp_path), "--plot", str(plot)]) == 0
+        printed = capsys.readouterr().out
+        assert plot.read_bytes().startswith(b"\x89PNG")
+        row = json.loads(Path(json.loads(printed.strip().splitlines()[-1])["row"]).read_text())
+        exact, *rest = row["results"]
+        assert (exact["sampler"], exact["approximate"], exact["forwards"]) == ("llada", False, 64)
+        assert [(r["sampler"], r["threshold"], r["approximate"]) for r in rest] == [
+            (sampler, threshold, True) for sampler in ("threshold", "llada2") for threshold in (0, 2)
+        ]
+        assert [result["forwards"] for result in rest] == [1, 64, 1, 64]
+        assert rest[1]["correct"] == exact["correct"]  # above 1 a threshold asks for one token a step
+        assert rest[1]["share_of_one_a_step"] == 1
+        assert "threshold 0 (approximate)" in printed
+        assert "| 2 problems | threshold 2 (approximate) |" in table.table([row])
+        assert "| 2 problems | llada, 1 |" in table.table([row])
+
+    @pytest.mark.parametrize(
+        ("arguments", "option"),
+        [(["--gamma", "0.1"], "--gamma"), (["--sampler", "factor", "--tokens-per-step", "2"], "--tokens-per-step")],
+    )
+    def test_options_of_no_sampler(self, arguments, option, capsys):
+        with pytest.raises(SystemExit) as end:
+            quality.main(arguments)
+        assert end.value.code == 2
+        assert f"{option} is no option of" in capsys.readouterr().err
+
     def test_options_that_make_no_sense(self, tmp_path, capsys):
         assert quality.main([*self.QUICK, "--tokens-per-step", "7", "--out", str(tmp_path)]) == 2
         assert "tokens_per_step must divide gen_length 64, got 7" in capsys.readouterr().err
@@ -603,6 +676,14 @@ class TestTable:
         row = {"kind": "sampler", "command": "c", "settings": {}, "providers": {"card": {"error": "no"}}}
         with pytest.raises(ValueError, match="both"):
             table.table([row])
+
+    def test_samplers_are_named(self):
+        provider = {"tokens_per_second": 10.0, "ms_per_step": {"median": 5.0}}
+        row = {"kind": "sampler", "command": "c", "providers": {"card": provider, "ours-eager": provider}}
+        row |= {"machine": {"cpu": "A processor", "threads": 2}}
+        settings = {"model": "minilm", "dtype": "float32", "batch": 1, "temperature": 0.0, "sampler": "threshold"}
+        row |= {"settings": settings | {"approximate": True, "options": {"threshold": 0.9}}}
+        assert "| threshold 0.9 (approximate): minilm float32 | 1 | 0 | A processor, 2 threads |" in table.table([row])
 
     def test_row_of_a_kind_without_a_table(self):
         with pytest.raises(ValueError, match="got weather"):

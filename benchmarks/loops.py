@@ -1,0 +1,89 @@
+"""The two programs that are compared on a case: the loop as a sampler's authors print it, and the settings of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from benchmarks import card_loop
+from benchmarks.baselines import dream, llada, mdlm, parallel
+from benchmarks.card_loop import Noise
+from benchmarks.models import Loaded
+from dllm.core.samplers import BaseSampler
+from dllm.demo.samplers import SAMPLERS, steps_of
+
+if TYPE_CHECKING:
+    from benchmarks.providers import Case
+
+
+def authors_loop(
+    model: nn.Module | Callable[..., object],
+    prompt: Tensor,
+    case: Case,
+    loaded: Loaded,
+    *,
+    steps: int | None = None,
+    noise: Noise | None = None,
+    mark: Callable[[str], None] = lambda part: None,
+) -> Tensor:
+    """Complete `prompt` [B, P] with what the authors of the case's sampler run, [B, P + G].
+
+    Args:
+        model: the loaded one, or something called in its place.
+        steps: in place of the case's; samplers that commit what a rule allows have none.
+        noise, mark: as in :mod:`benchmarks.baselines`.
+    """
+    told = {"mask_id": loaded.mask_id, "temperature": case.temperature, "cfg_scale": case.cfg_scale}
+    told |= {"noise": noise, "mark": mark}
+    length, blocks = {"max_new_tokens": case.gen_length}, {"block_length": case.block_length}
+    counted = {"steps": steps or case.steps}
+    if case.sampler == "generate":
+        length = {"gen_length": case.gen_length}
+        return card_loop.generate(model, prompt, remasking=case.remasking, **length, **blocks, **counted, **told)
+    if case.sampler == "mdlm":
+        told |= {"eos_id": loaded.eos_id or 0, "block_size": case.block_length, "remasking": case.remasking}
+        return mdlm.sample(model, list(prompt), **length, **counted, **told)
+    if case.sampler.startswith("dream-"):
+        alg = SAMPLERS[case.sampler].settings["alg"]
+        return dream.diffusion_generate(model, prompt, alg=alg, **case.options, **length, **counted, **told)
+    told |= blocks | {"gen_length": case.gen_length}
+    if case.sampler == "llada":
+        return llada.generate(model, prompt, remasking=case.remasking, **counted, **told)
+    return parallel.generate(model, prompt, rule=_rule(case, steps), **told)
+
+
+def _rule(case: Case, steps: int | None) -> parallel.Rule:
+    options = dict(case.options)
+    if case.sampler == "llada2":
+        options |= {"steps": (steps or case.steps) // case.blocks, "block_length": case.block_length}
+    rules = {
+        "threshold": parallel.threshold,
+        "factor": parallel.factor,
+        "llada2": parallel.llada2,
+        "entropy-bound": parallel.entropy_bound,
+    }
+    return rules[case.sampler](**options)
+
+
+def our_sampler(case: Case, loaded: Loaded) -> BaseSampler:
+    """The case's sampler of `dllm.core.samplers` around the loaded model."""
+    tokenizer = SimpleNamespace(mask_token_id=loaded.mask_id, eos_token_id=loaded.eos_id)
+    return SAMPLERS[case.sampler].sampler(loaded.model, tokenizer)
+
+
+def our_settings(case: Case, steps: int | None = None) -> dict[str, object]:
+    """The settings with which it does what :func:`authors_loop` does."""
+    settings = {**SAMPLERS[case.sampler].settings, **case.options, "seed": case.seed}
+    settings |= {"max_new_tokens": case.gen_length, "block_size": case.block_length}
+    settings |= {"temperature": case.temperature, "cfg_scale": case.cfg_scale}
+    if case.remasking is not None:
+        settings["remasking"] = case.remasking
+    if case.sampler.startswith("dream-"):
+        settings["right_shift_logits"] = True  # a shape is measured as its authors run it, whatever its weights say
+    if case.steps is not None:
+        steps = steps or case.steps
+        settings["steps"] = steps if steps_of(case.sampler) == "all" else steps // case.blocks
+    return settings
