@@ -57,8 +57,8 @@ def linear_gumbel_argmax(
         fused         28 R ceil(V / 128)
         GPU, slices   2^25 + 28 R ceil(V / 8192)
         GPU, top-k/p  max(2^25, 16 V s) and what :func:`gumbel_argmax` takes for its rows
-        CPU, slices   W s min(R, 512) + 100 R + what the library's product takes, where W is V / 11 rounded up to a
-                      multiple of 256, at least 1024 and at most 8192
+        CPU, slices   W s min(R, 512) + 100 R + what the library's product takes, where W is V / 10 rounded down to a
+                      multiple of 1024, at least 1024 and at most 8192
         CPU, top-k/p  64 V s and what :func:`gumbel_argmax` takes for its rows
 
     besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts.

@@ -36,11 +36,11 @@ def linear_gumbel_argmax(
 
 
 def slice_width(vocab_size: int) -> int:
-    """Tokens of a slice: an eleventh of the vocabulary, so that logits take less than a tenth of their memory, and not
-    more than 64 rows keep in cache. It must not depend on the rows: the last bits of a row's statistics depend on it.
+    """Tokens of a slice: whole tiles of 1024, less than a tenth of the vocabulary, and not more than 64 rows keep in
+    cache. It must not depend on the rows: the last bits of a row's statistics depend on it.
 
     Example:
         >>> slice_width(50368)
-        4608
+        4096
     """
-    return min(max(-(-vocab_size // (11 * 256)), 4) * 256, 8192)
+    return min(max(vocab_size // 10 // 1024, 1) * 1024, 8192)
