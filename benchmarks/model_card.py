@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import machine, plot, quality, report
@@ -21,6 +23,7 @@ from benchmarks.table import markdown, way_to_sample
 from dllm.demo import dialogues, gauge, lessons, problems
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load
+from dllm.demo.train import Settings
 
 TITLES = {
     "problems": "word problems: numbers never trained on",
@@ -35,19 +38,19 @@ pipeline_tag: text-generation
 tags: [masked-diffusion, dllm]
 ---
 
-# The model that dllm ships
+# {title}
 
-A masked-diffusion language model of {parameters:.1f} million parameters, trained from nothing: ModernBERT with {layers}
+A masked-diffusion language model of {parameters:.1f} million parameters, trained from nothing: {kind} with {layers}
 layers of width {width}, all of which see the whole canvas, and {vocabulary:,} tokens of byte-level BPE, one for each
 number from 0 to {largest}. It is made to measure with: small enough for any machine, and right or wrong beyond dispute.
 It is no assistant.
 
 ```python
 from dllm.demo.answer import answer
-from dllm.demo.shipped import load_shipped
+from dllm.demo.shipped import {loader}
 
 question = "{question}"
-replies, stats = answer(*load_shipped(), [question], steps=64, block_length=64, remasking="low_confidence")
+replies, stats = answer(*{loader}({source}), [question], steps=64, block_length=64, remasking="low_confidence")
 ```
 
 > {reply}
@@ -85,7 +88,7 @@ some of them among those scored here; so the scores on word problems are somewha
   number of all that might have been masked.
 - {steps:,} steps of {batch_size} conversations, Muon (learning rate {matrix_lr:g}) and AdamW ({other_lr:g}), bfloat16
   arithmetic, seed {seed}: {minutes:.0f} minutes on {machine}.
-- `python -m dllm.demo.train runs/demo` with torch {torch} and transformers {transformers}.
+- `python -m dllm.demo.train runs/demo{options}` with torch {torch} and transformers {transformers}.
 
 ![Loss and exact answers during training](curve.png)
 """
@@ -98,6 +101,21 @@ loss by the tokens that might have been masked instead of those that were, about
 minds. It has been tried for 600 steps (`benchmarks/LOG.md`), but not run to its end.
 """
 
+OF_ARCHITECTURE = {
+    "modernbert": {
+        "title": "The model that dllm ships",
+        "kind": "ModernBERT",
+        "loader": "load_shipped",
+        "source": "",
+    },
+    "llama": {
+        "title": "A diffusion model of a causal architecture",
+        "kind": "Llama, made bidirectional by `dllm.models.bidirectional`,",
+        "loader": "load",
+        "source": '"runs/demo/model"',
+    },
+}
+
 OF_DATA = {
     "rates": f"{problems.RATES[0]} to {problems.RATES[-1]}",
     "hours": f"{problems.HOURS[0]} to {problems.HOURS[-1]}",
@@ -108,7 +126,6 @@ OF_DATA = {
     "held_out": problems.HELD_OUT_SHARE,
     "subjects": ", ".join(dialogues.SMALL_TALK),
     "max_length": lessons.MAX_LENGTH,
-    "drill_from": lessons.DRILL_FROM,
     "share": lessons.PROBLEM_SHARE,
 }
 
@@ -137,9 +154,22 @@ def write_card(run: Path, rows: Sequence[dict]) -> Path:
     log = [entry for entry in history if "loss" in entry]
     plot.training_curve(log, folder / "curve.png")
     card = folder / "README.md"
-    facts = settings | of_model(folder) | OF_DATA | of_rows(rows) | {"minutes": log[-1]["seconds"] / 60}
+    facts = of_run(settings) | of_model(folder) | OF_DATA | of_rows(rows) | {"minutes": log[-1]["seconds"] / 60}
     card.write_text(CARD.format(**facts), encoding="utf-8")
     return card
+
+
+def of_run(settings: dict[str, object]) -> dict[str, object]:
+    """Its settings, those that are not the usual ones as options of the command, and what follows from them."""
+    usual = asdict(Settings())
+    settings = usual | settings
+    options = (f" --{name.replace('_', '-')} {value}" for name, value in settings.items() if value != usual[name])
+    return {
+        **settings,
+        **OF_ARCHITECTURE[settings["architecture"]],
+        "options": "".join(options),
+        "drill_from": math.ceil(lessons.DRILL_FROM * settings["steps"] / lessons.STEPS),
+    }
 
 
 def of_model(folder: Path) -> dict[str, object]:

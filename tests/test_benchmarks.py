@@ -620,6 +620,8 @@ class TestQuality:
         card = (run / "model" / "README.md").read_text()
         assert f"| 2 {model_card.TITLES['problems']} | 8 |" in card
         assert "25 steps of 64 conversations" in card and "2 minutes on" in card
+        assert "`python -m dllm.demo.train runs/demo --steps 25 --matrix-lr 0.5 --other-lr 0.25`" in card
+        assert "From step 9 on" in card and "answer(*load_shipped(), " in card
         assert model_card.HISTORY in card  # the weights are the shipped ones
         assert (run / "model" / "curve.png").read_bytes().startswith(b"\x89PNG")
         for setting, rule in (
@@ -629,6 +631,11 @@ class TestQuality:
             other.write_text(json.dumps(row | {"settings": row["settings"] | {setting: 9}}))
             assert model_card.main([str(run), str(file), str(other)]) == 2
             assert rule in capsys.readouterr().err
+
+    def test_card_says_how_a_causal_architecture_is_loaded(self):
+        facts = model_card.of_run({"architecture": "llama"})
+        assert facts["options"] == " --architecture llama" and "bidirectional" in facts["kind"]
+        assert f"*{facts['loader']}({facts['source']})" == '*load("runs/demo/model")'
 
     def test_card_of_an_unfinished_run(self, tmp_path, row, capsys):
         file = tmp_path / "row.json"

@@ -25,6 +25,7 @@ LONG_EVERY = 16
 DRILL_FROM, DRILL_LENGTH = 1400, 24  # from this number on as many sums besides: they are learnt last
 TAIL_FROM, TAIL_EVERY = 2000, 2  # from this number on every other word problem is masked from an equals sign on
 OTHER_ADDENDS_FROM = 2400  # from this number on tails that begin with the sum follow addends of another problem
+STEPS = 3900  # of the run that the three numbers are for; `Lessons` stretches them to the length of another
 SHORT_LENGTHS = (32, 48, 64, 80)  # of the rest, one of these for a batch
 PROBLEM_SHARE = 0.7
 TURN = "[Question]\n{}\n[/Question]\n\n[Answer]\n"
@@ -68,14 +69,20 @@ class Lessons:
     The sum at the end is what is learnt last. Masked token by token it is seldom a question: both addends must be
     visible, and itself and the answer, which repeats it, hidden. Hence the sums besides, and the tails (`Batch.tail`).
 
+    Args:
+        tokenizer: of :func:`vocabulary`.
+        batch_size: conversations of a step, sums not counted.
+        seed: of the stream.
+        steps: of the run; its lessons begin at the same share of it as in one of STEPS.
+
     Example:
         >>> lessons = Lessons(vocabulary(), batch_size=10, seed=0)
         >>> [len(batch.tokens) for batch in lessons[7]], [len(batch.tokens) for batch in lessons[1400]]
         ([7, 3], [7, 3, 10])
     """
 
-    def __init__(self, tokenizer: object, batch_size: int, seed: int):
-        self.tokenizer, self.seed = tokenizer, seed
+    def __init__(self, tokenizer: object, batch_size: int, seed: int, *, steps: int = STEPS):
+        self.tokenizer, self.seed, self.steps = tokenizer, seed, steps
         self.batch_size, self.n_problems = batch_size, round(PROBLEM_SHARE * batch_size)
         self.talk = small_talk()
         self.numbers, _ = problems.split_numbers()
@@ -89,13 +96,17 @@ class Lessons:
             self._batch([self._row(rng, self._problem, wide) for _ in range(self.n_problems)], least=0),
             self._batch([self._row(rng, others[i % 2], narrow) for i in range(n_others)], least=narrow),
         ]
-        if number >= TAIL_FROM:
-            self._cut(random.Random(f"{self.seed} {number} tail"), batches[0], number >= OTHER_ADDENDS_FROM)
-        if number >= DRILL_FROM:
+        if self._past(number, TAIL_FROM):
+            self._cut(random.Random(f"{self.seed} {number} tail"), batches[0], self._past(number, OTHER_ADDENDS_FROM))
+        if self._past(number, DRILL_FROM):
             sums = functools.partial(problems.arithmetic, weights=(0, 1, 0))
             drill = [self._row(rng, sums, DRILL_LENGTH) for _ in range(self.batch_size)]
             batches.append(self._batch(drill, least=DRILL_LENGTH))
         return batches
+
+    def _past(self, number: int, start: int) -> bool:
+        """Whether what a run of STEPS steps does from `start` on is done by now."""
+        return number * STEPS >= start * self.steps
 
     def _cut(self, rng: random.Random, batch: Batch, other_addends: bool) -> None:
         """Choose tails that begin behind an equals sign; half of them behind the last one, that of the sum."""

@@ -2,6 +2,7 @@
 
     python -m dllm.demo.train runs/demo
     torchrun --nproc-per-node 2 -m dllm.demo.train runs/demo    # on CPUs: a process for each core
+    python -m dllm.demo.train runs/llama --architecture llama   # a causal architecture, made bidirectional
 
 An interrupted run is continued by the same command, with the same batches and the same masks as if it had never
 stopped. `runs/demo` then holds the last checkpoint, and at the end `trainer_state.json` with the log and the folder
@@ -20,18 +21,28 @@ import json
 import math
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from transformers import ModernBertConfig, ModernBertForMaskedLM, TrainerCallback, TrainerControl, TrainerState
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from dllm.demo import gauge
 from dllm.demo.curriculum import FORWARDS, Curriculum
 from dllm.demo.lessons import MAX_LENGTH, Lessons, vocabulary
 from dllm.demo.optimizer import MuonAdamW, schedule
+from dllm.models import bidirectional
 
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 25, 100, 600
 EVALUATION_PROBLEMS = 64
@@ -45,6 +56,7 @@ class Settings:
         ValueError: a setting out of range.
     """
 
+    architecture: str = "modernbert"
     steps: int = 3900
     batch_size: int = 64
     seed: int = 0
@@ -52,6 +64,8 @@ class Settings:
     other_lr: float = 0.003
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"expected an architecture of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
@@ -62,26 +76,41 @@ class Settings:
                 raise ValueError(f"expected a finite {name} above 0, got {getattr(self, name)}")
 
 
-def new_model(tokenizer: object) -> ModernBertForMaskedLM:
-    """A ModernBERT of 2.6 million parameters, all of whose layers see the whole canvas; random weights."""
+def new_model(tokenizer: object, architecture: str = "modernbert") -> nn.Module:
+    """A model of 2.6 million parameters, all of whose layers see the whole canvas; random weights.
+
+    Args:
+        tokenizer: what it reads.
+        architecture: "modernbert"; or "llama", a causal architecture made bidirectional, as LLaDA is. Like LLaDA's, its
+            logits at a position predict the token there; they are not shifted.
+    """
     end = tokenizer.eos_token_id
-    config = ModernBertConfig(
+    return ARCHITECTURES[architecture](
         vocab_size=len(tokenizer),
         hidden_size=192,
         intermediate_size=384,
         num_hidden_layers=6,
         num_attention_heads=6,
-        global_attn_every_n_layers=1,
         max_position_embeddings=MAX_LENGTH,
         pad_token_id=end,
         bos_token_id=end,
         eos_token_id=end,
-        cls_token_id=end,
-        sep_token_id=end,
         # on CPUs the backward of torch's fused attention takes longer than all matrix products of such a model
         attn_implementation="eager",
     )
-    return ModernBertForMaskedLM(config)
+
+
+def _modernbert(*, eos_token_id: int, **size: object) -> ModernBertForMaskedLM:
+    ends = {"eos_token_id": eos_token_id, "cls_token_id": eos_token_id, "sep_token_id": eos_token_id}
+    return ModernBertForMaskedLM(ModernBertConfig(**size, **ends, global_attn_every_n_layers=1))
+
+
+def _llama(**size: object) -> LlamaForCausalLM:
+    # is_causal: what transformers 5 calls such a model, and what tells `shipped.load` one that was saved
+    return bidirectional(LlamaForCausalLM(LlamaConfig(**size, is_causal=False, tie_word_embeddings=True)))
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"modernbert": _modernbert, "llama": _llama}
 
 
 class Teacher(MDLMTrainer):
@@ -98,9 +127,9 @@ class Teacher(MDLMTrainer):
     def __init__(self, config: MDLMConfig, settings: Settings):
         torch.manual_seed(settings.seed)
         tokenizer = vocabulary()
-        lessons = Lessons(tokenizer, settings.batch_size, settings.seed)
+        lessons = Lessons(tokenizer, settings.batch_size, settings.seed, steps=settings.steps)
         curriculum = Curriculum(lessons, steps=settings.steps, processes=config.world_size)
-        model = new_model(tokenizer).to(config.device)
+        model = new_model(tokenizer, settings.architecture).to(config.device)
         optimizer = MuonAdamW(model, matrix_lr=settings.matrix_lr, other_lr=settings.other_lr)
         super().__init__(
             config,
@@ -111,7 +140,7 @@ class Teacher(MDLMTrainer):
             optimizers=(optimizer, schedule(optimizer, settings.steps)),
             callbacks=[watch := _Watch()],
         )
-        self.watch = watch
+        self.settings, self.watch = settings, watch
 
     def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -131,7 +160,7 @@ class Teacher(MDLMTrainer):
         """Exact answers among a few held-out problems, one token per step, of a copy of the model: the model's own
         forward is under autocast."""
         with self.throughput.paused():
-            copy = type(self.model)(self.model.config).to(self.model.device).eval()
+            copy = new_model(self.processing_class, self.settings.architecture).to(self.model.device).eval()
             copy.load_state_dict(self.model.state_dict())
             return gauge.measure(copy, self.processing_class, questions=EVALUATION_PROBLEMS, seed=1).accuracy
 
@@ -201,7 +230,7 @@ def _keep(settings: Settings, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = asdict(Settings()) | json.loads(path.read_text(encoding="utf-8"))  # an older run lacks newer settings
     if kept != asdict(settings):
         raise ValueError(
             f"expected the settings of the run in {path.parent}, {kept}, got {asdict(settings)}; "
@@ -222,6 +251,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     defaults = Settings()
     parser = argparse.ArgumentParser(description="Train the model that dllm ships, or continue a run.")
     parser.add_argument("folder", type=Path, help="where the run lives; a run that is there is continued")
+    parser.add_argument(
+        "--architecture",
+        choices=list(ARCHITECTURES),
+        default=defaults.architecture,
+        help="of the model (default: %(default)s)",
+    )
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument(
         "--batch-size", type=int, default=defaults.batch_size, help="rows of a step, over all processes"

@@ -5,6 +5,7 @@ Environment as torchrun sets it. Writes OUT/rank{r}.pt, the gradient of the step
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -18,12 +19,13 @@ from tests.core.runs import Gradients
 SETTINGS = train.Settings(steps=1, batch_size=8, seed=3)
 
 
-def first_step(folder: Path, *, everything: bool) -> torch.Tensor:
+def first_step(folder: Path, *, everything: bool, architecture: str = "modernbert") -> torch.Tensor:
     """The gradient of the first step, float64 [parameters], on the CPU.
 
     Args:
         folder: of the run.
         everything: as if late in the run, with sums and tails.
+        architecture: of the model.
     """
     watch = Gradients()
     before = {name: getattr(lessons, name) for name in ("DRILL_FROM", "TAIL_FROM", "OTHER_ADDENDS_FROM")}
@@ -32,7 +34,7 @@ def first_step(folder: Path, *, everything: bool) -> torch.Tensor:
         for name in before if everything else ():
             setattr(lessons, name, 0)
         train.MDLMConfig, train.EVALUATION_PROBLEMS = functools.partial(config, bf16=False), 1
-        run = train.new_run(folder, SETTINGS, cpu=True)
+        run = train.new_run(folder, dataclasses.replace(SETTINGS, architecture=architecture), cpu=True)
         run.add_callback(watch)
         run.train()
     finally:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, LlamaForCausalLM
 
 from dllm.demo import lessons, train
+from dllm.demo.answer import answer
 from dllm.demo.lessons import Lessons, vocabulary
 from dllm.demo.optimizer import rate
+from dllm.demo.shipped import load
 from dllm.demo.train import Settings, new_model
 from dllm_kernels import philox
 from tests.demo.rank import SETTINGS, first_step
@@ -29,8 +34,8 @@ ROOT = Path(__file__).parents[2]
 TIMED = {"seconds", "tokens_per_second", "masked_tokens_per_second", "mfu", "peak_memory_gib"}
 
 
-@pytest.fixture(autouse=True)
-def environment_as_before():
+@contextlib.contextmanager
+def restored_environment():
     """transformers 4 writes a run's precision into the environment, where the next run would read it."""
     before = dict(os.environ)
     yield
@@ -38,23 +43,29 @@ def environment_as_before():
     os.environ.update(before)
 
 
+@pytest.fixture(autouse=True)
+def environment_as_before():
+    with restored_environment():
+        yield
+
+
 def uniform(seed: int, position: torch.Tensor, step: int, stream: int) -> torch.Tensor:
     words = philox.words(torch.tensor(seed), torch.tensor(0), position, torch.full_like(position, step), stream)
     return ((words[0] >> 9) + 0.5) / 2**23
 
 
-def plain_gradient(number: int, dtype: torch.dtype) -> torch.Tensor:
+def plain_gradient(number: int, dtype: torch.dtype, architecture: str) -> torch.Tensor:
     """The gradient of step `number` from all logits, written from the objective alone, a row at a time."""
     torch.manual_seed(SETTINGS.seed)
     tokenizer = vocabulary()
     stream = Lessons(tokenizer, SETTINGS.batch_size, SETTINGS.seed)
-    model = new_model(tokenizer).to(dtype)
+    model = new_model(tokenizer, architecture).to(dtype)
     offset = uniform(SETTINGS.seed, torch.tensor(0), number, 3)  # the batch's times are (offset + row) / rows
     total, maskable = torch.zeros((), dtype=dtype), 0
     for batch in stream[number]:
-        for row, (tokens, answer, tail) in enumerate(zip(batch.tokens, batch.answer, batch.tail.tolist(), strict=True)):
+        for row, (tokens, reply, tail) in enumerate(zip(batch.tokens, batch.answer, batch.tail.tolist(), strict=True)):
             position = torch.arange(len(tokens))
-            may = answer & (position >= tail)
+            may = reply & (position >= tail)
             key = (SETTINGS.seed + number).to_bytes(8, "little")
             digest = hashlib.blake2b(tokens.numpy().astype("<i8").tobytes(), digest_size=8, key=key).digest()
             t = 1.0 if tail >= 0 else (offset + row) / len(batch.tokens)
@@ -67,12 +78,14 @@ def plain_gradient(number: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class TestStep:
-    @pytest.mark.parametrize("everything", [False, True])
-    def test_gradient_is_that_of_the_plain_objective(self, everything, tmp_path, monkeypatch):
-        gradient = first_step(tmp_path, everything=everything)
+    @pytest.mark.parametrize(
+        ("everything", "architecture"), [(False, "modernbert"), (True, "modernbert"), (True, "llama")]
+    )
+    def test_gradient_is_that_of_the_plain_objective(self, everything, architecture, tmp_path, monkeypatch):
+        gradient = first_step(tmp_path, everything=everything, architecture=architecture)
         if everything:
             self.late(monkeypatch)
-        self.judge(gradient)
+        self.judge(gradient, architecture)
 
     def test_two_ranks_are_one(self, tmp_path, monkeypatch):
         found = two_ranks(tmp_path, "tests.demo.rank")
@@ -84,9 +97,9 @@ class TestStep:
         for name in ("DRILL_FROM", "TAIL_FROM", "OTHER_ADDENDS_FROM"):
             monkeypatch.setattr(lessons, name, 0)
 
-    def judge(self, gradient):
+    def judge(self, gradient, architecture="modernbert"):
         """Against float64: an error of at most twice that of the plain computation in float32."""
-        exact, plain = plain_gradient(0, torch.float64), plain_gradient(0, torch.float32)
+        exact, plain = (plain_gradient(0, dtype, architecture) for dtype in (torch.float64, torch.float32))
         assert float((gradient - exact).norm()) <= 2 * float((plain - exact).norm())
 
 
@@ -106,8 +119,10 @@ class TestRuns:
         assert all(row["seconds"] > 0 for row in rows) and rows == sorted(rows, key=lambda row: row["seconds"])
         return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
 
-    def test_interrupted_run_ends_like_an_undisturbed_one(self, tmp_path, monkeypatch, capsys):
-        train.main([str(tmp_path / "whole"), *self.SMALL])
+    @pytest.mark.parametrize("architecture", ["modernbert", "llama"])
+    def test_interrupted_run_ends_like_an_undisturbed_one(self, architecture, tmp_path, monkeypatch, capsys):
+        settings = (*self.SMALL, "--architecture", architecture)
+        train.main([str(tmp_path / "whole"), *settings])
 
         def interrupt(watch, args, state, control, **_):
             if state.global_step == 5:  # the log is ahead of the checkpoint by then
@@ -115,15 +130,13 @@ class TestRuns:
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(train._Watch, "on_pre_optimizer_step", interrupt)
-            train.main([str(tmp_path / "broken"), *self.SMALL])
+            train.main([str(tmp_path / "broken"), *settings])
         assert not (tmp_path / "broken" / "model").exists()
-        train.main([str(tmp_path / "broken"), *self.SMALL])
+        train.main([str(tmp_path / "broken"), *settings])
         assert "continued after step 4" in capsys.readouterr().out
         rows = self.rows(tmp_path / "whole")
         assert self.rows(tmp_path / "broken") == rows and [row["step"] for row in rows] == [2, 4, 6]
-        whole, broken = (
-            AutoModelForMaskedLM.from_pretrained(tmp_path / name / "model") for name in ("whole", "broken")
-        )
+        whole, broken = (load(tmp_path / name / "model")[0] for name in ("whole", "broken"))
         for one, other in zip(whole.parameters(), broken.parameters(), strict=True):
             assert torch.equal(one, other)
 
@@ -139,6 +152,23 @@ class TestRuns:
         for row in rows:  # transformers 4 logs the rate of the step to come, 5 that of the step
             share = row["learning_rate"] / Settings().matrix_lr
             assert share in (pytest.approx(rate(row["step"] - 1, 5)), pytest.approx(rate(row["step"], 5)))
+
+    def test_lessons_are_stretched_to_the_run(self, tmp_path):
+        run = train.new_run(tmp_path, Settings(steps=39, batch_size=4), cpu=True)
+        stream = run.train_dataset.lessons  # a hundredth of the usual length: sums from 14 on, tails from 20
+        assert [len(stream[number]) for number in (13, 14)] == [2, 3]
+        assert [bool((stream[number][0].tail >= 0).any()) for number in (19, 20)] == [False, True]
+
+    def test_run_from_before_a_setting_is_continued(self, tmp_path):
+        settings = Settings(steps=6, batch_size=4)
+        train.new_run(tmp_path, settings, cpu=True)
+        path = tmp_path / "settings.json"
+        path.write_text(
+            json.dumps({name: v for name, v in json.loads(path.read_text()).items() if name != "architecture"})
+        )
+        train.new_run(tmp_path, settings, cpu=True)
+        with pytest.raises(ValueError, match="another folder"):
+            train.new_run(tmp_path, replace(settings, architecture="llama"), cpu=True)
 
     def test_other_settings_are_another_run(self, tmp_path, capsys):
         train.main([str(tmp_path), *self.SMALL])
@@ -164,6 +194,7 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("settings", "rule"),
         [
+            ({"architecture": "gpt"}, "architecture of modernbert, llama, got 'gpt'"),
             ({"steps": 0}, "steps of at least 1, got 0"),
             ({"batch_size": -1}, "batch_size of at least 1, got -1"),
             ({"seed": -1}, "seed from 0 up to 2.32 - 1, got -1"),
@@ -179,3 +210,52 @@ class TestRuns:
         with pytest.raises(SystemExit):
             train.main([str(tmp_path), "--steps", "6", "--batch-size", "3", "--cpu"])
         assert "batch_size of at least 4 for each process" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    run = tmp_path_factory.mktemp("llama")
+    with restored_environment(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EVALUATION_PROBLEMS", 1)
+        train.main([str(run), "--architecture", "llama", "--steps", "2", "--batch-size", "4", "--cpu"])
+    return run / "model"
+
+
+class TestCausalArchitecture:
+    """What `--architecture llama` saves, and how it is loaded again."""
+
+    def test_its_config_says_that_it_is_not_causal(self, folder):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == ["LlamaForCausalLM"] and config["is_causal"] is False
+        assert (config["dtype"], config["tie_word_embeddings"]) == ("float16", True)
+        size = sum(parameter.numel() for parameter in new_model(vocabulary(), "llama").parameters())
+        assert (folder / "model.safetensors").stat().st_size <= 2 * size + 10_000  # and the head is not there twice
+
+    def test_loaded_it_sees_what_comes_later(self, folder):
+        model, tokenizer = load(folder)
+        tokens = torch.arange(20, 32)[None]
+        other = tokens.clone()
+        other[0, 9] = tokenizer.mask_token_id
+        logits = model(tokens).logits
+        assert not torch.equal(model(other).logits[0, 0], logits[0, 0])
+        # the same from a mask of nothing, which a model without any hook takes as it is
+        plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        open_mask = torch.zeros(1, 1, 12, 12)
+        exact = plain.double()(tokens, attention_mask=open_mask.double()).logits
+        error = (plain.float()(tokens, attention_mask=open_mask).logits - exact).abs().max()
+        assert (logits - exact).abs().max() <= 2 * error
+
+    def test_loaded_it_generates(self, folder):
+        model, tokenizer = load(folder)
+        questions = ["What is 6 * 7?", "Hello, how are you?"]
+        replies, stats = answer(model, tokenizer, questions, gen_length=8, steps=8, block_length=8)
+        assert len(replies) == 2 and stats.forwards == 8
+
+    def test_one_that_is_causal_is_refused(self, folder, tmp_path):
+        shutil.copytree(folder, tmp_path / "causal")
+        path = tmp_path / "causal" / "config.json"
+        config = json.loads(path.read_text())
+        del config["is_causal"]
+        path.write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r'"is_causal": false in the config.json of a LlamaForCausalLM'):
+            load(tmp_path / "causal")
