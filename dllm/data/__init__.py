@@ -1,5 +1,5 @@
 """Data sets, from their files to what a trainer takes."""
 
-from dllm.data.load import load_sft_dataset
+from dllm.data.load import load_pt_dataset, load_sft_dataset
 
-__all__ = ["load_sft_dataset"]
+__all__ = ["load_pt_dataset", "load_sft_dataset"]

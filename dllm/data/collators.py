@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm.core import noising
+from dllm.data.chat import IGNORE
+from dllm.data.lengths import PER_TOKEN
+from dllm.data.tokens import prepend_bos
 
 
 class CollatorWrapper:
@@ -47,3 +56,95 @@ class NoAttentionMaskWrapper(CollatorWrapper):
         """The batch without its attention mask."""
         batch.pop("attention_mask", None)
         return batch
+
+
+class PrependBOSWrapper(CollatorWrapper):
+    """Every row of a batch begins with one more token, which is never masked: :func:`~dllm.data.tokens.prepend_bos`.
+
+    Args:
+        collator: of batches [B, L], padded on the right.
+        bos_token_id: the token.
+        label_pad_token_id: its label.
+
+    Raises:
+        TypeError: `bos_token_id` is no token id.
+
+    Example:
+        >>> wrapped = PrependBOSWrapper(lambda samples: {"input_ids": torch.tensor(samples)}, bos_token_id=1)
+        >>> wrapped([[5, 6]])
+        {'input_ids': tensor([[1, 5, 6]])}
+    """
+
+    def __init__(
+        self,
+        collator: Callable[[Sequence[Any]], Mapping[str, Any]],
+        bos_token_id: int,
+        label_pad_token_id: int = IGNORE,
+    ):
+        if not isinstance(bos_token_id, int):
+            raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: the tokenizer has none?")
+        super().__init__(collator)
+        self.bos_token_id, self.label_pad_token_id = bos_token_id, label_pad_token_id
+
+    def after(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with [B, L + 1] tokens."""
+        return prepend_bos(batch, self.bos_token_id, self.label_pad_token_id)
+
+
+class RandomTruncateWrapper(CollatorWrapper):
+    """A small share of batches is cut to a random length, so that a model trained at one length knows shorter ones.
+
+    The length is uniform over those that leave at least one label in the batch: 1 to L where every token has one.
+    Which batches are cut, and where, depends on their tokens alone: not on the process that makes them, nor on
+    whether the run was resumed.
+
+    Args:
+        collator: of batches [B, L], padded on the right.
+        random_length_ratio: the probability that a batch is cut.
+        label_pad_token_id: the label of what is not learnt.
+
+    Raises:
+        ValueError: a probability outside [0, 1].
+
+    Source: LLaDA (arXiv:2502.09992), which cuts 1 % of its pre-training data so.
+
+    Example:
+        >>> wrapped = RandomTruncateWrapper(lambda samples: {"input_ids": torch.tensor(samples)}, random_length_ratio=1)
+        >>> wrapped([[5, 6, 7, 8, 9]])["input_ids"].shape[1] <= 5
+        True
+    """
+
+    def __init__(
+        self,
+        collator: Callable[[Sequence[Any]], Mapping[str, Any]],
+        random_length_ratio: float = 0.01,
+        label_pad_token_id: int = IGNORE,
+    ):
+        if not 0 <= random_length_ratio <= 1:
+            raise ValueError(f"random_length_ratio must lie in [0, 1], got {random_length_ratio}")
+        super().__init__(collator)
+        self.random_length_ratio, self.label_pad_token_id = random_length_ratio, label_pad_token_id
+
+    def after(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch, or its first columns."""
+        tokens = batch["input_ids"]
+        width = tokens.shape[1]
+        fewest = self._fewest(batch.get("labels"))
+        drawn = _generator_of(tokens)
+        if drawn.random() >= self.random_length_ratio or fewest >= width:
+            return batch
+        length = drawn.randint(fewest, width)
+        return {name: value[:, :length] if name in PER_TOKEN else value for name, value in batch.items()}
+
+    def _fewest(self, labels: Tensor | None) -> int:
+        """The least columns that have a label."""
+        if labels is None:
+            return 1
+        learnt = (labels != self.label_pad_token_id).any(0).nonzero()
+        return int(learnt[0]) + 1 if len(learnt) else labels.shape[1]
+
+
+def _generator_of(tokens: Tensor) -> random.Random:
+    """Random numbers that are a batch's own."""
+    row = tokens.reshape(1, -1)
+    return random.Random(int(noising.sample_seeds(row, torch.tensor([row.shape[1]]), run_seed=0)))

@@ -1,129 +1,171 @@
-"""Data sets of conversations, from files or from the Hub, and what is left of them at some length."""
+"""Data sets of conversations and of texts, from files or from the Hub."""
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dllm.data.chat import check_messages
+from dllm.data.files import local_path, need_datasets, open_saved, open_source
+from dllm.data.formats import CHAT_SPLITS, FORMATS, LANGUAGE_COLUMNS, TEXT_COLUMNS, conversation_format, text_column
+from dllm.data.spec import Source, read_sources
+from dllm.data.splits import column_names, join, row_count, take_counts
 
 if TYPE_CHECKING:
     import datasets
 
-    from dllm.configs import DataArguments
 
-# Kinds of files that the package datasets reads.
-_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-_PER_TOKEN = ("input_ids", "labels", "attention_mask", "token_type_ids")
-_SETTINGS = re.compile(r"\s*[A-Za-z_]\w*\s*=[^=,\[\]]*(,\s*[A-Za-z_]\w*\s*=[^=,\[\]]*)*")
-
-
-def parse_spec(text: str) -> tuple[str | None, dict[str, Any]]:
-    """A name with settings in brackets, `name[key:value,...]`; or settings alone, `key=value,...`, and no name.
-
-    Raises:
-        ValueError: brackets that do not close, or a setting that is none.
-
-    Example:
-        >>> parse_spec("name[a:b,train:5000]")
-        ('name', {'a': 'b', 'train': 5000})
-        >>> parse_spec("a=b,train=5000")
-        (None, {'a': 'b', 'train': 5000})
-    """
-    if _SETTINGS.fullmatch(text):
-        return None, _settings(text, text, "=")
-    match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[([^\[\]]*)\])?\s*", text)
-    if match is None:
-        raise ValueError(f"expected name or name[key:value,...], got {text!r}")
-    name, inside = match.groups()
-    return name, _settings(inside or "", text, ":")
-
-
-def _settings(listed: str, text: str, sign: str) -> dict[str, Any]:
-    settings = {}
-    for part in filter(None, (part.strip() for part in listed.split(","))):
-        key, separator, value = (piece.strip() for piece in part.partition(sign))
-        if not (key and separator and value):
-            raise ValueError(f"expected key{sign}value in the settings of {text!r}, got {part!r}")
-        settings[key] = int(value) if re.fullmatch(r"\d+(_\d+)*", value) else value
-    return settings
-
-
-def load_sft_dataset(dataset_args: str) -> datasets.DatasetDict:
+def load_sft_dataset(dataset_args: str, load_preprocessed_data: bool = False) -> datasets.DatasetDict:
     """Conversations in splits, each row with `messages`.
 
     Args:
-        dataset_args: `name[train:5000,test:100]`: a folder with a file for each split (train.jsonl, test.jsonl), a
-            file, or a name on the Hub; how many rows to take of each split, all of those that are not named; several
-            such, joined by + or |, have their splits joined.
+        dataset_args: `name[train:5000,test:100]`, several joined by + or |. The name is a file (.json, .jsonl,
+            .parquet, .csv, perhaps .gz), a folder with a file for each split (train.jsonl, test.jsonl), a saved data
+            set, all of them also under the folder BASE_DATASETS_DIR of the environment; or a name on the Hub. In
+            brackets: how many rows of a split are taken, all where it is not named (a test or validation split that is
+            not there is held out of train, by a fixed seed); `name:` a part of the data set (a configuration, on the
+            Hub); `lang:` the language of its rows; `weight:` its share of a mixture: train then draws its rows from
+            the data sets in proportion to their weights, and ends where one of them ends.
+        load_preprocessed_data: the names are data sets of samples that `python -m dllm.tools.preprocess_sft_dataset`
+            has saved; they come back as they are.
+
+    Rows may be in any format that is published (:mod:`dllm.data.formats`): messages (tulu-3, smoltalk, ultrachat_200k),
+    conversations (ShareGPT), instruction and output (alpaca, opc-sft), and others. A single data set with messages
+    keeps its other columns.
 
     Raises:
-        FileNotFoundError: there is no such data set.
+        FileNotFoundError, ConnectionError: there is no such data set; the Hub cannot be reached.
         ImportError: the package datasets is not installed.
-        ValueError: a specification that cannot be read, a split that is missing or too small, a row without messages.
+        ValueError: a specification that cannot be read, a file that is empty or cut off, a split that is missing or
+            too small, rows that are no conversations.
 
     Example:
         >>> import json, tempfile
-        >>> row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "train.jsonl").write_text(json.dumps(row))
-        ...     load_sft_dataset(f"{folder}[train:1]")["train"].num_rows
-        1
+        ...     _ = (Path(folder) / "train.jsonl").write_text(json.dumps({"instruction": "Greet.", "output": "Hello"}))
+        ...     load_sft_dataset(f"{folder}[train:1]")["train"][0]["messages"][1]["content"]
+        'Hello'
     """
-    if importlib.util.find_spec("datasets") is None:
-        raise ImportError("datasets is not installed: pip install 'dllm[train]'")
+    need_datasets()
     import datasets
 
-    parts = [_load_one(*parse_spec(spec)) for spec in re.split(r"[+|]", dataset_args)]
-    splits = dict.fromkeys(split for part in parts for split in part)
-    return datasets.DatasetDict(
-        {split: datasets.concatenate_datasets([part[split] for part in parts if split in part]) for split in splits}
+    sources = read_sources(dataset_args)
+    if load_preprocessed_data:
+        return datasets.DatasetDict(_saved(sources, streaming=False))
+    parts = [_conversations(source, alone=len(sources) == 1) for source in sources]
+    return datasets.DatasetDict(join(sources, parts))
+
+
+def load_pt_dataset(
+    dataset_args: str, streaming: bool = True, load_preprocessed_data: bool = False
+) -> datasets.DatasetDict | datasets.IterableDatasetDict:
+    """Texts in splits, each row with `text` and nothing else.
+
+    Args:
+        dataset_args: as :func:`load_sft_dataset` has it; .txt files too, a row for each paragraph, or with `by:line` or
+            `by:document` in brackets for each line or file. A test split that is not there is held out of train: its
+            first rows.
+        streaming: read rows when they are asked for, instead of all before the first is. A stream does not know how
+            many rows it has: a count that is larger takes what there is.
+        load_preprocessed_data: the names are data sets that `python -m dllm.tools.preprocess_pt_dataset` has saved;
+            they come back as they are.
+
+    Text is in the column text, Text, content or raw_content, the first that is there.
+
+    Raises:
+        As :func:`load_sft_dataset`; ValueError for rows without text.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "book.txt").write_text("Call me Ishmael.\\n\\nSome years ago")
+        ...     next(iter(load_pt_dataset(f"{folder}/book.txt")["train"]))
+        {'text': 'Call me Ishmael.'}
+    """
+    need_datasets()
+    import datasets
+
+    sources = read_sources(dataset_args)
+    splits = datasets.IterableDatasetDict if streaming else datasets.DatasetDict
+    if load_preprocessed_data:
+        return splits(_saved(sources, streaming=streaming))
+    return splits(join(sources, [_texts(source, streaming) for source in sources]))
+
+
+def _saved(sources: list[Source], streaming: bool) -> dict[str, Any]:
+    parts = []
+    for source in sources:
+        path = local_path(source.name) or source.name
+        parts.append(take_counts(open_saved(path, streaming=streaming), source, in_order=True))
+    return join(sources, parts)
+
+
+def _conversations(source: Source, alone: bool) -> dict[str, Any]:
+    found = open_source(source)
+    if CHAT_SPLITS.keys() & found.keys():
+        found = {new: found[old] for old, new in CHAT_SPLITS.items() if old in found}
+    kept = take_counts({split: _in_language(source, rows) for split, rows in found.items()}, source, in_order=False)
+    return {split: _with_messages(source.name, split, rows, alone) for split, rows in kept.items()}
+
+
+def _with_messages(name: str, split: str, rows: Any, alone: bool) -> Any:
+    import datasets
+
+    columns = column_names(rows)
+    _check_rows(name, split, rows)
+    found = conversation_format(columns)
+    if found is None:
+        known = "; ".join(" and ".join(format.columns) for format in FORMATS)
+        raise ValueError(
+            f"rows of {name} must have messages, or columns that become messages ({known}); "
+            f"got {', '.join(columns)} in {split!r}"
+        )
+    # lists of dicts of texts, as every data set has them when they are joined
+    text = datasets.Value("string")
+    plain = datasets.Features({"messages": [{"role": text, "content": text}]})
+    if found.columns == ("messages",) and (alone or rows.features == plain):
+        return rows
+    return rows.map(
+        lambda row: {"messages": check_messages(found.read(row))},
+        remove_columns=columns,
+        features=plain,
+        desc=f"messages of {name}",
     )
 
 
-def post_process_dataset(dataset: Any, data_args: DataArguments) -> Any:
-    """Samples of at most `data_args.max_length` tokens: longer ones are cut on the right or left out.
-
-    Args:
-        dataset: of the package datasets, its rows with `input_ids` and perhaps `labels`.
-        data_args: `max_length`, `truncation` and `num_proc`.
-    """
-    longest = data_args.max_length
-    if data_args.truncation == "filter":
-        return dataset.filter(lambda row: len(row["input_ids"]) <= longest, num_proc=data_args.num_proc)
-    return dataset.map(lambda row: clip_row(row, longest), num_proc=data_args.num_proc)
+def _texts(source: Source, streaming: bool) -> dict[str, Any]:
+    found = {split: _in_language(source, rows) for split, rows in open_source(source, streaming=streaming).items()}
+    kept = take_counts(found, source, in_order=True)
+    return {split: _with_text(source.name, split, rows) for split, rows in kept.items()}
 
 
-def clip_row(row: dict[str, Any], max_length: int) -> dict[str, Any]:
-    """The row with everything that has an entry per token cut on the right: `input_ids`, `labels`, `attention_mask`,
-    `token_type_ids`.
+def _with_text(name: str, split: str, rows: Any) -> Any:
+    columns = column_names(rows)
+    _check_rows(name, split, rows)
+    column = text_column(columns)
+    if column is None:
+        raise ValueError(
+            f"rows of {name} must have one of {', '.join(TEXT_COLUMNS)}, got {', '.join(columns)} in {split!r}"
+        )
+    rows = rows.select_columns([column])
+    return rows if column == "text" else rows.rename_column(column, "text")
 
-    Example:
-        >>> clip_row({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "prompt_len": 1}, 2)
-        {'input_ids': [5, 6], 'labels': [-100, 6], 'prompt_len': 1}
-    """
-    return {name: value[:max_length] if name in _PER_TOKEN else value for name, value in row.items()}
+
+def _in_language(source: Source, rows: Any) -> Any:
+    """The rows that are in the language that the source names."""
+    if source.language is None:
+        return rows
+    wanted = source.language.lower()
+    columns = column_names(rows)
+    column = next((column for column in LANGUAGE_COLUMNS if column in columns), None)
+    if column is None:
+        raise ValueError(
+            f"rows of {source.name} must have one of {', '.join(LANGUAGE_COLUMNS)} for lang:, got {', '.join(columns)}"
+        )
+    return rows.filter(lambda row: str(row[column]).lower() == wanted)
 
 
-def _load_one(name: str | None, counts: dict[str, Any]) -> datasets.DatasetDict:
-    import datasets
-
-    if name is None:
-        raise ValueError(f"expected the name of a data set, got settings alone: {counts}")
-    path = Path(name)
-    if path.is_file():
-        if path.suffix not in _FILES:
-            raise ValueError(f"a file of data must be one of {', '.join(_FILES)}, got {name!r}")
-        found = datasets.load_dataset(_FILES[path.suffix], data_files=str(path))
-    else:
-        found = datasets.load_dataset(name)
-    for split, count in counts.items():
-        if split not in found:
-            raise ValueError(f"{name} must have the split {split!r}, got {', '.join(found)}")
-        if not isinstance(count, int) or count > found[split].num_rows:
-            raise ValueError(f"{name}[{split}:...] must count at most its {found[split].num_rows} rows, got {count!r}")
-        found[split] = found[split].select(range(count))
-    for split, rows in found.items():
-        if "messages" not in rows.column_names:
-            raise ValueError(f"rows of {name} must have messages, got {', '.join(rows.column_names)} in {split!r}")
-    return found
+def _check_rows(name: str, split: str, rows: Any) -> None:
+    if row_count(rows) == 0 or not column_names(rows):
+        raise ValueError(f"{name} must have rows, got none in {split!r}")

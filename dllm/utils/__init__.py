@@ -9,13 +9,19 @@ _HOMES = {
     "TrainingArguments": "dllm.configs",
     "CollatorWrapper": "dllm.data.collators",
     "NoAttentionMaskWrapper": "dllm.data.collators",
-    "clip_row": "dllm.data.load",
+    "clip_row": "dllm.data.lengths",
+    "clip_row_streaming": "dllm.data.lengths",
     "default_sft_map_fn": "dllm.data.chat",
     "get_model": "dllm.models",
     "get_tokenizer": "dllm.models",
     "load_peft": "dllm.models",
-    "parse_spec": "dllm.data.load",
-    "post_process_dataset": "dllm.data.load",
+    "parse_spec": "dllm.data.spec",
+    "post_process_dataset": "dllm.data.lengths",
+    "post_process_dataset_streaming": "dllm.data.lengths",
+    "prepend_bos": "dllm.data.tokens",
+    "PrependBOSWrapper": "dllm.data.collators",
+    "RandomTruncateWrapper": "dllm.data.collators",
+    "tokenize_and_group": "dllm.data.tokens",
 }
 _PARTS = ("collators", "configs", "data", "models")
 

@@ -1,102 +1,188 @@
 """Data sets from local files."""
 
+import gzip
 import json
+import logging
 
 import pytest
 
-from dllm.configs import DataArguments
-from dllm.data.load import clip_row, load_sft_dataset, parse_spec, post_process_dataset
+from dllm.data import load_pt_dataset, load_sft_dataset
+from tests.data.rows import questions, talk, write
 
 datasets = pytest.importorskip("datasets")
-
-
-def talk(number: int) -> dict:
-    return {"messages": [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": f"{number}."}]}
-
-
-def write(path, rows) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps(row) for row in rows))
+BOOK = "Call me Ishmael.\nSome years ago\n\nnever mind how long\n\n\n\nprecisely"
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    write(tmp_path / "one" / "train.jsonl", map(talk, range(5)))
-    write(tmp_path / "one" / "test.jsonl", map(talk, range(5, 8)))
-    write(tmp_path / "two.jsonl", map(talk, range(8, 10)))
-    return tmp_path
+def talks(folder):
+    """A folder with 5 and 3 conversations, a file with 2."""
+    write(folder / "one" / "train.jsonl", map(talk, range(5)))
+    write(folder / "one" / "test.jsonl", map(talk, range(5, 8)))
+    write(folder / "two.jsonl", map(talk, range(8, 10)))
+    return folder
 
 
-def questions(rows) -> list[str]:
-    return [row["messages"][0]["content"] for row in rows]
+def texts(rows) -> list[str]:
+    return [row["text"] for row in rows]
 
 
-def test_a_folder_has_a_split_for_each_file(folder):
-    found = load_sft_dataset(str(folder / "one"))
+def test_a_folder_has_a_split_for_each_file(talks):
+    found = load_sft_dataset(str(talks / "one"))
     assert {split: len(rows) for split, rows in found.items()} == {"train": 5, "test": 3}
 
 
-def test_counts_and_joined_sources(folder):
-    found = load_sft_dataset(f"{folder / 'one'}[train:2, test:1] + {folder / 'two.jsonl'}")
-    assert questions(found["train"]) == ["0?", "1?", "8?", "9?"] and questions(found["test"]) == ["5?"]
-    assert questions(load_sft_dataset(f"{folder / 'two.jsonl'}|{folder / 'one'}[train:1]")["train"])[-1] == "0?"
+def test_counts_and_joined_sources(talks):
+    found = load_sft_dataset(f"{talks / 'one'}[train:2, test:1] + {talks / 'two.jsonl'}")
+    assert questions(found["train"]) == [0, 1, 8, 9] and questions(found["test"]) == [5]
+    assert questions(load_sft_dataset(f"{talks / 'two.jsonl'}|{talks / 'one'}[train:1]")["train"]) == [8, 9, 0]
+
+
+def test_kinds_of_files(folder):
+    rows = [talk(number) for number in range(3)]
+    whole = datasets.Dataset.from_list(rows)
+    whole.to_parquet(str(folder / "a.parquet"))
+    (folder / "b.json").write_text(json.dumps(rows, indent=1))
+    (folder / "c.json").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "d.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    (folder / "e.csv").write_text("instruction,output\n0?,0.\n1?,1.\n2?,2.\n")
+    whole.save_to_disk(str(folder / "f"))
+    for name in ("a.parquet", "b.json", "c.json", "d.jsonl.gz", "e.csv", "f"):
+        assert questions(load_sft_dataset(str(folder / name))["train"]) == [0, 1, 2], name
+
+
+def test_the_folder_of_all_data_sets(talks, monkeypatch):
+    monkeypatch.setenv("BASE_DATASETS_DIR", str(talks))
+    assert questions(load_sft_dataset("two.jsonl[train:1]")["train"]) == [8]
+    with pytest.raises(FileNotFoundError, match="no file or folder three.jsonl in .* BASE_DATASETS_DIR=" + str(talks)):
+        load_sft_dataset("three.jsonl")
+
+
+def test_a_part_is_a_folder_of_the_data_set(talks):
+    assert questions(load_sft_dataset(f"{talks}[name:one,train:1]")["train"]) == [0]
+    with pytest.raises(ValueError, match="has no part 'six'"):
+        load_sft_dataset(f"{talks}[name:six]")
+
+
+def test_a_missing_test_split_is_held_out(talks, caplog):
+    name = write(talks / "ten.jsonl", map(talk, range(10)))
+    with caplog.at_level(logging.WARNING, logger="dllm"):
+        found = load_sft_dataset(f"{name}[train:6,test:3]")
+    train, test = questions(found["train"]), questions(found["test"])
+    assert (len(train), len(test)) == (6, 3) and not set(train) & set(test)
+    assert train == sorted(train) and test == sorted(test) and test != [0, 1, 2]
+    assert "no split test: 3 rows of train are held out" in caplog.text
+    assert questions(load_sft_dataset(f"{name}[test:3]")["test"]) == test
+
+
+def test_a_mixture_has_the_weights_asked_for(folder):
+    """Each row of a mixture is an independent draw between the sources, so a share lies within 5 standard errors of its
+    weight except once in two million; the data are drawn by a fixed seed."""
+    left = write(folder / "left.jsonl", map(talk, range(2000)))
+    right = write(folder / "right.jsonl", map(talk, range(2000, 6000)))
+    found = questions(load_sft_dataset(f"{left}[weight:3]+{right}[weight:1]")["train"])
+    of_left = [number for number in found if number < 2000]
+    error = (0.75 * 0.25 / len(found)) ** 0.5
+    assert abs(len(of_left) / len(found) - 0.75) < 5 * error
+    assert of_left == list(range(2000))  # the first to end: all of it, in order, once
+    streamed = [{"text": str(number)} for number in range(30)]
+    one, two = write(folder / "x.jsonl", streamed[:10]), write(folder / "y.jsonl", streamed[10:])
+    mixed = [int(text) for text in texts(load_pt_dataset(f"{one}[weight:1]+{two}[weight:1]")["train"])]
+    assert sorted(mixed) != mixed and len(set(mixed)) == len(mixed)
+
+
+def test_cells_of_a_table_are_text(folder):
+    (folder / "a.csv").write_text("question,answer\nagent?,007\ncountry?,NA\nnothing?,\n")
+    found = load_sft_dataset(str(folder / "a.csv"))["train"]
+    assert [row["messages"][1]["content"] for row in found] == ["007", "NA", ""]
+    numbers = write(folder / "b.jsonl", [{"question": "1 + 1?", "answer": 2}])
+    with pytest.raises(ValueError, match="content must be text, got 2"):
+        load_sft_dataset(numbers)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_texts_of_a_file(folder, streaming):
+    path = folder / "book.txt"
+    path.write_text(BOOK)
+    paragraphs = ["Call me Ishmael.\nSome years ago", "never mind how long", "precisely"]
+    assert texts(load_pt_dataset(str(path), streaming=streaming)["train"]) == paragraphs
+    assert texts(load_pt_dataset(f"{path}[by:document]", streaming=streaming)["train"]) == [BOOK]
+    lines = texts(load_pt_dataset(f"{path}[by:line,train:2]", streaming=streaming)["train"])
+    assert lines == ["Call me Ishmael.", "Some years ago"]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_counts_of_texts(folder, streaming):
+    name = write(folder / "a" / "train.jsonl", [{"text": str(number), "id": number} for number in range(10)])
+    found = load_pt_dataset(f"{name}[test:2,train:3]|{name}[train:1]", streaming=streaming)
+    assert (texts(found["train"]), texts(found["test"])) == (["2", "3", "4", "0"], ["0", "1"])
+    assert isinstance(found["train"], datasets.IterableDataset if streaming else datasets.Dataset)
+    assert set(next(iter(found["train"]))) == {"text"}
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_texts_of_one_language(folder, streaming):
+    name = write(folder / "code.jsonl", [{"text": str(n), "lang": ("Python", "C")[n % 2]} for n in range(6)])
+    found = load_pt_dataset(f"{name}[lang:python,train:2]", streaming=streaming)
+    assert texts(found["train"]) == ["0", "2"]
+    with pytest.raises(ValueError, match="must have one of lang, language, program_lang for lang:, got text"):
+        load_pt_dataset(write(folder / "t.jsonl", [{"text": "x"}]) + "[lang:c]", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_samples_that_were_saved(folder, streaming):
+    rows = datasets.Dataset.from_list([{"input_ids": [n], "labels": [n]} for n in range(6)])
+    datasets.DatasetDict(train=rows).save_to_disk(str(folder / "a"))
+    rows.save_to_disk(str(folder / "b"))
+    spec = f"{folder / 'a'}[train:2]|{folder / 'b'}[train:1]"
+    found = load_pt_dataset(spec, streaming=streaming, load_preprocessed_data=True)["train"]
+    assert [row["input_ids"] for row in found] == [[0], [1], [0]]
+    assert load_sft_dataset(spec, load_preprocessed_data=True)["train"][1] == {"input_ids": [1], "labels": [1]}
+    with pytest.raises(FileNotFoundError, match="no saved data set"):
+        load_sft_dataset("nothing-here", load_preprocessed_data=True)
+    with pytest.raises(ValueError, match="must be a data set that was saved"):
+        load_sft_dataset(str(folder), load_preprocessed_data=True)
+    next((folder / "b").glob("*.arrow")).unlink()
+    with pytest.raises(ValueError, match="b is not whole"):
+        load_sft_dataset(str(folder / "b"), load_preprocessed_data=True)
 
 
 @pytest.mark.parametrize(
     ("spec", "rule"),
     [
         ("one[train:6]", "at most its 5 rows, got 6"),
-        ("one[train:x]", "got 'x'"),
         ("one[dev:1]", "the split 'dev', got train, test"),
-        ("one[train:1", "expected name or name"),
-        ("one[train]", "expected key:value"),
-        ("one[train:_]", "got '_'"),
-        ("text.jsonl", "must have messages, got text"),
-        ("three.txt", "must be one of .json"),
+        ("two.jsonl[test:3]", "at most its 2 rows, got 3"),
+        ("text.jsonl", "must have messages, or .*; got text in 'train'"),
+        ("three.md", "must be one of .json"),
+        ("both", "must be of one kind, got .*a.jsonl.*b.txt|must be of one kind, got .*b.txt.*a.jsonl"),
+        ("none", "must hold files of one of .json"),
+        ("empty.jsonl", "empty.jsonl is empty"),
+        ("cut.jsonl", "last line of .*cut.jsonl is no JSON: written by half"),
+        ("cut.json", "cut.json does not end as JSON does"),
+        ("cut.parquet", "cut.parquet is no whole parquet file"),
+        ("broken.jsonl", "line 2 of .*broken.jsonl is no JSON"),
     ],
 )
-def test_what_cannot_be_read(folder, spec, rule):
-    write(folder / "text.jsonl", [{"text": "x"}])
-    (folder / "three.txt").write_text("x")
+def test_what_cannot_be_read(talks, spec, rule):
+    write(talks / "text.jsonl", [{"text": "x"}])
+    for name in ("three.md", "both/a.jsonl", "both/b.txt", "none/README.md", "empty.jsonl"):
+        (talks / name).parent.mkdir(exist_ok=True)
+        (talks / name).write_text("" if name.startswith("empty") else "{}")
+    (talks / "cut.jsonl").write_text(json.dumps(talk(1)) + "\n" + json.dumps(talk(2))[:20])
+    (talks / "cut.json").write_text(json.dumps([talk(1)])[:-1])
+    (talks / "broken.jsonl").write_text(f"{json.dumps(talk(1))}\n{{oops\n{json.dumps(talk(1))}\n")
+    datasets.Dataset.from_list([talk(1)]).to_parquet(str(talks / "cut.parquet"))
+    (talks / "cut.parquet").write_bytes((talks / "cut.parquet").read_bytes()[:-2])
     with pytest.raises(ValueError, match=rule):
-        load_sft_dataset(str(folder / spec))
+        load_sft_dataset(f"{talks}/{spec}")
 
 
-def test_what_is_not_there(folder):
-    with pytest.raises(FileNotFoundError):
-        load_sft_dataset(str(folder / "nothing"))
+@pytest.mark.parametrize("load", [load_sft_dataset, load_pt_dataset])
+def test_what_is_not_there(folder, load):
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        load(str(folder / "nothing"))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a", ("a", {})),
-        (" a/b [x:1_000, y:z] ", ("a/b", {"x": 1000, "y": "z"})),
-        ("a[]", ("a", {})),
-        (" a=b, n = 5 ", (None, {"a": "b", "n": 5})),
-        ("data/year=2024[train:5]", ("data/year=2024", {"train": 5})),
-    ],
-)
-def test_specifications(text, expected):
-    assert parse_spec(text) == expected
-
-
-def test_settings_name_no_data_set():
-    with pytest.raises(ValueError, match="expected the name of a data set"):
-        load_sft_dataset("train=5")
-
-
-def test_what_has_an_entry_per_token_is_cut():
-    row = dict(input_ids=[5, 6, 7], attention_mask=[1] * 3, token_type_ids=[0] * 3, prompt_len=1)
-    assert clip_row(row, 2) == dict(input_ids=[5, 6], attention_mask=[1] * 2, token_type_ids=[0] * 2, prompt_len=1)
-
-
-def test_long_samples_are_cut_or_left_out():
-    rows = [dict(input_ids=list(range(n)), labels=[-100] * n, prompt_len=1) for n in (2, 4, 6)]
-    dataset = datasets.Dataset.from_list(rows)
-    cut = post_process_dataset(dataset, DataArguments(max_length=4, num_proc=1))
-    assert [len(row["input_ids"]) for row in cut] == [len(row["labels"]) for row in cut] == [2, 4, 4]
-    kept = post_process_dataset(dataset, DataArguments(max_length=4, num_proc=1, truncation="filter"))
-    assert [len(row["input_ids"]) for row in kept] == [2, 4]
-    assert clip_row(rows[2], 1) == dict(input_ids=[0], labels=[-100], prompt_len=1)
+def test_texts_without_text(folder):
+    with pytest.raises(ValueError, match="must have one of text, Text, content, raw_content, got messages"):
+        load_pt_dataset(write(folder / "talk.jsonl", [talk(1)]))

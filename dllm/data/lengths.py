@@ -1,0 +1,95 @@
+"""Samples of at most some number of tokens: longer ones are cut, or left out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dllm.configs import DataArguments
+
+# What has an entry for each token.
+PER_TOKEN = ("input_ids", "labels", "attention_mask", "token_type_ids", "position_ids")
+
+
+def clip_row(row: dict[str, Any], max_length: int, truncation: str = "right") -> dict[str, Any]:
+    """The row with everything that has an entry per token cut to `max_length`: `input_ids`, `labels`,
+    `attention_mask`, `token_type_ids`, `position_ids`.
+
+    Args:
+        row: of lists.
+        max_length: entries that are kept, at least 1.
+        truncation: the side that is cut, "right" or "left".
+
+    Raises:
+        ValueError: a length below 1, or no side.
+
+    Example:
+        >>> clip_row({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "prompt_len": 1}, 2)
+        {'input_ids': [5, 6], 'labels': [-100, 6], 'prompt_len': 1}
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    if truncation not in ("right", "left"):
+        raise ValueError(f"truncation of a row must be right or left, got {truncation!r}")
+    kept = slice(max_length) if truncation == "right" else slice(-max_length, None)
+    return {name: value[kept] if name in PER_TOKEN else value for name, value in row.items()}
+
+
+def post_process_dataset(dataset: Any, data_args: DataArguments) -> Any:
+    """Samples of at most `data_args.max_length` tokens: longer ones are cut on the right or left out. Where they are
+    cut, samples of which only the prompt would be left, which has nothing to learn, are left out.
+
+    Args:
+        dataset: of the package datasets, its rows with `input_ids` and perhaps `labels` and `prompt_len`; one or
+            several splits; not streaming.
+        data_args: `max_length`, `truncation` ("right" or "filter") and `num_proc`.
+
+    Example:
+        >>> import datasets
+        >>> from dllm.configs import DataArguments
+        >>> samples = datasets.Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "prompt_len": 1}])
+        >>> post_process_dataset(samples, DataArguments(max_length=2, num_proc=1))[0]["labels"]
+        [-100, 6]
+    """
+    longest, workers = data_args.max_length, data_args.num_proc
+    if data_args.truncation == "filter":
+        return dataset.filter(lambda row: _fits(row, longest), num_proc=workers, desc="short enough")
+    kept = dataset.filter(lambda row: _teaches(row, longest), num_proc=workers, desc="prompts short enough")
+    return kept.map(lambda row: clip_row(row, longest), num_proc=workers, desc="cut to length")
+
+
+def clip_row_streaming(row: dict[str, Any], max_length: int, truncation: str = "right") -> dict[str, Any]:
+    """:func:`clip_row`: a row of a stream is a row.
+
+    Example:
+        >>> clip_row_streaming({"input_ids": [5, 6, 7]}, 2, truncation="left")
+        {'input_ids': [6, 7]}
+    """
+    return clip_row(row, max_length, truncation)
+
+
+def post_process_dataset_streaming(dataset: Any, data_args: DataArguments) -> Any:
+    """:func:`post_process_dataset` for an IterableDataset or an IterableDatasetDict: rows are cut or left out when
+    they are read, by one process.
+
+    Example:
+        >>> import datasets
+        >>> from dllm.configs import DataArguments
+        >>> samples = datasets.Dataset.from_list([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}]).to_iterable_dataset()
+        >>> list(post_process_dataset_streaming(samples, DataArguments(max_length=2, truncation="filter")))
+        [{'input_ids': [8]}]
+    """
+    longest = data_args.max_length
+    if data_args.truncation == "filter":
+        return dataset.filter(lambda row: _fits(row, longest))
+    return dataset.filter(lambda row: _teaches(row, longest)).map(lambda row: clip_row_streaming(row, longest))
+
+
+def _fits(row: dict[str, Any], longest: int) -> bool:
+    return len(row["input_ids"]) <= longest
+
+
+def _teaches(row: dict[str, Any], longest: int) -> bool:
+    """Whether more than the prompt is left of a sample that is cut."""
+    prompt = row.get("prompt_len")
+    return prompt is None or prompt < longest
