@@ -237,7 +237,7 @@ def _inspect(model: nn.Module, head: nn.Module, loss_in_head: _LossInHead, input
     """Find out how the model's logits come about, from one forward on the beginning of the first row."""
     beginning = {"input_ids": inputs["input_ids"][:1, :_EXAMPLE]}
     mask = inputs.get("attention_mask")
-    if mask is not None and mask.dim() == 2:
+    if isinstance(mask, Tensor) and mask.dim() == 2:
         beginning["attention_mask"] = mask[:1, :_EXAMPLE]
     kind, why = _kind(model, head, beginning)
     if why:

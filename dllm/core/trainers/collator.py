@@ -129,7 +129,7 @@ class MDLMCollator:
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         batch = dict(self.base(samples))
-        tokens, attention_mask = batch["input_ids"], batch.get("attention_mask")
+        tokens, attention_mask = batch["input_ids"], _padding_mask(batch.get("attention_mask"))
         labels, times, seeds = (batch.pop(name, None) for name in ("labels", "times", "seeds"))
         if labels is None:
             labels = tokens if attention_mask is None else torch.where(attention_mask != 0, tokens, IGNORE)
@@ -253,6 +253,12 @@ def _check_range(name: str, all_ids: Tensor, ids: Tensor, vocab_size: int) -> No
         raise ValueError(
             f"{name} must lie in the vocabulary [0, {vocab_size}), got {outside} at row {place[0]}, position {place[1]}"
         )
+
+
+def _padding_mask(attention_mask: Any) -> Any:
+    """An attention mask that says what is padding; None for one of query and key, which says who sees whom."""
+    sees = isinstance(attention_mask, Mapping) or (isinstance(attention_mask, Tensor) and attention_mask.dim() > 2)
+    return None if sees else attention_mask
 
 
 def _kind(value: object) -> str:
