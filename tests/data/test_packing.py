@@ -133,7 +133,7 @@ def test_models_that_are_not_known():
     with pytest.raises(ValueError, match="needs attn_implementation sdpa or eager, got 'flash_attention_2'"):
         PackingCollator(model, PAD_ID)
     model.config.model_type = "llama"
-    with pytest.raises(ValueError, match="known for bert, .*, got the family 'llama'"):
+    with pytest.raises(ValueError, match=r"known for bert, .*, got the family 'llama'"):
         PackingCollator(model, PAD_ID)
     with pytest.raises(ValueError, match="must begin at 0"):
         PackingCollator(tiny("bert"), PAD_ID)([{"input_ids": [5, 6], "position_ids": [1, 2]}])

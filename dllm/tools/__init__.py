@@ -1,0 +1,1 @@
+"""Programs that prepare data and models: `python -m dllm.tools.<name> --help`."""

@@ -1,0 +1,102 @@
+"""What the programs have in common: options that are yes or no, exit codes, folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+INTERRUPTED = 130
+
+
+def yes_or_no(text: str) -> bool:
+    """The value of an option that is true or false, in the ways that scripts write it.
+
+    Example:
+        >>> yes_or_no("True"), yes_or_no("no")
+        (True, False)
+    """
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return known[text.lower()]
+
+
+def at_least_one(text: str) -> int:
+    """The value of an option that counts something.
+
+    Example:
+        >>> at_least_one("20_000")
+        20000
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work: 0 if it was done, 1 if it could not be, which stderr says why, 130 if it was interrupted.
+
+    Example:
+        >>> exit_code(lambda: "done")
+        0
+    """
+    try:
+        work()
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept, the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextmanager
+def whole_folder(folder: Path, building: Path | None = None) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when all is written; nothing is left where that fails.
+
+    Args:
+        folder: that is to be; it must not exist, or be empty.
+        building: where it is written until then, on the same disk; beside it, if not given.
+
+    Raises:
+        ValueError: there is something in `folder`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     with whole_folder(Path(place) / "made") as folder:
+        ...         _ = (folder / "a.txt").write_text("all of it")
+        ...     [path.name for path in (Path(place) / "made").iterdir()]
+        ['a.txt']
+    """
+    check_free(folder)
+    building = building or folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        if folder.exists():
+            folder.rmdir()
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """Check that nothing is overwritten.
+
+    Raises:
+        ValueError: the folder exists and is not empty, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists: name another output, or remove it")

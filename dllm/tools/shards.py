@@ -1,0 +1,159 @@
+"""Samples made shard by shard, so that an interrupted run goes on where it stopped, and saved whole at the end.
+
+While it grows, OUTPUT.partial holds the settings of the run and one parquet file for each shard that is done; each
+appears under its name only when it is complete. At the end OUTPUT appears at once, as `save_to_disk` writes it, and
+OUTPUT.partial goes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dllm.data.splits import row_count
+from dllm.tools.command import check_free, whole_folder
+
+NOTE = "preprocessing.json"
+
+
+def save_samples(
+    load: Callable[[], Mapping[str, Any]],
+    to_samples: Callable[[Any], Any],
+    output: Path,
+    *,
+    settings: Mapping[str, Any],
+    shard_rows: int,
+) -> str:
+    """Make samples of all rows and save them, or go on with that.
+
+    Args:
+        load: gives the splits, data sets or streams of the package datasets; not called where all is done.
+        to_samples: makes a data set of samples of one with at most `shard_rows` rows.
+        output: a folder, which `load_sft_dataset(..., load_preprocessed_data=True)` and `load_pt_dataset` then read.
+        settings: all that the samples depend on, of types that JSON has.
+        shard_rows: rows that are lost by an interruption, at most.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        ValueError: the output exists, or was begun with other settings; no samples came out.
+    """
+    settings = {**settings, "shard_rows": shard_rows}
+    if _settings_at(output) == settings:
+        return f"{output} is there already"
+    check_free(output)
+    partial = output.with_name(f"{output.name}.partial")
+    _check_begun(partial, settings)
+    splits = load()
+    if not partial.exists():
+        with whole_folder(partial) as folder:
+            (folder / NOTE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    counts = {split: _make_shards(split, rows, to_samples, partial, shard_rows) for split, rows in splits.items()}
+    _assemble(counts, partial, output, settings)
+    return f"{output}: " + ", ".join(f"{count} samples of {split}" for split, count in counts.items())
+
+
+def _settings_at(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def _check_begun(partial: Path, settings: Mapping[str, Any]) -> None:
+    """Check that what an earlier run left is of the same settings; where it has not done a shard it is taken away."""
+    if not partial.exists() or _settings_at(partial) == settings:
+        return
+    if any(partial.glob("*/*.parquet")):
+        raise ValueError(f"{partial} was begun with other settings: remove it, or name another output")
+    shutil.rmtree(partial)
+
+
+def _make_shards(split: str, rows: Any, to_samples: Callable[[Any], Any], partial: Path, shard_rows: int) -> int:
+    """The shards of a split that are not there yet; returns how many samples all of them have."""
+    from tqdm.auto import tqdm
+
+    folder = partial / split
+    folder.mkdir(exist_ok=True)
+    done = len(_shards(folder))
+    count = row_count(rows)
+    with tqdm(total=count, initial=done * shard_rows if count is None else min(done * shard_rows, count)) as bar:
+        bar.set_description(split)
+        bar.unit = " rows"
+        for number, shard in enumerate(_groups(rows, done * shard_rows, shard_rows), start=done):
+            with _quiet():
+                _write(to_samples(shard), folder / f"{number:05}.parquet")
+            bar.update(shard.num_rows)
+    samples = _read(folder, partial)
+    return 0 if samples is None else samples.num_rows
+
+
+def _groups(rows: Any, start: int, size: int) -> Iterator[Any]:
+    """The rows from `start` on, as data sets of `size` rows, the last perhaps smaller."""
+    import datasets
+
+    count = row_count(rows)
+    if count is not None:
+        for first in range(start, count, size):
+            yield rows.select(range(first, min(first + size, count)))
+        return
+    stream = iter(rows.skip(start) if start else rows)
+    while group := list(itertools.islice(stream, size)):
+        yield datasets.Dataset.from_list(group)
+
+
+def _write(samples: Any, path: Path) -> None:
+    """A shard as a file that is there whole or not at all; an empty file where no samples came out."""
+    growing = path.with_suffix(".growing")
+    if samples.num_rows:
+        samples.to_parquet(str(growing))
+    else:
+        growing.touch()
+    growing.rename(path)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet"))
+
+
+def _read(folder: Path, partial: Path) -> Any:
+    import datasets
+
+    files = [str(path) for path in _shards(folder) if path.stat().st_size]
+    with _quiet():
+        return datasets.Dataset.from_parquet(files, cache_dir=str(partial / "cache")) if files else None
+
+
+def _assemble(counts: Mapping[str, int], partial: Path, output: Path, settings: Mapping[str, Any]) -> None:
+    import datasets
+
+    empty = [split for split, count in counts.items() if not count]
+    if empty or not counts:
+        shutil.rmtree(partial)
+        raise ValueError(f"no samples came out of the rows of {', '.join(empty) or 'no split at all'}")
+    splits = datasets.DatasetDict({split: _read(partial / split, partial) for split in counts})
+    with whole_folder(output, partial / "whole") as folder, _quiet():
+        splits.save_to_disk(str(folder))
+        (folder / NOTE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    shutil.rmtree(partial)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One bar for all shards instead of one for each."""
+    import datasets.utils as bars
+
+    if bars.are_progress_bars_disabled():
+        yield
+        return
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bars()
