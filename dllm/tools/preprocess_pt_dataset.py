@@ -41,7 +41,7 @@ def preprocess(options: argparse.Namespace) -> str:
     from dllm.data import load_pt_dataset
     from dllm.data.tokens import tokenize_and_group
     from dllm.models import get_tokenizer
-    from dllm.tools.shards import save_samples
+    from dllm.tools.shards import save_samples, uncached
 
     cut = {name: getattr(options, name) for name in ("seq_length", "insert_eos", "drop_tail", "add_special_tokens")}
     tokenizer = get_tokenizer(model_name_or_path=options.model_name_or_path)
@@ -50,7 +50,7 @@ def preprocess(options: argparse.Namespace) -> str:
     source = dict(model_name_or_path=options.model_name_or_path, dataset_args=options.dataset_args)
     return save_samples(
         lambda: load_pt_dataset(options.dataset_args, streaming=options.streaming),
-        lambda rows: rows.map(group, batched=True, remove_columns=rows.column_names, num_proc=workers),
+        lambda rows: rows.map(group, batched=True, remove_columns=rows.column_names, num_proc=workers, **uncached()),
         options.output_dir,
         settings={**source, **cut, "streaming": options.streaming},
         shard_rows=options.shard_rows,

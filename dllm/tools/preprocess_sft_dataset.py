@@ -45,7 +45,7 @@ def preprocess(options: argparse.Namespace) -> str:
     from dllm.data import load_sft_dataset
     from dllm.data.lengths import post_process_dataset
     from dllm.models import get_tokenizer
-    from dllm.tools.shards import save_samples
+    from dllm.tools.shards import save_samples, uncached
 
     to_sample = find_function(options.sft_map_fn_path)
     tokenizer = get_tokenizer(model_name_or_path=options.model_name_or_path)
@@ -53,9 +53,8 @@ def preprocess(options: argparse.Namespace) -> str:
     workers = None if options.num_proc == 1 else options.num_proc
 
     def to_samples(rows: Any) -> Any:
-        samples = rows.map(
-            to_sample, remove_columns=rows.column_names if options.remove_columns else None, num_proc=workers
-        )
+        dropped = rows.column_names if options.remove_columns else None
+        samples = rows.map(to_sample, remove_columns=dropped, num_proc=workers, **uncached())
         if options.max_length is None:
             return samples
         limits = DataArguments(

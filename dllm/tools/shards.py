@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dllm.data.splits import row_count
-from dllm.tools.command import check_free, whole_folder
+from dllm.tools.command import check_free, held_interrupts, whole_folder
 
 NOTE = "preprocessing.json"
 
@@ -59,6 +60,11 @@ def save_samples(
     return f"{output}: " + ", ".join(f"{count} samples of {split}" for split, count in counts.items())
 
 
+def uncached() -> dict[str, Any]:
+    """Options of `map` for a shard: kept as a shard it needs no other cache, nor the hash of all that it depends on."""
+    return dict(keep_in_memory=True, new_fingerprint=uuid.uuid4().hex[:16])
+
+
 def _settings_at(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / NOTE).read_text(encoding="utf-8"))
@@ -83,11 +89,10 @@ def _make_shards(split: str, rows: Any, to_samples: Callable[[Any], Any], partia
     folder.mkdir(exist_ok=True)
     done = len(_shards(folder))
     count = row_count(rows)
-    with tqdm(total=count, initial=done * shard_rows if count is None else min(done * shard_rows, count)) as bar:
-        bar.set_description(split)
-        bar.unit = " rows"
+    before = done * shard_rows if count is None else min(done * shard_rows, count)
+    with tqdm(desc=split, unit=" rows", total=count, initial=before) as bar:
         for number, shard in enumerate(_groups(rows, done * shard_rows, shard_rows), start=done):
-            with _quiet():
+            with _quiet(), held_interrupts():
                 _write(to_samples(shard), folder / f"{number:05}.parquet")
             bar.update(shard.num_rows)
     samples = _read(folder, partial)
