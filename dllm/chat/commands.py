@@ -76,7 +76,7 @@ def _setting(name: str, field: str, number: type[int] | type[float], none: str |
     def run(session: Session, text: str) -> None:
         if text:
             session.talk.set(**{field: _parse(name, number, none, text)})
-        value = getattr(session.talk.config, field, None)
+        value = session.talk.setting(field)
         session.screen.note(f"{name} {none if value is None else value}")
 
     return run

@@ -17,7 +17,7 @@ INK = {
     NEW: (26, 127, 55),
     COMMITTED: (31, 35, 40),
 }
-PAPER, RULE = (255, 255, 255), (208, 215, 222)
+PAPER, RULE = (255, 255, 255), (228, 232, 236)
 COLORS = 64  # inks, and their shades at the letters' edges
 
 

@@ -79,7 +79,7 @@ class Session:
         if not line.strip():
             return True
         try:
-            if line.startswith("/"):
+            if line.lstrip().startswith("/"):
                 run_command(self, line.strip())
             else:
                 self._ask(line)

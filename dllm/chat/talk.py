@@ -63,15 +63,24 @@ class Talk(ABC):
         """The sampler's."""
         return self.sampler.tokenizer
 
+    def setting(self, name: str) -> Any:
+        """The value of one of the sampler's settings.
+
+        Raises:
+            ValueError: the sampler has no such setting.
+        """
+        if name not in {known.name for known in dataclasses.fields(self.config)}:
+            raise ValueError(f"{type(self.sampler).__name__} has no setting {name}")
+        return getattr(self.config, name)
+
     def set(self, **settings: Any) -> None:
         """Change settings of the sampler; either all of them, or none and an error.
 
         Raises:
             TypeError, ValueError: the sampler has no such setting, or the value breaks a rule.
         """
-        known = {known.name for known in dataclasses.fields(self.config)}
-        if unknown := settings.keys() - known:
-            raise ValueError(f"{type(self.sampler).__name__} has no setting {', '.join(sorted(unknown))}")
+        for name in settings:
+            self.setting(name)
         config = dataclasses.replace(self.config, **settings)
         config.check()
         self.config = config

@@ -49,7 +49,7 @@ def wrapped(text: str, width: int = 80) -> list[str]:
     return [
         piece
         for line in text.split("\n")
-        for piece in textwrap.wrap(line, max(width, 1), drop_whitespace=True, replace_whitespace=False) or [""]
+        for piece in textwrap.wrap(line, max(width, 1), replace_whitespace=False) or [""]
     ]
 
 

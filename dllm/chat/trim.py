@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -35,7 +35,7 @@ def sample_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> lis
         >>> sample_trim(tokenizer, [canvas], [prompt.input_ids])
         [' 42']
     """
-    pairs = zip(_rows(seq_ids_list), _rows(input_ids_list), strict=True)
+    pairs = _pairs(seq_ids_list, input_ids_list)
     return [_text(tokenizer, _behind(tokenizer, canvas, prompt)) for canvas, prompt in pairs]
 
 
@@ -52,7 +52,7 @@ def infill_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> lis
         [' *']
     """
     texts = []
-    for canvas, given in zip(_rows(seq_ids_list), _rows(input_ids_list), strict=True):
+    for canvas, given in _pairs(seq_ids_list, input_ids_list):
         masked = [token == tokenizer.mask_token_id for token in given]
         begin = _begin(tokenizer, canvas, given)
         if begin is None:
@@ -60,6 +60,13 @@ def infill_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> lis
         filled = [token for token, hole in zip(canvas[begin : begin + len(given)], masked, strict=True) if hole]
         texts.append(tokenizer.decode(filled, skip_special_tokens=True))
     return texts
+
+
+def _pairs(canvases: Any, prompts: Any) -> Iterator[tuple[list[int], list[int]]]:
+    canvases, prompts = _rows(canvases), _rows(prompts)
+    if len(canvases) != len(prompts):
+        raise ValueError(f"expected a prompt for each canvas, got {len(prompts)} and {len(canvases)}")
+    return zip(canvases, prompts, strict=True)
 
 
 def _rows(rows: Any) -> list[list[int]]:
