@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from dllm.chat.save import save
+from dllm.fast.inputs import row_seeds
 
 if TYPE_CHECKING:
     from dllm.chat.session import Session
@@ -66,6 +69,14 @@ def _save(session: Session, name: str) -> None:
     session.screen.note(f"written: {save(Path(name).expanduser(), session.talk, session.replay)}")
 
 
+def _seed(session: Session, text: str) -> None:
+    if text:
+        seed = _parse("seed", int, "none", text)
+        row_seeds(seed, 1, torch.device("cpu"))  # refuses what does not fit
+        session.talk.seed = seed
+    session.screen.note(f"seed {'none' if session.talk.seed is None else session.talk.seed}")
+
+
 def _leave(session: Session, _: str) -> None:
     raise Leave
 
@@ -96,7 +107,7 @@ COMMANDS = {
     "reset": Command("", "start a new conversation; settings stay", _reset),
     "retry": Command("", "ask the last question again", lambda session, _: session.retry()),
     "history": Command("", "show the conversation", _history),
-    "seed": Command("N", "of the noise, none for another one each time", _setting("seed", "seed", int, "none")),
+    "seed": Command("N", "of the noise, none for another one each time", _seed),
     "steps": Command("N", "denoising steps of an answer", _setting("steps", "steps", int)),
     "block": Command("N", "tokens of a block, all for one block", _setting("block", "block_size", int, "all")),
     "length": Command("N", "tokens of an answer, at most", _setting("length", "max_new_tokens", int)),

@@ -40,7 +40,8 @@ def _session(options: argparse.Namespace, load_shipped: Loader) -> Session:
     shown = options.live
     if shown is None:
         shown = sys.stdout.isatty() or (sys.stderr.isatty() and sys.stdin.isatty())
-    talk = Continuation(sampler, config) if options.raw else Conversation(sampler, config, options.system)
+    kind, more = (Continuation, {}) if options.raw else (Conversation, {"system": options.system})
+    talk = kind(sampler, config, seed=options.seed, **more)
     return Session(talk, show=shown)
 
 
@@ -52,7 +53,6 @@ def _config(options: argparse.Namespace) -> MDLMSamplerConfig:
         temperature=options.temperature,
         cfg_scale=options.cfg_scale,
         remasking=options.remasking,
-        seed=options.seed,
         stop_at_eos=True,
     )
     config.check()

@@ -58,7 +58,7 @@ def _content(kind: str, talk: Talk, replay: Replay | None) -> bytes:
     if kind == ".json":
         if not talk.messages:
             raise ValueError("expected a conversation to save, nothing has been said")
-        settings = dataclasses.asdict(talk.config)
+        settings = dataclasses.asdict(talk.config) | {"seed": talk.seed}
         return (json.dumps({"messages": talk.messages, "settings": settings}, indent=2) + "\n").encode()
     if replay is None:
         raise ValueError("expected an answer whose steps were shown, there is none to replay")

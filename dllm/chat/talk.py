@@ -49,10 +49,12 @@ class Talk(ABC):
 
     sampler: of :mod:`dllm.core.samplers`, whose tokenizer knows a mask token.
     config: its settings; the class's defaults when None.
+    seed: of the noise of every answer; None draws another one each time.
     """
 
     sampler: BaseSampler
     config: BaseSamplerConfig | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.config is None:
@@ -177,7 +179,7 @@ class Conversation(Talk):
 
     def answer(self, text: str, prompt: Prompt, on_step: Callable[[Step], object] | None = None) -> Reply:
         """See :meth:`Talk.answer`."""
-        output = self.sampler.sample([prompt.tokens], self.config, on_step=on_step, return_dict=True)
+        output = self.sampler.sample([prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True)
         (said,) = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])
         self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": said.strip()}]
         return Reply(said.strip(), output.stats)
@@ -220,10 +222,10 @@ class Continuation(Talk):
         """See :meth:`Talk.answer`."""
         if self.tokenizer.mask_token_id in prompt.tokens:
             output = self.sampler.infill(
-                [prompt.tokens], self.config, on_step=on_step, return_dict=True, stop_at_eos=False
+                [prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True, stop_at_eos=False
             )
             return Reply(self.tokenizer.decode(output.sequences[0].tolist()).strip(), output.stats)
-        output = self.sampler.sample([prompt.tokens], self.config, on_step=on_step, return_dict=True)
+        output = self.sampler.sample([prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True)
         (said,) = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])
         return Reply(said.strip("\n"), output.stats)
 

@@ -33,6 +33,7 @@ class ScriptArguments:
     chat_template: bool = field(
         default=True, metadata={"help": "Chat; False continues each line as it stands.", "aliases": ["--chat"]}
     )
+    seed: int = field(default=42, metadata={"help": "Of the noise, where something is drawn."})
     visualize: bool = field(default=True, metadata={"help": "Show the steps of every answer."})
 
 
@@ -48,6 +49,7 @@ def chat() -> int:
     """Parse, load, talk; the exit code."""
     parser = transformers.HfArgumentParser((ScriptArguments, SamplerConfig))
     script_args, sampler_config = parser.parse_args_into_dataclasses()
+    transformers.set_seed(script_args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = script_args.dtype or ("float32" if device == "cpu" else "bfloat16")
     model = dllm.utils.get_model(model_name_or_path=script_args.model_name_or_path, dtype=dtype).eval().to(device)

@@ -34,6 +34,7 @@ TEXTS = [("What is 12 * 4?", "__ 4 = 48."), ("What is 8 - 4?", "8 - 4 =_.")]
 class ScriptArguments:
     model_name_or_path: str = field(default=str(SHIPPED), metadata={"help": "A folder, or a name on the Hub."})
     dtype: str | None = field(default=None, metadata={"help": "Of the weights: float32 on a CPU, else bfloat16."})
+    seed: int = field(default=42, metadata={"help": "Of the noise, where something is drawn."})
     visualize: bool = field(default=True, metadata={"help": "Play the steps of the answers."})
     gif: str | None = field(default=None, metadata={"help": "Write the steps of the answers there."})
 
@@ -49,6 +50,7 @@ def sample() -> None:
     """Parse, load, answer, fill."""
     parser = transformers.HfArgumentParser((ScriptArguments, SamplerConfig))
     script_args, config = parser.parse_args_into_dataclasses()
+    transformers.set_seed(script_args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = script_args.dtype or ("float32" if device == "cpu" else "bfloat16")
     model = dllm.utils.get_model(model_name_or_path=script_args.model_name_or_path, dtype=dtype).eval().to(device)

@@ -102,7 +102,7 @@ def test_names_of_scripts():
 
 class TestText:
     def test_wrapping_keeps_lines_and_indents(self):
-        assert text.wrapped("def f():\n    return 1\n\none two three", 9) == [
+        assert text.wrapped("def f():\n    return 1\n\none two three", 10) == [
             "def f():",
             "    return",
             "1",

@@ -110,7 +110,7 @@ class TestCommands:
         _, _, err, session = chat(talk, "/seed", "/seed 7", "/block 4", "/length 4", "/temperature 0.5", "What is 1?")
         assert err.splitlines() == ["seed none", "seed 7", "block 4", "length 4", "temperature 0.5"]
         config = session.talk.config
-        assert (config.seed, config.block_size, config.max_new_tokens, config.temperature) == (7, 4, 4, 0.5)
+        assert (session.talk.seed, config.block_size, config.max_new_tokens, config.temperature) == (7, 4, 4, 0.5)
 
     def test_a_seed_repeats_an_answer(self, sampler, short):
         lines = ["/temperature 3", "/seed 11", "Hello", "/reset", "/seed 11", "Hello", "/reset", "/seed 12", "Hello"]
@@ -120,13 +120,14 @@ class TestCommands:
 
     def test_none_and_all(self, talk):
         _, _, err, session = chat(talk, "/seed 7", "/seed none", "/block all")
-        assert session.talk.config.seed is None and session.talk.config.block_size is None
+        assert session.talk.seed is None and session.talk.config.block_size is None
         assert err.endswith("seed none\nblock all\n")
 
     @pytest.mark.parametrize(
         ("line", "rule"),
         [
             ("/steps many", "/steps takes a whole number, got 'many'"),
+            (f"/seed {2**70}", "64 bits"),
             ("/steps 0", "steps must be at least 1, got 0"),
             ("/block 1.5", "/block takes a whole number or all, got '1.5'"),
             ("/temperature -1", "temperature"),

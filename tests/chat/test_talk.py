@@ -93,8 +93,8 @@ class TestConversation:
 
     def test_settings(self, sampler, short):
         talk = Conversation(sampler, short)
-        talk.set(steps=4, seed=7)
-        assert (talk.config.steps, talk.config.seed) == (4, 7) and short.steps == 8
+        talk.set(steps=4, temperature=1.0)
+        assert (talk.config.steps, talk.config.temperature) == (4, 1.0) and short.steps == 8
         with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
             talk.set(steps=0)
         with pytest.raises(ValueError, match="MDLMSampler has no setting patience"):
