@@ -1,4 +1,4 @@
-"""The command line: `dllm generate` and `dllm doctor`."""
+"""The command line: `dllm generate`, `dllm chat` and `dllm doctor`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_generate(commands)
+    _add_chat(commands)
     doctor = commands.add_parser(
         "doctor",
         help="what this machine offers, what dllm picks and whether it works",
@@ -56,6 +57,29 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     generate.set_defaults(run=_generate)
 
 
+def _add_chat(commands: argparse._SubParsersAction) -> None:
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a model in the terminal, and look on as its answers take form",
+        description="Several turns with a model. Lines can be piped in and answers out: then all else goes to stderr.",
+    )
+    add = chat.add_argument
+    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the shipped model)")
+    add("--system", default=None, help="a system message before the first question")
+    add("--raw", action="store_true", help="continue each line for itself, without a chat template")
+    add("--steps", type=int, default=None, help="denoising steps (default: one for each token)")
+    add("--gen-length", type=int, default=64, help="most tokens of an answer (default: %(default)s)")
+    add("--block-length", type=int, default=None, help="tokens per block (default: all of gen-length)")
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
+    add("--cfg-scale", type=float, default=0.0, help="classifier-free guidance (default: %(default)s, off)")
+    add("--remasking", default="low_confidence", help="low_confidence or random (default: %(default)s)")
+    add("--seed", type=int, default=None, help="of the noise (default: another one each time)")
+    add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU, else bfloat16)")
+    add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
+    chat.set_defaults(run=_chat)
+
+
 class _Version(argparse.Action):
     """--version, which loads the package only when asked."""
 
@@ -70,6 +94,13 @@ def _generate(options: argparse.Namespace) -> int:
     from dllm.demo import generate
 
     return generate.main(options)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from dllm.chat import program
+    from dllm.demo.shipped import load_shipped
+
+    return program.main(options, load_shipped)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -110,11 +110,14 @@ def _load(device: torch.device) -> list[tuple[nn.Module, object]]:
 
 def ask(model: nn.Module, tokenizer: object, console: object) -> list[str]:
     """Answer three questions in one batch, shown step by step."""
+    from dllm.chat.film import Film
+    from dllm.chat.view import open_view
     from dllm.demo.answer import answer
     from dllm.demo.gauge import GEN_LENGTH
-    from dllm.demo.view import View
+    from dllm.demo.generate import SECONDS_PER_FRAME
 
-    with View(tokenizer, QUESTIONS, GEN_LENGTH, console) as view:
+    film = Film(tokenizer.mask_token_id, [slice(-GEN_LENGTH, None)] * len(QUESTIONS))
+    with open_view(tokenizer, QUESTIONS, film, console.file, pace=SECONDS_PER_FRAME) as view:
         replies, stats = answer(
             model,
             tokenizer,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 
@@ -13,6 +12,8 @@ import torch
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load
 from dllm.fast import Step
+
+SECONDS_PER_FRAME = 0.06
 
 
 def main(options: argparse.Namespace) -> int:
@@ -73,13 +74,13 @@ def _view(
 ) -> Iterator[Callable[[Step], None] | None]:
     """What to call after each step; None where the steps are not shown."""
     if live is None:
-        live = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
+        live = sys.stderr.isatty()
     if not live:
         yield None
         return
-    from rich.console import Console
+    from dllm.chat.film import Film
+    from dllm.chat.view import open_view
 
-    from dllm.demo.view import View
-
-    with View(tokenizer, [prompt], gen_length, Console(stderr=True)) as view:
+    film = Film(tokenizer.mask_token_id, [slice(-gen_length, None)])
+    with open_view(tokenizer, [prompt], film, sys.stderr, pace=SECONDS_PER_FRAME) as view:
         yield view.show

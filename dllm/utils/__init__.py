@@ -7,6 +7,20 @@ _HOMES = {
     "DataArguments": "dllm.configs",
     "ModelArguments": "dllm.configs",
     "TrainingArguments": "dllm.configs",
+    "BaseVisualizer": "dllm.chat.visualizers",
+    "TerminalVisualizer": "dllm.chat.visualizers",
+    "VideoVisualizer": "dllm.chat.visualizers",
+    "banner_line": "dllm.chat.text",
+    "boxed": "dllm.chat.text",
+    "build_chat_inputs": "dllm.chat.talk",
+    "infill_trim": "dllm.chat.trim",
+    "multi_turn_chat": "dllm.chat.session",
+    "print_wrapped": "dllm.chat.text",
+    "prompt_choice": "dllm.chat.text",
+    "render_menu": "dllm.chat.text",
+    "sample_trim": "dllm.chat.trim",
+    "single_turn_sampling": "dllm.chat.session",
+    "visualize_histories": "dllm.chat.visualizers",
     "CollatorWrapper": "dllm.data.collators",
     "NoAttentionMaskWrapper": "dllm.data.collators",
     "clip_row": "dllm.data.lengths",
@@ -23,7 +37,7 @@ _HOMES = {
     "RandomTruncateWrapper": "dllm.data.collators",
     "tokenize_and_group": "dllm.data.tokens",
 }
-_PARTS = ("collators", "configs", "data", "models")
+_PARTS = ("chat", "collators", "configs", "data", "models", "sampling", "visualizers")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,80 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 
 import pytest
 import torch
-from rich.console import Console
 
 from dllm.demo import __main__ as demo
-from dllm.demo.shipped import load_shipped
-from dllm.demo.view import COMMITTED, MASKED, NEW, TENTATIVE, View
-from dllm.fast import Step
 
 NOT_INSTALLED = [package for module, package in demo.NEEDED.items() if importlib.util.find_spec(module) is None]
 needs_packages = pytest.mark.skipif(bool(NOT_INSTALLED), reason=f"not installed: {', '.join(NOT_INSTALLED)}")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Words:
-    """A tokenizer of five tokens; its text joins what begins with ## to the word before, as WordPiece does."""
-
-    mask_token_id, eos_token_id = 0, 4
-    names = ("[MASK]", "hello", "world", "##ly", "[END]")
-
-    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool) -> str:
-        assert not clean_up_tokenization_spaces  # it would change text that is already on the screen
-        return " ".join(self.names[i] for i in ids).replace(" ##", "")
-
-
-def steps() -> list[Step]:
-    """Two steps on one row: a prompt token, then three to be filled, the last in another block."""
-    first = torch.tensor([[1, 2, 0, 0]]), torch.tensor([[1, 2, 3, 0]])
-    second = torch.tensor([[1, 2, 3, 0]]), torch.tensor([[1, 2, 3, 0]])
-    return [Step(*first, block=0, blocks=1, step=0, steps=2), Step(*second, block=0, blocks=1, step=1, steps=2)]
-
-
-def shown(terminal: bool) -> tuple[View, str]:
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=80, color_system=None)
-    with View(Words(), ["hello?"], gen_length=3, console=console) as view:
-        for step in steps():
-            view.show(step)
-    return view, out.getvalue()
-
-
-class TestView:
-    def test_kinds_of_token(self):
-        view = View(Words(), ["hello?"], gen_length=4, console=Console(file=io.StringIO()))
-        view.before = torch.tensor([[1, 0, 0, 0]])
-        kinds = view._states(torch.tensor([[1, 2, 0, 0]]), torch.tensor([[1, 2, 3, 0]]))
-        assert kinds == [[COMMITTED, NEW, TENTATIVE, MASKED]]
-
-    def test_lines(self):
-        _, text = shown(terminal=False)
-        assert "hello? | world (ly) ·" in text
-        assert "hello? | world ly ·" in text
-        assert "step 2 of 2" in text
-
-    def test_frames(self):
-        _, text = shown(terminal=True)
-        assert "worldly ·" in text
-        assert "step 2 of 2" in text
-        assert text.count("╭") == text.count("╰") >= 2
-
-    def test_words_stand_apart_and_pieces_together(self):
-        view = View(Words(), ["hello?"], gen_length=6, console=Console(file=io.StringIO()))
-        assert view._pieces([1, 2, 3, 0, 2, 4]) == [" hello", " world", "ly", " ·", " world", "∎"]
-
-    def test_bytes_of_one_character_appear_together(self):
-        _, tokenizer = load_shipped()
-        ids = tokenizer("é😀").input_ids
-        view = View(tokenizer, ["?"], gen_length=len(ids), console=Console(file=io.StringIO()))
-        pieces = view._pieces(ids)
-        assert "".join(pieces) == " é😀"
-        assert pieces.count("") == len(ids) - len(" é😀")
 
 
 class TestProgram:

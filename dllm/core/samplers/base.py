@@ -45,8 +45,6 @@ class BaseSamplerConfig:
         ones); the first position reads its own.
     stop_at_eos: a row is finished once the tokenizer's EOS stands in its generated part with no mask left of it; the
         rest of it becomes EOS.
-    seed: of the noise: an int s gives row i the seed s + i, a list gives each row its own, None draws s from torch's
-        generator.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
     cuda_graph: None captures the step as a CUDA graph where that works and pays, True insists, False never does.
     """
@@ -62,7 +60,6 @@ class BaseSamplerConfig:
     begin_suppress_tokens: list[int] | None = None
     right_shift_logits: bool = False
     stop_at_eos: bool = False
-    seed: int | None = None
     impl: str = "auto"
     cuda_graph: bool | None = None
 
@@ -140,6 +137,7 @@ class BaseSampler(ABC):
         inputs: Tensor | Sequence[Tensor | Sequence[int]],
         config: BaseSamplerConfig | None = None,
         *,
+        seed: int | Sequence[int] | None = None,
         on_step: Callable[[Step], object] | None = None,
         **overrides: Any,
     ) -> Tensor | BaseSamplerOutput:
@@ -148,6 +146,8 @@ class BaseSampler(ABC):
         Args:
             inputs: B prompts of token ids, of any lengths, without mask tokens; lists, vectors, or a tensor [B, P].
             config: settings; the class's defaults when None.
+            seed: of the noise: an int s gives row i the seed s + i, a list gives each row its own, None draws s from
+                torch's generator. It is no setting: scripts parse a config and a seed of their own in one command line.
             on_step: called with a :class:`dllm.fast.Step` after each forward pass.
             **overrides: settings by name, stronger than `config`.
 
@@ -165,13 +165,13 @@ class BaseSampler(ABC):
         for number, prompt in enumerate(prompts):
             if bool((prompt == mask_id).any()):
                 raise ValueError(f"inputs must not hold the mask token, got one in row {number}: infill fills texts")
-        rows, spans, seeds = [], [], self._seeds(config, len(prompts))
-        for prompt, seed in zip(prompts, seeds.tolist(), strict=True):
+        rows, spans, seeds = [], [], _seeds(seed, len(prompts))
+        for prompt, row_seed in zip(prompts, seeds.tolist(), strict=True):
             new = config.max_new_tokens
             if new is None and (new := config.max_length - len(prompt)) < 1:
                 raise ValueError(f"max_length must exceed every prompt, got {config.max_length} and {len(prompt)}")
             rows.append(torch.cat([prompt, prompt.new_full((new,), mask_id)]))
-            spans.append(_spans(rows[-1], len(prompt), config.block_size or new, mask_id, seed))
+            spans.append(_spans(rows[-1], len(prompt), config.block_size or new, mask_id, row_seed))
         first = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
         return self._denoise(rows, first, spans, seeds, mask_id, config, on_step, began)
 
@@ -180,6 +180,7 @@ class BaseSampler(ABC):
         inputs: Tensor | Sequence[Tensor | Sequence[int]],
         config: BaseSamplerConfig | None = None,
         *,
+        seed: int | Sequence[int] | None = None,
         on_step: Callable[[Step], object] | None = None,
         **overrides: Any,
     ) -> Tensor | BaseSamplerOutput:
@@ -192,10 +193,10 @@ class BaseSampler(ABC):
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
         mask_id = find_mask_id(self.model, None, self.tokenizer)
         rows = canvas.token_rows(inputs)
-        seeds = self._seeds(config, len(rows))
+        seeds = _seeds(seed, len(rows))
         spans = [
-            _spans(row, 0, config.block_size or max(1, len(row)), mask_id, seed)
-            for row, seed in zip(rows, seeds.tolist(), strict=True)
+            _spans(row, 0, config.block_size or max(1, len(row)), mask_id, row_seed)
+            for row, row_seed in zip(rows, seeds.tolist(), strict=True)
         ]
         first = torch.zeros(len(rows), dtype=torch.int64)
         return self._denoise(rows, first, spans, seeds, mask_id, config, on_step, began)
@@ -211,9 +212,6 @@ class BaseSampler(ABC):
         config = dataclasses.replace(config, **overrides)
         config.check()
         return config
-
-    def _seeds(self, config: BaseSamplerConfig, batch: int) -> Tensor:
-        return row_seeds(config.seed, batch, torch.device("cpu"))
 
     def _denoise(
         self,
@@ -336,6 +334,10 @@ def one_of(choices: Sequence[str], name: str, value: object) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _seeds(seed: int | Sequence[int] | None, batch: int) -> Tensor:
+    return row_seeds(seed, batch, torch.device("cpu"))
 
 
 def _spans(row: Tensor, first: int, size: int, mask_id: int, seed: int) -> list[Span]:

@@ -1,0 +1,18 @@
+"""Talk to a masked-diffusion model in a terminal, and look at how its answers take form, live or replayed."""
+
+from dllm.chat.session import multi_turn_chat, single_turn_sampling
+from dllm.chat.talk import Continuation, Conversation
+from dllm.chat.trim import infill_trim, sample_trim
+from dllm.chat.visualizers import PageVisualizer, TerminalVisualizer, VideoVisualizer
+
+__all__ = [
+    "Continuation",
+    "Conversation",
+    "PageVisualizer",
+    "TerminalVisualizer",
+    "VideoVisualizer",
+    "infill_trim",
+    "multi_turn_chat",
+    "sample_trim",
+    "single_turn_sampling",
+]

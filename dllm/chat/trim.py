@@ -1,0 +1,114 @@
+"""From finished canvases to text: what was generated, without the prompt and what stands behind the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Rows = Sequence[Sequence[int]]
+
+
+def sample_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> list[str]:
+    """What a sampler's `sample` added to each prompt, up to the end of the answer.
+
+    The end is the first end-of-sequence or end-of-turn token behind the prompt, or the end of turn spelled out:
+    BERT-chat's, `[/Answer]`, is a text of several tokens. Special tokens are left out.
+
+    Args:
+        tokenizer: its `eos_token_id`, `eot_token_id`, `eos_token` and `eot_token` are used where it has them.
+        seq_ids_list: B canvases, token ids.
+        input_ids_list: their B prompts, as given to the sampler; a canvas begins with its own, or with padding.
+
+    Returns:
+        B texts.
+
+    Raises:
+        ValueError: more or fewer prompts than canvases, or a canvas that does not begin with its prompt.
+
+    Example:
+        >>> from dllm.demo.shipped import load_shipped
+        >>> tokenizer = load_shipped()[1]
+        >>> prompt, reply = tokenizer("6 * 7 ="), tokenizer(" 42")
+        >>> canvas = [*prompt.input_ids, *reply.input_ids, tokenizer.eos_token_id, 5]
+        >>> sample_trim(tokenizer, [canvas], [prompt.input_ids])
+        [' 42']
+    """
+    pairs = _pairs(seq_ids_list, input_ids_list)
+    return [_text(tokenizer, _behind(tokenizer, canvas, prompt)) for canvas, prompt in pairs]
+
+
+def infill_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> list[str]:
+    """What a sampler's `infill` wrote where each input had mask tokens, as one text for each input.
+
+    Arguments and errors as in :func:`sample_trim`; special tokens are left out.
+
+    Example:
+        >>> from dllm.demo.shipped import load_shipped
+        >>> tokenizer = load_shipped()[1]
+        >>> six, times, seven = tokenizer("6 * 7").input_ids
+        >>> infill_trim(tokenizer, [[six, times, seven]], [[six, tokenizer.mask_token_id, seven]])
+        [' *']
+    """
+    texts = []
+    for canvas, given in _pairs(seq_ids_list, input_ids_list):
+        masked = [token == tokenizer.mask_token_id for token in given]
+        begin = _begin(tokenizer, canvas, given)
+        if begin is None:
+            raise ValueError("a canvas must agree with its input outside the masks, got another one")
+        filled = [token for token, hole in zip(canvas[begin : begin + len(given)], masked, strict=True) if hole]
+        texts.append(tokenizer.decode(filled, skip_special_tokens=True))
+    return texts
+
+
+def _pairs(canvases: Any, prompts: Any) -> Iterator[tuple[list[int], list[int]]]:
+    canvases, prompts = _rows(canvases), _rows(prompts)
+    if len(canvases) != len(prompts):
+        raise ValueError(f"expected a prompt for each canvas, got {len(prompts)} and {len(canvases)}")
+    return zip(canvases, prompts, strict=True)
+
+
+def _rows(rows: Any) -> list[list[int]]:
+    """Rows of token ids as lists; also from a tensor, or from what a tokenizer returns."""
+    if isinstance(rows, Mapping):
+        rows = rows["input_ids"]
+    return [row.tolist() if isinstance(row, Tensor) else list(row) for row in rows]
+
+
+def _behind(tokenizer: Any, canvas: list[int], prompt: list[int]) -> list[int]:
+    """The tokens after the prompt, up to the first that ends an answer."""
+    begin = _begin(tokenizer, canvas, prompt)
+    if begin is None:
+        raise ValueError("a canvas must begin with its prompt, got another one")
+    added, ends = canvas[begin + len(prompt) :], _ends(tokenizer)
+    stops = (n for n in range(len(added)) if any(added[n : n + len(end)] == end for end in ends))
+    return added[: next(stops, len(added))]
+
+
+def _ends(tokenizer: Any) -> list[list[int]]:
+    """The tokens that end an answer: the tokenizer's, and its end of turn, which may be of several tokens."""
+    single = (getattr(tokenizer, name, None) for name in ("eos_token_id", "eot_token_id"))
+    ends = [[token] for token in single if token is not None]
+    turn = getattr(tokenizer, "eot_token", None)
+    spelled = tokenizer(turn, add_special_tokens=False)["input_ids"] if turn else []
+    return [*ends, list(spelled)] if spelled else ends
+
+
+def _begin(tokenizer: Any, canvas: list[int], given: list[int]) -> int | None:
+    """The column where the given tokens begin, behind padding on the left; None where they stand nowhere."""
+    padding = {getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")}
+    mask = tokenizer.mask_token_id
+    for begin in range(len(canvas) - len(given) + 1):
+        row = canvas[begin : begin + len(given)]
+        if all(old in (mask, new) for old, new in zip(given, row, strict=True)):
+            return begin
+        if canvas[begin] not in padding:
+            return None
+    return None
+
+
+def _text(tokenizer: Any, tokens: list[int]) -> str:
+    """The text up to the end of turn, which may have been written with other tokens than the tokenizer's own."""
+    text, turn = tokenizer.decode(tokens, skip_special_tokens=True), getattr(tokenizer, "eot_token", None)
+    return text.partition(turn)[0] if turn else text
