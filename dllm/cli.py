@@ -1,4 +1,4 @@
-"""The command line: `dllm generate`, `dllm chat` and `dllm doctor`."""
+"""The command line: `dllm generate`, `dllm chat`, `dllm train` and `dllm doctor`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ...
         SystemExit: 0
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if options.run is _train:
+        return _train(options, others)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     return options.run(options)
 
 
@@ -26,6 +31,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_generate(commands)
     _add_chat(commands)
+    # its settings are read by the command itself, from the words that are left over here
+    train = commands.add_parser(
+        "train", add_help=False, allow_abbrev=False, help="fine-tune or pre-train, by a YAML file or by flags"
+    )
+    train.add_argument("--dry-run", action="store_true")
+    train.add_argument("--help", "-h", action="store_true")
+    train.set_defaults(run=_train)
     doctor = commands.add_parser(
         "doctor",
         help="what this machine offers, what dllm picks and whether it works",
@@ -101,6 +113,12 @@ def _chat(options: argparse.Namespace) -> int:
     from dllm.demo.shipped import load_shipped
 
     return program.main(options, load_shipped)
+
+
+def _train(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from dllm import training_command
+
+    return training_command.main(options, words)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.util
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
@@ -42,7 +44,7 @@ _DROPPED: dict[str, tuple[Any, Any, dict[str, Any] | None]] = {
     "push_to_hub_organization": (str | None, None, None),
     "push_to_hub_token": (str | None, None, {"hub_token": _SAME}),
     "ray_scope": (str | None, "last", None),
-    "save_safetensors": (bool, True, None),
+    "save_safetensors": (bool, True, {}),  # seen to by __post_init__
     "torchdynamo": (str | None, None, {"torch_compile_backend": _SAME}),
     "tpu_metrics_debug": (bool, False, None),
     "tpu_num_cores": (int | None, None, None),
@@ -82,11 +84,12 @@ class ModelArguments:
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter's input."})
     bias: str = field(default="none", metadata={"help": "Which biases are trained: none, all or lora_only."})
     modules_to_save: str | None = field(default=None, metadata={"help": "Modules trained whole, with commas between."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the Python code that comes with the model."})
 
     def __post_init__(self):
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path must name a folder or a model on the Hub, got nothing")
-        self.model_name_or_path = _under_base(str(self.model_name_or_path), "BASE_MODELS_DIR")
+        self.model_name_or_path = resolve_with_base_env(str(self.model_name_or_path), "BASE_MODELS_DIR")
         if self.bias not in ("none", "all", "lora_only"):
             raise ValueError(f"bias must be one of none, all, lora_only, got {self.bias!r}")
 
@@ -162,8 +165,13 @@ class TrainingArguments(_AnyTransformers):
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1], got {self.warmup_ratio}")
         self._apply_dropped()
-        if self.bf16 and not self.use_cpu and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers refuses bfloat16 on a CPU that nobody has asked for
+        if not self.save_safetensors:  # pickled weights run code when they are loaded
+            _say_once("save_safetensors no longer acts: weights are always written as safetensors")
+            self.save_safetensors = True
+        if not torch.accelerator.is_available():
+            # on a CPU that nobody has asked for transformers refuses bfloat16, and several processes would each train
+            # for themselves
+            self.use_cpu = True
         self.report_to = _without_missing_wandb(self.report_to)
         super().__post_init__()
 
@@ -185,13 +193,37 @@ class TrainingArguments(_AnyTransformers):
                 setattr(self, heir, getattr(self, name) if value is _SAME else value)
 
 
-def _under_base(path: str, variable: str) -> str:
-    """The path under the folder that an environment variable names, if it is there; else as it is."""
-    base = os.environ.get(variable)
+def resolve_with_base_env(path: str, env_name: str) -> str:
+    """The path under the folder that an environment variable names, if something is there; else as it is: an absolute
+    path, one that exists from here, or a name on the Hub.
+
+    Example:
+        >>> resolve_with_base_env("answerdotai/ModernBERT-base", "NO_SUCH_VARIABLE")
+        'answerdotai/ModernBERT-base'
+    """
+    base = os.environ.get(env_name)
     if not base or os.path.isabs(path) or os.path.exists(path):
         return path
     inside = os.path.join(base, path)
     return inside if os.path.exists(inside) else path
+
+
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Check that a name is one of those that are known.
+
+    Raises:
+        ValueError: it is not; the nearest one that is known is named.
+
+    Example:
+        >>> check_name("the configuration", "learning_rat", ["learning_rate", "seed"])
+        Traceback (most recent call last):
+        ...
+        ValueError: the configuration knows no 'learning_rat': did you mean 'learning_rate'?
+    """
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+        raise ValueError(f"{what} knows no {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
 
 
 def _without_missing_wandb(report_to: str | list[str] | None) -> str | list[str] | None:

@@ -69,3 +69,30 @@ def test_teaching_without_a_test_split_and_from_a_checkpoint(tmp_path):
     said = run(*words, cwd=tmp_path)
     assert "no split named test" in said and said.count("'loss'") == 2
     assert run(*words, "--resume_from_checkpoint", "out/checkpoint-1", cwd=tmp_path).count("'loss'") == 1
+
+
+def test_a_bert_is_trained_from_nothing(tmp_path):
+    (tmp_path / "book.txt").write_text(
+        "\n\n".join(f"Paragraph {i} of a long book, as dull as all others." for i in range(60))
+    )
+    run(
+        *("examples/bert/pt.py", "--model_name_or_path", str(SHIPPED), "--model_type", "modernbert"),
+        *("--shape", "hidden_size=32,intermediate_size=48,num_hidden_layers=2,num_attention_heads=4"),
+        *("--dataset_args", "book.txt", "--output_dir", "out", "--dtype", "float32", "--bf16", "False"),
+        *(
+            "--max_length",
+            "16",
+            "--max_steps",
+            "20",
+            "--num_proc",
+            "1",
+            "--logging_steps",
+            "5",
+            "--save_strategy",
+            "no",
+        ),
+        *("--learning_rate", "1e-2", "--loss_weight_type", "uniform", "--report_to", "none"),
+        cwd=tmp_path,
+    )
+    assert (tmp_path / "out" / "checkpoint-final" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "training_curve.png").exists()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dllm.configs import _under_base
+from dllm.configs import resolve_with_base_env
 from dllm.data.formats import default_parts
 from dllm.data.spec import Source
 
@@ -81,7 +81,7 @@ def local_path(name: str) -> Path | None:
     Raises:
         FileNotFoundError: it lies nowhere, and no data set of the Hub can have such a name.
     """
-    path = Path(_under_base(name, "BASE_DATASETS_DIR")).expanduser()
+    path = Path(resolve_with_base_env(name, "BASE_DATASETS_DIR")).expanduser()
     if path.exists():
         return path
     if kind_of(path) is None and _HUB_NAME.fullmatch(name) and not name.startswith("."):

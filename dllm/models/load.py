@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from dllm.configs import ModelArguments
+from dllm.models.families import adapter_at, family_of, model_type_at
 
 
 def get_model(model_args: ModelArguments | None = None, config: Any = None, **options: Any) -> nn.Module:
@@ -21,10 +25,13 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
         config: the model's configuration, where it is not to be the one that lies beside the weights.
         options: fields of :class:`~dllm.configs.ModelArguments`, in place of `model_args` or over its values.
 
+    Weights are read from safetensors only. A folder with an adapter of peft gives the base model with it. Code that
+    comes with a model is run with `trust_remote_code` only.
+
     Raises:
-        OSError: there is no such folder or name on the Hub.
+        OSError: there is no such folder or name on the Hub, or no safetensors in it, or damaged ones.
         TypeError: an unknown option.
-        ValueError: what is there is no masked language model; a dtype that is none.
+        ValueError: what is there is no masked language model, or needs `trust_remote_code`; a dtype that is none.
         ImportError: 4-bit or LoRA is asked for and its extra is not installed.
 
     Example:
@@ -34,40 +41,103 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     """
     # scripts add fields of their own to a subclass
     chosen = ModelArguments(**options) if model_args is None else replace(model_args, **options)
-    dtype = getattr(torch, str(chosen.dtype).removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must name a floating-point dtype of torch, got {chosen.dtype!r}")
+    source = check_source(chosen.model_name_or_path)
+    dtype = dtype_named(chosen.dtype)
     given = dict(dtype=dtype, config=config, attn_implementation=chosen.attn_implementation)
     if chosen.load_in_4bit:
         given["quantization_config"] = _four_bit(dtype)
     given = {name: value for name, value in given.items() if value is not None}
-    model = transformers.AutoModelForMaskedLM.from_pretrained(chosen.model_name_or_path, **given)
-    return load_peft(model, chosen) if chosen.lora else model
+    # pickled weights would run code while they are read
+    given |= dict(use_safetensors=True, trust_remote_code=chosen.trust_remote_code)
+    try:
+        model = _auto_class(source, config).from_pretrained(source, **given)
+    except SafetensorError as error:
+        raise OSError(f"the weights at {source} are damaged, or were not written to their end: {error}") from error
+    return load_peft(model, chosen)
 
 
 def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
-    """The model with a new LoRA adapter, the only part of it that is trained.
+    """The model with a new LoRA adapter, the only part of it that is trained; as it is if `model_args.lora` is not set,
+    or if it has an adapter already.
 
     Raises:
         ImportError: peft is not installed.
 
     Source: LoRA (arXiv:2106.09685).
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> arguments = ModelArguments(model_name_or_path=str(SHIPPED))
+        >>> model = get_model(arguments)
+        >>> load_peft(model, arguments) is model
+        True
     """
+    if not model_args.lora:
+        return model
     _need("peft", "lora")
     import peft
 
-    targets = model_args.target_modules  # one word may be "all-linear" or a regular expression
+    if isinstance(model, peft.PeftModel):
+        return model
     config = peft.LoraConfig(
         r=model_args.r,
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
         bias=model_args.bias,
-        target_modules=_words(targets) if "," in targets else targets,
+        target_modules=_targets(model_args.target_modules),
         modules_to_save=_words(model_args.modules_to_save),
     )
     if model_args.load_in_4bit:
         model = peft.prepare_model_for_kbit_training(model)
     return peft.get_peft_model(model, config)
+
+
+def check_source(source: str) -> str:
+    """A folder that is there, or what may be a name on the Hub, as it is.
+
+    Raises:
+        FileNotFoundError: it can only be a folder, and there is none.
+        OSError: an adapter whose weights are not there as safetensors.
+
+    Example:
+        >>> check_source("answerdotai/ModernBERT-base")
+        'answerdotai/ModernBERT-base'
+        >>> check_source("/no/such/model")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: there is no folder /no/such/model
+    """
+    path = Path(source)
+    named_as_folder = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    if named_as_folder and not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {source}")
+    if adapter_at(source):
+        _need("peft", "lora")
+        if not (path / "adapter_model.safetensors").is_file():
+            raise OSError(f"the adapter at {source} must have its weights in adapter_model.safetensors, got none")
+    return source
+
+
+def dtype_named(name: str | torch.dtype) -> torch.dtype:
+    """A floating-point dtype by its name in torch.
+
+    Raises:
+        ValueError: it names none.
+
+    Example:
+        >>> dtype_named("bfloat16")
+        torch.bfloat16
+    """
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must name a floating-point dtype of torch, got {name!r}")
+    return dtype
+
+
+def _auto_class(source: str, config: Any) -> Any:
+    """Of transformers, the class that loads models of the family."""
+    family = family_of(model_type_at(source) if config is None else config.model_type)
+    return getattr(transformers, family.auto_class if family else "AutoModelForMaskedLM")
 
 
 def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
@@ -78,6 +148,13 @@ def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _targets(text: str) -> str | list[str]:
+    """A list of names in JSON or with commas between them; one word may be "all-linear" or a regular expression."""
+    if text.startswith("["):
+        return json.loads(text)
+    return _words(text) if "," in text else text
 
 
 def _words(text: str | None) -> list[str] | None:

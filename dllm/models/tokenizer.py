@@ -6,7 +6,8 @@ from typing import Any
 
 import transformers
 
-from dllm.models.families import family_of
+from dllm.models.families import family_of, model_type_at
+from dllm.models.load import check_source
 
 
 def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTrainedTokenizerBase:
@@ -30,11 +31,16 @@ def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTra
     source = options.pop("model_name_or_path", None) or getattr(model_args, "model_name_or_path", None)
     if source is None:
         raise ValueError("expected model_args or model_name_or_path, got neither")
+    source = check_source(str(source))
+    # said either way: transformers would ask at the terminal
+    options.setdefault("trust_remote_code", getattr(model_args, "trust_remote_code", False))
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="right", **options)
+    family = family_of(model_type_at(source))
+    if tokenizer.mask_token_id is None and family is not None and family.mask_token is not None:
+        tokenizer.add_special_tokens({"mask_token": family.mask_token})
     if tokenizer.mask_token_id is None:
         raise ValueError(f"the tokenizer must have a mask token, got none at {source}")
     _fill_in(tokenizer)
-    family = family_of(transformers.AutoConfig.from_pretrained(source).model_type)
     if family is not None:
         tokenizer.eot_token = family.end_of_turn
         tokenizer.chat_template = tokenizer.chat_template or family.chat_template

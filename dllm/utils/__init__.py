@@ -36,8 +36,19 @@ _HOMES = {
     "PrependBOSWrapper": "dllm.data.collators",
     "RandomTruncateWrapper": "dllm.data.collators",
     "tokenize_and_group": "dllm.data.tokens",
+    "disable_caching_allocator_warmup": "dllm.startup",
+    "disable_dataset_caching": "dllm.startup",
+    "disable_dataset_progress_bar_except_main": "dllm.startup",
+    "get_default_logger": "dllm.startup",
+    "init_device_context_manager": "dllm.startup",
+    "initial_training_setup": "dllm.startup",
+    "pprint_main": "dllm.startup",
+    "print_args": "dllm.startup",
+    "print_args_main": "dllm.startup",
+    "print_main": "dllm.startup",
+    "resolve_with_base_env": "dllm.configs",
 }
-_PARTS = ("chat", "collators", "configs", "data", "models", "sampling", "visualizers")
+_PARTS = ("chat", "collators", "configs", "data", "models", "sampling", "utils", "visualizers")
 
 
 def __getattr__(name: str) -> Any:

@@ -19,23 +19,27 @@ On one GPU, ModernBERT on a data set of the Hub whose rows have `messages`:
     python -u examples/bert/sft.py --model_name_or_path answerdotai/ModernBERT-large \
         --dataset_args "allenai/tulu-3-sft-mixture"
 
-On several:
+On several GPUs of a machine; fsdp, fsdp2, zero1, zero2 and zero3 lie beside ddp:
 
-    torchrun --nproc-per-node 8 examples/bert/sft.py ...
+    accelerate launch --config_file scripts/accelerate_configs/ddp.yaml --num_processes 8 examples/bert/sft.py ...
 
-Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them.
+On a cluster, from a Slurm login node:
+
+    sbatch --nodes 2 --gres gpu:8 scripts/train.slurm.sh \
+        --accelerate_config fsdp2 --script_path examples/bert/sft.py ...
+
+Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. What
+`dllm train` does is the same; its --dry-run tells parameters, steps and memory beforehand.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import accelerate
 import transformers
 
 import dllm
+from dllm import recipes
 
 
 @dataclass
@@ -44,9 +48,8 @@ class ModelArguments(dllm.utils.ModelArguments):
 
 
 @dataclass
-class DataArguments(dllm.utils.DataArguments):
+class DataArguments(recipes.SFTData):
     dataset_args: str = "allenai/tulu-3-sft-mixture"
-    mask_prompt_loss: bool = field(default=True, metadata={"help": "Learn the answers only, never the prompts."})
 
 
 @dataclass
@@ -55,39 +58,6 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
     learning_rate: float = 1e-4
 
 
-def train() -> None:
-    """Parse, prepare, train, save."""
-    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
-    transformers.set_seed(training_args.seed)
-    model = dllm.utils.get_model(model_args)
-    tokenizer = dllm.utils.get_tokenizer(model_args)
-
-    with accelerate.PartialState().local_main_process_first():  # one process prepares, the others find it cached
-        dataset = dllm.data.load_sft_dataset(data_args.dataset_args)
-        to_sample = functools.partial(
-            dllm.utils.default_sft_map_fn, tokenizer=tokenizer, mask_prompt_loss=data_args.mask_prompt_loss
-        )
-        dataset = dataset.map(to_sample, num_proc=data_args.num_proc, desc="token ids")
-        dataset = dllm.utils.post_process_dataset(dataset, data_args)
-
-    if "test" not in dataset and training_args.eval_strategy != "no":
-        print("nothing is evaluated: the data set has no split named test")
-        training_args.eval_strategy = "no"
-    trainer = dllm.core.trainers.MDLMTrainer(
-        args=training_args,
-        model=model,
-        tokenizer=tokenizer,
-        train_dataset=dataset["train"],
-        eval_dataset=dataset.get("test"),
-        # padding is learnt as the end of an answer: it has labels, and is attended to
-        data_collator=dllm.utils.NoAttentionMaskWrapper(
-            transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=tokenizer.pad_token_id)
-        ),
-    )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(os.path.join(training_args.output_dir, "checkpoint-final"))
-
-
 if __name__ == "__main__":
-    train()
+    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    recipes.run(recipes.SFT, *parser.parse_args_into_dataclasses())

@@ -20,6 +20,7 @@ from dllm.core.trainers.collator import CORRUPTION, MDLMCollator, padding_collat
 from dllm.core.trainers.graphed import training_graphs
 from dllm.core.trainers.hooks import Hooks
 from dllm.core.trainers.resume import checkpoint_to_resume, discard_state
+from dllm.core.trainers.sharding import check_fsdp, keep_fsdp
 from dllm.core.trainers.utils.curve import draw_curve
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
@@ -213,6 +214,12 @@ class MDLMTrainer(transformers.Trainer):
                 self.graphs.clear()
             if self.is_world_process_zero():  # an interrupted run has a curve too
                 draw_curve(self.state.log_history, Path(self.args.output_dir) / "training_curve.png")
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers' Trainer; FSDP on a CPU too."""
+        check_fsdp(self.args.device)
+        super().create_accelerator_and_postprocess()
+        keep_fsdp(self)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Of corrupted batches, with new masks in every epoch."""

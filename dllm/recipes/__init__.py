@@ -1,0 +1,19 @@
+"""Whole training runs: from arguments to a trained model in a folder. What the examples and `dllm train` start."""
+
+from dllm.recipes.pretraining import PRETRAINING, PretrainingData, PretrainingModel
+from dllm.recipes.run import Recipe, prepared, run
+from dllm.recipes.sft import SFT, SFTData
+
+RECIPES = {recipe.name: recipe for recipe in (SFT, PRETRAINING)}
+
+__all__ = [
+    "PRETRAINING",
+    "RECIPES",
+    "SFT",
+    "PretrainingData",
+    "PretrainingModel",
+    "Recipe",
+    "SFTData",
+    "prepared",
+    "run",
+]

@@ -1,0 +1,31 @@
+"""What a script does before it trains, and the forms of its arguments, under the names of dLLM 0.1."""
+
+from dllm.configs import resolve_with_base_env
+from dllm.data.spec import parse_spec
+from dllm.startup import (
+    disable_caching_allocator_warmup,
+    disable_dataset_caching,
+    disable_dataset_progress_bar_except_main,
+    get_default_logger,
+    init_device_context_manager,
+    initial_training_setup,
+    pprint_main,
+    print_args,
+    print_args_main,
+    print_main,
+)
+
+__all__ = [
+    "disable_caching_allocator_warmup",
+    "disable_dataset_caching",
+    "disable_dataset_progress_bar_except_main",
+    "get_default_logger",
+    "init_device_context_manager",
+    "initial_training_setup",
+    "parse_spec",
+    "pprint_main",
+    "print_args",
+    "print_args_main",
+    "print_main",
+    "resolve_with_base_env",
+]
