@@ -7,11 +7,13 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 INTERRUPTED = 130
+_CAN_MASK = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
 def yes_or_no(text: str) -> bool:
@@ -70,14 +72,21 @@ def held_interrupts() -> Iterator[None]:
         >>> with held_interrupts():
         ...     pass
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came = []
+    # where another thread of this process takes the signal, the mask of this one does not count: the handler waits, too
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if _CAN_MASK else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if _CAN_MASK:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager

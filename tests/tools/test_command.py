@@ -8,7 +8,6 @@ import pytest
 from dllm.tools.command import exit_code, held_interrupts, whole_folder
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be held on Windows")
 def test_an_interruption_waits_for_the_piece_at_hand(capsys):
     done = []
 

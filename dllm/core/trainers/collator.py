@@ -129,7 +129,7 @@ class MDLMCollator:
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         batch = dict(self.base(samples))
-        tokens, attention_mask = batch["input_ids"], _padding_mask(batch.get("attention_mask"))
+        tokens, attention_mask = batch["input_ids"], _padding_mask(batch)
         labels, times, seeds = (batch.pop(name, None) for name in ("labels", "times", "seeds"))
         if labels is None:
             labels = tokens if attention_mask is None else torch.where(attention_mask != 0, tokens, IGNORE)
@@ -255,10 +255,12 @@ def _check_range(name: str, all_ids: Tensor, ids: Tensor, vocab_size: int) -> No
         )
 
 
-def _padding_mask(attention_mask: Any) -> Any:
-    """An attention mask that says what is padding; None for one of query and key, which says who sees whom."""
-    sees = isinstance(attention_mask, Mapping) or (isinstance(attention_mask, Tensor) and attention_mask.dim() > 2)
-    return None if sees else attention_mask
+def _padding_mask(batch: Mapping[str, Any]) -> Any:
+    """The attention mask, which says what is padding; None where it is one of query and key that keeps packed samples
+    apart, which come with `position_ids` (:class:`dllm.data.packing.PackingCollator`)."""
+    mask = batch.get("attention_mask")
+    of_query_and_key = isinstance(mask, Mapping) or (isinstance(mask, Tensor) and mask.dim() > 2)
+    return None if of_query_and_key and "position_ids" in batch else mask
 
 
 def _kind(value: object) -> str:
