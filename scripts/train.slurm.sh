@@ -54,7 +54,8 @@ fi
 nodes=${SLURM_NNODES:-1}
 per_node=${SLURM_GPUS_ON_NODE:-${PROCESSES_PER_NODE:-}}
 [[ $per_node =~ ^[1-9][0-9]*$ ]] || fail "must have GPUs (sbatch --gres gpu:N), or PROCESSES_PER_NODE set"
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${machines%%$'\n'*}
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one machine do not meet
 
 echo "$script_path by $accelerate_config: $nodes machines, $per_node processes each, meeting at $first:$port"
