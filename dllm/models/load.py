@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
+import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     """The masked language model that `model_args` describes.
 
     Args:
-        model_args: which model, in which dtype, with which attention; 4-bit and LoRA.
+        model_args: which model, in which dtype, with which attention; 4-bit and LoRA. Any object with
+            `model_name_or_path` will do: fields that it lacks have the defaults of ModelArguments.
         config: the model's configuration, where it is not to be the one that lies beside the weights.
         options: fields of :class:`~dllm.configs.ModelArguments`, in place of `model_args` or over its values.
 
+    On a machine with a GPU the model is on that of this process (`LOCAL_RANK`), unless accelerate is to shard it.
     Weights are read from safetensors only. A folder with an adapter of peft gives the base model with it. Code that
     comes with a model is run with `trust_remote_code` only.
 
@@ -39,8 +42,7 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
         >>> get_model(model_name_or_path=str(SHIPPED), dtype="float32").dtype
         torch.float32
     """
-    # scripts add fields of their own to a subclass
-    chosen = ModelArguments(**options) if model_args is None else replace(model_args, **options)
+    chosen = chosen_arguments(model_args, options)
     source = check_source(chosen.model_name_or_path)
     dtype = dtype_named(chosen.dtype)
     given = dict(dtype=dtype, config=config, attn_implementation=chosen.attn_implementation)
@@ -53,7 +55,34 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
         model = _auto_class(source, config).from_pretrained(source, **given)
     except SafetensorError as error:
         raise OSError(f"the weights at {source} are damaged, or were not written to their end: {error}") from error
-    return load_peft(model, chosen)
+    return load_peft(_placed(model), chosen)
+
+
+def chosen_arguments(model_args: Any, options: dict[str, Any]) -> ModelArguments:
+    """`model_args`, which need not have all the fields, with `options` over them.
+
+    Raises:
+        TypeError: an unknown option.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> chosen_arguments(SimpleNamespace(model_name_or_path="bert", steps=3), {"dtype": "float32"}).dtype
+        'float32'
+    """
+    given = {
+        field.name: getattr(model_args, field.name)
+        for field in fields(ModelArguments)
+        if hasattr(model_args, field.name)
+    }
+    return ModelArguments(**given | options)
+
+
+def _placed(model: nn.Module) -> nn.Module:
+    """Where it is to run. What is to be sharded, or was quantised, is placed by those who do that."""
+    sharded = any(os.environ.get(f"ACCELERATE_USE_{how}", "").lower() == "true" for how in ("FSDP", "DEEPSPEED"))
+    if not torch.cuda.is_available() or sharded or getattr(model, "is_quantized", False):
+        return model
+    return model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
 
 
 def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:

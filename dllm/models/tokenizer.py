@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 
+from dllm.configs import resolve_with_base_env
 from dllm.models.families import family_of, model_type_at
 from dllm.models.load import check_source
 
@@ -31,7 +32,7 @@ def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTra
     source = options.pop("model_name_or_path", None) or getattr(model_args, "model_name_or_path", None)
     if source is None:
         raise ValueError("expected model_args or model_name_or_path, got neither")
-    source = check_source(str(source))
+    source = check_source(resolve_with_base_env(str(source), "BASE_MODELS_DIR"))
     # said either way: transformers would ask at the terminal
     options.setdefault("trust_remote_code", getattr(model_args, "trust_remote_code", False))
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="right", **options)

@@ -37,7 +37,7 @@ class SamplerConfig(dllm.core.samplers.MDLMSamplerConfig):
 parser = transformers.HfArgumentParser((ScriptArguments, SamplerConfig))
 script_args, sampler_config = parser.parse_args_into_dataclasses()
 transformers.set_seed(script_args.seed)
-model = dllm.utils.get_model(model_name_or_path=script_args.model_name_or_path).eval()
+model = dllm.utils.get_model(model_args=script_args).eval()
 tokenizer = dllm.utils.get_tokenizer(model_args=script_args)
 sampler = dllm.core.samplers.MDLMSampler(model=model, tokenizer=tokenizer)
 run = dllm.utils.multi_turn_chat if script_args.chat else dllm.utils.single_turn_sampling

@@ -88,6 +88,19 @@ def test_inputs_of_any_kind(model):
         assert torch.equal(sampler.sample(inputs, max_new_tokens=4), want)
 
 
+def test_what_a_tokenizer_returns(model):
+    from transformers import BatchEncoding
+
+    sampler, rows = samplers.MDLMSampler(model, TOKENIZER), [[7, 8, 9], [10]]
+    want = sampler.sample(rows, max_new_tokens=4)
+    ragged = BatchEncoding({"input_ids": rows})
+    padded = BatchEncoding({"input_ids": [[7, 8, 9], [1, 1, 10]], "attention_mask": [[1, 1, 1], [0, 0, 1]]})
+    for inputs in (ragged, padded, padded.convert_to_tensors("pt")):
+        assert torch.equal(sampler.sample(inputs, max_new_tokens=4), want)
+    with pytest.raises(TypeError, match="inputs must hold input_ids where they are a mapping, got ids"):
+        sampler.sample({"ids": rows})
+
+
 def test_config_and_overrides(model):
     sampler = samplers.MDLMSampler(model, TOKENIZER)
     config = samplers.MDLMSamplerConfig(max_new_tokens=4, steps=2, return_dict=True)

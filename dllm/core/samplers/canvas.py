@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,10 @@ from dllm.fast.head import output_head
 from dllm.fast.inputs import input_embedding, position_limit
 
 
-def token_rows(inputs: Tensor | Sequence[Tensor | Sequence[int]]) -> list[Tensor]:
+def token_rows(inputs: Tensor | Sequence[Tensor | Sequence[int]] | Mapping[str, Any]) -> list[Tensor]:
     """Each row of token ids as an int64 vector on the CPU.
+
+    What a tokenizer returns (`input_ids` and `attention_mask`) is taken, too, its padding left out.
 
     Raises:
         TypeError: neither a tensor [B, P] nor a list of rows of integers.
@@ -21,11 +24,23 @@ def token_rows(inputs: Tensor | Sequence[Tensor | Sequence[int]]) -> list[Tensor
         >>> token_rows([[5, 6], torch.tensor([7])])
         [tensor([5, 6]), tensor([7])]
     """
+    if isinstance(inputs, Mapping):
+        return _encoded_rows(inputs)
     if isinstance(inputs, Tensor) and inputs.dim() != 2:
         raise TypeError(f"inputs must have shape [B, P] or be a list of rows, got shape {list(inputs.shape)}")
     if not isinstance(inputs, (Tensor, list, tuple)):
         raise TypeError(f"inputs must be a list of token rows, got {type(inputs).__name__}")
     return [_token_row(row) for row in inputs]
+
+
+def _encoded_rows(encoding: Mapping[str, Any]) -> list[Tensor]:
+    if "input_ids" not in encoding:
+        raise TypeError(f"inputs must hold input_ids where they are a mapping, got {', '.join(map(str, encoding))}")
+    rows = token_rows(encoding["input_ids"])
+    masks = encoding.get("attention_mask")
+    if masks is None:
+        return rows
+    return [row[torch.as_tensor(mask).to("cpu") != 0] for row, mask in zip(rows, masks, strict=True)]
 
 
 def _token_row(row: Tensor | Sequence[int]) -> Tensor:
