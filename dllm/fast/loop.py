@@ -106,6 +106,7 @@ class Denoiser:
         if most_steps == 0:
             return self.canvas
         self.state = self._initial_state()
+        _warn_of_dropout(self.model)
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
         try:
             if capturing:
@@ -236,6 +237,12 @@ class Denoiser:
             suppress=work.suppress,
             begin_suppress=work.begin_suppress,
         )
+
+
+def _warn_of_dropout(model: nn.Module) -> None:
+    """A model is run as it is; one that drops things at random proposes something else each time, whatever the seed."""
+    if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in model.modules()):
+        _log.warning("%s drops out at random while it samples: call its eval() first", type(model).__name__)
 
 
 def fill_after_eos(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int) -> Tensor:

@@ -19,17 +19,19 @@ from torch import Tensor, nn
 from dllm.core.samplers import canvas
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.denoise import Policy
-from dllm.fast.inputs import check_eos, find_mask_id, input_embedding, row_seeds
+from dllm.fast.inputs import check_eos, input_embedding, row_seeds
 from dllm.fast.loop import Denoiser, Step, Work
 from dllm.fast.schedule import Block, Schedule
 from dllm.fast.stats import Stats, stats_of
 from dllm_kernels import _checks, _impl
 from dllm_kernels.transfer_tokens.api import MAX_WINDOW
 
+Seed = int | Sequence[int] | Tensor | None
+
 
 @dataclass
 class BaseSamplerConfig:
-    """Settings of every sampler.
+    """Settings of every sampler. The seed is none of them but an argument of the call: rows may have their own.
 
     return_dict: return a :class:`BaseSamplerOutput` with histories and stats instead of the canvases alone.
     max_new_tokens: tokens to generate; None: as many as `max_length` leaves beside a row's prompt.
@@ -74,8 +76,8 @@ class BaseSamplerConfig:
                 at_least(1, name, getattr(self, name))
         for name in ("temperature", "cfg_scale"):
             _checks.finite_at_least_zero(name, getattr(self, name))
-        if self.max_new_tokens is None and self.max_length is None:
-            raise ValueError("expected max_new_tokens or max_length, got None for both")
+        for name in ("return_dict", "right_shift_logits", "stop_at_eos"):
+            true_or_false(name, getattr(self, name))
 
 
 @dataclass
@@ -123,6 +125,8 @@ class BaseSampler(ABC):
     def __post_init__(self) -> None:
         if self.scheduler is None:
             self.scheduler = LinearAlphaScheduler()
+        if not isinstance(self.scheduler, BaseAlphaScheduler):
+            raise TypeError(f"scheduler must be a BaseAlphaScheduler, got {type(self.scheduler).__name__}")
 
     @abstractmethod
     def amounts(self, config: Any, span: Span) -> Sequence[float]:
@@ -134,20 +138,21 @@ class BaseSampler(ABC):
 
     def sample(
         self,
-        inputs: Tensor | Sequence[Tensor | Sequence[int]],
+        inputs: canvas.Rows,
         config: BaseSamplerConfig | None = None,
         *,
-        seed: int | Sequence[int] | None = None,
+        seed: Seed = None,
         on_step: Callable[[Step], object] | None = None,
         **overrides: Any,
     ) -> Tensor | BaseSamplerOutput:
         """Continue each prompt.
 
         Args:
-            inputs: B prompts of token ids, of any lengths, without mask tokens; lists, vectors, or a tensor [B, P].
+            inputs: B prompts of token ids, of any lengths, without mask tokens; lists, vectors, a tensor [B, P], or
+                what a tokenizer returns: a mapping with `input_ids` and, where those are padded, `attention_mask`.
             config: settings; the class's defaults when None.
-            seed: of the noise: an int s gives row i the seed s + i, a list gives each row its own, None draws s from
-                torch's generator. It is no setting: scripts parse a config and a seed of their own in one command line.
+            seed: of the noise: an int s gives row i the seed s + i, B integers are taken as given, None draws s from
+                torch's generator.
             on_step: called with a :class:`dllm.fast.Step` after each forward pass.
             **overrides: settings by name, stronger than `config`.
 
@@ -160,27 +165,29 @@ class BaseSampler(ABC):
             RuntimeError: as :func:`dllm.fast.generate`.
         """
         began, config = time.perf_counter(), self._settings(config, overrides)
-        mask_id = find_mask_id(self.model, None, self.tokenizer)
+        if config.max_new_tokens is None and config.max_length is None:
+            raise ValueError("expected max_new_tokens or max_length, got None for both")
+        mask_id = canvas.mask_token(self.model, self.tokenizer)
         prompts = canvas.token_rows(inputs)
         for number, prompt in enumerate(prompts):
             if bool((prompt == mask_id).any()):
                 raise ValueError(f"inputs must not hold the mask token, got one in row {number}: infill fills texts")
-        rows, spans, seeds = [], [], _seeds(seed, len(prompts))
-        for prompt, row_seed in zip(prompts, seeds.tolist(), strict=True):
+        rows, spans, seeds = [], [], row_seeds(seed, len(prompts), torch.device("cpu"))
+        for prompt, own_seed in zip(prompts, seeds.tolist(), strict=True):
             new = config.max_new_tokens
             if new is None and (new := config.max_length - len(prompt)) < 1:
                 raise ValueError(f"max_length must exceed every prompt, got {config.max_length} and {len(prompt)}")
             rows.append(torch.cat([prompt, prompt.new_full((new,), mask_id)]))
-            spans.append(_spans(rows[-1], len(prompt), config.block_size or new, mask_id, row_seed))
+            spans.append(_spans(rows[-1], len(prompt), config.block_size or new, mask_id, own_seed))
         first = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
-        return self._denoise(rows, first, spans, seeds, mask_id, config, on_step, began)
+        return self._denoise(rows, first, spans, seeds, mask_id, config, on_step, began, ends=True)
 
     def infill(
         self,
-        inputs: Tensor | Sequence[Tensor | Sequence[int]],
+        inputs: canvas.Rows,
         config: BaseSamplerConfig | None = None,
         *,
-        seed: int | Sequence[int] | None = None,
+        seed: Seed = None,
         on_step: Callable[[Step], object] | None = None,
         **overrides: Any,
     ) -> Tensor | BaseSamplerOutput:
@@ -191,15 +198,15 @@ class BaseSampler(ABC):
         began, config = time.perf_counter(), self._settings(config, overrides)
         if config.stop_at_eos:
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
-        mask_id = find_mask_id(self.model, None, self.tokenizer)
+        mask_id = canvas.mask_token(self.model, self.tokenizer)
         rows = canvas.token_rows(inputs)
-        seeds = _seeds(seed, len(rows))
+        seeds = row_seeds(seed, len(rows), torch.device("cpu"))
         spans = [
-            _spans(row, 0, config.block_size or max(1, len(row)), mask_id, row_seed)
-            for row, row_seed in zip(rows, seeds.tolist(), strict=True)
+            _spans(row, 0, config.block_size or max(1, len(row)), mask_id, own_seed)
+            for row, own_seed in zip(rows, seeds.tolist(), strict=True)
         ]
         first = torch.zeros(len(rows), dtype=torch.int64)
-        return self._denoise(rows, first, spans, seeds, mask_id, config, on_step, began)
+        return self._denoise(rows, first, spans, seeds, mask_id, config, on_step, began, ends=False)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
         if config is None:
@@ -223,7 +230,10 @@ class BaseSampler(ABC):
         config: BaseSamplerConfig,
         on_step: Callable[[Step], object] | None,
         began: float,
+        *,
+        ends: bool,
     ) -> Tensor | BaseSamplerOutput:
+        """Denoise rows that are laid out; `ends` says whether what follows a generated EOS is of no use."""
         model, device = self.model, input_embedding(self.model).device
         canvas.check_rows(model, rows, mask_id)
         keep = canvas.check_tokens("cfg_keep_tokens", config.cfg_keep_tokens, model)
@@ -249,7 +259,7 @@ class BaseSampler(ABC):
         blocks = [
             [Block(span.start, span.stop, self.amounts(config, span)) for span in row if span.masks] for row in spans
         ]
-        tokens = canvas.stacked(rows, self._pad(rows, eos_id), device)
+        tokens = canvas.stacked(rows, self._pad(rows, eos_id, mask_id), device)
         length = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
         masked = tokens == mask_id
         given = ~masked & (torch.arange(tokens.shape[1], device=device) < length[:, None])
@@ -266,7 +276,7 @@ class BaseSampler(ABC):
             begin_suppress=canvas.lookup(begin_suppress, model),
         )
         _impl.choose(config.impl, device)
-        return self._run(work, masked, policy, config, on_step, began)
+        return self._run(work, masked, policy, config, on_step, began, eos_id if ends else None)
 
     @torch.no_grad()
     def _run(
@@ -277,6 +287,7 @@ class BaseSampler(ABC):
         config: BaseSamplerConfig,
         on_step: Callable[[Step], object] | None,
         began: float,
+        eos_id: int | None,
     ) -> Tensor | BaseSamplerOutput:
         columns = work.tokens.shape[1]
         by = columns - work.length if self.pads_left else torch.zeros_like(work.length)
@@ -287,7 +298,7 @@ class BaseSampler(ABC):
                 **{name: _moved(getattr(step, name), by) for name in ("canvas", "tentative", "confidence")}
             )
             if config.return_dict:
-                histories.append(step.canvas)
+                histories.append(step.canvas if on_step is None else step.canvas.clone())
             if on_step is not None:
                 on_step(step)
 
@@ -303,15 +314,21 @@ class BaseSampler(ABC):
         sequences = _moved(tokens, by)
         if not config.return_dict:
             return sequences
-        stats = stats_of(denoiser, tokens, masked, policy.eos_id, time.perf_counter() - began)
+        stats = stats_of(denoiser, tokens, masked, eos_id, time.perf_counter() - began)
         return BaseSamplerOutput(sequences, histories, stats)
 
-    def _pad(self, rows: Sequence[Tensor], eos_id: int | None) -> int:
+    def _pad(self, rows: Sequence[Tensor], eos_id: int | None, mask_id: int) -> int:
         """The token that fills up shorter rows: EOS, else the padding token; needed only where lengths differ."""
-        pad = eos_id if eos_id is not None else getattr(self.tokenizer, "pad_token_id", None)
-        if pad is None and len({len(row) for row in rows}) > 1:
+        if len({len(row) for row in rows}) < 2:
+            return 0
+        if eos_id is not None:
+            return eos_id
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        if pad is None:
             raise ValueError("rows of different length need a tokenizer with an eos_token_id or a pad_token_id")
-        return 0 if pad is None else int(pad)
+        if pad == mask_id:
+            raise ValueError(f"rows cannot be padded with the mask token, got {pad} for both")
+        return canvas.check_tokens("pad_token_id", [pad], self.model)[0]
 
 
 def at_least(least: int, name: str, value: object) -> int:
@@ -324,6 +341,16 @@ def at_least(least: int, name: str, value: object) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return value
+
+
+def true_or_false(name: str, value: object) -> None:
+    """A setting that is True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def one_of(choices: Sequence[str], name: str, value: object) -> None:

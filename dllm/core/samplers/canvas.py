@@ -9,23 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.head import output_head
-from dllm.fast.inputs import input_embedding, position_limit
+from dllm.fast.inputs import find_mask_id, input_embedding, position_limit
+from dllm_kernels import _checks
+
+Rows = Tensor | Sequence[Tensor | Sequence[int]] | Mapping[str, Any]
 
 
-def token_rows(inputs: Tensor | Sequence[Tensor | Sequence[int]] | Mapping[str, Any]) -> list[Tensor]:
+def token_rows(inputs: Rows) -> list[Tensor]:
     """Each row of token ids as an int64 vector on the CPU.
 
-    What a tokenizer returns (`input_ids` and `attention_mask`) is taken, too, its padding left out.
+    Of what a tokenizer returns, rows are `input_ids` where `attention_mask` is not 0: transformers 5 hands out a
+    mapping where 4 had a list.
 
     Raises:
-        TypeError: neither a tensor [B, P] nor a list of rows of integers.
+        TypeError: neither a tensor [B, P], nor a list of rows of integers, nor a mapping with one of these.
+        ValueError: an attention mask of another shape than its rows.
 
     Example:
         >>> token_rows([[5, 6], torch.tensor([7])])
         [tensor([5, 6]), tensor([7])]
+        >>> token_rows({"input_ids": [[0, 6]], "attention_mask": [[0, 1]]})
+        [tensor([6])]
     """
     if isinstance(inputs, Mapping):
-        return _encoded_rows(inputs)
+        return _attended(inputs)
     if isinstance(inputs, Tensor) and inputs.dim() != 2:
         raise TypeError(f"inputs must have shape [B, P] or be a list of rows, got shape {list(inputs.shape)}")
     if not isinstance(inputs, (Tensor, list, tuple)):
@@ -33,14 +40,16 @@ def token_rows(inputs: Tensor | Sequence[Tensor | Sequence[int]] | Mapping[str, 
     return [_token_row(row) for row in inputs]
 
 
-def _encoded_rows(encoding: Mapping[str, Any]) -> list[Tensor]:
-    if "input_ids" not in encoding:
-        raise TypeError(f"inputs must hold input_ids where they are a mapping, got {', '.join(map(str, encoding))}")
-    rows = token_rows(encoding["input_ids"])
-    masks = encoding.get("attention_mask")
+def _attended(inputs: Mapping[str, Any]) -> list[Tensor]:
+    if "input_ids" not in inputs:
+        raise TypeError(f"inputs must hold input_ids, got a mapping with {', '.join(map(str, inputs)) or 'nothing'}")
+    rows, masks = token_rows(inputs["input_ids"]), inputs.get("attention_mask")
     if masks is None:
         return rows
-    return [row[torch.as_tensor(mask).to("cpu") != 0] for row, mask in zip(rows, masks, strict=True)]
+    masks = token_rows(masks)
+    if [len(mask) for mask in masks] != [len(row) for row in rows]:
+        raise ValueError("attention_mask must have the shape of input_ids, got another one")
+    return [row[mask != 0] for row, mask in zip(rows, masks, strict=True)]
 
 
 def _token_row(row: Tensor | Sequence[int]) -> Tensor:
@@ -54,18 +63,27 @@ def _token_row(row: Tensor | Sequence[int]) -> Tensor:
         raise TypeError(f"a row of inputs must be a vector of token ids, got shape {list(tokens.shape)}")
     if tokens.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
-    if tokens.dtype not in (torch.int64, torch.int32):
+    if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
         raise TypeError(f"a row of inputs must hold integers, got {str(tokens.dtype).removeprefix('torch.')}")
     return tokens.to("cpu", torch.int64)
+
+
+def mask_token(model: nn.Module, tokenizer: object) -> int:
+    """The mask token of a model that can be sampled from.
+
+    Raises:
+        ValueError: the model has no head, or nobody knows a mask token.
+    """
+    output_head(model)
+    return find_mask_id(model, None, tokenizer)
 
 
 def check_rows(model: nn.Module, rows: Sequence[Tensor], mask_id: int) -> None:
     """Check finished canvases against the model.
 
     Raises:
-        ValueError: the model has no head, a token is outside the vocabulary, or a row is too long for it.
+        ValueError: a token is outside the vocabulary, or a row is too long for the model.
     """
-    output_head(model)
     vocab_size, positions = len(input_embedding(model)), position_limit(model)
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"the mask token must lie in the vocabulary of {vocab_size} tokens, got {mask_id}")
@@ -85,13 +103,13 @@ def check_tokens(name: str, tokens: Sequence[int] | None, model: nn.Module) -> l
     """
     if tokens is None:
         return []
-    if not isinstance(tokens, (list, tuple)) or not all(type(token) is int for token in tokens):
+    if not isinstance(tokens, (list, tuple)):
         raise TypeError(f"{name} must be a list of token ids, got {tokens!r}")
-    vocab_size = len(input_embedding(model))
+    tokens, vocab_size = [_checks.int64(name, token) for token in tokens], len(input_embedding(model))
     for token in tokens:
         if not 0 <= token < vocab_size:
             raise ValueError(f"{name} must lie in [0, {vocab_size}), got {token}")
-    return list(tokens)
+    return tokens
 
 
 def stacked(rows: Sequence[Tensor], pad: int, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of
+from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
 from dllm.core.samplers.schedules import (
     binomial_draws,
     scheduled_counts,
@@ -53,6 +53,7 @@ class DreamSamplerConfig(BaseSamplerConfig):
         """See :meth:`BaseSamplerConfig.check`."""
         super().check()
         at_least(1, "steps", self.steps)
+        true_or_false("stochastic_transfer", self.stochastic_transfer)
         one_of(("origin", *CONFIDENCE), "alg", self.alg)
         one_of(("alpha", "time"), "schedule", self.schedule)
         if self.alg_temp is not None:
@@ -97,6 +98,7 @@ class DreamSampler(BaseSampler):
             "top_k": config.top_k,
             # as long as only their order counts, logarithms tell apart what is 1 as a float32 probability
             "confidence": "log_prob" if ranked_by == "probability" and not drawn else ranked_by,
-            "order_temperature": config.alg_temp if drawn else 0.0,
+            # below 1e-30 confidences that differ as float32 numbers are drawn in their order anyway; 0 / 0 is none
+            "order_temperature": max(config.alg_temp, 1e-30) if drawn else 0.0,
             "rule": "coin" if config.alg == "origin" else "count",
         }

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span
 from dllm_kernels import _checks
+from dllm_kernels.transfer_tokens.api import COST_CAP
 
 
 @dataclass
 class EntropyBoundSamplerConfig(BaseSamplerConfig):
     """Settings of :class:`EntropyBoundSampler` besides those of :class:`BaseSamplerConfig`.
 
-    gamma: nats that a step may spend.
+    gamma: nats that a step may spend, below 65536 or infinite.
     """
 
     block_size: int | None = 32
@@ -23,7 +25,8 @@ class EntropyBoundSamplerConfig(BaseSamplerConfig):
     def check(self) -> None:
         """See :meth:`BaseSamplerConfig.check`."""
         super().check()
-        _checks.finite_at_least_zero("gamma", self.gamma)
+        if not (0 <= _checks.number("gamma", self.gamma) < COST_CAP or self.gamma == math.inf):
+            raise ValueError(f"gamma must be infinite or from 0 to below {COST_CAP:.0f}, got {self.gamma}")
 
 
 class EntropyBoundSampler(BaseSampler):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of
+from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
 from dllm.core.samplers.schedules import even_counts
 
 END_OF_TURN = "<|eot_id|>"
@@ -32,6 +32,8 @@ class LLaDASamplerConfig(BaseSamplerConfig):
         """See :meth:`BaseSamplerConfig.check`."""
         super().check()
         at_least(1, "steps", self.steps)
+        for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
+            true_or_false(name, getattr(self, name))
         one_of(("low_confidence", "random"), "remasking", self.remasking)
 
 

@@ -52,7 +52,8 @@ class LLaDA2Sampler(BaseSampler):
 
     def policy(self, config: LLaDA2SamplerConfig) -> dict[str, Any]:
         """Above the threshold: the kernel commits what is at least at its bar, so the bar is the next float32."""
-        return {"confidence": "probability", "threshold": _next_float32(config.threshold)}
+        threshold = min(config.threshold, 1.0)  # nothing is more probable
+        return {"confidence": "probability", "threshold": _next_float32(threshold)}
 
 
 def _next_float32(x: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of
+from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
 from dllm.core.samplers.schedules import binomial_draws, scheduled_counts, transfer_probabilities
 
 
@@ -27,6 +27,7 @@ class MDLMSamplerConfig(BaseSamplerConfig):
         """See :meth:`BaseSamplerConfig.check`."""
         super().check()
         at_least(1, "steps", self.steps)
+        true_or_false("stochastic_transfer", self.stochastic_transfer)
         one_of(("low_confidence", "random"), "remasking", self.remasking)
 
 
