@@ -97,7 +97,7 @@ def test_what_a_tokenizer_returns(model):
     padded = BatchEncoding({"input_ids": [[7, 8, 9], [1, 1, 10]], "attention_mask": [[1, 1, 1], [0, 0, 1]]})
     for inputs in (ragged, padded, padded.convert_to_tensors("pt")):
         assert torch.equal(sampler.sample(inputs, max_new_tokens=4), want)
-    with pytest.raises(TypeError, match="inputs must hold input_ids where they are a mapping, got ids"):
+    with pytest.raises(TypeError, match="inputs must hold input_ids, got a mapping with ids"):
         sampler.sample({"ids": rows})
 
 

@@ -363,10 +363,6 @@ def one_of(choices: Sequence[str], name: str, value: object) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _seeds(seed: int | Sequence[int] | None, batch: int) -> Tensor:
-    return row_seeds(seed, batch, torch.device("cpu"))
-
-
 def _spans(row: Tensor, first: int, size: int, mask_id: int, seed: int) -> list[Span]:
     """The blocks of a row from column `first` on, the last one cut at its end."""
     starts = range(first, len(row), size)
