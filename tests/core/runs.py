@@ -86,10 +86,10 @@ def pad_right(samples: list[dict[str, list[int]]], width: int | None = None) -> 
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.tensor(real)}
 
 
-def config_of(folder: Any, **options: Any) -> MDLMConfig:
+def config_of(folder: Any, kind: type[MDLMConfig] = MDLMConfig, **options: Any) -> MDLMConfig:
     quiet = dict(report_to="none", disable_tqdm=True, eval_strategy="no", save_strategy="no", logging_steps=1)
     exact = dict(use_cpu=True, bf16=False, max_grad_norm=0.0, warmup_ratio=0.0, lr_scheduler_type="constant")
-    return MDLMConfig(output_dir=str(folder), seed=SEED, **(quiet | exact | options))
+    return kind(output_dir=str(folder), seed=SEED, **(quiet | exact | options))
 
 
 def trainer_of(
