@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import BertForMaskedLM, ModernBertForMaskedLM, TrainerCallback
 
 from dllm.core.schedulers import make_alpha_scheduler
-from dllm.core.trainers import MDLMConfig, MDLMTrainer
+from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
 from tests.core.reference import Objective
 from tests.models import FIRST_WORD, MASK_ID, PAD_ID, tiny
 
@@ -50,7 +50,13 @@ class LooseModern(_Loose, ModernBertForMaskedLM):
     family = "modernbert"
 
 
-KINDS = {kind.__name__: kind for kind in (Strict, Loose, StrictModern, LooseModern)}
+class Whole(BertForMaskedLM):
+    """A forward that takes positions too."""
+
+    family = "bert"
+
+
+KINDS = {kind.__name__: kind for kind in (Strict, Loose, StrictModern, LooseModern, Whole)}
 
 
 def model_of(kind: type[nn.Module] = Loose, dropout: float = 0.0, **options: Any) -> nn.Module:
@@ -103,6 +109,7 @@ def trainer_of(
     callbacks, evaluated = options.pop("callbacks", None), options.pop("eval_dataset", None)
     config = config_of(
         folder,
+        BD3LMConfig if issubclass(kind, BD3LMTrainer) else MDLMConfig,
         loss_norm_type=objective.norm,
         loss_weight_type=objective.weight,
         right_shift_logits=objective.right_shift,

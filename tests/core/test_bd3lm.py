@@ -13,13 +13,15 @@ import torch.nn.functional as F
 import transformers
 from transformers import BertForMaskedLM
 
-from dllm.core.schedulers import LinearAlphaScheduler, make_alpha_scheduler
+from dllm.core.schedulers import LinearAlphaScheduler
 from dllm.core.trainers import BD3LMConfig, BD3LMTrainer
 from dllm.core.trainers.bd3lm import AppendEOSBlockWrapper
 from dllm.core.trainers.block_mask import block_mask
 from dllm.core.trainers.blocks import BD3LMCollator
 from dllm.models import bidirectional
+from tests.core import runs
 from tests.core import test_mdlm as mdlm
+from tests.core.rank import two_ranks
 from tests.core.reference import ALPHA, Objective, gradients, uniform
 from tests.core.runs import PLAIN, SEED, Gradients, Loose, config_of, model_of, pad_right, samples_of
 from tests.fast.test_masked_loss import NoHostSync
@@ -117,27 +119,9 @@ def truth(model, samples, objective, dtype, *, size=BLOCK, per_block=False, epoc
 
 
 def trainer_of(folder, model, samples, objective=PLAIN, **options):
-    watch, evaluated = Gradients(), options.pop("eval_dataset", None)
-    settings = dict(
-        block_size=BLOCK,
-        loss_norm_type=objective.norm,
-        loss_weight_type=objective.weight,
-        right_shift_logits=objective.right_shift,
-        time_epsilon=objective.low,
-        time_max=objective.high,
-        per_device_train_batch_size=len(samples),
-        num_train_epochs=1,
-    )
-    trainer = BD3LMTrainer(
-        config_of(folder, BD3LMConfig, **(settings | options)),
-        make_alpha_scheduler(objective.alpha),
-        model=model,
-        train_dataset=samples,
-        eval_dataset=evaluated,
-        data_collator=pad_right,
-        callbacks=[watch],
-    )
-    return trainer, watch
+    watch = Gradients()
+    options = dict(block_size=BLOCK, per_device_train_batch_size=len(samples), num_train_epochs=1) | options
+    return runs.trainer_of(folder, model, samples, objective, BD3LMTrainer, callbacks=[watch], **options), watch
 
 
 def check(trainer, watch, exact, plain):
@@ -222,6 +206,21 @@ def test_evaluation_is_of_the_whole_data(tmp_path):
     options = dict(eval_dataset=samples, per_device_eval_batch_size=2)
     metrics = trainer_of(tmp_path, model, samples_of(2), **options)[0].evaluate()
     assert mdlm.close(metrics["eval_loss"], exact[0], plain[0]) and mdlm.close(metrics["eval_nll"], exact[1], plain[1])
+
+
+def test_two_ranks_are_one_batch(tmp_path):
+    """Each in two forwards; seven samples to evaluate, of which the last batch is filled up."""
+    options = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1, learning_rate=0.0)
+    options |= dict(per_device_eval_batch_size=2, block_size=BLOCK)
+    settings = dict(norm="sequence", kind="Whole", trainer="BD3LM", samples=8, evaluated=7, options=options)
+    model, objective = model_of(runs.Whole), Objective(norm="sequence")
+    exact, plain = both(model, samples_of(8), objective)
+    evaluated64, evaluated32 = both(model, samples_of(7, seed=5), objective)
+    for (rank,) in two_ranks(tmp_path, [settings]):
+        (step,) = rank["gradients"]
+        assert float((step - exact[2]).norm()) <= 2 * float((plain[2] - exact[2]).norm())
+        assert mdlm.close(rank["evaluation"]["eval_loss"], evaluated64[0], evaluated32[0])
+        assert mdlm.close(rank["evaluation"]["eval_nll"], evaluated64[1], evaluated32[1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
