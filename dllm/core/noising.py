@@ -68,8 +68,10 @@ def sample_seeds(tokens: Tensor, lengths: Tensor, run_seed: int) -> Tensor:
     return torch.tensor(seeds, dtype=torch.int64)
 
 
-def diffusion_times(seeds: Tensor, epoch: int, *, low: float, high: float, antithetic: bool = False) -> Tensor:
-    """float32 [B]: t = low + (high - low) U, a time per sample.
+def diffusion_times(
+    seeds: Tensor, epoch: int, *, low: float, high: float, antithetic: bool = False, blocks: int | None = None
+) -> Tensor:
+    """float32 [B]: t = low + (high - low) U, a time per sample; or [B, blocks], a time for each block of each sample.
 
     Args:
         seeds: int64 [B], of the samples.
@@ -77,18 +79,20 @@ def diffusion_times(seeds: Tensor, epoch: int, *, low: float, high: float, antit
         low, high: the range of t, 0 <= low < high <= 1; MDLM's is (1e-3, 1).
         antithetic: U becomes (U + i) / n mod 1 for row i of n, so that the times of a batch are spread evenly. Then
             a sample's time depends on its place in the batch; what is masked at that time still does not.
+        blocks: of every sample, None for one time of the whole. A sample of one block has the same time either way.
 
-    Source: MDLM (arXiv:2406.07524), which calls the even spread antithetic.
+    Source: MDLM (arXiv:2406.07524), which calls the even spread antithetic; BD3-LM (arXiv:2503.09573) for blocks.
 
     Example:
         >>> t = diffusion_times(torch.arange(4), 0, low=0.0, high=1.0, antithetic=True)
         >>> (t * 4).floor()
         tensor([0., 1., 2., 3.])
     """
-    zero = torch.zeros_like(seeds)
-    u = philox.uniform(seeds, zero, zero + epoch, philox.DIFFUSION_TIME)
+    block = torch.arange(1 if blocks is None else blocks, device=seeds.device)
+    u = philox.uniform(seeds[:, None], block, torch.full_like(block, epoch), philox.DIFFUSION_TIME)
+    u = u[:, 0] if blocks is None else u
     if antithetic:
-        u = (u + torch.arange(len(u), device=u.device)) / len(u) % 1
+        u = (u + torch.arange(u.numel(), device=u.device).view_as(u)) / u.numel() % 1
     return (low + (high - low) * u).clamp(low, high)
 
 

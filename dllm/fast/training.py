@@ -260,7 +260,7 @@ def _kind(model: nn.Module, head: nn.Module, example: Mapping[str, Tensor]) -> t
         calls.append((logits, alone))
         return logits
 
-    with torch.no_grad(), _evaluating(unwrapped(model)), _replaced_forward(head, watched):
+    with torch.no_grad(), evaluating(unwrapped(model)), _replaced_forward(head, watched):
         given_out = logits_of(model(**example))
     if len(calls) != 1:
         return "logits", f"its forward calls the head {len(calls)} times"
@@ -282,7 +282,7 @@ def _kind(model: nn.Module, head: nn.Module, example: Mapping[str, Tensor]) -> t
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode (no dropout, so no random number is drawn), then each as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()

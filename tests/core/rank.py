@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import fully_shard
 
-from dllm.core.trainers import MDLMTrainer
+from dllm.core.trainers import BD3LMTrainer, MDLMTrainer
 from dllm.fast import training
 from dllm.fast.training import unwrapped
 from tests import launch
@@ -47,6 +47,9 @@ class Sharded(MDLMTrainer):
         state.fsdp_plugin, self.is_fsdp_enabled = plugin, True
 
 
+TRAINERS = {"MDLM": MDLMTrainer, "BD3LM": BD3LMTrainer, "Sharded": Sharded}
+
+
 def run(out: str, settings: dict) -> dict:
     watch, model = Gradients(), model_of(KINDS[settings["kind"]], **settings["model"])
     if settings["head_alone"]:
@@ -56,7 +59,7 @@ def run(out: str, settings: dict) -> dict:
         model,
         samples_of(settings["samples"]),
         Objective(norm=settings["norm"]),
-        Sharded if settings["sharded"] else MDLMTrainer,
+        TRAINERS["Sharded" if settings["sharded"] else settings["trainer"]],
         callbacks=[watch],
         eval_dataset=samples_of(settings["evaluated"], seed=5),
         **settings["options"],
@@ -70,7 +73,7 @@ def run(out: str, settings: dict) -> dict:
 
 def two_ranks(folder: Path, runs: list[dict]) -> list[list[dict]]:
     """What each of two ranks found in each run, all runs one after the other in the same two processes."""
-    defaults = dict(model={}, sharded=False, head_alone=False, resume=None, saved=None)
+    defaults = dict(model={}, trainer="MDLM", sharded=False, head_alone=False, resume=None, saved=None)
     return launch.two_ranks(folder, "tests.core.rank", json.dumps([defaults | run for run in runs]))
 
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import BertForMaskedLM, ModernBertForMaskedLM, TrainerCallback
 
 from dllm.core.schedulers import make_alpha_scheduler
-from dllm.core.trainers import MDLMConfig, MDLMTrainer
+from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
 from tests.core.reference import Objective
 from tests.models import FIRST_WORD, MASK_ID, PAD_ID, tiny
 
@@ -50,7 +50,13 @@ class LooseModern(_Loose, ModernBertForMaskedLM):
     family = "modernbert"
 
 
-KINDS = {kind.__name__: kind for kind in (Strict, Loose, StrictModern, LooseModern)}
+class Whole(BertForMaskedLM):
+    """A forward that takes positions too."""
+
+    family = "bert"
+
+
+KINDS = {kind.__name__: kind for kind in (Strict, Loose, StrictModern, LooseModern, Whole)}
 
 
 def model_of(kind: type[nn.Module] = Loose, dropout: float = 0.0, **options: Any) -> nn.Module:
@@ -86,10 +92,10 @@ def pad_right(samples: list[dict[str, list[int]]], width: int | None = None) -> 
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.tensor(real)}
 
 
-def config_of(folder: Any, **options: Any) -> MDLMConfig:
+def config_of(folder: Any, kind: type[MDLMConfig] = MDLMConfig, **options: Any) -> MDLMConfig:
     quiet = dict(report_to="none", disable_tqdm=True, eval_strategy="no", save_strategy="no", logging_steps=1)
     exact = dict(use_cpu=True, bf16=False, max_grad_norm=0.0, warmup_ratio=0.0, lr_scheduler_type="constant")
-    return MDLMConfig(output_dir=str(folder), seed=SEED, **(quiet | exact | options))
+    return kind(output_dir=str(folder), seed=SEED, **(quiet | exact | options))
 
 
 def trainer_of(
@@ -103,6 +109,7 @@ def trainer_of(
     callbacks, evaluated = options.pop("callbacks", None), options.pop("eval_dataset", None)
     config = config_of(
         folder,
+        BD3LMConfig if issubclass(kind, BD3LMTrainer) else MDLMConfig,
         loss_norm_type=objective.norm,
         loss_weight_type=objective.weight,
         right_shift_logits=objective.right_shift,

@@ -1,5 +1,6 @@
 """Trainers: transformers' Trainer with diffusion objectives, on the loss of :mod:`dllm.fast.training`."""
 
+from dllm.core.trainers.bd3lm import BD3LMConfig, BD3LMTrainer
 from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer
 
-__all__ = ["MDLMConfig", "MDLMTrainer"]
+__all__ = ["BD3LMConfig", "BD3LMTrainer", "MDLMConfig", "MDLMTrainer"]

@@ -143,7 +143,11 @@ class MDLMCollator:
         counts = dict(maskable=maskable.sum(1), lengths=attended.sum(1))
         self._warn_once_of_nothing(counts["maskable"])
         chosen = self._chosen(tokens, noised.masked, times)
-        return batch | {"input_ids": noised.tokens, CORRUPTION: chosen | counts}
+        return self._model_inputs(batch, noised.tokens) | {CORRUPTION: chosen | counts}
+
+    def _model_inputs(self, batch: dict[str, Any], noised: Tensor) -> dict[str, Any]:
+        """The batch of x_0 as that of x_t."""
+        return batch | {"input_ids": noised}
 
     def _corrupt(
         self,
@@ -159,19 +163,24 @@ class MDLMCollator:
             lengths = noising.real_lengths(tokens, attention_mask, self.pad_id)
             seeds = noising.sample_seeds(tokens, lengths, self.seed)
         if times is None:
-            times = noising.diffusion_times(seeds, epoch, low=self.low, high=self.high, antithetic=self.antithetic)
+            times = self._times(seeds, tokens.shape[1])
         options = dict(seeds=seeds, epoch=epoch, scheduler=self.scheduler, mask_id=self.mask_id)
         return times, noising.corrupt(tokens, maskable, times, **options)
+
+    def _times(self, seeds: Tensor, width: int) -> Tensor:
+        """float32 [B], or [B, width] for a time per token."""
+        return noising.diffusion_times(seeds, self.epoch, low=self.low, high=self.high, antithetic=self.antithetic)
 
     def _chosen(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
         """The masked tokens that carry loss: where they are predicted, what they are, what they weigh."""
         weight = torch.ones_like(times) if self.uniform_weight else self.scheduler.weight(times)
         if not bool(((weight >= 0) & (weight < torch.inf)).all()):
             raise ValueError(f"weights of {type(self.scheduler).__name__} must be finite and at least 0, got {weight}")
-        row, position = (masked & (weight > 0)[:, None]).nonzero(as_tuple=True)
+        weight = (weight if weight.dim() == 2 else weight[:, None]).expand_as(masked)
+        row, position = (masked & (weight > 0)).nonzero(as_tuple=True)
         predicted_at = (position - 1).clamp(min=0) if self.right_shift else position
         rows = row * tokens.shape[1] + predicted_at
-        return dict(rows=rows, targets=tokens[row, position], weight=weight[row].float())
+        return dict(rows=rows, targets=tokens[row, position], weight=weight[row, position].float())
 
     def _warn_once_of_nothing(self, maskable: Tensor) -> None:
         if not self._warned and int(maskable.sum()) == 0:

@@ -376,7 +376,7 @@ class MDLMTrainer(transformers.Trainer):
         replayed = self.graphs is not None and self._in_training_step
         loss, nll = (self.graphs.step if replayed else masked_loss)(
             model,
-            {name: value for name, value in inputs.items() if name != CORRUPTION},
+            self._model_inputs(model, inputs),
             rows=chosen["rows"],
             targets=chosen["targets"],
             row_weight=weight * scale,
@@ -385,14 +385,18 @@ class MDLMTrainer(transformers.Trainer):
             loss.requires_grad_()  # a leaf: the backward that transformers calls finds nothing left to do
         return loss, nll.new_zeros(len(tokens)).index_add_(0, sample, chosen["weight"] * nll)
 
+    def _model_inputs(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model, wrapped or not, is called with."""
+        return {name: value for name, value in inputs.items() if name != CORRUPTION}
+
     def _normalizer(self, batch: Mapping[str, Any]) -> Tensor:
         """Z of one batch, int64 []."""
         maskable = batch[CORRUPTION]["maskable"]
         return maskable.sum() if self.args.loss_norm_type == "token" else maskable.new_tensor(len(maskable))
 
-    def _collator(self) -> MDLMCollator:
+    def _collator(self, kind: type[MDLMCollator] = MDLMCollator, **options: Any) -> MDLMCollator:
         args = self.args
-        return MDLMCollator(
+        return kind(
             base=self.data_collator,
             scheduler=self.scheduler,
             mask_id=self.mask_id,
@@ -404,6 +408,7 @@ class MDLMTrainer(transformers.Trainer):
             antithetic=args.antithetic_time,
             uniform_weight=args.loss_weight_type == "uniform",
             right_shift=args.right_shift_logits,
+            **options,
         )
 
     @contextmanager

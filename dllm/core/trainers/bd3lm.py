@@ -1,0 +1,119 @@
+"""Training by block diffusion: text from block to block, each block by masked diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from dllm.core.schedulers import BaseAlphaScheduler
+from dllm.core.trainers.block_mask import BlockInputs, check_sees_blocks
+from dllm.core.trainers.blocks import AppendEOSBlockWrapper, BD3LMCollator
+from dllm.core.trainers.collator import MDLMCollator
+from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer
+from dllm.fast.inputs import input_embedding
+from dllm.fast.training import unwrapped
+
+__all__ = ["AppendEOSBlockWrapper", "BD3LMConfig", "BD3LMTrainer"]
+
+
+@dataclass
+class BD3LMConfig(MDLMConfig):
+    """Arguments of :class:`BD3LMTrainer`: those of :class:`~dllm.core.trainers.mdlm.MDLMConfig`, and the fields below.
+    The clipped range of t of the paper is `time_epsilon` to `time_max`.
+
+    Raises:
+        TypeError, ValueError: as its parent; a `block_size` that is no integer, or less than 1.
+
+    Example:
+        >>> BD3LMConfig(output_dir="out", report_to="none").block_size
+        32
+    """
+
+    block_size: int = field(default=32, metadata={"help": "Tokens of a block."})
+    time_per_block: bool = field(
+        default=False, metadata={"help": "A diffusion time for each block, as in the paper, not one for each sample."}
+    )
+
+    def __post_init__(self):
+        if type(self.block_size) is not int:
+            raise TypeError(f"block_size must be an integer, got {self.block_size!r}")
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+        super().__post_init__()
+
+
+class BD3LMTrainer(MDLMTrainer):
+    r"""Trains a language model by block diffusion (BD3-LM): blocks from left to right, each by masked diffusion.
+
+    The model is given a text twice in one row, [x_t ; x_0] with the same positions: a block of x_t sees itself and the
+    earlier blocks of x_0 (:func:`~dllm.core.trainers.block_mask.block_mask`), so that one forward has every block in
+    the context that a sampler will have. The loss is that of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`, over the
+    masked tokens of x_t alone: with b the blocks of a sample,
+
+    .. math::
+        loss = \frac{1}{Z} \sum_{samples} c \sum_b w(t_b) \sum_{masked\ i \in b} -\log p(x_i \mid x_t^b, x_0^{<b})
+
+    where t_b is one time of the sample, or with `time_per_block` one of each block. All else is as there: the
+    normaliser, the masks, evaluation, the logs (tokens are counted once), CUDA graphs. With blocks as long as the text
+    it is the loss of MDLM. With `right_shift_logits` the first token of a block is predicted by the last position of
+    the block before it in x_t.
+
+    The first batch is preceded by two forwards on a few tokens, which try whether the model sees exactly what it is
+    shown. BERT and RoBERTa work as they are, ModernBERT under transformers 5, whose CUDA graphs are not captured, and
+    causal models of transformers without local layers (Llama, Qwen2, Qwen3), made bidirectional or not: the blocks'
+    mask takes the place of theirs.
+
+    Args:
+        args: :class:`BD3LMConfig`.
+        others: as of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`. For fine-tuning, :class:`AppendEOSBlockWrapper`
+            around a `data_collator` fills answers up to whole blocks.
+
+    Raises:
+        TypeError, ValueError: as its parent; args that are no BD3LMConfig; an attention that takes no such mask. While
+            training: a model that does not see what it is shown.
+
+    Source: BD3-LM (arXiv:2503.09573); the names are those of dLLM 0.1.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> tiny = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=50)
+        >>> model = BertForMaskedLM(BertConfig(**tiny, mask_token_id=3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = BD3LMConfig(
+        ...         output_dir=folder, report_to="none", eval_strategy="no", save_strategy="no", max_steps=2,
+        ...         use_cpu=True, bf16=False, disable_tqdm=True, logging_strategy="no", block_size=2,
+        ...     )
+        ...     trainer = BD3LMTrainer(config, model=model, train_dataset=[{"input_ids": [5, 6, 7]}] * 8)
+        ...     _ = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> trainer.state.global_step
+        2
+    """
+
+    def __init__(self, args: BD3LMConfig, scheduler: BaseAlphaScheduler | None = None, **options: Any):
+        if not isinstance(args, BD3LMConfig):
+            raise TypeError(f"args must be a BD3LMConfig, got {type(args).__name__}")
+        super().__init__(args, scheduler, **options)
+        self._block_inputs, self._checked = BlockInputs.of(self.model), False
+
+    def _collator(self, kind: type[MDLMCollator] = BD3LMCollator, **options: Any) -> MDLMCollator:
+        blocks = dict(block_size=self.args.block_size, time_per_block=self.args.time_per_block)
+        return super()._collator(kind, **blocks, **options)
+
+    def _model_inputs(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        given = super()._model_inputs(model, inputs)
+        if not self._checked:
+            check_sees_blocks(model, self._block_inputs)
+            self._checked = True
+        padding, dtype = given.pop("attention_mask", None), input_embedding(unwrapped(model)).dtype
+        made = self._block_inputs(given["input_ids"], self.args.block_size, dtype=dtype, attention_mask=padding)
+        return made | given  # positions and types of tokens that the batch has stay
+
+    def _begin(self) -> None:
+        super()._begin()
+        # a token goes through the body twice; two halves of L^2 / 2 pairs each are what attention is counted for
+        self._flops.body *= 2
