@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast import graphs
+from dllm.fast.cache import POOL, KeyValueCache, layout_of
 from dllm.fast.denoise import Clock, Policy, State, denoise_step
 from dllm.fast.head import HeadTap
+from dllm.fast.passes import Pass, plan
 from dllm.fast.schedule import Schedule
 
 # On a GPU asking whether rows have finished waits for the device: do so only every so many steps.
@@ -83,6 +86,8 @@ class Denoiser:
         self.model, self.policy = model, policy
         self.cuda_graph, self.on_step, self.timed = cuda_graph, on_step, timed
         self.forwards, self.captured, self.note = 0, None, ""
+        self.cache: KeyValueCache | None = None
+        self.cache_bytes = 0
 
     @property
     def graphed(self) -> bool:
@@ -107,7 +112,12 @@ class Denoiser:
             return self.canvas
         self.state = self._initial_state()
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
+        self.opens = _beginnings(work.schedule) if device.type != "cpu" and self.policy.follows_schedule else None
+        if self.policy.keeps_to_blocks and capturing:
+            capturing, self.note = self._uncaptured()
         try:
+            if self.policy.cache is not None:
+                self._take_cache()
             if capturing:
                 self._capture()
             self._denoise(most_steps)
@@ -117,6 +127,9 @@ class Denoiser:
         finally:
             if self.captured is not None:
                 self.captured.busy = False
+            if self.cache is not None:
+                POOL.give_back(self.cache)
+                self.cache = None
 
     def _denoise(self, most_steps: int) -> None:
         poll_every = POLL_EVERY.get(self.canvas.device.type, 1)
@@ -125,7 +138,7 @@ class Denoiser:
             if self.graphed:
                 self.captured.replay()
             else:
-                denoise_step(self.tap, self.state, self.policy, self.clock)
+                denoise_step(self.tap, self.state, self.policy, self.clock, self.cache, self._passes(n))
             self.forwards += 1
             if progress is not None:
                 self.on_step(self._view(*progress))
@@ -133,6 +146,31 @@ class Denoiser:
                 self._poll()
                 if len(self.active) == 0:
                     return
+
+    def _take_cache(self) -> None:
+        """Memory for the keys and values of all rows, of both canvases under guidance."""
+        batch, columns = self.canvas.shape
+        rows = batch if self.policy.cfg_scale == 0 else 2 * batch
+        self.cache = POOL.take(layout_of(self.tap), rows=rows, columns=columns, device=self.canvas.device)
+        self.cache_bytes = self.cache.bytes
+
+    def _uncaptured(self) -> tuple[bool, str]:
+        """Steps that keep to blocks change their shape, so that they are not captured."""
+        why = "steps that keep to blocks change their shape"
+        if self.cuda_graph:
+            raise ValueError(f"cuda_graph must be None or False here, because {why}; got True")
+        _log.info("eager steps, because %s", why)
+        return False, why
+
+    def _passes(self, n: int) -> list[Pass]:
+        """What step n of the call runs. A CPU reads the state; for a GPU the schedule tells where blocks begin, unless
+        they adapt: then the prefix and dual caches read one flag a step."""
+        exact, beginning = self.canvas.device.type == "cpu", None
+        if self.opens is not None:
+            beginning = torch.tensor([n in steps for steps in self.opens])[self.active.cpu()]
+        elif self.policy.cache is not None and (exact or self.policy.cache != "block"):
+            beginning = ((self.state.step == 0) & (self.state.block < self.state.blocks)).cpu()
+        return plan(self.state, self.policy, self.cache, opening=n == 0, beginning=beginning, exact=exact)
 
     def _capture(self) -> None:
         """Move the state into a captured step; where that fails, stay eager and say why, unless it was insisted on."""
@@ -165,7 +203,14 @@ class Denoiser:
         self.active = self.active[staying]
         if not self.graphed:
             self.state = self.state.rows(staying)
+            self._keep(staying, len(done))
         self.canvas[rows] = self._ended(self.canvas[rows], rows)
+
+    def _keep(self, staying: Tensor, batch: int) -> None:
+        """Let the cache's rows follow the state's."""
+        if self.cache is not None and len(staying) < batch:
+            canvases = 1 if self.policy.cfg_scale == 0 else 2
+            self.cache.keep([row + i * batch for i in range(canvases) for row in staying.tolist()])
 
     def _ended(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Canvases [N, L] of finished rows, with EOS to the end after the first one."""
@@ -219,6 +264,7 @@ class Denoiser:
             given=work.given,
             attention_mask=(column < work.length[:, None]).long() if padded else None,
             first=work.first,
+            length=work.length,
             seeds=work.seeds,
             blocks=work.schedule.blocks,
             begin=work.schedule.begin,
@@ -227,6 +273,7 @@ class Denoiser:
             amount=work.schedule.amount,
             block=zeros.clone(),
             step=zeros.clone(),
+            idle=zeros.clone(),
             spent=zeros.clone(),
             failed=zeros - 1,
             waited=torch.zeros(1, dtype=torch.int64, device=device),
@@ -236,6 +283,12 @@ class Denoiser:
             suppress=work.suppress,
             begin_suppress=work.begin_suppress,
         )
+
+
+def _beginnings(schedule: Schedule) -> list[set[int]]:
+    """At which steps of the call each row begins a block, where rows take all steps that they have."""
+    steps, blocks = schedule.steps.tolist(), schedule.blocks.tolist()
+    return [{0, *itertools.accumulate(row[: count - 1])} for row, count in zip(steps, blocks, strict=True)]
 
 
 def fill_after_eos(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int) -> Tensor:

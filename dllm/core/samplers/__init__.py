@@ -1,6 +1,7 @@
 """Samplers: policies on the one denoising loop of :mod:`dllm.fast`."""
 
 from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerOutput
+from dllm.core.samplers.bd3lm import BD3LMSampler, BD3LMSamplerConfig
 from dllm.core.samplers.dream import DreamSampler, DreamSamplerConfig
 from dllm.core.samplers.entropy_bound import EntropyBoundSampler, EntropyBoundSamplerConfig
 from dllm.core.samplers.llada import LLaDASampler, LLaDASamplerConfig
@@ -9,6 +10,8 @@ from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
 from dllm.core.samplers.threshold import ThresholdSampler, ThresholdSamplerConfig
 
 __all__ = [
+    "BD3LMSampler",
+    "BD3LMSamplerConfig",
     "BaseSampler",
     "BaseSamplerConfig",
     "BaseSamplerOutput",
