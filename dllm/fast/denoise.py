@@ -104,6 +104,7 @@ class State:
 
     tokens: Tensor  # int64 [B, L], the canvas
     given: Tensor  # bool [B, L], columns that guidance hides
+    editable: Tensor | None  # bool [B, L], columns that were generated; None where nothing is replaced
     attention_mask: Tensor | None  # int64 [B, L], None when no row is padded
     first: Tensor  # int64 [B], first generated column
     length: Tensor  # int64 [B], columns of the row
@@ -163,7 +164,7 @@ def denoise_step(
     in_block = (column >= now.begin[:, None]) & (column < now.stop[:, None])
     current = tokens.gather(1, column)
     masked = (current == policy.mask_id) & (in_block if policy.keeps_to_blocks else column < now.stop[:, None])
-    asked = masked if policy.edit_threshold is None else in_block
+    asked = masked if policy.edit_threshold is None else masked | (in_block & state.editable.gather(1, column))
     cells, slot, count = _compact(asked, len(tokens) * policy.block_length + HOLES)
     row = cells // policy.window
     listed = Listed(row, column.flatten()[cells], state.seeds[row], state.step[row], count)

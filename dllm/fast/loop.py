@@ -262,6 +262,7 @@ class Denoiser:
         return State(
             tokens=work.tokens.clone(),
             given=work.given,
+            editable=None if policy.edit_threshold is None else work.tokens == policy.mask_id,
             attention_mask=(column < work.length[:, None]).long() if padded else None,
             first=work.first,
             length=work.length,

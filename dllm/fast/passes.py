@@ -118,7 +118,10 @@ def _window(
     mask = mask if one.all_seen else mask.repeat(count, 1, 1, 1)
     context = {"position_ids": inside.repeat(count, 1)}
     if cache is not None:
-        target = torch.where(column < columns, column, cache.columns).repeat(count, 1)
+        kept = column < columns
+        if one.back is not None and policy.block_causal is None:
+            kept &= column >= begin[:, None]  # a column that runs for the next one's sake keeps what it had
+        target = torch.where(kept, column, cache.columns).repeat(count, 1)
         cache.aim(torch.cat([row + i * batch for i in range(count)]), target, seen=one.seen)
         context["past_key_values"] = cache
     return list(tap.body(tokens, mask, **context).chunk(count)), origin

@@ -30,7 +30,7 @@ class BD3LMSamplerConfig(MDLMSamplerConfig):
         """See :meth:`BaseSamplerConfig.check`."""
         super().check()
         if self.block_size is None:
-            raise ValueError("block_size must be a number here, since blocks are what a position sees; got None")
+            raise ValueError("block_size must be a number, as blocks are what a position sees; got None")
         if self.steps_per_block is not None:
             at_least(1, "steps_per_block", self.steps_per_block)
 
