@@ -24,12 +24,13 @@ _layouts: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, Layout]] = weakref.W
 
 
 class Layer(NamedTuple):
-    """What one attention layer keeps of a column."""
+    """What one attention layer keeps of a column. Under autocast keys and values may be of different dtypes."""
 
     heads: int
     key_size: int
     value_size: int
-    dtype: torch.dtype
+    key_dtype: torch.dtype
+    value_dtype: torch.dtype
 
 
 Layout = tuple[Layer, ...]
@@ -47,7 +48,8 @@ class KeyValueCache:
         columns: of a row, without the one that is nobody's.
 
     Example:
-        >>> cache = KeyValueCache((Layer(2, 4, 4, torch.float32),), rows=1, columns=6, device=torch.device("cpu"))
+        >>> layout = (Layer(2, 4, 4, torch.float32, torch.float32),)
+        >>> cache = KeyValueCache(layout, rows=1, columns=6, device=torch.device("cpu"))
         >>> cache.aim(torch.tensor([0]), torch.tensor([[4, 5]]), seen=6)
         >>> keys, values = cache.update(torch.ones(1, 2, 2, 4), torch.ones(1, 2, 2, 4), layer_idx=0)
         >>> keys[0, 0, :, 0].tolist()
@@ -56,10 +58,10 @@ class KeyValueCache:
 
     def __init__(self, layout: Layout, *, rows: int, columns: int, device: torch.device):
         self.layout, self.rows, self.columns = layout, rows, columns
-        self.keys = [torch.zeros(rows, x.heads, columns + 1, x.key_size, dtype=x.dtype, device=device) for x in layout]
-        self.values = [
-            torch.zeros(rows, x.heads, columns + 1, x.value_size, dtype=x.dtype, device=device) for x in layout
-        ]
+        self.keys, self.values = [], []
+        for heads, key_size, value_size, key_dtype, value_dtype in layout:
+            self.keys.append(torch.zeros(rows, heads, columns + 1, key_size, dtype=key_dtype, device=device))
+            self.values.append(torch.zeros(rows, heads, columns + 1, value_size, dtype=value_dtype, device=device))
         self._row = self._column = torch.zeros(0, dtype=torch.int64, device=device)
         self._seen: int | None = None
 
@@ -102,20 +104,18 @@ class KeyValueCache:
             TypeError: they have another dtype than the cache.
             ValueError: they have another shape than the cache was aimed for.
         """
-        layer, (rows, columns) = self.layout[layer_idx], self._column.shape
-        for name, states, size in (("keys", key_states, layer.key_size), ("values", value_states, layer.value_size)):
-            if states.dtype != layer.dtype:
-                raise TypeError(
-                    f"{name} of layer {layer_idx} must be {layer.dtype} as the cache is, got {states.dtype}"
-                )
-            if states.shape != (rows, layer.heads, columns, size):
-                expected = [rows, layer.heads, columns, size]
+        rows, columns = self._column.shape
+        memory = self.keys[layer_idx], self.values[layer_idx]
+        for name, kept, states in zip(("keys", "values"), memory, (key_states, value_states), strict=True):
+            if states.dtype != kept.dtype:
+                raise TypeError(f"{name} of layer {layer_idx} must be {kept.dtype} as the cache, got {states.dtype}")
+            expected = [rows, kept.shape[1], columns, kept.shape[3]]
+            if list(states.shape) != expected:
                 raise ValueError(f"{name} of layer {layer_idx} must be {expected}, got {list(states.shape)}")
-        for kept, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
             kept[self._row, :, self._column] = states.transpose(1, 2)
         if self._seen is None:
             return key_states, value_states
-        return self.keys[layer_idx][:rows, :, : self._seen], self.values[layer_idx][:rows, :, : self._seen]
+        return memory[0][:rows, :, : self._seen], memory[1][:rows, :, : self._seen]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """How many columns precede the ones that run: none, as far as a model that numbers them itself is concerned."""
@@ -138,7 +138,7 @@ class Pool:
     """Memory of finished calls, for the next ones.
 
     Example:
-        >>> pool, layout = Pool(), (Layer(1, 2, 2, torch.float32),)
+        >>> pool, layout = Pool(), (Layer(1, 2, 2, torch.float32, torch.float32),)
         >>> first = pool.take(layout, rows=1, columns=5, device=torch.device("cpu"))
         >>> pool.give_back(first)
         >>> pool.take(layout, rows=1, columns=9, device=torch.device("cpu")) is first
@@ -207,11 +207,11 @@ class _Recorder:
     """A cache that keeps nothing, and notes what it is handed."""
 
     def __init__(self):
-        self.layers: list[tuple[int, Layer, tuple[int, ...]]] = []
+        self.layers: list[tuple[int, Layer]] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object):
-        layer = Layer(key_states.shape[1], key_states.shape[-1], value_states.shape[-1], key_states.dtype)
-        self.layers.append((layer_idx, layer, (*key_states.shape[::2], value_states.dtype)))
+        sizes = key_states.shape[1], key_states.shape[-1], value_states.shape[-1]
+        self.layers.append((layer_idx, Layer(*sizes, key_states.dtype, value_states.dtype)))
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -240,18 +240,16 @@ def _inspect(model: nn.Module) -> tuple[Layout, bool]:
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{name} keeps no cache that could be served: {reason}") from error
-    layers = [layer for _, layer, _ in recorder.layers]
-    if [index for index, *_ in recorder.layers] != list(range(len(layers))) or not layers:
+    indices = [index for index, _ in recorder.layers]
+    if indices != list(range(len(indices))) or not indices:
         raise ValueError(
-            f"every attention layer must hand its keys and values to past_key_values once, got layers "
-            f"{[index for index, *_ in recorder.layers]} of {name}"
+            "every attention layer must hand its keys and values to past_key_values once, in order; "
+            f"those of {name} that did: {indices}"
         )
-    if any(shape != (1, 4, layer.dtype) for _, layer, shape in recorder.layers):
-        raise ValueError(f"keys and values must be [B, heads, columns, size] of one dtype, got others from {name}")
     meaningful = bool(hidden.isfinite().all())
     if meaningful and (not torch.equal(hidden, first(0, 1, 2, 1)[0]) or torch.equal(hidden, first(0, 2, 2, 3)[0])):
         raise ValueError(
             f"a position must see what attention_mask [B, 1, queries, keys] shows it and nothing else, later ones too; "
             f"{name} does not: dllm.models.bidirectional makes causal models do so"
         )
-    return tuple(layers), meaningful
+    return tuple(layer for _, layer in recorder.layers), meaningful

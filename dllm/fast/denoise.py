@@ -51,7 +51,8 @@ class Policy:
         coins, ends when nothing in it is masked any more; any other after its steps.
     edit_threshold: a token of the block that was committed in an earlier step is replaced by a proposal of a higher
         confidence than this; None: what is committed stays. A block is then over when it holds no mask before a step
-        and the step replaces nothing, or after `edit_steps` steps without a mask.
+        and the step replaces nothing, or after `edit_steps` steps without a mask; these come on top of the schedule's,
+        whose last steps they are.
     eos_id: a row is finished once this token stands in its generated part with no mask left of it.
     stops_between_blocks: a row is finished no earlier than its block is over.
     impl: the kernels.
@@ -195,7 +196,7 @@ def denoise_step(
     )
     over = state.step + 1 >= now.steps
     if policy.edit_threshold is not None:
-        over |= _edit(state, policy, now.active, column, current, masked, offered)
+        over |= _edit(state, policy, now, column, current, masked, offered)
     elif policy.adapts:
         over |= ~((tokens.gather(1, column) == policy.mask_id) & in_block).any(1)
     _advance(state, policy, now.active, now.active & over)
@@ -285,20 +286,27 @@ def _take(amount: Tensor, offered: Tensor, coin: Tensor | None, slot: Tensor, po
 
 
 def _edit(
-    state: State, policy: Policy, active: Tensor, column: Tensor, before: Tensor, masked: Tensor, offered: Tensor
+    state: State,
+    policy: Policy,
+    now: Now,
+    column: Tensor,
+    before: Tensor,
+    masked: Tensor,
+    offered: Tensor,
 ) -> Tensor:
     """Replace what was committed in earlier steps where the model is sure of another token now. Returns bool [B], the
-    rows whose block is over by that.
+    rows whose block is over by that: nothing was left to fill and nothing replaced, or masks are left and no steps.
 
     `before` int64 [B, W] holds the tokens of the columns before the step. The mask token replaces nothing.
     """
     other = (state.proposals != before) & (state.proposals != policy.mask_id)
     edited = offered & ~masked & other & (state.confidence > policy.edit_threshold)
-    now = state.tokens.gather(1, column)
-    state.tokens.scatter_(1, column, torch.where(edited, state.proposals, now))
-    full = active & ~masked.any(1)
+    after = state.tokens.gather(1, column)
+    state.tokens.scatter_(1, column, torch.where(edited, state.proposals, after))
+    full = now.active & ~masked.any(1)
     state.idle += full
-    return full & (~edited.any(1) | (state.idle >= policy.edit_steps))
+    given_up = (masked & (after == policy.mask_id)).any(1) & (state.step + 1 >= now.steps - policy.edit_steps)
+    return given_up | (full & (~edited.any(1) | (state.idle >= policy.edit_steps)))
 
 
 def _advance(state: State, policy: Policy, active: Tensor, over: Tensor) -> None:

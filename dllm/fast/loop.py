@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import time
@@ -110,14 +111,17 @@ class Denoiser:
         capturing, self.note = graphs.wanted(self.cuda_graph, device, most_steps)
         if most_steps == 0:
             return self.canvas
+        if self.policy.cache in ("prefix", "dual") and capturing:
+            capturing, self.note = self._uncaptured()
         self.state = self._initial_state()
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
         self.opens = _beginnings(work.schedule) if device.type != "cpu" and self.policy.follows_schedule else None
-        if self.policy.keeps_to_blocks and capturing:
-            capturing, self.note = self._uncaptured()
+        self.reach = int((work.length - work.schedule.begin[:, 0]).max()) if self.policy.cache == "prefix" else 0
         try:
             if self.policy.cache is not None:
                 self._take_cache()
+                if capturing:
+                    self._open()
             if capturing:
                 self._capture()
             self._denoise(most_steps)
@@ -133,19 +137,23 @@ class Denoiser:
 
     def _denoise(self, most_steps: int) -> None:
         poll_every = POLL_EVERY.get(self.canvas.device.type, 1)
-        for n in range(most_steps):
-            progress = self._progress() if self.on_step is not None else None
-            if self.graphed:
-                self.captured.replay()
-            else:
-                denoise_step(self.tap, self.state, self.policy, self.clock, self.cache, self._passes(n))
-            self.forwards += 1
-            if progress is not None:
-                self.on_step(self._view(*progress))
+        for n in range(self.forwards, most_steps):
+            self._step(self.captured.replay if self.graphed else functools.partial(self._eager, n, self.clock))
             if self.polls and (n + 1) % poll_every == 0 and n + 1 < most_steps:
                 self._poll()
                 if len(self.active) == 0:
                     return
+
+    def _step(self, run: Callable[[], None]) -> None:
+        """One step of all rows, and what the live view is shown of it."""
+        progress = self._progress() if self.on_step is not None else None
+        run()
+        self.forwards += 1
+        if progress is not None:
+            self.on_step(self._view(*progress))
+
+    def _eager(self, n: int, clock: Clock) -> None:
+        denoise_step(self.tap, self.state, self.policy, clock, self.cache, self._passes(n))
 
     def _take_cache(self) -> None:
         """Memory for the keys and values of all rows, of both canvases under guidance."""
@@ -155,28 +163,32 @@ class Denoiser:
         self.cache_bytes = self.cache.bytes
 
     def _uncaptured(self) -> tuple[bool, str]:
-        """Steps that keep to blocks change their shape, so that they are not captured."""
-        why = "steps that keep to blocks change their shape"
+        """Which rows begin a block decides what such a step runs: it is not captured."""
+        why = f"a step beside the {self.policy.cache} cache runs other columns where a row begins a block"
         if self.cuda_graph:
             raise ValueError(f"cuda_graph must be None or False here, because {why}; got True")
         _log.info("eager steps, because %s", why)
         return False, why
+
+    def _open(self) -> None:
+        """The first step of a call beside a block cache, eager: it alone runs the prompts."""
+        self._step(functools.partial(self._eager, 0, Clock(self.canvas.device, on=False)))
 
     def _passes(self, n: int) -> list[Pass]:
         """What step n of the call runs. A CPU reads the state; for a GPU the schedule tells where blocks begin, unless
         they adapt: then the prefix and dual caches read one flag a step."""
         exact, beginning = self.canvas.device.type == "cpu", None
         if self.opens is not None:
-            beginning = torch.tensor([n in steps for steps in self.opens])[self.active.cpu()]
+            beginning = torch.tensor([n in steps for steps in self.opens])
         elif self.policy.cache is not None and (exact or self.policy.cache != "block"):
             beginning = ((self.state.step == 0) & (self.state.block < self.state.blocks)).cpu()
-        return plan(self.state, self.policy, self.cache, opening=n == 0, beginning=beginning, exact=exact)
+        return plan(self.state, self.policy, opening=n == 0, beginning=beginning, exact=exact, reach=self.reach)
 
     def _capture(self) -> None:
         """Move the state into a captured step; where that fails, stay eager and say why, unless it was insisted on."""
         began = time.perf_counter()
         try:
-            self.captured = graphs.CACHE.step_for(self.tap, self.state, self.policy)
+            self.captured = graphs.CACHE.step_for(self.tap, self.state, self.policy, *self._beside())
         except graphs.CaptureError as error:
             if self.cuda_graph:
                 raise RuntimeError(f"cuda_graph=True, but the step cannot be captured: {error}") from error
@@ -185,6 +197,13 @@ class Denoiser:
             return
         self.state = self.captured.state
         self.note = f"graph ready after {time.perf_counter() - began:.3f} s"
+
+    def _beside(self) -> tuple[object, ...]:
+        """The cache and the passes of a captured step, which must serve all steps: under a block cache its window
+        reaches back to the block before."""
+        if not self.policy.keeps_to_blocks:
+            return ()
+        return self.cache, plan(self.state, self.policy, opening=False, beginning=None, exact=False)
 
     def _poll(self) -> None:
         """Retire rows that have finished. A captured batch keeps its shape and stops when all have."""
@@ -203,14 +222,16 @@ class Denoiser:
         self.active = self.active[staying]
         if not self.graphed:
             self.state = self.state.rows(staying)
-            self._keep(staying, len(done))
+            self._keep(staying.tolist(), len(done))
         self.canvas[rows] = self._ended(self.canvas[rows], rows)
 
-    def _keep(self, staying: Tensor, batch: int) -> None:
-        """Let the cache's rows follow the state's."""
+    def _keep(self, staying: list[int], batch: int) -> None:
+        """Let what goes with the state's rows follow them."""
+        if self.opens is not None:
+            self.opens = [self.opens[row] for row in staying]
         if self.cache is not None and len(staying) < batch:
             canvases = 1 if self.policy.cfg_scale == 0 else 2
-            self.cache.keep([row + i * batch for i in range(canvases) for row in staying.tolist()])
+            self.cache.keep([row + i * batch for i in range(canvases) for row in staying])
 
     def _ended(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Canvases [N, L] of finished rows, with EOS to the end after the first one."""

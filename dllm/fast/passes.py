@@ -145,16 +145,16 @@ def _seen(column: Tensor, first: Tensor, length: Tensor, size: int | None, one: 
 
 
 def plan(
-    state: State, policy: Policy, cache: KeyValueCache | None, *, opening: bool, beginning: Tensor | None, exact: bool
+    state: State, policy: Policy, *, opening: bool, beginning: Tensor | None, exact: bool, reach: int = 0
 ) -> list[Pass]:
     """The passes of a step.
 
     Args:
         state: of the rows.
-        cache: of the call.
         opening: whether this is the call's first step.
         beginning: bool [B] on the CPU, the rows that begin a block in this step; None: not known.
         exact: whether numbers of the state may be read, so that windows reach no further than they must.
+        reach: columns from the first block of a row to its end, at most; for the "prefix" cache.
     """
     columns = state.tokens.shape[1]
     padded = state.attention_mask is not None
@@ -180,7 +180,6 @@ def plan(
     if not bool(beginning.all()):
         width = policy.window
         if policy.cache == "prefix":
-            reach = state.length - (Now.of(state).begin if exact else state.begin[:, 0])
-            width = int(reach.max())
+            width = int((state.length - Now.of(state).begin).max()) if exact else reach
         passes.append(Pass(width + lead, lead, columns, all_seen=not padded))
     return passes

@@ -14,7 +14,7 @@ from tests.watch import SyncWatch
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-LAYOUT = (Layer(2, 4, 3, torch.float32), Layer(2, 4, 3, torch.bfloat16))
+LAYOUT = (Layer(2, 4, 3, torch.float32, torch.float32), Layer(2, 4, 3, torch.bfloat16, torch.bfloat16))
 
 
 def tap_of(model):
@@ -113,7 +113,7 @@ def test_what_does_not_fit(call, error, message):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_layers_keep(family, dtype):
     model = causal_model(family, dtype=dtype)
-    assert layout_of(tap_of(model)) == (Layer(2, 8, 8, dtype),) * 2
+    assert layout_of(tap_of(model)) == (Layer(2, 8, 8, dtype, dtype),) * 2
 
 
 def test_a_model_without_a_cache():

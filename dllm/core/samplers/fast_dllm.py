@@ -19,7 +19,7 @@ class FastDLLMSamplerConfig(BaseSamplerConfig):
     cache: "prefix", "dual" or None.
     threshold: commit what has at least this probability, and at least the surest.
     factor: f, commit the longest run of the surest r with c_r >= 1 - f / (r + 1), and at least the surest.
-    steps: of the schedule, denoising steps in all, a multiple of the number of blocks.
+    steps: of the schedule m // S (and one more at the first m mod S steps), S = steps / blocks rounded up.
     """
 
     block_size: int | None = 32
@@ -57,7 +57,8 @@ class FastDLLMSampler(BaseSampler):
 
     A later step of a block of W in a canvas of L columns costs W / L ("dual") of one that runs the canvas. What has
     been committed since the block's first step is not seen by the keys and values that are kept, though by all that
-    runs. Rows of a batch begin blocks at steps of their own.
+    runs. Rows of a batch begin blocks at steps of their own. Under a right shift the position before the block runs
+    along in its later steps, to be read; its own keys and values stay as they were.
 
     Args:
         model: as :class:`BD3LMSampler` takes it, but trained to see all positions.
@@ -85,9 +86,7 @@ class FastDLLMSampler(BaseSampler):
         """At least so many at each step: with a threshold or factor one, else as many as the schedule says."""
         if not config.scheduled:
             return [1] * span.masks
-        if config.steps % span.blocks:
-            raise ValueError(f"steps must be a multiple of the {span.blocks} blocks, got {config.steps}")
-        return even_counts(span.masks, config.steps // span.blocks)
+        return even_counts(span.masks, -(-config.steps // span.blocks))
 
     def policy(self, config: FastDLLMSamplerConfig) -> dict[str, Any]:
         """Rank by probability; keep what the cache keeps."""
