@@ -16,7 +16,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from dllm.fast.cache import KeyValueCache
 from dllm.fast.head import HeadTap
+from dllm.fast.passes import Now, Pass, canvas, run
 from dllm.fast.propose import ROW_MULTIPLE, Listed, propose
 from dllm_kernels import transfer_tokens
 
@@ -39,12 +41,20 @@ class Policy:
     confidence: what ranks the proposals: "log_prob", "probability", "margin", "neg_entropy", or "random".
     order_temperature: above 0, positions are drawn without replacement from softmax(confidence / order_temperature)
         instead of taken in order of confidence.
+    block_causal: size of the blocks beyond which no position sees a later one; None: every position sees all.
+    cache: None, "block", "prefix" or "dual": what a step runs, see :mod:`dllm.fast.passes`. Then, and under
+        `block_causal`, masks left of a row's block stay: its earlier blocks are final.
     rule: what the schedule's amounts are: "count", so many tokens are committed; "coin", each masked position is, by
         itself, with that probability.
     threshold, factor, budget: with "count" at most one of them, as :func:`dllm_kernels.transfer_tokens` takes them: a
         rule that commits as many as it allows, and at least the count. A block that adapts, by one of these or by
         coins, ends when nothing in it is masked any more; any other after its steps.
+    edit_threshold: a token of the block that was committed in an earlier step is replaced by a proposal of a higher
+        confidence than this; None: what is committed stays. A block is then over when it holds no mask before a step
+        and the step replaces nothing, or after `edit_steps` steps without a mask; these come on top of the schedule's,
+        whose last steps they are.
     eos_id: a row is finished once this token stands in its generated part with no mask left of it.
+    stops_between_blocks: a row is finished no earlier than its block is over.
     impl: the kernels.
     """
 
@@ -59,11 +69,16 @@ class Policy:
     right_shift: bool = False
     confidence: str = "log_prob"
     order_temperature: float = 0.0
+    block_causal: int | None = None
+    cache: str | None = None
     rule: str = "count"
     threshold: float | None = None
     factor: float | None = None
     budget: float | None = None
+    edit_threshold: float | None = None
+    edit_steps: int = 0
     eos_id: int | None = None
+    stops_between_blocks: bool = False
     impl: str = "auto"
 
     @property
@@ -74,7 +89,13 @@ class Policy:
     @property
     def adapts(self) -> bool:
         """Whether a block may be done before its last step."""
-        return self.rule == "coin" or any(bound is not None for bound in (self.threshold, self.factor, self.budget))
+        bounds = (self.threshold, self.factor, self.budget, self.edit_threshold)
+        return self.rule == "coin" or any(bound is not None for bound in bounds)
+
+    @property
+    def keeps_to_blocks(self) -> bool:
+        """Whether a step looks at the columns of the row's block only."""
+        return self.block_causal is not None or self.cache is not None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,8 +105,10 @@ class State:
 
     tokens: Tensor  # int64 [B, L], the canvas
     given: Tensor  # bool [B, L], columns that guidance hides
+    editable: Tensor | None  # bool [B, L], columns that were generated; None where nothing is replaced
     attention_mask: Tensor | None  # int64 [B, L], None when no row is padded
     first: Tensor  # int64 [B], first generated column
+    length: Tensor  # int64 [B], columns of the row
     seeds: Tensor  # int64 [B]
     blocks: Tensor  # int64 [B], table
     begin: Tensor  # int64 [B, N], table
@@ -94,6 +117,7 @@ class State:
     amount: Tensor  # int64 or float32 [B, N, S], table
     block: Tensor  # int64 [B], the current block; blocks[b] when row b has finished
     step: Tensor  # int64 [B], within the block
+    idle: Tensor  # int64 [B], steps that the row's block has taken part in without a mask
     spent: Tensor  # int64 [B], steps that the row has taken part in
     failed: Tensor  # int64 [B], the first of those at which the row's logits had no finite number, else -1
     waited: Tensor  # int64 [1], masked positions for which the head had no room, all steps
@@ -119,26 +143,35 @@ class State:
         return State(**kept)
 
 
-def denoise_step(tap: HeadTap, state: State, policy: Policy, clock: Clock) -> None:
-    """One step, in place: forward, head on the masked positions of the blocks, sampling, transfer, advance."""
+def denoise_step(
+    tap: HeadTap,
+    state: State,
+    policy: Policy,
+    clock: Clock,
+    cache: KeyValueCache | None = None,
+    passes: list[Pass] | None = None,
+) -> None:
+    """One step, in place: forward, head on the masked positions of the blocks, sampling, transfer, advance.
+
+    `passes` say which columns the forward runs (:func:`dllm.fast.passes.plan`); None: the canvas.
+    """
     clock.start()
-    tokens = state.tokens
-    bodies = _bodies(tap, state, policy)
+    tokens, now = state.tokens, Now.of(state)
+    bodies = run(tap, state, policy, now, cache, passes or canvas(state))
     clock.lap("body")
 
-    active = state.block < state.blocks
-    block = state.block.clamp(max=state.stop.shape[1] - 1)[:, None]
-    begin, stop, steps = (table.gather(1, block).squeeze(1) for table in (state.begin, state.stop, state.steps))
-    stop = torch.where(active, stop, 0)
-    state.start.copy_((stop - policy.window).clamp(min=0))
+    state.start.copy_((now.stop - policy.window).clamp(min=0))
     column = state.start[:, None] + torch.arange(policy.window, device=tokens.device)
-    masked = (tokens.gather(1, column) == policy.mask_id) & (column < stop[:, None])
-    cells, slot, count = _compact(masked, len(tokens) * policy.block_length + HOLES)
+    in_block = (column >= now.begin[:, None]) & (column < now.stop[:, None])
+    current = tokens.gather(1, column)
+    masked = (current == policy.mask_id) & (in_block if policy.keeps_to_blocks else column < now.stop[:, None])
+    asked = masked if policy.edit_threshold is None else masked | (in_block & state.editable.gather(1, column))
+    cells, slot, count = _compact(asked, len(tokens) * policy.block_length + HOLES)
     row = cells // policy.window
     listed = Listed(row, column.flatten()[cells], state.seeds[row], state.step[row], count)
     token, confidence, coin = propose(tap, bodies, listed, policy, state.suppress, state.begin_suppress)
     state.waited += (count - len(cells)).clamp(min=0)
-    offered = masked & (slot < len(cells))
+    offered = asked & (slot < len(cells))
     slot = slot.clamp(max=len(cells) - 1)
     state.proposals.copy_(torch.where(offered, token[slot], -1))
     state.confidence.copy_(confidence[slot])
@@ -147,24 +180,26 @@ def denoise_step(tap: HeadTap, state: State, policy: Policy, clock: Clock) -> No
     clock.lap("head")
 
     step = state.step.clamp(max=state.amount.shape[2] - 1)[:, None, None]
-    amount = state.amount.gather(1, block[..., None].expand(-1, -1, state.amount.shape[2])).gather(2, step).flatten()
+    block = now.block[:, None, None].expand(-1, -1, state.amount.shape[2])
+    amount = state.amount.gather(1, block).gather(2, step).flatten()
     transfer_tokens(
         tokens,
         state.proposals,
         state.confidence,
         mask_id=policy.mask_id,
-        k=_take(amount, offered, coin, slot, policy),
+        k=_take(amount, offered & masked, coin, slot, policy),
         threshold=policy.threshold,
         factor=policy.factor,
         budget=policy.budget,
         start=state.start,
         impl=policy.impl,
     )
-    over = state.step + 1 >= steps
-    if policy.adapts:
-        in_block = (column >= begin[:, None]) & (column < stop[:, None])
+    over = state.step + 1 >= now.steps
+    if policy.edit_threshold is not None:
+        over |= _edit(state, policy, now, column, current, masked, offered)
+    elif policy.adapts:
         over |= ~((tokens.gather(1, column) == policy.mask_id) & in_block).any(1)
-    _advance(state, policy, active, active & over)
+    _advance(state, policy, now.active, now.active & over)
     clock.lap("transfer")
 
 
@@ -219,16 +254,6 @@ class Clock:
         return event
 
 
-def _bodies(tap: HeadTap, state: State, policy: Policy) -> list[Tensor]:
-    """The body's output [B, L, H] for the canvas and, under guidance, for the canvas with what was given masked."""
-    if policy.cfg_scale == 0:
-        return [tap.body(state.tokens, state.attention_mask)]
-    blind = torch.where(state.given, policy.mask_id, state.tokens)
-    mask = state.attention_mask
-    both = tap.body(torch.cat([state.tokens, blind]), None if mask is None else torch.cat([mask, mask]))
-    return list(both.chunk(2))
-
-
 def _compact(masked: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
     """The masked cells of [B, W] as a list, without asking the device how many there are.
 
@@ -260,14 +285,41 @@ def _take(amount: Tensor, offered: Tensor, coin: Tensor | None, slot: Tensor, po
     return (offered & (coin[slot] < amount[:, None])).sum(1)
 
 
+def _edit(
+    state: State,
+    policy: Policy,
+    now: Now,
+    column: Tensor,
+    before: Tensor,
+    masked: Tensor,
+    offered: Tensor,
+) -> Tensor:
+    """Replace what was committed in earlier steps where the model is sure of another token now. Returns bool [B], the
+    rows whose block is over by that: nothing was left to fill and nothing replaced, or masks are left and no steps.
+
+    `before` int64 [B, W] holds the tokens of the columns before the step. The mask token replaces nothing.
+    """
+    other = (state.proposals != before) & (state.proposals != policy.mask_id)
+    edited = offered & ~masked & other & (state.confidence > policy.edit_threshold)
+    after = state.tokens.gather(1, column)
+    state.tokens.scatter_(1, column, torch.where(edited, state.proposals, after))
+    full = now.active & ~masked.any(1)
+    state.idle += full
+    given_up = (masked & (after == policy.mask_id)).any(1) & (state.step + 1 >= now.steps - policy.edit_steps)
+    return given_up | (full & (~edited.any(1) | (state.idle >= policy.edit_steps)))
+
+
 def _advance(state: State, policy: Policy, active: Tensor, over: Tensor) -> None:
     """Move every row on: to its next step, to its next block when this one is over, to its end after an EOS."""
     state.spent += active
     state.step += active
     state.block += over
     state.step.masked_fill_(over, 0)
+    state.idle.masked_fill_(over, 0)
     if policy.eos_id is not None:
         finished = finished_rows(state.tokens, state.first, policy.mask_id, policy.eos_id)
+        if policy.stops_between_blocks:
+            finished &= over
         state.block.copy_(torch.where(finished, state.blocks, state.block))
 
 

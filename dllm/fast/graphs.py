@@ -19,8 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dllm.fast.cache import KeyValueCache
 from dllm.fast.denoise import Clock, Policy, State, denoise_step
 from dllm.fast.head import HeadTap
+from dllm.fast.passes import Pass
 
 MAX_GRAPHS = 8
 # A capture costs about as much as this many eager steps.
@@ -75,14 +77,16 @@ class GraphCache:
         self._steps.clear()
         self._pool = None
 
-    def step_for(self, tap: HeadTap, state: State, policy: Policy) -> CapturedStep:
+    def step_for(self, tap: HeadTap, state: State, policy: Policy, *beside: object) -> CapturedStep:
         """The captured step for these shapes and this model, capturing it on first use, loaded with `state`.
+
+        `beside` are the cache and the passes of :func:`denoise_step`, for steps that have them.
 
         Raises:
             CaptureError: the model's forward cannot be captured; the message holds the reason.
         """
         self._drop_dead()
-        key = bucket(tap, state, policy)
+        key = bucket(tap, state, policy, *beside)
         step = self._steps.get(key)
         if step is not None and step.busy:
             raise CaptureError("another call is using the captured step of this shape")
@@ -91,7 +95,7 @@ class GraphCache:
                 self._steps.popitem(last=False)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            step = capture(tap, state, policy, self._pool)
+            step = capture(tap, state, policy, self._pool, *beside)
             self._steps[key] = step
         else:
             step.load(state)
@@ -107,10 +111,18 @@ class GraphCache:
 CACHE = GraphCache()
 
 
-def bucket(tap: HeadTap, state: State, policy: Policy) -> Hashable:
-    """What a captured step depends on besides the contents of its state."""
+def bucket(
+    tap: HeadTap,
+    state: State,
+    policy: Policy,
+    cache: KeyValueCache | None = None,
+    passes: list[Pass] | None = None,
+) -> Hashable:
+    """What a captured step depends on besides the contents of its state: of a cache, on its memory."""
     shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in state.tensors().items())
-    return id(tap.head), tap.kind, policy, shapes, circumstances(tap.model, state.tokens.device)
+    memory = () if cache is None else (cache.kind, *(t.data_ptr() for t in (*cache.keys, *cache.values)))
+    windows = None if passes is None else tuple(passes)
+    return id(tap.head), tap.kind, policy, shapes, memory, windows, circumstances(tap.model, state.tokens.device)
 
 
 def circumstances(model: nn.Module, device: torch.device) -> Hashable:
@@ -127,8 +139,18 @@ def circumstances(model: nn.Module, device: torch.device) -> Hashable:
     return id(model), hash(weights), settings
 
 
-def capture(tap: HeadTap, state: State, policy: Policy, pool: object) -> CapturedStep:
+def capture(
+    tap: HeadTap,
+    state: State,
+    policy: Policy,
+    pool: object,
+    cache: KeyValueCache | None = None,
+    passes: list[Pass] | None = None,
+) -> CapturedStep:
     """Capture one step on memory of its own that begins as a copy of `state`; `state` itself is not touched.
+
+    The warm-ups write to `cache`, in the columns of blocks that are not over: what is there is written again before it
+    is read.
 
     Raises:
         CaptureError: with the reason.
@@ -137,7 +159,7 @@ def capture(tap: HeadTap, state: State, policy: Policy, pool: object) -> Capture
     device, silent = state.tokens.device, Clock(state.tokens.device, on=False)
 
     def run() -> None:
-        denoise_step(tap, own, policy, silent)
+        denoise_step(tap, own, policy, silent, cache, passes)
 
     for _ in range(WARM_UPS):
         warm_up(run, device)

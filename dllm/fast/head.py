@@ -52,9 +52,12 @@ class HeadTap:
         self.head = output_head(model)
         self.kind = _inspect(model, self.head, example)
 
-    def body(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """What the head would be given for tokens [B, L]: hidden states [B, L, H], or logits [B, L, V] for "logits"."""
-        inputs = {"input_ids": tokens}
+    def body(self, tokens: Tensor, attention_mask: Tensor | None, **context: object) -> Tensor:
+        """What the head would be given for tokens [B, L]: hidden states [B, L, H], or logits [B, L, V] for "logits".
+
+        `context` is what else the model's forward takes.
+        """
+        inputs = {"input_ids": tokens} | context
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         if self.kind == "logits":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -12,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast import graphs
+from dllm.fast.cache import POOL, KeyValueCache, layout_of
 from dllm.fast.denoise import Clock, Policy, State, denoise_step
 from dllm.fast.head import HeadTap
+from dllm.fast.passes import Pass, plan
 from dllm.fast.schedule import Schedule
 
 # On a GPU asking whether rows have finished waits for the device: do so only every so many steps.
@@ -83,6 +87,8 @@ class Denoiser:
         self.model, self.policy = model, policy
         self.cuda_graph, self.on_step, self.timed = cuda_graph, on_step, timed
         self.forwards, self.captured, self.note = 0, None, ""
+        self.cache: KeyValueCache | None = None
+        self.cache_bytes = 0
 
     @property
     def graphed(self) -> bool:
@@ -105,10 +111,18 @@ class Denoiser:
         capturing, self.note = graphs.wanted(self.cuda_graph, device, most_steps)
         if most_steps == 0:
             return self.canvas
+        if self.policy.cache in ("prefix", "dual") and capturing:
+            capturing, self.note = self._uncaptured()
         self.state = self._initial_state()
         _warn_of_dropout(self.model)
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
+        self.opens = _beginnings(work.schedule) if device.type != "cpu" and self.policy.follows_schedule else None
+        self.reach = int((work.length - work.schedule.begin[:, 0]).max()) if self.policy.cache == "prefix" else 0
         try:
+            if self.policy.cache is not None:
+                self._take_cache()
+                if capturing:
+                    self._open()
             if capturing:
                 self._capture()
             self._denoise(most_steps)
@@ -118,28 +132,64 @@ class Denoiser:
         finally:
             if self.captured is not None:
                 self.captured.busy = False
+            if self.cache is not None:
+                POOL.give_back(self.cache)
+                self.cache = None
 
     def _denoise(self, most_steps: int) -> None:
         poll_every = POLL_EVERY.get(self.canvas.device.type, 1)
-        for n in range(most_steps):
-            progress = self._progress() if self.on_step is not None else None
-            if self.graphed:
-                self.captured.replay()
-            else:
-                denoise_step(self.tap, self.state, self.policy, self.clock)
-            self.forwards += 1
-            if progress is not None:
-                self.on_step(self._view(*progress))
+        for n in range(self.forwards, most_steps):
+            self._step(self.captured.replay if self.graphed else functools.partial(self._eager, n, self.clock))
             if self.polls and (n + 1) % poll_every == 0 and n + 1 < most_steps:
                 self._poll()
                 if len(self.active) == 0:
                     return
 
+    def _step(self, run: Callable[[], None]) -> None:
+        """One step of all rows, and what the live view is shown of it."""
+        progress = self._progress() if self.on_step is not None else None
+        run()
+        self.forwards += 1
+        if progress is not None:
+            self.on_step(self._view(*progress))
+
+    def _eager(self, n: int, clock: Clock) -> None:
+        denoise_step(self.tap, self.state, self.policy, clock, self.cache, self._passes(n))
+
+    def _take_cache(self) -> None:
+        """Memory for the keys and values of all rows, of both canvases under guidance."""
+        batch, columns = self.canvas.shape
+        rows = batch if self.policy.cfg_scale == 0 else 2 * batch
+        self.cache = POOL.take(layout_of(self.tap), rows=rows, columns=columns, device=self.canvas.device)
+        self.cache_bytes = self.cache.bytes
+
+    def _uncaptured(self) -> tuple[bool, str]:
+        """Which rows begin a block decides what such a step runs: it is not captured."""
+        why = f"a step beside the {self.policy.cache} cache runs other columns where a row begins a block"
+        if self.cuda_graph:
+            raise ValueError(f"cuda_graph must be None or False here, because {why}; got True")
+        _log.info("eager steps, because %s", why)
+        return False, why
+
+    def _open(self) -> None:
+        """The first step of a call beside a block cache, eager: it alone runs the prompts."""
+        self._step(functools.partial(self._eager, 0, Clock(self.canvas.device, on=False)))
+
+    def _passes(self, n: int) -> list[Pass]:
+        """What step n of the call runs. A CPU reads the state; for a GPU the schedule tells where blocks begin, unless
+        they adapt: then the prefix and dual caches read one flag a step."""
+        exact, beginning = self.canvas.device.type == "cpu", None
+        if self.opens is not None:
+            beginning = torch.tensor([n in steps for steps in self.opens])
+        elif self.policy.cache is not None and (exact or self.policy.cache != "block"):
+            beginning = ((self.state.step == 0) & (self.state.block < self.state.blocks)).cpu()
+        return plan(self.state, self.policy, opening=n == 0, beginning=beginning, exact=exact, reach=self.reach)
+
     def _capture(self) -> None:
         """Move the state into a captured step; where that fails, stay eager and say why, unless it was insisted on."""
         began = time.perf_counter()
         try:
-            self.captured = graphs.CACHE.step_for(self.tap, self.state, self.policy)
+            self.captured = graphs.CACHE.step_for(self.tap, self.state, self.policy, *self._beside())
         except graphs.CaptureError as error:
             if self.cuda_graph:
                 raise RuntimeError(f"cuda_graph=True, but the step cannot be captured: {error}") from error
@@ -148,6 +198,13 @@ class Denoiser:
             return
         self.state = self.captured.state
         self.note = f"graph ready after {time.perf_counter() - began:.3f} s"
+
+    def _beside(self) -> tuple[object, ...]:
+        """The cache and the passes of a captured step, which must serve all steps: under a block cache its window
+        reaches back to the block before."""
+        if not self.policy.keeps_to_blocks:
+            return ()
+        return self.cache, plan(self.state, self.policy, opening=False, beginning=None, exact=False)
 
     def _poll(self) -> None:
         """Retire rows that have finished. A captured batch keeps its shape and stops when all have."""
@@ -166,7 +223,16 @@ class Denoiser:
         self.active = self.active[staying]
         if not self.graphed:
             self.state = self.state.rows(staying)
+            self._keep(staying.tolist(), len(done))
         self.canvas[rows] = self._ended(self.canvas[rows], rows)
+
+    def _keep(self, staying: list[int], batch: int) -> None:
+        """Let what goes with the state's rows follow them."""
+        if self.opens is not None:
+            self.opens = [self.opens[row] for row in staying]
+        if self.cache is not None and len(staying) < batch:
+            canvases = 1 if self.policy.cfg_scale == 0 else 2
+            self.cache.keep([row + i * batch for i in range(canvases) for row in staying])
 
     def _ended(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Canvases [N, L] of finished rows, with EOS to the end after the first one."""
@@ -218,8 +284,10 @@ class Denoiser:
         return State(
             tokens=work.tokens.clone(),
             given=work.given,
+            editable=None if policy.edit_threshold is None else work.tokens == policy.mask_id,
             attention_mask=(column < work.length[:, None]).long() if padded else None,
             first=work.first,
+            length=work.length,
             seeds=work.seeds,
             blocks=work.schedule.blocks,
             begin=work.schedule.begin,
@@ -228,6 +296,7 @@ class Denoiser:
             amount=work.schedule.amount,
             block=zeros.clone(),
             step=zeros.clone(),
+            idle=zeros.clone(),
             spent=zeros.clone(),
             failed=zeros - 1,
             waited=torch.zeros(1, dtype=torch.int64, device=device),
@@ -243,6 +312,12 @@ def _warn_of_dropout(model: nn.Module) -> None:
     """A model is run as it is; one that drops things at random proposes something else each time, whatever the seed."""
     if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in model.modules()):
         _log.warning("%s drops out at random while it samples: call its eval() first", type(model).__name__)
+
+
+def _beginnings(schedule: Schedule) -> list[set[int]]:
+    """At which steps of the call each row begins a block, where rows take all steps that they have."""
+    steps, blocks = schedule.steps.tolist(), schedule.blocks.tolist()
+    return [{0, *itertools.accumulate(row[: count - 1])} for row, count in zip(steps, blocks, strict=True)]
 
 
 def fill_after_eos(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm.fast.head import HeadTap, guide
+from dllm.fast.passes import Bodies
 from dllm_kernels import GumbelArgmax, gumbel_argmax, linear_gumbel_argmax, position_noise
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Listed(NamedTuple):
 
 def propose(
     tap: HeadTap,
-    bodies: list[Tensor],
+    bodies: Bodies,
     listed: Listed,
     policy: Policy,
     suppress: Tensor | None,
@@ -42,11 +43,12 @@ def propose(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Token [N], what ranks it [N], and a uniform number [N] where the policy flips coins, of the listed positions.
 
-    `bodies` are the outputs [B, L, H] of one forward, or of two under guidance.
+    `bodies` hold the outputs of a forward for one canvas, or for two under guidance.
     """
     reads = (listed.position - 1).clamp(min=0) if policy.right_shift else listed.position
-    index = listed.row * bodies[0].shape[1] + reads
-    hidden = [body.flatten(0, 1).index_select(0, index) for body in bodies]
+    # what stands behind the real ones in the list need not have run
+    index = (bodies.base[listed.row] + reads).clamp(0, len(bodies.hidden[0]) - 1)
+    hidden = [body.index_select(0, index) for body in bodies.hidden]
     options = dict(
         temperature=policy.temperature,
         suppress=suppress,

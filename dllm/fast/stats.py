@@ -13,7 +13,8 @@ from dllm.fast.loop import Denoiser
 class Stats:
     """What a call cost.
 
-    forwards: how often the model ran (under guidance one run serves both canvases).
+    forwards: how often the model ran (under guidance one run serves both canvases; beside a cache, a step in which only
+        some rows begin a block runs their canvas and the windows of the others, and counts once).
     row_forwards: for each row the runs that it took part in; a row that has finished takes part in no more.
     seconds: wall time of the call, s.
     body_seconds, head_seconds, transfer_seconds: of the model's body, of the head with sampling, and of the transfer,
@@ -22,6 +23,7 @@ class Stats:
     useful_tokens: generated tokens up to the first EOS of each row, that one included.
     mode: "eager" or "graph".
     note: why not "graph", or how much capturing cost.
+    cache_bytes: memory of the keys and values that the steps kept, 0 without a cache.
     """
 
     forwards: int
@@ -34,6 +36,7 @@ class Stats:
     useful_tokens: int
     mode: str
     note: str
+    cache_bytes: int = 0
 
     @property
     def tokens_per_forward(self) -> float:
@@ -60,4 +63,5 @@ def stats_of(denoiser: Denoiser, tokens: Tensor, generated: Tensor, eos_id: int 
         useful_tokens=useful,
         mode="graph" if denoiser.graphed else "eager",
         note=denoiser.note,
+        cache_bytes=denoiser.cache_bytes,
     )

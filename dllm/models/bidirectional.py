@@ -26,7 +26,8 @@ def bidirectional(model: nn.Module) -> nn.Module:
     - None: all positions are real. No mask is built, attention runs its fast kernels, the host waits for nothing;
     - [B, L], 0 where a row is padded: keys there are seen by nobody. It is not read back to see whether it is all ones:
       where nothing is padded, pass None;
-    - [B or 1, 1, L or 1, L]: taken as it is, bool (True: seen) or additive.
+    - [B or 1, 1, L or 1, L]: taken as it is, bool (True: seen) or additive. Beside a cache that is handed in as
+      `past_key_values`: bool, over the keys that it hands out.
 
     The logits at p still are what the model was trained for, a prediction of the token at p + 1: those of position p
     are read at p - 1 (a right shift). Position ids that start anew do not separate packed sequences; a 4-D mask does.
@@ -42,7 +43,7 @@ def bidirectional(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: another architecture; layers with a sliding window. In a forward: another attention, a mask of
-            another shape, a cache (it is off unless asked for).
+            another shape, use_cache.
 
     Source: A2D and Dream (arXiv:2508.15487), masked-diffusion models that began as causal ones.
 
@@ -112,10 +113,15 @@ def _before_decoder(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     attention = decoder.config._attn_implementation
     if attention not in ATTENTION:
         raise ValueError(f"a bidirectional model's attention must be {' or '.join(ATTENTION)}, got {attention}")
-    if given.get("use_cache") or given.get("past_key_values") is not None:
-        raise ValueError("a bidirectional model keeps no cache: expected no use_cache and no past_key_values, got one")
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    four_dimensional = isinstance(mask, Tensor) and mask.dim() == 4
+    if given.get("use_cache") or (cache is not None and not four_dimensional):
+        raise ValueError(
+            "a bidirectional model keeps no cache of its own: expected no use_cache, and past_key_values only with a "
+            "4-D mask over the keys that it hands out"
+        )
     inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    mask = _mask(given.get("attention_mask"), inputs)
+    mask = mask if cache is not None and mask.dtype == torch.bool else _mask(mask, inputs)
     if attention == "eager" and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=decoder.dtype).masked_fill(~mask, torch.finfo(decoder.dtype).min)
     return (), given | {"attention_mask": mask, "use_cache": False}

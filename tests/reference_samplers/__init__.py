@@ -1,7 +1,8 @@
 """Every sampler as a plain loop over one row: the judges of the samplers that share one fast loop.
 
 Written to be read, not to be fast. A row is processed alone and unpadded, every step runs the model on its whole canvas
-and keeps every logit in float32; rows of a batch do not know each other, so a row alone is the truth for any batch.
+(where a method keeps keys and values that grow stale, on what that method runs) and keeps every logit in float32; rows
+of a batch do not know each other, so a row alone is the truth for any batch.
 
     row.py          a row: canvas, forward, guidance, suppression, shift, choice, commit, stop at EOS
     schedules.py    how many tokens each step commits
@@ -9,6 +10,8 @@ and keeps every logit in float32; rows of a batch do not know each other, so a r
     scheduled.py    mdlm_sample, mdlm_infill, llada
     dream.py        dream
     approximate.py  threshold_decode (threshold or factor), llada2, entropy_bound
+    views.py        what a block-causal row and a cache show the model
+    cached.py       bd3lm, llada2_block_causal, llada21, fast_dllm
     difference.py   where a row leaves its judge, and whether a near tie explains it
 
 Noise is this library's stream (:mod:`dllm_kernels.philox`), addressed by the row's seed, the position in the row's own
@@ -23,6 +26,7 @@ Dream's time grid have dropped the steps that commit nothing. What is drawn:
 """
 
 from tests.reference_samplers.approximate import entropy_bound, llada2, threshold_decode
+from tests.reference_samplers.cached import bd3lm, fast_dllm, llada2_block_causal, llada21
 from tests.reference_samplers.difference import Difference, first_difference
 from tests.reference_samplers.dream import dream
 from tests.reference_samplers.row import Step, Trace
@@ -33,11 +37,15 @@ __all__ = [
     "Difference",
     "Step",
     "Trace",
+    "bd3lm",
     "dream",
     "entropy_bound",
+    "fast_dllm",
     "first_difference",
     "llada",
     "llada2",
+    "llada2_block_causal",
+    "llada21",
     "mdlm_infill",
     "mdlm_sample",
     "schedule_a",

@@ -122,10 +122,10 @@ class Row:
         u = self.noise.uniform(len(self.canvas), step)
         return Confidence(u, u.double())
 
-    def look(self, block: int, step: int, end: int) -> Look:
-        """Run the model and choose a token everywhere; masks left of `end` may be committed."""
+    def look(self, block: int, step: int, end: int, *, start: int = 0) -> Look:
+        """Run the model and choose a token everywhere; masks from `start` to before `end` may be committed."""
         l, r = self._logits(), self.reading
-        eligible = self.masks(0, end)
+        eligible = self.masks(start, end)
         kept, filter_gap = _filter(l / r.temperature if r.temperature > 0 else l, r.top_p, r.top_k, eligible)
         score = self.noise.score(l, step).masked_fill(~kept, -torch.inf)
         if bool((score[eligible].amax(1) == -torch.inf).any()):

@@ -1,14 +1,19 @@
 """Samplers: policies on the one denoising loop of :mod:`dllm.fast`."""
 
 from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerOutput
+from dllm.core.samplers.bd3lm import BD3LMSampler, BD3LMSamplerConfig
 from dllm.core.samplers.dream import DreamSampler, DreamSamplerConfig
 from dllm.core.samplers.entropy_bound import EntropyBoundSampler, EntropyBoundSamplerConfig
+from dllm.core.samplers.fast_dllm import FastDLLMSampler, FastDLLMSamplerConfig
 from dllm.core.samplers.llada import LLaDASampler, LLaDASamplerConfig
 from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
+from dllm.core.samplers.llada21 import LLaDA21Sampler, LLaDA21SamplerConfig
 from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
 from dllm.core.samplers.threshold import ThresholdSampler, ThresholdSamplerConfig
 
 __all__ = [
+    "BD3LMSampler",
+    "BD3LMSamplerConfig",
     "BaseSampler",
     "BaseSamplerConfig",
     "BaseSamplerOutput",
@@ -16,8 +21,12 @@ __all__ = [
     "DreamSamplerConfig",
     "EntropyBoundSampler",
     "EntropyBoundSamplerConfig",
+    "FastDLLMSampler",
+    "FastDLLMSamplerConfig",
     "LLaDA2Sampler",
     "LLaDA2SamplerConfig",
+    "LLaDA21Sampler",
+    "LLaDA21SamplerConfig",
     "LLaDASampler",
     "LLaDASamplerConfig",
     "MDLMSampler",

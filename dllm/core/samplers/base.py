@@ -245,9 +245,10 @@ class BaseSampler(ABC):
         if config.stop_at_eos and eos_id is None:
             raise ValueError("stop_at_eos needs a tokenizer with an eos_token_id")
         specific = self.policy(config)
+        spans = [_visited(row, all_between="block_causal" in specific) for row in spans]
         policy = Policy(
             mask_id=mask_id,
-            window=_window(rows, spans),
+            window=_window(spans, by_block="block_causal" in specific or "cache" in specific),
             block_length=max((span.masks for row in spans for span in row), default=1) or 1,
             temperature=config.temperature,
             cfg_scale=config.cfg_scale,
@@ -257,7 +258,8 @@ class BaseSampler(ABC):
             **specific,
         )
         blocks = [
-            [Block(span.start, span.stop, self.amounts(config, span)) for span in row if span.masks] for row in spans
+            [Block(span.start, span.stop, self.amounts(config, span) if span.masks else [0]) for span in row]
+            for row in spans
         ]
         tokens = canvas.stacked(rows, self._pad(rows, eos_id, mask_id), device)
         length = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
@@ -373,13 +375,22 @@ def _spans(row: Tensor, first: int, size: int, mask_id: int, seed: int) -> list[
     ]
 
 
-def _window(rows: Sequence[Tensor], spans: Sequence[Sequence[Span]]) -> int:
-    """Columns from the leftmost mask that a row may have to the end of its last block, at most."""
-    reach = [
-        max(span.stop for span in row) - min(span.start for span in row if span.masks)
-        for row in spans
-        if any(span.masks for span in row)
-    ]
+def _visited(row: list[Span], *, all_between: bool) -> list[Span]:
+    """The blocks of a row that take steps: those with masks, and, where a later block needs what the model makes of an
+    earlier one, those between them."""
+    masked = [number for number, span in enumerate(row) if span.masks]
+    if not all_between:
+        return [row[number] for number in masked]
+    return row[masked[0] : masked[-1] + 1] if masked else []
+
+
+def _window(spans: Sequence[Sequence[Span]], *, by_block: bool) -> int:
+    """Columns that a row's masks may lie in at a step, at most: those of a block, or, where earlier blocks may hold
+    masks that the model committed, those from the first block to the end of the last one."""
+    if by_block:
+        reach = [span.stop - span.start for row in spans for span in row]
+    else:
+        reach = [row[-1].stop - row[0].start for row in spans if row]
     widest = max(reach, default=1)
     if widest > MAX_WINDOW:
         raise ValueError(f"the masks of a row must lie within {MAX_WINDOW} columns, got {widest}")

@@ -20,24 +20,30 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
 
     steps: denoising steps of each block, at most.
     threshold: commit what has more than this probability.
+    cache: for models that see no later block: no position sees one, and the keys and values of finished blocks are
+        kept; see :class:`dllm.core.samplers.BD3LMSampler`, which also says what a model must be able to. False: every
+        step runs the canvas, and every position sees all of it; for any model.
     """
 
     block_size: int | None = 32
     steps: int = 32
     threshold: float = 0.95
+    cache: bool = False
 
     def check(self) -> None:
         """See :meth:`BaseSamplerConfig.check`."""
         super().check()
         at_least(1, "steps", self.steps)
         _checks.finite_at_least_zero("threshold", self.threshold)
+        if self.cache and self.block_size is None:
+            raise ValueError(
+                "block_size must be a number beside a cache, since blocks are what a position sees; got None"
+            )
 
 
 class LLaDA2Sampler(BaseSampler):
     """Approximate. Block by block, a step commits every proposal above the threshold if those are at least as many as
     the schedule m // S (and one more at the first m mod S steps) asks for, else as many of the surest as it asks for.
-
-    Every step runs the whole canvas: the rule alone, for any model.
 
     Source: `generate` of LLaDA 2.0 (its model card).
     """
@@ -52,8 +58,11 @@ class LLaDA2Sampler(BaseSampler):
 
     def policy(self, config: LLaDA2SamplerConfig) -> dict[str, Any]:
         """Above the threshold: the kernel commits what is at least at its bar, so the bar is the next float32."""
-        threshold = min(config.threshold, 1.0)  # nothing is more probable
-        return {"confidence": "probability", "threshold": _next_float32(threshold)}
+        # nothing is more probable than 1
+        rule = {"confidence": "probability", "threshold": _next_float32(min(config.threshold, 1.0))}
+        if not config.cache:
+            return rule
+        return rule | {"block_causal": config.block_size, "cache": "block"}
 
 
 def _next_float32(x: float) -> float:

@@ -1,0 +1,176 @@
+"""Block caches against computing everything anew, on a Llama shape of random weights, in one interleaved run.
+
+    python benchmarks/cached_decoding.py
+
+Four calls that differ in pairs by the cache alone: BD3LM with its exact cache and recomputed (the same tokens), and
+Fast-dLLM's schedule with the dual cache and on the full canvas. Steps are timed one by one, those that begin a block
+apart from the others. A table goes to stdout, a JSON row to the results folder, and the last line of stdout is one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import nn
+
+from benchmarks import report, timing
+from benchmarks.models import DTYPES
+from dllm.core import samplers
+from dllm.models import bidirectional
+
+COLUMNS = ("loop", "call s", "step ms", "first of a block", "others", "cache MB", "speed-up")
+MASK_ID, EOS_ID = 3, 2
+PAIRS = {"bd3lm cached": "bd3lm recomputed", "dual cache": "full canvas"}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; unknown options end the program."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--vocab", type=int, default=32000)
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--new", type=int, default=448)
+    parser.add_argument("--block", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=112, help="denoising steps in all")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
+    return parser.parse_args(arguments)
+
+
+def build(options: argparse.Namespace) -> nn.Module:
+    """The model, with weights from seed 0."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=options.vocab,
+        hidden_size=options.hidden,
+        intermediate_size=8 * options.hidden // 3,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        max_position_embeddings=options.prompt + options.new,
+    )
+    model = transformers.LlamaForCausalLM(config).eval().to(options.device, DTYPES[options.dtype])
+    return bidirectional(model)
+
+
+class Loop:
+    """One way to decode; calling it runs it once and returns its seconds."""
+
+    def __init__(self, sampler: samplers.BaseSampler, prompts: torch.Tensor, **settings: object):
+        self.sampler, self.prompts, self.settings = sampler, prompts, settings
+        self.first, self.others = [], []  # seconds of steps
+        self.sequences = self.stats = None
+
+    def __call__(self) -> float:
+        last = began = time.perf_counter()
+
+        def on_step(step: object) -> None:
+            nonlocal last
+            timing.synchronize(self.prompts.device)
+            now = time.perf_counter()
+            (self.first if step.step == 0 else self.others).append(now - last)
+            last = now
+
+        out = self.sampler.sample(self.prompts, on_step=on_step, return_dict=True, seed=0, **self.settings)
+        self.sequences, self.stats = out.sequences, out.stats
+        return time.perf_counter() - began
+
+    def result(self, name: str, seconds: list[float]) -> dict[str, object]:
+        """What the row says of it, after its runs."""
+        return {
+            "loop": name,
+            "call_seconds": timing.summary(seconds),
+            "forwards": self.stats.forwards,
+            "step_seconds": timing.summary(self.first + self.others),
+            "first_seconds": timing.summary(self.first),
+            "other_seconds": timing.summary(self.others) if self.others else None,
+            "cache_bytes": self.stats.cache_bytes,
+        }
+
+
+def loops(options: argparse.Namespace, model: nn.Module) -> dict[str, Loop]:
+    """The four calls, by name."""
+    tokenizer = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=EOS_ID)
+    prompts = torch.randint(5, options.vocab, (options.batch, options.prompt)).to(options.device)
+    common = dict(max_new_tokens=options.new, block_size=options.block, steps=options.steps)
+    # the mask token is never proposed: with random weights it would be as likely as any, and leave holes
+    common |= dict(suppress_tokens=[MASK_ID])
+    exact = dict(stop_at_eos=False, **common)
+    fast = dict(threshold=None, **common)
+    block, approximate = samplers.BD3LMSampler(model, tokenizer), samplers.FastDLLMSampler(model, tokenizer)
+    return {
+        "bd3lm recomputed": Loop(block, prompts, cache=False, **exact),
+        "bd3lm cached": Loop(block, prompts, cache=True, **exact),
+        "full canvas": Loop(approximate, prompts, cache=None, **fast),
+        "dual cache": Loop(approximate, prompts, cache="dual", **fast),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and write the row."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    row = report.new_row("cached_decoding", "benchmarks/cached_decoding.py", arguments, torch.device(options.device))
+    row["settings"] = {name: value for name, value in vars(options).items() if name not in ("out", "repeats")}
+    calls = loops(options, build(options))
+    with report.progress(total=len(calls) * options.repeats) as begin:
+
+        def announced(name: str) -> float:
+            begin(name)
+            return calls[name]()
+
+        seconds = timing.interleave({name: lambda name=name: announced(name) for name in calls}, options.repeats)
+    recomputed, cached = (calls[name].sequences for name in ("bd3lm recomputed", "bd3lm cached"))
+    row["same_tokens"] = float((recomputed == cached).float().mean())
+    row["results"] = [call.result(name, seconds[name]) for name, call in calls.items()]
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    for result in row["results"]:
+        if result["loop"] in PAIRS:
+            result["speedup"] = median[PAIRS[result["loop"]]] / median[result["loop"]]
+    title = f"{options.layers} layers x {options.hidden}, {options.dtype}, batch {options.batch}, "
+    title += f"{options.prompt} + {options.new} tokens, blocks of {options.block}, {options.steps} steps"
+    notes = [f"BD3LM's two loops agree on {row['same_tokens']:.2%} of the canvas"]
+    report.print_table(title, COLUMNS, [cells(result) for result in row["results"]], notes)
+    path = report.write_row(row, options.out, f"{options.layers}x{options.hidden}-{options.dtype}-b{options.batch}")
+    report.print_last_line({"row": str(path), "results": row["results"], "same_tokens": row["same_tokens"]})
+    return 0
+
+
+def cells(result: dict[str, object]) -> list[str]:
+    """A line of the table."""
+    return [
+        str(result["loop"]),
+        f"{result['call_seconds']['median']:.2f}",
+        *(
+            f"{1000 * result[name]['median']:.1f}" if result[name] else ""
+            for name in ("step_seconds", "first_seconds", "other_seconds")
+        ),
+        f"{result['cache_bytes'] / 1e6:.1f}" if result["cache_bytes"] else "",
+        f"{result['speedup']:.1f}x" if "speedup" in result else "",
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,185 @@
+"""Which columns of each row a step runs, and what they see: the whole canvas, or windows of it beside a cache.
+
+    no cache            each step runs the canvas
+    no cache, causal    each step runs the canvas, and no position sees a later block (BD3LM, recomputed)
+    "block", causal     the first step of a call runs the prompts and the first block; the first step of a block runs
+                        the block before, whose tokens are final now, and the block; any other step the block alone
+    "prefix"            the first step of a block runs the canvas, any other the block and what follows it
+    "dual"              the first step of a block runs the canvas, any other the block alone
+
+What runs has its keys and values written to the cache, in place; all else is read from there. "block" is exact: what it
+reads is what the canvas would compute. "prefix" and "dual" (Fast-dLLM) read keys and values of a canvas that has
+changed since.
+
+Rows begin blocks at steps of their own. Under "block" a window that reaches one block back serves all rows: where
+nothing has begun, it writes what is there already. Under the others the rows that begin a block run their canvas by
+themselves, then all rows run their window, and what it says of those that have just run is left out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dllm.fast.cache import KeyValueCache
+from dllm.fast.head import HeadTap
+
+if TYPE_CHECKING:
+    from dllm.fast.denoise import Policy, State
+
+
+class Pass(NamedTuple):
+    """One forward of a window of each row.
+
+    width: columns that run.
+    back: the window begins so many columns left of the row's block, or at column 0; None: at column 0.
+    seen: so many first columns are read from the cache; None: the window sees itself.
+    all_seen: every column of those is seen by every query: no mask is needed.
+    rows: int64 [b], the rows that run; None: all.
+    """
+
+    width: int
+    back: int | None
+    seen: int | None
+    all_seen: bool = False
+    rows: Tensor | None = None
+
+
+class Now(NamedTuple):
+    """Where each row stands, [B] each: whether it has work left, its block's number (of a table's last, if not), first
+    column, the column after its last, and its number of steps."""
+
+    active: Tensor
+    block: Tensor
+    begin: Tensor
+    stop: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, state: State) -> Now:
+        active, block = state.block < state.blocks, state.block.clamp(max=state.stop.shape[1] - 1)
+        begin, stop, steps = (
+            table.gather(1, block[:, None]).squeeze(1) for table in (state.begin, state.stop, state.steps)
+        )
+        return cls(active, block, begin, torch.where(active, stop, 0), steps)
+
+
+class Bodies(NamedTuple):
+    """What the head would be given for all columns that ran, [N, H], one for each canvas (two under guidance); column c
+    of row b is at base[b] + c, int64 [B]."""
+
+    hidden: list[Tensor]
+    base: Tensor
+
+
+def run(
+    tap: HeadTap, state: State, policy: Policy, now: Now, cache: KeyValueCache | None, passes: list[Pass]
+) -> Bodies:
+    """The body's output for the columns of some passes. Where rows are in two of them, the earlier one is meant."""
+    outputs, bases, offset = [], [], 0
+    for one in passes:
+        hidden, origin = _window(tap, state, policy, now, cache, one)
+        bases.append(offset + torch.arange(len(origin), device=origin.device) * one.width - origin)
+        outputs.append([part.flatten(0, 1) for part in hidden])
+        offset += len(origin) * one.width
+    base = torch.zeros_like(now.begin)
+    for one, values in reversed(list(zip(passes, bases, strict=True))):
+        base = values if one.rows is None else base.index_copy(0, one.rows, values)
+    hidden = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*outputs, strict=True)]
+    return Bodies(hidden, base)
+
+
+def canvas(state: State) -> list[Pass]:
+    """The whole of every row."""
+    return [Pass(state.tokens.shape[1], None, None)]
+
+
+def _window(
+    tap: HeadTap, state: State, policy: Policy, now: Now, cache: KeyValueCache | None, one: Pass
+) -> tuple[list[Tensor], Tensor]:
+    """Output [b, W, H] of one pass for each canvas, and the first column of each row's window, int64 [b]."""
+    canvases = [state.tokens]
+    if policy.cfg_scale > 0:
+        canvases.append(torch.where(state.given, policy.mask_id, state.tokens))
+    if cache is None and policy.block_causal is None:
+        mask = state.attention_mask
+        both = tap.body(torch.cat(canvases), None if mask is None else mask.repeat(len(canvases), 1))
+        return list(both.chunk(len(canvases))), torch.zeros_like(now.begin)
+    batch, columns = state.tokens.shape
+    row = torch.arange(batch, device=now.begin.device) if one.rows is None else one.rows
+    begin, first, length = (values[row] for values in (now.begin, state.first, state.length))
+    origin = torch.zeros_like(begin) if one.back is None else (begin - one.back).clamp(min=0)
+    column = origin[:, None] + torch.arange(one.width, device=begin.device)
+    inside, count = column.clamp(max=columns - 1), len(canvases)
+    tokens = torch.cat([tokens[row].gather(1, inside) for tokens in canvases])
+    mask = _seen(column, first, length, policy.block_causal, one)
+    mask = mask if one.all_seen else mask.repeat(count, 1, 1, 1)
+    context = {"position_ids": inside.repeat(count, 1)}
+    if cache is not None:
+        kept = column < columns
+        if one.back is not None and policy.block_causal is None:
+            kept &= column >= begin[:, None]  # a column that runs for the next one's sake keeps what it had
+        target = torch.where(kept, column, cache.columns).repeat(count, 1)
+        cache.aim(torch.cat([row + i * batch for i in range(count)]), target, seen=one.seen)
+        context["past_key_values"] = cache
+    return list(tap.body(tokens, mask, **context).chunk(count)), origin
+
+
+def _seen(column: Tensor, first: Tensor, length: Tensor, size: int | None, one: Pass) -> Tensor:
+    """bool [b, 1, W, keys], to be broadcast: which columns each column of the windows [b, W] sees.
+
+    Blocks of a row are counted from its first generated column on, to both sides: the first block of a prompt may be
+    shorter. A column sees those of its own block and of earlier ones. Columns behind the row's end are seen by none.
+    """
+    if one.all_seen:
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=column.device)
+    key = torch.arange(one.width if one.seen is None else one.seen, device=column.device)
+    real = (key < length[:, None])[:, None, None, :]
+    if size is None:
+        return real
+    query_block = (column - first[:, None]).div(size, rounding_mode="floor")
+    key_block = (key - first[:, None]).div(size, rounding_mode="floor")
+    return real & (key_block[:, None, None, :] <= query_block[:, None, :, None])
+
+
+def plan(
+    state: State, policy: Policy, *, opening: bool, beginning: Tensor | None, exact: bool, reach: int = 0
+) -> list[Pass]:
+    """The passes of a step.
+
+    Args:
+        state: of the rows.
+        opening: whether this is the call's first step.
+        beginning: bool [B] on the CPU, the rows that begin a block in this step; None: not known.
+        exact: whether numbers of the state may be read, so that windows reach no further than they must.
+        reach: columns from the first block of a row to its end, at most; for the "prefix" cache.
+    """
+    columns = state.tokens.shape[1]
+    padded = state.attention_mask is not None
+    if policy.cache is None:
+        if policy.block_causal is None:
+            return canvas(state)
+        width = int(Now.of(state).stop.max()) if exact else columns
+        return [Pass(max(width, 1), None, None)]
+    lead = int(policy.right_shift)  # the position before the block is read for the block's first
+    if policy.cache == "block":
+        if opening:
+            return [Pass(int(state.stop[:, 0].max()), None, None)]
+        stop = Now.of(state).stop if exact else None
+        seen = columns if stop is None else max(int(stop.max()), 1)
+        if beginning is None or bool(beginning.any()):
+            return [Pass(policy.block_causal + policy.window, policy.block_causal, seen)]
+        in_line = stop is not None and lead == 0 and bool((stop == seen).all())
+        return [Pass(policy.window + lead, lead, seen, all_seen=in_line)]
+    passes = []
+    if bool(beginning.any()):
+        rows = None if bool(beginning.all()) else beginning.nonzero().flatten().to(state.tokens.device)
+        passes.append(Pass(columns, None, None, all_seen=not padded, rows=rows))
+    if not bool(beginning.all()):
+        width = policy.window
+        if policy.cache == "prefix":
+            width = int((state.length - Now.of(state).begin).max()) if exact else reach
+        passes.append(Pass(width + lead, lead, columns, all_seen=not padded))
+    return passes
