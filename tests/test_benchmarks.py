@@ -338,7 +338,7 @@ class TestKernelBenchmarks:
         assert cpu_head.main([*arguments, "--out", str(tmp_path)]) == 0
         last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
         (result,) = json.loads(Path(last["row"]).read_text())["results"]
-        assert result["equal_tokens"] == 1 and result["speedup"] > 0
+        assert result["equal_tokens"] == 1 and min(result["speedup"].values()) > 0
 
     def test_cpu_cross_entropy(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(cpu_cross_entropy.HEADS, "minilm", (8, 50))
