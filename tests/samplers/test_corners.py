@@ -102,6 +102,8 @@ WORDS = [
     (samplers.MDLMSampler, "right_shift_logits"),
     (samplers.MDLMSampler, "stochastic_transfer"),
     (samplers.DreamSampler, "stochastic_transfer"),
+    (samplers.BD3LMSampler, "cache"),
+    (samplers.LLaDA2Sampler, "cache"),
     (samplers.LLaDASampler, "logits_eos_inf"),
     (samplers.LLaDASampler, "confidence_eos_eot_inf"),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSamplerConfig, Span, at_least
+from dllm.core.samplers.base import BaseSamplerConfig, Span, at_least, true_or_false
 from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
 from dllm.core.samplers.schedules import binomial_draws, scheduled_counts, transfer_probabilities
 
@@ -29,6 +29,7 @@ class BD3LMSamplerConfig(MDLMSamplerConfig):
     def check(self) -> None:
         """See :meth:`BaseSamplerConfig.check`."""
         super().check()
+        true_or_false("cache", self.cache)
         if self.block_size is None:
             raise ValueError("block_size must be a number, as blocks are what a position sees; got None")
         if self.steps_per_block is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least
+from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, true_or_false
 from dllm.core.samplers.schedules import even_counts
 from dllm_kernels import _checks
 
@@ -35,6 +35,7 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
         super().check()
         at_least(1, "steps", self.steps)
         _checks.finite_at_least_zero("threshold", self.threshold)
+        true_or_false("cache", self.cache)
         if self.cache and self.block_size is None:
             raise ValueError(
                 "block_size must be a number beside a cache, since blocks are what a position sees; got None"
