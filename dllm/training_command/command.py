@@ -94,7 +94,7 @@ def _usage(words: Sequence[str]) -> str:
     if "--task" in words[:-1]:
         task = words[words.index("--task") + 1]
     return (
-        "usage: dllm train [FILE.yaml] [--task sft|pt] [--dry-run] [--NAME VALUE ...]\n\n"
+        "usage: dllm train [--help] [FILE.yaml] [--task sft|pt] [--dry-run] [--NAME VALUE ...]\n\n"
         "Fine-tune on conversations (sft) or pre-train on text (pt). The file has lines `name: value`;\n"
         "flags go over it. --dry-run prints the settings, parameters, steps and memory, and trains nothing.\n"
         "Several processes: accelerate launch --module dllm.cli train ...\n\nsettings: type, meaning, [default]\n"
