@@ -48,7 +48,7 @@ def test_no_spills(compiled):
 
 def test_the_fused_head_fits_and_uses_the_matrix_units(compiled):
     """Of each target: in half precision its newest matrix instructions, no spills, and not more than its shared memory;
-    two programs of up to 32 rows fit the registers and shared memory of an sm_90."""
+    two programs of up to 32 aligned rows fit the registers and shared memory of an sm_90."""
     units = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
     shared = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB a program may have
     heads = [row for row in compiled if row["kernel"] == "tile_kernel"]
@@ -57,7 +57,7 @@ def test_the_fused_head_fits_and_uses_the_matrix_units(compiled):
         in_half = "float32" not in row["configuration"]
         assert not row["spills"] and row["shared"] <= 1024 * shared[row["target"]], row
         assert not in_half or row["matrix"] == units[row["target"]], row
-        if row["target"] == "sm_90" and in_half and "64 rows" not in row["configuration"]:
+        if row["target"] == "sm_90" and in_half and not any(w in row["configuration"] for w in ("64 rows", "ragged")):
             assert row["registers"] <= 128 and 2 * (row["shared"] + 1024) <= 1024 * 228, row
 
 
