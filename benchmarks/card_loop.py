@@ -34,6 +34,9 @@ class Noise(Protocol):
     def place(self, masked: Tensor, step: int) -> Tensor:
         """Gumbel noise for each position: the k largest of c + noise are k draws from softmax(c), none twice."""
 
+    def beginning_at(self, column: int) -> Noise:
+        """The same for a canvas of which only the columns from `column` on are handed in."""
+
 
 class TorchNoise:
     """Torch's generator. `choose` adds float64 Gumbel noise at every position, argmax of exp(l) / (-ln u)^T; `draw` is
@@ -54,6 +57,9 @@ class TorchNoise:
 
     def place(self, masked: Tensor, step: int) -> Tensor:
         return -torch.log(-torch.log(torch.rand(masked.shape, device=masked.device, dtype=torch.float64)))
+
+    def beginning_at(self, column: int) -> TorchNoise:
+        return self
 
 
 class PhiloxNoise:
@@ -100,6 +106,10 @@ class PhiloxNoise:
         seeds, positions, steps = self._places(masked, step)
         first, second, *_ = philox.words(seeds, torch.zeros_like(seeds), positions, steps, philox.RANDOM_CONFIDENCE)
         return philox.gumbel_from_words(first, second)
+
+    def beginning_at(self, column: int) -> PhiloxNoise:
+        padding = [own - column for own in self.padding.tolist()]
+        return PhiloxNoise(self.seeds.tolist(), padding, self.rows_at_once)
 
     def _places(self, masked: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """The address of every position's random number: seeds [B, 1], positions [B, L], step []."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from benchmarks import card_loop
-from benchmarks.baselines import dream, llada, mdlm, parallel
+from benchmarks.baselines import dream, fast_dllm, llada, mdlm, parallel
 from benchmarks.card_loop import Noise
 from benchmarks.models import Loaded
 from dllm.core.samplers import BaseSampler
@@ -52,6 +52,9 @@ def authors_loop(
     told |= blocks | {"gen_length": case.gen_length}
     if case.sampler == "llada":
         return llada.generate(model, prompt, remasking=case.remasking, **counted, **told)
+    if case.sampler.startswith("fast-dllm-"):
+        cache = SAMPLERS[case.sampler].settings["cache"]
+        return fast_dllm.generate(model, prompt, cache=cache, rule=_rule(case, steps), **told)
     return parallel.generate(model, prompt, rule=_rule(case, steps), **told)
 
 
@@ -59,13 +62,9 @@ def _rule(case: Case, steps: int | None) -> parallel.Rule:
     options = dict(case.options)
     if case.sampler == "llada2":
         options |= {"steps": (steps or case.steps) // case.blocks, "block_length": case.block_length}
-    rules = {
-        "threshold": parallel.threshold,
-        "factor": parallel.factor,
-        "llada2": parallel.llada2,
-        "entropy-bound": parallel.entropy_bound,
-    }
-    return rules[case.sampler](**options)
+    rules = {"llada2": parallel.llada2, "entropy-bound": parallel.entropy_bound}
+    rule = parallel.factor if "factor" in options else parallel.threshold
+    return rules.get(case.sampler, rule)(**options)
 
 
 def our_sampler(case: Case, loaded: Loaded) -> BaseSampler:

@@ -73,6 +73,19 @@ PRESETS = {
             "intermediate_size": 2624,
         },
     ),
+    "small-llama": Preset(  # LLaDA's architecture at a size for a CPU
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        mask_id=3,
+        settings={
+            "vocab_size": 32000,
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "intermediate_size": 1365,
+            "max_position_embeddings": 4096,
+        },
+    ),
     "llada-8b": Preset(
         "LlamaForCausalLM",
         "LlamaConfig",

@@ -175,10 +175,10 @@ def _card(loaded: Loaded, case: Case, prompt: Tensor, model: Callable[[Tensor], 
     def split() -> Split:
         watch, forwards = timing.Stopwatch(prompt.device), 0
 
-        def forward(canvas: Tensor) -> object:
+        def forward(canvas: Tensor, **beside: object) -> object:
             nonlocal forwards
             forwards += 1
-            output = model(canvas)
+            output = model(canvas, **beside)
             watch.mark("body" if compiled else "head")
             return output
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from benchmarks import (
     card_loop,
@@ -32,7 +33,9 @@ from benchmarks import (
 )
 from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED
+from dllm.models.bidirectional import causal
 from dllm_kernels.testing import assert_no_worse
+from tests.causal_models import causal_model
 from tests.models import MASK_ID, make_prompt, tiny
 
 CPU = torch.device("cpu")
@@ -49,6 +52,17 @@ def folder(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("models") / "tiny-bert"
     model = tiny("bert")
     model.config.mask_token_id = MASK_ID
+    model.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory) -> str:
+    """The same of a causal architecture."""
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    model = causal(copy.deepcopy(causal_model()))
+    model.set_output_embeddings(nn.Linear(32, 97, bias=False))  # a bias would not be saved
+    model.config.mask_token_id, model.config.eos_token_id = MASK_ID, None
     model.save_pretrained(path)
     return str(path)
 
@@ -124,15 +138,20 @@ class TestSamplerThroughput:
         assert row["providers"]["ours-eager"]["useful_tokens"] == 24
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
-    def test_every_other_sampler_against_its_authors_loop(self, run, temperature, tmp_path):
-        names, plot = list(samplers.SAMPLERS), tmp_path / "steps.png"
-        rules = ["--threshold", "0.1", "--factor", "1.9", "--gamma", "2.5"]
+    @pytest.mark.parametrize("cached", [False, True])
+    def test_every_other_sampler_against_its_authors_loop(
+        self, run, folder, llama_folder, cached, temperature, tmp_path
+    ):
+        names = [name for name in samplers.SAMPLERS if samplers.keeps_cache(name) == cached or name == "mdlm"]
+        plot = tmp_path / "steps.png"
+        rules = ["--threshold", "0.1", "--factor", "1.9", *([] if cached else ["--gamma", "2.5"])]
         arguments = ["--sampler", *names, *rules, "--temperature", str(temperature), "--batch", "2", "--check-noise"]
-        status, last, rows, printed = run(*arguments, "--plot", str(plot))
+        model = llama_folder if cached else folder
+        status, last, rows, printed = run(*arguments, "--plot", str(plot), model=model)
         assert status == 0 and plot.read_bytes().startswith(b"\x89PNG")
         assert [row["settings"]["sampler"] for row in rows] == names
         for name, case, row in zip(names, last["cases"], rows, strict=True):
-            approximate = name in ("threshold", "factor", "llada2", "entropy-bound")
+            approximate = samplers.keeps_cache(name) or name in ("threshold", "factor", "llada2", "entropy-bound")
             assert case["approximate"] == row["settings"]["approximate"] == approximate
             assert (f"{name} (approximate), " in printed.out) == approximate
             assert ("-approximate-" in case["row"]) == approximate

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks import card_loop
-from benchmarks.baselines import dream, llada, mdlm, parallel
+from benchmarks.baselines import dream, fast_dllm, llada, mdlm, parallel
 from dllm_kernels import philox
 from tests import reference_samplers as judges
+from tests.causal_models import causal_model
 from tests.models import MASK_ID, left_padded, make_prompt, shared, tiny
 
 EOS = 2
@@ -405,3 +406,44 @@ class TestParallel:
     def test_bad_lengths(self, model):
         with pytest.raises(ValueError, match="divide"):
             run("threshold", model, make_prompt(model, 1, 4), block_length=5)
+
+
+class TestFastDLLM:
+    """On a causal architecture, which keeps keys and values."""
+
+    @pytest.mark.parametrize("cfg_scale", [0.0, 0.5])
+    @pytest.mark.parametrize("temperature", [0.0, 0.8])
+    @pytest.mark.parametrize("rule", ["threshold", "factor"])
+    @pytest.mark.parametrize("cache", fast_dllm.CACHES)
+    def test_against_the_judge(self, cache, rule, temperature, cfg_scale):
+        """The judge runs the layers by hand, row by row."""
+        model, limit = causal_model(), {"threshold": 0.2, "factor": 2.2}[rule]
+        prompt, attention_mask = left_padded(model, [7, 4])
+        noise = card_loop.PhiloxNoise([5, 9], padding=[0, 3])
+        options = {"mask_id": MASK_ID, "temperature": temperature, "cfg_scale": cfg_scale}
+        blocks = {"gen_length": GEN, "block_length": BLOCK, "noise": noise}
+        got = fast_dllm.generate(
+            model, prompt, attention_mask, cache=cache, rule=getattr(parallel, rule)(limit), **blocks, **options
+        )
+        for row, (seed, padding) in enumerate([(5, 0), (9, 3)]):
+            blocks = {"max_new_tokens": GEN, "block_size": BLOCK, "seed": seed, rule: limit}
+            trace = judges.fast_dllm(model, prompt[row, padding:], cache=cache, **blocks, **options)
+            difference = judges.first_difference(got[row, padding:], trace)
+            assert difference is None, difference
+
+    def test_what_runs(self):
+        """The canvas first, then the block alone, or with what follows it."""
+        prompt, widths = make_prompt(causal_model(), 1, 5), {}
+        for cache in fast_dllm.CACHES:
+            recorder = Recorder(causal_model())
+            options = {"mask_id": MASK_ID, "gen_length": GEN, "block_length": BLOCK}
+            fast_dllm.generate(recorder, prompt, cache=cache, rule=parallel.threshold(NEVER), **options)
+            widths[cache] = [canvas.shape[1] for canvas in recorder.canvases]
+        assert widths["dual"] == 2 * [5 + GEN, *[BLOCK] * (BLOCK - 1)]
+        assert widths["prefix"] == [5 + GEN, *[GEN] * (BLOCK - 1), 5 + GEN, *[BLOCK] * (BLOCK - 1)]
+
+    @pytest.mark.parametrize(("option", "rule"), [({"gen_length": 5}, "divide"), ({"cache": "block"}, "cache must be")])
+    def test_bad_input(self, option, rule):
+        options = {"cache": "dual", "gen_length": GEN, "block_length": BLOCK, "mask_id": MASK_ID} | option
+        with pytest.raises(ValueError, match=rule):
+            fast_dllm.generate(causal_model(), torch.tensor([[5]]), rule=parallel.threshold(1.0), **options)

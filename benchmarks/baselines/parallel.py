@@ -100,20 +100,25 @@ def generate(
                 break
             logits = guided_logits(model, canvas, given, mask_id, cfg_scale, attention_mask)
             tokens = noise.choose(logits, temperature, eligible, step)
-            tokens, scores = torch.where(eligible, tokens, canvas), _scores(logits, tokens, rule.order)
+            tokens, scores = torch.where(eligible, tokens, canvas), scores_of(logits, tokens, rule.order)
             mark("head")
-            for row in range(len(canvas)):
-                positions = eligible[row].nonzero()[:, 0]
-                if len(positions) == 0:
-                    continue
-                ordered, order = scores[row, positions].sort(descending=rule.order == "confidence", stable=True)
-                chosen = positions[order[: rule.count(ordered, step)]]
-                canvas[row, chosen] = tokens[row, chosen]
+            commit(canvas, tokens, scores, eligible, rule, step)
             mark("transfer")
     return canvas
 
 
-def _scores(logits: Tensor, tokens: Tensor, order: str) -> Tensor:
+def commit(canvas: Tensor, tokens: Tensor, scores: Tensor, eligible: Tensor, rule: Rule, step: int) -> None:
+    """Each row takes the eligible tokens that the rule allows into its canvas; all [B, L]."""
+    for row in range(len(canvas)):
+        positions = eligible[row].nonzero()[:, 0]
+        if len(positions) == 0:
+            continue
+        ordered, order = scores[row, positions].sort(descending=rule.order == "confidence", stable=True)
+        chosen = positions[order[: rule.count(ordered, step)]]
+        canvas[row, chosen] = tokens[row, chosen]
+
+
+def scores_of(logits: Tensor, tokens: Tensor, order: str) -> Tensor:
     """Probability of each token, or entropy of each position, [B, L], under the float64 softmax of the raw logits."""
     probabilities = logits.to(torch.float64).softmax(dim=-1)
     if order == "confidence":

@@ -12,6 +12,7 @@ from dllm.core.samplers import (
     BaseSampler,
     DreamSampler,
     EntropyBoundSampler,
+    FastDLLMSampler,
     LLaDA2Sampler,
     LLaDASampler,
     MDLMSampler,
@@ -44,6 +45,10 @@ def _dream(alg: str, **options: object) -> Named:
     return Named(DreamSampler, {"alg": alg, "schedule": "time", "right_shift_logits": False}, options)
 
 
+def _fast_dllm(cache: str, **rule: float) -> Named:
+    return Named(FastDLLMSampler, {"cache": cache, "threshold": None}, rule, steps=None)
+
+
 SAMPLERS: Mapping[str, Named] = MappingProxyType(
     {
         "mdlm": Named(MDLMSampler, {}, {"remasking": "low_confidence"}),
@@ -54,6 +59,9 @@ SAMPLERS: Mapping[str, Named] = MappingProxyType(
         "dream-entropy": _dream("entropy", alg_temp=0.0),
         "threshold": Named(ThresholdSampler, {}, {"threshold": 0.9}, steps=None),
         "factor": Named(ThresholdSampler, {"threshold": None}, {"factor": 1.0}, steps=None),
+        "fast-dllm-prefix": _fast_dllm("prefix", threshold=0.9),
+        "fast-dllm-dual": _fast_dllm("dual", threshold=0.9),
+        "fast-dllm-dual-factor": _fast_dllm("dual", factor=1.0),
         "llada2": Named(LLaDA2Sampler, {}, {"threshold": 0.95}, steps="block"),
         "entropy-bound": Named(EntropyBoundSampler, {}, {"gamma": 0.1}, steps=None),
     }
@@ -66,6 +74,16 @@ OPTIONS = tuple(sorted({option for named in SAMPLERS.values() for option in name
 def is_approximate(name: str) -> bool:
     """Whether the sampler called `name` trades tokens for speed."""
     return name in SAMPLERS and SAMPLERS[name].sampler.approximate
+
+
+def keeps_cache(name: str) -> bool:
+    """Whether the sampler called `name` keeps keys and values, and so needs a causal architecture made bidirectional.
+
+    Example:
+        >>> keeps_cache("fast-dllm-dual"), keeps_cache("threshold")
+        (True, False)
+    """
+    return name in SAMPLERS and "cache" in SAMPLERS[name].settings
 
 
 def title(name: str) -> str:

@@ -241,7 +241,9 @@ def _inspect(model: nn.Module) -> tuple[Layout, bool]:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{name} keeps no cache that could be served: {reason}") from error
     indices = [index for index, _ in recorder.layers]
-    if indices != list(range(len(indices))) or not indices:
+    if not indices:
+        raise ValueError(f"{name} keeps no cache: no attention layer of it hands keys and values to past_key_values")
+    if indices != list(range(len(indices))):
         raise ValueError(
             "every attention layer must hand its keys and values to past_key_values once, in order; "
             f"those of {name} that did: {indices}"

@@ -77,7 +77,7 @@ class TestMeasure:
             replies[size] = told
         assert replies[1] == replies[5]
 
-    @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+    @pytest.mark.parametrize("sampler", [name for name in samplers.SAMPLERS if not samplers.keeps_cache(name)])
     def test_every_sampler_answers(self, shipped, sampler):
         """Those that count take 8 tokens a step, which is cheap; a prompt's end is found in each layout."""
         counted = {"tokens_per_step": 8} if samplers.steps_of(sampler) else {}
@@ -88,6 +88,11 @@ class TestMeasure:
         assert 1 <= score.forwards <= 64
         if counted and not samplers.is_approximate(sampler):
             assert score.forwards <= 8
+
+    @pytest.mark.parametrize("sampler", [name for name in samplers.SAMPLERS if samplers.keeps_cache(name)])
+    def test_a_model_without_a_cache_is_refused(self, shipped, sampler):
+        with pytest.raises(ValueError, match="ModernBertForMaskedLM keeps no cache"):
+            gauge.measure(*shipped, sampler=sampler, questions=1)
 
     def test_a_threshold_beyond_reach_is_one_token_a_step(self, shipped):
         replies: dict[str, list[str]] = {"generate": [], "threshold": []}
