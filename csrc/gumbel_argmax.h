@@ -1,8 +1,9 @@
 // Gumbel-argmax with confidence: one pass over a chunk of a row's logits. Formulae: dllm_kernels/gumbel_argmax/api.py.
 //
 // A row is cut into chunks of a fixed width, each reduced by itself and then combined in order: so a row's result does
-// not depend on which thread has which chunk or on what else is in the batch. Inside a chunk each tile is read once, for the two largest logits and for sums relative to the largest of the tiles before; one that
-// exceeds it by more than a little, which would cost the sums their precision, is read again from cache.
+// not depend on which thread has which chunk or on what else is in the batch. Inside a chunk each tile is read once,
+// for the two largest logits and for sums relative to the largest of the tiles before; one that exceeds it by more than
+// a little, which would cost the sums their precision, is read again from cache.
 //
 // Noise is pruned: a token whose logit plus the upper bound of its noise does not exceed the best score so far cannot
 // win, so its logarithms are never taken. Rounding is monotone, hence fl(l + fl(T G)) >= fl(l + fl(T g)) for G >= g and

@@ -56,7 +56,7 @@ def _by_tokens(
 ) -> tuple[Tensor, ...]:
     """The results of a block of rows, by slices of the vocabulary."""
     out = outputs(len(hidden), hidden.device)
-    head = (hidden, weight, bias, _linear.by_onednn(hidden, weight), slice_width(len(weight)))
+    head = (hidden.contiguous(), weight, bias, _linear.by_onednn(hidden, weight), slice_width(len(weight)))
     noise = (temperature, seeds, positions, step)
     flags = (adjacent(suppress), adjacent(begin_suppress))
     torch.ops.dllm_kernels.linear_gumbel_argmax(*head, *noise, *flags, tempered, count, *out)

@@ -256,14 +256,15 @@ def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(thread
     vocab_size, s = 50368, dtype.itemsize
     (hidden, weight, bias), noise = make_head(rows, 4, vocab_size, dtype=dtype), make_noise(rows, 1.0)
     threads(n_threads)
-    own = n_threads * 1024 <= cpu.slice_width(vocab_size) == 4096  # 50368 / 10, rounded down to a multiple of 1024
-    width = 1024 if own else 4096
+    assert cpu.slice_width(vocab_size) == 4096  # 50368 / 10, rounded down to a multiple of 1024
+    width = 1024 if n_threads <= 4 else 4096
     product = thread_peak_bytes(lambda: linear(hidden, weight[:width], bias[:width]))  # and what the library takes
     peak = thread_peak_bytes(lambda: linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu"))
     assert peak <= product + 100 * rows
     assert peak >= width * s * rows or 2 <= n_threads <= 4  # where other threads may take all slices
-    state = (40 * (n_threads + 1) if own else 40) * rows
-    assert (n_threads if own else 1) * width * s * rows + 100 * rows + state < rows * vocab_size * s / 10
+    slices = min(n_threads, 4)
+    turned = n_threads * 2**15 if dtype == torch.float32 else 0
+    assert (1024 * s + 40) * slices * rows + 140 * rows + turned < rows * vocab_size * s / 10
 
 
 @cpu_kernel
