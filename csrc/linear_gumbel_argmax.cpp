@@ -71,7 +71,7 @@ struct Reduction {
   const Sampling& sampling;
   int64_t n, vocab_size;
 
-  // Partial results of kRows rows from `row` on in the slice at `begin`. `best`: scores that lower tokens have reached.
+  // Partial results of kRows rows from `row` on, in the slice at `begin`. `best`: scores that lower tokens have reached.
   template <typename Dtype>
   void reduce(const Logits& logits, int64_t row, int64_t begin, const float* best, Partial* out) const {
     const int64_t end = std::min(begin + kSlice, vocab_size), rows = std::min(kRows, n - row);
@@ -114,6 +114,7 @@ class Known {
   int64_t next_ = 0;
 };
 
+// Every thread takes the next slice until there is none.
 template <typename Dtype>
 void a_slice_each(const Reduction& in, int64_t threads, Known& known) {
   std::atomic<int64_t> next{0};
@@ -131,6 +132,7 @@ void a_slice_each(const Reduction& in, int64_t threads, Known& known) {
   });
 }
 
+// All multiply slices that are `width` wide, and share the rows and slices of kSlice tokens that are in one.
 template <typename Dtype>
 void a_slice_for_all(const Reduction& in, int64_t width, Known& known) {
   const int64_t blocks = (in.n + kRows - 1) / kRows;

@@ -244,6 +244,33 @@ def test_autocast_and_gradients(impl):
     assert same_bits(got, expected) and not any(field.requires_grad for field in got)
 
 
+@cpu_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_worker_threads_take_tensors_of_inference_mode(plan, dtype):
+    """They do not know that the caller is in it."""
+    noise, expected = (
+        make_noise(16, 1.0),
+        linear_gumbel_argmax(*make_head(16, 24, 5000, dtype=dtype), **make_noise(16, 1.0)),
+    )
+    with torch.inference_mode():
+        head = [x.clone() for x in make_head(16, 24, 5000, dtype=dtype)]
+        inside = linear_gumbel_argmax(*head, **noise, impl="cpu")
+    assert head[0].is_inference()
+    assert same_bits(inside, expected) and same_bits(linear_gumbel_argmax(*head, **noise, impl="cpu"), expected)
+
+
+@cpu_kernel
+def test_strided_operands(plan):
+    hidden, weight, bias = make_head(32, 48, 5000)
+    noise = make_noise(16, 1.0)
+    given = hidden[::2, :24], weight[:, :24], bias
+    got = linear_gumbel_argmax(*given, **noise, impl="cpu")
+    expected = gumbel_argmax(F.linear(*given), **noise, impl="cpu")
+    assert torch.equal(got.token, expected.token)
+    got = linear_gumbel_argmax(given[0], given[1].contiguous(), bias, **noise, impl="cpu")
+    assert torch.equal(got.token, expected.token)
+
+
 # memory and syncs
 
 
