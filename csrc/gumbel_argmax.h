@@ -181,7 +181,7 @@ Partial reduce_chunk(
       draw(x, padded, tile, noise, floor, out);
     } else {
       const float top = hidden.begin_suppress ? maximum<Float32>(x, padded) : highest;
-      if (top > out.best) {
+      if (top > std::max(out.best, floor)) {
         out.best = out.logit = top;
         out.token = tile + (std::find(x, x + n, top) - x);
       }
