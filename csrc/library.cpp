@@ -9,11 +9,10 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
       "Tensor? suppress, Tensor? begin_suppress, bool tempered, Tensor? floor, Tensor? rows, Tensor? count, "
       "Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, Tensor(d!) neg_entropy, Tensor(e!) lse) -> ()");
   m.def(
-      "gumbel_argmax_slice(Tensor logits, int first, Tensor? temperature, Tensor? seeds, Tensor? positions, "
-      "Tensor? step, Tensor? suppress, Tensor? begin_suppress, bool tempered, Tensor? count, Tensor(a!) state) -> ()");
-  m.def(
-      "gumbel_argmax_end(Tensor state, Tensor? temperature, bool tempered, Tensor(a!) token, Tensor(b!) log_prob, "
-      "Tensor(c!) margin, Tensor(d!) neg_entropy, Tensor(e!) lse) -> ()");
+      "linear_gumbel_argmax(Tensor hidden, Tensor weight, Tensor? bias, bool onednn, int width, Tensor? temperature, "
+      "Tensor? seeds, Tensor? positions, Tensor? step, Tensor? suppress, Tensor? begin_suppress, bool tempered, "
+      "Tensor? count, Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, Tensor(d!) neg_entropy, "
+      "Tensor(e!) lse) -> ()");
   m.def(
       "truncation_floor(Tensor logits, Tensor? temperature, int? top_k, float? top_p, Tensor? suppress, Tensor? rows, "
       "Tensor? count, Tensor(a!) floor) -> ()");

@@ -19,12 +19,13 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         >>> linear(torch.ones(1, 2), torch.ones(3, 2), None)
         tensor([[2., 2., 2.]])
     """
-    if _by_onednn(hidden, weight):
+    if by_onednn(hidden, weight):
         return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
     return F.linear(hidden, weight, bias)
 
 
-def _by_onednn(hidden: Tensor, weight: Tensor) -> bool:
+def by_onednn(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`linear` takes oneDNN's product."""
     return (
         hidden.device.type == "cpu"
         and hidden.dtype == weight.dtype == torch.float32

@@ -1,8 +1,9 @@
-"""What a call does, seen from torch's dispatcher: waits for a device, matrix products, bytes alive."""
+"""What a call does, seen from torch's dispatcher and allocator: waits for a device, matrix products, bytes alive."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,3 +67,21 @@ class LiveBytes(TorchDispatchMode):
                     weakref.finalize(storage, self.alive.pop, storage._cdata, None)
         self.peak = max(self.peak, sum(self.alive.values()))
         return out
+
+
+def thread_peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes of CPU tensors alive at one time that this thread allocates in `call`, inside operators, too."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+
+    def allocations(events: list) -> Iterator[tuple[int, int]]:
+        for event in events:
+            if event.tag == torch._C._profiler._EventType.Allocation:
+                yield event.start_time_ns, event.extra_fields.alloc_size
+            yield from allocations(event.children)
+
+    alive = peak = 0
+    for _, size in sorted(allocations(profile.profiler.kineto_results.experimental_event_tree())):
+        alive += size
+        peak = max(peak, alive)
+    return peak

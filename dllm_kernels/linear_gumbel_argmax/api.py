@@ -46,8 +46,9 @@ def linear_gumbel_argmax(
 
     How: where there are few rows on a GPU (64 and less) one kernel multiplies a tile of 128 tokens and reduces it; its
     logits stay float32. Else a library multiplies slices of the vocabulary that stay in cache, with logits in the dtype
-    of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them; with `top_k` or `top_p`, which look at
-    whole rows, blocks of rows instead of slices. Which one follows from shapes alone. All products accumulate in
+    of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them (on a CPU each thread has slices of its
+    own, unless that were too many); with `top_k` or `top_p`, which look at whole rows, blocks of rows instead of
+    slices. Which one follows from shapes and, on a CPU, from the number of threads. All products accumulate in
     float32, so tokens of different plans are the same up to near ties in float32, and up to rounded logits in the
     others. In the fused plan a row has the same bits alone and in any batch; in the others as far as the library's
     product has (pad the rows to a multiple of 16 on a CPU and of 64 on a GPU).
@@ -57,8 +58,8 @@ def linear_gumbel_argmax(
         fused         28 R ceil(V / 128)
         GPU, slices   2^25 + 28 R ceil(V / 8192)
         GPU, top-k/p  max(2^25, 16 V s) and what :func:`gumbel_argmax` takes for its rows
-        CPU, slices   W s min(R, 512) + 100 R + what the library's product takes, where W is V / 10 rounded down to a
-                      multiple of 1024, at least 1024 and at most 8192
+        CPU, slices   (1024 s + 40) S min(R, 512) + 140 R + what the library's products take, and 2^15 T in float32,
+                      for T threads; the slices S are T, but at most V / 10240, at least 1 and at most 8
         CPU, top-k/p  64 V s and what :func:`gumbel_argmax` takes for its rows
 
     besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts.

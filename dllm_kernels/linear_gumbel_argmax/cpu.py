@@ -1,10 +1,12 @@
-"""The head and the sampling of its logits on the CPU: products of slices of the vocabulary, each reduced in cache."""
+"""The head and the sampling of its logits on the CPU: calls csrc/linear_gumbel_argmax.cpp."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from dllm_kernels.gumbel_argmax import cpu as gumbel_argmax
+from dllm_kernels import _linear
+from dllm_kernels.gumbel_argmax.cpu import adjacent, outputs
 from dllm_kernels.linear_gumbel_argmax import sliced
 
 BLOCK_R = 512
@@ -26,18 +28,44 @@ def linear_gumbel_argmax(
 ) -> tuple[Tensor, ...]:
     """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked.
 
-    `options` are those of :func:`dllm_kernels.gumbel_argmax.cpu.over_slices`.
+    `options` are those of :func:`dllm_kernels.gumbel_argmax.cpu.gumbel_argmax`, without those given here.
     """
     hidden = sliced.choose(hidden, unconditional, cfg_scale, rows)
     head = (hidden, weight, bias, count)
     if top_k is not None or top_p is not None:
         return sliced.by_rows(*head, WHOLE_ROWS, impl="cpu", top_k=top_k, top_p=top_p, **options)
-    return sliced.by_tokens(*head, BLOCK_R, slice_width(len(weight)), gumbel_argmax.over_slices, **options)
+
+    def reduce(rows: slice, count: Tensor | None, options: dict) -> tuple[Tensor, ...]:
+        return _by_tokens(hidden[rows], weight, bias, count=count, **options)
+
+    return sliced.by_blocks(len(hidden), BLOCK_R, count, options, reduce)
+
+
+def _by_tokens(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: Tensor | None = None,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    step: Tensor | None = None,
+    suppress: Tensor | None = None,
+    begin_suppress: Tensor | None = None,
+    tempered: bool = False,
+    count: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The results of a block of rows, by slices of the vocabulary."""
+    out = outputs(len(hidden), hidden.device)
+    head = (hidden.contiguous(), weight, bias, _linear.by_onednn(hidden, weight), slice_width(len(weight)))
+    noise = (temperature, seeds, positions, step)
+    flags = (adjacent(suppress), adjacent(begin_suppress))
+    torch.ops.dllm_kernels.linear_gumbel_argmax(*head, *noise, *flags, tempered, count, *out)
+    return out
 
 
 def slice_width(vocab_size: int) -> int:
-    """Tokens of a slice: whole tiles of 1024, less than a tenth of the vocabulary, and not more than 64 rows keep in
-    cache. It must not depend on the rows: the last bits of a row's statistics depend on it.
+    """How many tokens may have logits at a time: whole slices of 1024, less than a tenth of the vocabulary where it has
+    as many, and not more than 64 rows keep in cache.
 
     Example:
         >>> slice_width(50368)

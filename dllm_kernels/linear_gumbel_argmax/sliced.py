@@ -1,5 +1,6 @@
 """Library products around the kernels of gumbel_argmax: logits exist for a slice of the vocabulary, or of the rows, and
-are consumed while they are in cache. The same for every kind of device, since only those kernels differ."""
+are consumed while they are in cache. Slices of rows are the same on every kind of device; those of the vocabulary are
+for GPUs (a CPU's threads have slices of their own: csrc/linear_gumbel_argmax.cpp)."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def by_tokens(
         slices = _slices(h, weight, bias, width)
         return over_slices(slices, len(h), len(weight), h.device, count=count, **options)
 
-    return _by_blocks(len(hidden), block_r, count, options, reduce)
+    return by_blocks(len(hidden), block_r, count, options, reduce)
 
 
 def by_rows(
@@ -85,7 +86,7 @@ def by_rows(
             **options,
         )
 
-    return _by_blocks(len(hidden), block_r, count, options, reduce)
+    return by_blocks(len(hidden), block_r, count, options, reduce)
 
 
 def fitting(n_bytes: int, each: int, multiple: int) -> int:
@@ -98,7 +99,7 @@ def fitting(n_bytes: int, each: int, multiple: int) -> int:
     return max(n_bytes // max(each, 1) // multiple, 1) * multiple
 
 
-def _by_blocks(
+def by_blocks(
     n: int, block_r: int, count: Tensor | None, options: dict, reduce: Callable[..., tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
     """Blocks of rows one after the other, as even as multiples of 16 make them: libraries switch algorithms for very

@@ -43,14 +43,14 @@ def test_against_float64(dtype, bias, device):
 
 def test_what_onednn_must_not_serve(monkeypatch):
     x, weight, _ = operands(4, 8, 16, torch.float32, "cpu")
-    assert not _linear._by_onednn(x.bfloat16(), weight.bfloat16())
+    assert not _linear.by_onednn(x.bfloat16(), weight.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not _linear._by_onednn(x, weight)
+        assert not _linear.by_onednn(x, weight)
         assert _linear.linear(x, weight, None).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not _linear._by_onednn(x, weight)
+        assert not _linear.by_onednn(x, weight)
     monkeypatch.setattr(_linear.platform, "machine", lambda: "arm64")
-    assert not _linear._by_onednn(x, weight)
+    assert not _linear.by_onednn(x, weight)
 
 
 def test_bypassed_restores_what_the_instance_had():

@@ -12,14 +12,17 @@ pytestmark = pytest.mark.skipif(_extension.find_compiler() is None, reason="no C
 
 AGREE = """
 import torch
-from dllm_kernels import gumbel_argmax
-from dllm_kernels.testing import assert_within_budget, make_logits, make_noise
+from dllm_kernels import gumbel_argmax, linear_gumbel_argmax
+from dllm_kernels.testing import assert_head_within_budget, assert_within_budget, make_head, make_logits, make_noise
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for vocab_size in (5, 1025, 20000):
         logits, noise = make_logits(8, vocab_size, dtype=dtype), make_noise(8, torch.full((8,), 0.8))
         got = gumbel_argmax(logits, **noise, impl="cpu")
         assert torch.equal(got.token, gumbel_argmax(logits, **noise, impl="reference").token)
         assert_within_budget(got, logits, **noise)
+    head, noise = make_head(20, 24, 2050, dtype=dtype), make_noise(20, torch.full((20,), 0.8))
+    got = linear_gumbel_argmax(*head, **noise, impl="cpu")
+    assert_head_within_budget(got, *head, **noise)
 print("agree")
 """
 

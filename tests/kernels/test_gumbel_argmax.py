@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from dllm_kernels import _impl, gumbel_argmax, philox
-from dllm_kernels.gumbel_argmax import cpu
 from dllm_kernels.testing import (
     assert_within_budget,
     make_logits,
@@ -406,55 +405,6 @@ def test_filtered_draws_follow_the_filtered_softmax(impl):
     assert counts[law == 0].sum() == 0
     assert chi_square_p(counts[law > 0], law[law > 0]) > P_MIN
     assert torch.allclose(drawn.log_prob.double(), law.log()[drawn.token], atol=1e-6)
-
-
-# slices of the vocabulary
-
-
-def in_slices(logits, width):
-    """Slices that share one buffer, as a producer of them would: each is gone when the next is asked for."""
-    vocab_size = logits.shape[1]
-    buffer = torch.empty(len(logits), width, dtype=logits.dtype)
-    for first in range(0, vocab_size, width):
-        here = logits[:, first : first + width]
-        buffer[:, : here.shape[1]] = here
-        yield first, buffer[:, : here.shape[1]]
-        buffer.fill_(math.nan)
-
-
-# one slice, narrow ones, a ragged last one of one token, slices wider than a chunk of 16384
-@cpu_kernel
-@pytest.mark.parametrize(
-    ("vocab_size", "width"), [(1, 4), (97, 4), (3000, 1024), (4097, 2048), (8193, 8192), (40001, 20000)]
-)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_slices_give_what_the_whole_gives(vocab_size, width, dtype):
-    logits, noise = make_logits(6, vocab_size, dtype=dtype), make_noise(6, TEMPERATURES)
-    flags = torch.arange(vocab_size)
-    options = dict(suppress=flags % 11 == 3, begin_suppress=flags % 5 == 2)
-    address = tuple(noise.values())
-    for hidden, statistics in itertools.product(({}, options), ("raw", "tempered")):
-        tempered = statistics == "tempered"
-        with poisoned_memory():
-            got = cpu.over_slices(
-                *(in_slices(logits, width), 6, vocab_size, logits.device, *address), **hidden, tempered=tempered
-            )
-        whole = gumbel_argmax(logits, **noise, **hidden, statistics=statistics, impl="cpu")
-        assert torch.equal(got[0], whole.token)
-        assert_within_budget(type(whole)(*got), logits, **noise, **hidden, statistics=statistics)
-    greedy = cpu.over_slices(in_slices(logits, width), 6, vocab_size, logits.device, count=torch.tensor([4]))
-    assert greedy[0].tolist() == [*logits[:4].float().argmax(-1).tolist(), -1, -1]
-
-
-@cpu_kernel
-def test_slices_that_do_not_cover_the_vocabulary():
-    one, device = torch.zeros(2, 4), torch.device("cpu")
-    for slices in ([], [(0, one)], [(0, one), (4, one), (8, one)], [(4, one), (8, one)], [(0, one), (0, one)]):
-        with pytest.raises(ValueError, match="slices must cover"):
-            cpu.over_slices(slices, 2, 8, device)
-    with pytest.raises(ValueError, match="multiples of 4"):
-        cpu.over_slices([(0, one[:, :3]), (3, one)], 2, 7, device)
-    assert [field.shape for field in cpu.over_slices([], 0, 8, device)] == [(0,)] * 5
 
 
 # bad input: the rule and what was got, before anything runs

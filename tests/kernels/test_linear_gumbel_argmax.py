@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from dllm_kernels import _impl, gumbel_argmax, linear_gumbel_argmax, philox
 from dllm_kernels._linear import linear
-from dllm_kernels.linear_gumbel_argmax import cpu as slices
+from dllm_kernels.linear_gumbel_argmax import cpu
 from dllm_kernels.testing import (
     STATISTICS,
     assert_head_within_budget,
@@ -18,7 +18,7 @@ from dllm_kernels.testing import (
     poisoned_memory,
     true_linear_gumbel_argmax,
 )
-from tests.watch import LiveBytes, SyncWatch
+from tests.watch import SyncWatch, thread_peak_bytes
 
 cpu_kernel = pytest.mark.skipif(_impl.why_not_cpu() is not None, reason=f"no extension: {_impl.why_not_cpu()}")
 CPU = pytest.param("cpu", marks=cpu_kernel)
@@ -31,10 +31,25 @@ SHAPES = [(1, 8, 1), (15, 64, 97), (17, 33, 130), (16, 96, 1025), (33, 64, 5000)
 
 
 @pytest.fixture
-def narrow(monkeypatch):
-    """Slices of 64 tokens, at most 32 rows at a time."""
-    monkeypatch.setattr(slices, "slice_width", lambda vocab_size: 64)
-    monkeypatch.setattr(slices, "BLOCK_R", 32)
+def few_rows(monkeypatch):
+    """At most 32 rows at a time."""
+    monkeypatch.setattr(cpu, "BLOCK_R", 32)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, for this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["a slice for each of two threads", "a slice for both"])
+def plan(request, monkeypatch, threads):
+    """Room for the logits of two slices, and of one."""
+    threads(2)
+    room = 2048 if "each" in request.param else 1024
+    monkeypatch.setattr(cpu, "slice_width", lambda vocab_size: room)
 
 
 def scores(hidden, weight, bias, temperature, seeds, positions, step):
@@ -84,7 +99,7 @@ def test_reference_is_the_formula(temperature):
 @pytest.mark.parametrize(("rows", "width", "vocab_size"), SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_slices(rows, width, vocab_size, dtype, temperature):
+def test_slices(plan, rows, width, vocab_size, dtype, temperature):
     head, noise = make_head(rows, width, vocab_size, dtype=dtype), make_noise(rows, torch.full((rows,), temperature))
     with poisoned_memory():
         got = linear_gumbel_argmax(*head, **noise, impl="cpu")
@@ -97,8 +112,8 @@ def test_slices(rows, width, vocab_size, dtype, temperature):
 
 @cpu_kernel
 @pytest.mark.parametrize("bias", [True, False])
-def test_many_slices_and_blocks_of_rows(narrow, bias):
-    hidden, weight, bias = (*make_head(50, 40, 333)[:2], make_head(1, 1, 333)[2] if bias else None)
+def test_many_slices_and_blocks_of_rows(few_rows, plan, bias):
+    hidden, weight, bias = (*make_head(50, 40, 7001)[:2], make_head(1, 1, 7001)[2] if bias else None)
     noise = make_noise(50, torch.linspace(0, 2, 50))
     got = linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu")
     expected = gumbel_argmax(linear(hidden, weight, bias), **noise, impl="cpu")
@@ -120,8 +135,8 @@ def test_guidance_is_combined_before_the_head(impl, dtype):
 
 
 @BOTH
-def test_rows_and_count(narrow, impl):
-    hidden, weight, bias = make_head(20, 24, 300)
+def test_rows_and_count(few_rows, impl):
+    hidden, weight, bias = make_head(20, 24, 3000)
     rows = torch.tensor([19, 0, 3, 3, 20, -1, 7, 2, 5, 5, 5, 5, 5, 5, 5, 5, 1, 1])
     noise = make_noise(18, 1.0)  # one for each result row
     with poisoned_memory():
@@ -136,7 +151,7 @@ def test_rows_and_count(narrow, impl):
 
 @BOTH
 @pytest.mark.parametrize("count", [-1, 0, 40, 99])
-def test_count_over_blocks_of_rows(narrow, impl, count):
+def test_count_over_blocks_of_rows(few_rows, impl, count):
     head = make_head(50, 8, 70)
     got = linear_gumbel_argmax(*head, count=torch.tensor([count]), impl=impl).token
     expected = linear_gumbel_argmax(*head, impl=impl).token.where(torch.arange(50) < count, -1)
@@ -145,9 +160,9 @@ def test_count_over_blocks_of_rows(narrow, impl, count):
 
 @BOTH
 @pytest.mark.parametrize("statistics", ["raw", "tempered"])
-def test_suppressed_tokens_and_statistics(narrow, impl, statistics):
-    head, noise = make_head(16, 24, 300), make_noise(16, torch.linspace(0, 2, 16))
-    suppress, begin = torch.arange(300) % 3 == 0, torch.arange(300) % 5 == 0
+def test_suppressed_tokens_and_statistics(plan, impl, statistics):
+    head, noise = make_head(16, 24, 3000), make_noise(16, torch.linspace(0, 2, 16))
+    suppress, begin = torch.arange(3000) % 3 == 0, torch.arange(3000) % 5 == 0
     hidden = dict(suppress=suppress, begin_suppress=begin, statistics=statistics)
     got = linear_gumbel_argmax(*head, **noise, **hidden, impl=impl)
     expected = gumbel_argmax(linear(*head), **noise, **hidden, impl="reference")
@@ -183,6 +198,23 @@ def test_values_that_are_no_numbers(impl):
 
 
 @cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_do_not_depend_on_the_threads(monkeypatch, threads, dtype):
+    """Bit for bit: logits are small integers, which every product has exactly."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randint(-2, 3, (n, 8), generator=draw).to(dtype) for n in (33, 20001))
+    noise, begin = make_noise(33, torch.linspace(0, 2, 33)), torch.arange(20001) % 5 == 0
+    found = []
+    for n, room in ((1, 1024), (1, 8192), (2, 2048), (2, 1024), (3, 4096), (3, 2048)):
+        threads(n)
+        monkeypatch.setattr(cpu, "slice_width", lambda vocab_size, room=room: room)
+        found.append(linear_gumbel_argmax(hidden, weight, None, **noise, begin_suppress=begin, impl="cpu"))
+    assert all(same_bits(found[0], other) for other in found[1:])
+    stored = gumbel_argmax(hidden @ weight.t(), **noise, begin_suppress=begin, impl="cpu")
+    assert torch.equal(found[0].token, stored.token) and torch.equal(found[0].margin > 0, stored.margin > 0)
+
+
+@cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_is_the_same_in_any_batch(dtype):
     """Bit for bit, rows being multiples of 16: so have libraries and slices the same shapes but for the rows."""
@@ -212,20 +244,54 @@ def test_autocast_and_gradients(impl):
     assert same_bits(got, expected) and not any(field.requires_grad for field in got)
 
 
-# memory and syncs
+@cpu_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_worker_threads_take_tensors_of_inference_mode(plan, dtype):
+    """They do not know that the caller is in it."""
+    noise, expected = (
+        make_noise(16, 1.0),
+        linear_gumbel_argmax(*make_head(16, 24, 5000, dtype=dtype), **make_noise(16, 1.0)),
+    )
+    with torch.inference_mode():
+        head = [x.clone() for x in make_head(16, 24, 5000, dtype=dtype)]
+        inside = linear_gumbel_argmax(*head, **noise, impl="cpu")
+    assert head[0].is_inference()
+    assert same_bits(inside, expected) and same_bits(linear_gumbel_argmax(*head, **noise, impl="cpu"), expected)
 
 
 @cpu_kernel
+def test_strided_operands(plan):
+    hidden, weight, bias = make_head(32, 48, 5000)
+    noise = make_noise(16, 1.0)
+    given = hidden[::2, :24], weight[:, :24], bias
+    got = linear_gumbel_argmax(*given, **noise, impl="cpu")
+    expected = gumbel_argmax(F.linear(*given), **noise, impl="cpu")
+    assert torch.equal(got.token, expected.token)
+    got = linear_gumbel_argmax(given[0], given[1].contiguous(), bias, **noise, impl="cpu")
+    assert torch.equal(got.token, expected.token)
+
+
+# memory and syncs
+
+
+# one thread, as many as have slices of their own, and more; none sees the others' memory, but each does the same
+@cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_threads", [1, 2, 4, 5])
 @pytest.mark.parametrize("rows", [64, 512])
-def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(rows, dtype):
+def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(threads, rows, n_threads, dtype):
     vocab_size, s = 50368, dtype.itemsize
-    head, noise = make_head(rows, 4, vocab_size, dtype=dtype), make_noise(rows, 1.0)
-    with LiveBytes(*head) as memory:
-        linear_gumbel_argmax(*head, **noise, impl="cpu")
-    slice_bytes = 4096 * s * rows  # 50368 / 10, rounded down to a multiple of 1024
-    assert slice_bytes <= memory.peak <= slice_bytes + 100 * rows
-    assert memory.peak < rows * vocab_size * s / 10
+    (hidden, weight, bias), noise = make_head(rows, 4, vocab_size, dtype=dtype), make_noise(rows, 1.0)
+    threads(n_threads)
+    assert cpu.slice_width(vocab_size) == 4096  # 50368 / 10, rounded down to a multiple of 1024
+    width = 1024 if n_threads <= 4 else 4096
+    product = thread_peak_bytes(lambda: linear(hidden, weight[:width], bias[:width]))  # and what the library takes
+    peak = thread_peak_bytes(lambda: linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu"))
+    assert peak <= product + 100 * rows
+    assert peak >= width * s * rows or 2 <= n_threads <= 4  # where other threads may take all slices
+    slices = min(n_threads, 4)
+    turned = n_threads * 2**15 if dtype == torch.float32 else 0
+    assert (1024 * s + 40) * slices * rows + 140 * rows + turned < rows * vocab_size * s / 10
 
 
 @cpu_kernel
