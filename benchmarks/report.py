@@ -78,11 +78,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def new_row(kind: str, program: str, arguments: Sequence[str], device: torch.device) -> dict[str, object]:
-    """The part that every row has: kind, date, command, commit, machine and versions."""
+    """The part that every row has: kind, date, command, commit, machine and versions. What the command says of where to
+    write (--out, --plot) is left out."""
+    kept, skip = [], False
+    for argument in arguments:
+        written = argument.partition("=")[0] in ("--out", "--plot")
+        if not (skip or written):
+            kept.append(argument)
+        skip = written and "=" not in argument
     return {
         "kind": kind,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join([f"python {program}", *map(shlex.quote, arguments)]),
+        "command": " ".join([f"python {program}", *map(shlex.quote, kept)]),
         "commit": machine.commit(),
         "machine": machine.describe(device),
         "versions": machine.versions(),

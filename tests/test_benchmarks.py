@@ -99,6 +99,7 @@ class TestSamplerThroughput:
             assert row["machine"]["cores"] >= 1
             assert row["versions"]["torch"]
             assert row["command"].startswith("python benchmarks/sampler_throughput.py --model")
+            assert "--out" not in row["command"] and str(tmp_path) not in row["command"]
             for name in ("card", "ours-eager"):
                 result = row["providers"][name]
                 assert result["seconds"]["runs"] == 2
