@@ -4,7 +4,6 @@ runs the step on the captured memory, so that a state not carried over, not rese
 import contextlib
 import gc
 import itertools
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +11,7 @@ import torch
 
 from dllm.core import samplers
 from dllm.fast import generate, graphs
-from dllm.fast.denoise import Clock, State, denoise_step
-from dllm.fast.head import HeadTap
+from tests import graph_stand_in
 from tests.models import MASK_ID, favour, tiny
 
 ARGUMENTS = dict(steps=8, gen_length=16, block_length=8, mask_id=MASK_ID, seed=3)
@@ -24,28 +22,15 @@ def prompts(rows, columns, seed=0):
 
 
 @pytest.fixture
-def captures(monkeypatch, one_thread):
-    """Graph mode on the CPU; the list fills with one entry per capture."""
-    made = []
+def stand_in(monkeypatch, one_thread):
+    """Graph mode on the CPU."""
+    return graph_stand_in.install_sampling(monkeypatch)
 
-    def capture(tap, state, policy, pool):
-        copies = {name: tensor.clone() for name, tensor in state.tensors().items()}
-        own = State(**dict.fromkeys(State.__slots__) | copies)
-        model, kind = weakref.ref(tap.model), tap.kind  # a graph keeps no model alive
-        made.append(kind)
 
-        def replay():
-            stand_in = object.__new__(HeadTap)
-            stand_in.model, stand_in.head, stand_in.kind = model(), model().get_output_embeddings(), kind
-            denoise_step(stand_in, own, policy, Clock(torch.device("cpu"), on=False))
-
-        return graphs.CapturedStep(own, replay, model)
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(graphs, "wanted", lambda cuda_graph, device, forwards: (cuda_graph is not False, "off"))
-    monkeypatch.setattr(graphs, "CACHE", graphs.GraphCache(size=3))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    return made
+@pytest.fixture
+def captures(stand_in):
+    """One entry for each capture."""
+    return stand_in.captured
 
 
 @pytest.mark.parametrize("remasking", ["low_confidence", "random", "none"])
@@ -179,7 +164,7 @@ def test_a_capture_that_fails(captures, monkeypatch, caplog):
     def refuse(*arguments):
         raise graphs.CaptureError("RuntimeError: operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "capture", refuse)
+    monkeypatch.setattr(graphs, "record", refuse)
     model, prompt = tiny("bert"), prompts(1, 4)
     with pytest.raises(RuntimeError, match="cuda_graph=True, but the step cannot be captured: RuntimeError: operation"):
         generate(model, prompt, cuda_graph=True, **ARGUMENTS)
