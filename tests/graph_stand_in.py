@@ -69,7 +69,7 @@ class Sampling:
     def record(self, run, device, pool):
         step, count = run.args
         tap, *rest, passes = step.args
-        model, kind = weakref.ref(tap.model), tap.kind
+        model, kind, run_step = weakref.ref(tap.model), tap.kind, step.func
         self.captured.append((passes, count))
 
         def replay():
@@ -77,7 +77,7 @@ class Sampling:
             alike.model, alike.head, alike.kind = model(), model().get_output_embeddings(), kind
             with SyncWatch() as watch:
                 for _ in range(count):
-                    step.func(alike, *rest, passes)
+                    run_step(alike, *rest, passes)
             self.waited.extend(watch.seen)
             self.replayed.append(count)
 
