@@ -56,7 +56,8 @@ class CaptureError(RuntimeError):
 
 @dataclass(eq=False)
 class Pool:
-    """Memory that the graphs of a device share: each needs it only while it runs. torch frees it with the last of them.
+    """Memory that graphs share which run one after the other, on one stream of a device: each needs it only while it
+    runs. torch frees it with the last of them.
 
     handle: torch's.
     bytes: what it holds.
@@ -142,9 +143,9 @@ def _without_effect(step: Callable[[], None], state: State) -> None:
 class GraphCache:
     """The captured steps of the most recently used buckets, at most `size` of them.
 
-    The graphs of a device share one pool of memory, so that it is as large as the largest needs, not as all together;
-    it is freed when none of them is left. A pool that has outgrown `share` of the device's memory is given up with all
-    its graphs before another bucket is captured.
+    The graphs of a device share one pool of memory (each stream has one, where callers use several), so that it is as
+    large as the largest needs, not as all together; it is freed when none of them is left. A pool that has outgrown
+    `share` of the device's memory is given up with all its graphs before another bucket is captured.
 
     Example:
         >>> len(GraphCache(size=2))
@@ -155,7 +156,7 @@ class GraphCache:
         self.size, self.share = size, share
         self._steps: OrderedDict[Hashable, CapturedSteps] = OrderedDict()
         # torch refuses to use a pool again of which no graph is left, so nobody but the captured steps keeps it
-        self._pools: weakref.WeakValueDictionary[torch.device, Pool] = weakref.WeakValueDictionary()
+        self._pools: weakref.WeakValueDictionary[tuple[torch.device, int], Pool] = weakref.WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -176,15 +177,15 @@ class GraphCache:
             CaptureError: another call is using them.
         """
         self._drop(lambda steps: steps.model() is None)
-        key = bucket(tap, state, policy, cache, reach)
+        place = state.tokens.device, stream_of(state.tokens.device)
+        key = place, bucket(tap, state, policy, cache, reach)
         steps = self._steps.get(key)
         if steps is not None and steps.busy:
             raise CaptureError("another call is using the captured step of this shape")
         if steps is None:
             while len(self._steps) >= self.size:
                 self._steps.popitem(last=False)
-            pool = self._pool(state.tokens.device)
-            steps = self._steps[key] = CapturedSteps(state.copy(), weakref.ref(tap.model), pool)
+            steps = self._steps[key] = CapturedSteps(state.copy(), weakref.ref(tap.model), self._pool(*place))
         else:
             steps.load(state)
         self._steps.move_to_end(key)
@@ -195,13 +196,13 @@ class GraphCache:
         """Do not serve them again."""
         self._drop(lambda kept: kept is steps)
 
-    def _pool(self, device: torch.device) -> Pool:
-        pool = self._pools.get(device)
+    def _pool(self, device: torch.device, stream: int) -> Pool:
+        pool = self._pools.get((device, stream))
         if pool is not None and pool.bytes > self.share * memory_of(device):
             self._drop(lambda steps: steps.pool is pool)
             pool = None
         if pool is None:
-            pool = self._pools[device] = Pool(torch.cuda.graph_pool_handle())
+            pool = self._pools[device, stream] = Pool(torch.cuda.graph_pool_handle())
         return pool
 
     def _drop(self, which: Callable[[CapturedSteps], bool]) -> None:
@@ -210,6 +211,11 @@ class GraphCache:
 
 
 CACHE = GraphCache()
+
+
+def stream_of(device: torch.device) -> int:
+    """Which of a device's streams the caller is on."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def bytes_of(handle: object, device: torch.device) -> int:

@@ -181,6 +181,16 @@ def test_a_pool_goes_with_its_last_graph(captures, monkeypatch):
         gc.collect()
 
 
+def test_streams_share_nothing(captures, monkeypatch):
+    """Graphs that may run at the same time may not work on the same memory."""
+    model, streams, handles = tiny("bert"), iter([7, 7, 8, 7]), iter(range(9))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(graphs, "stream_of", lambda device: next(streams))
+    for columns, captured, pool in ((4, 1, 0), (5, 2, 0), (5, 3, 1), (5, 3, 0)):
+        generate(model, prompts(1, columns), **ARGUMENTS)
+        assert len(captures) == captured and next(reversed(graphs.CACHE._steps.values())).pool.handle == pool
+
+
 def test_bytes_of_a_pool(monkeypatch):
     segments = [((0, 0), 7), ((0, 3), 20), ((0, 3), 1)]
     rows = [{"segment_pool_id": pool, "total_size": size} for pool, size in segments]
