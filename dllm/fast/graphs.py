@@ -219,8 +219,10 @@ def stream_of(device: torch.device) -> int:
 
 
 def bytes_of(handle: object, device: torch.device) -> int:
-    """Memory of a device that a pool holds."""
-    segments = torch.cuda.memory_snapshot() if device.type == "cuda" else []
+    """Memory of a device that a pool holds; 0 where the allocator is another than torch's own and does not tell."""
+    if device.type != "cuda" or torch.cuda.get_allocator_backend() != "native":
+        return 0
+    segments = torch.cuda.memory_snapshot()
     return sum(segment["total_size"] for segment in segments if segment["segment_pool_id"] == handle)
 
 

@@ -81,12 +81,12 @@ def run(
     tap: HeadTap, state: State, policy: Policy, now: Now, cache: KeyValueCache | None, passes: Sequence[Pass]
 ) -> Bodies:
     """The body's output for the columns of some passes."""
-    outputs, offset, base = [], 0, torch.zeros_like(now.begin)
-    beginning = None
-    if any(one.beginning is not None for one in passes):
-        beginning = now.active & (state.step == 0)
+    outputs, offset, base, meant = [], 0, torch.zeros_like(now.begin), None
+    begins = now.active & (state.step == 0)
+    divided = any(one.beginning is not None for one in passes)
     for one in passes:
-        meant = beginning if beginning is None or one.beginning is not None else now.active & ~beginning
+        if divided:
+            meant = begins if one.beginning is not None else now.active & ~begins
         hidden, row, origin = _window(tap, state, policy, now, cache, one, meant)
         first = offset + torch.arange(len(row), device=row.device) * one.width - origin
         base = first if meant is None else torch.where(meant, base.index_copy(0, row, first), base)

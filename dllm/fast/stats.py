@@ -26,7 +26,8 @@ class Stats:
     note: why not "graph".
     cache_bytes: memory of the keys and values that the steps kept, 0 without a cache.
     capture_seconds: what of `seconds` went into capturing graphs, s: 0 where earlier calls have captured all.
-    graph_bytes: memory that graphs work in, those of other shapes on the device too, as they share it; 0 without one.
+    graph_bytes: memory that graphs work in, those of other shapes on the device too, as they share it; 0 without one,
+        and where the memory allocator is not torch's own.
     """
 
     forwards: int

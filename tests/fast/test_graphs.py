@@ -195,7 +195,9 @@ def test_bytes_of_a_pool(monkeypatch):
     segments = [((0, 0), 7), ((0, 3), 20), ((0, 3), 1)]
     rows = [{"segment_pool_id": pool, "total_size": size} for pool, size in segments]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: rows)
-    assert graphs.bytes_of((0, 3), torch.device("cuda", 0)) == 21
+    for backend, expected in (("native", 21), ("cudaMallocAsync", 0)):
+        monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda backend=backend: backend)
+        assert graphs.bytes_of((0, 3), torch.device("cuda", 0)) == expected
     assert graphs.bytes_of((0, 3), torch.device("cpu")) == 0
 
 
