@@ -1,16 +1,20 @@
-"""A captured training step where there is no GPU: a closure that reads and writes the memory a graph would.
+"""Captured steps where there is no GPU: closures that read and write the memory a graph would.
 
-Like a graph it works on the addresses of the time of the capture: the weights' memory of then and the gradient buffers
-of then, whatever the weights have become, and its results lie in one place, which every replay overwrites.
+Of training: like a graph it works on the addresses of the time of the capture: the weights' memory of then and the
+gradient buffers of then, whatever the weights have become, and its results lie in one place, which every replay
+overwrites. Of sampling: like a graph it keeps no model alive, and it notes where a step would wait for a device.
 """
 
 from __future__ import annotations
 
 import inspect
+import weakref
 
 import torch
 
 from dllm.fast import graphs
+from dllm.fast.head import HeadTap
+from tests.watch import SyncWatch
 
 
 class StandIn:
@@ -52,5 +56,40 @@ def install(monkeypatch) -> StandIn:
     stand_in = StandIn()
     monkeypatch.setattr(graphs, "warm_up", lambda run, device: run())
     monkeypatch.setattr(graphs, "record", stand_in.record)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    return stand_in
+
+
+class Sampling:
+    """What was captured of denoising loops, one (passes, count) for each graph, and the counts of all replays."""
+
+    def __init__(self):
+        self.captured, self.replayed, self.waited = [], [], []
+
+    def record(self, run, device, pool):
+        step, count = run.args
+        tap, *rest, passes = step.args
+        model, kind, run_step = weakref.ref(tap.model), tap.kind, step.func
+        self.captured.append((passes, count))
+
+        def replay():
+            alike = object.__new__(HeadTap)
+            alike.model, alike.head, alike.kind = model(), model().get_output_embeddings(), kind
+            with SyncWatch() as watch:
+                for _ in range(count):
+                    run_step(alike, *rest, passes)
+            self.waited.extend(watch.seen)
+            self.replayed.append(count)
+
+        return replay
+
+
+def install_sampling(monkeypatch, size: int = 3) -> Sampling:
+    """Let denoising loops on the CPU be captured by a stand-in, unless they are called with cuda_graph=False."""
+    stand_in = Sampling()
+    monkeypatch.setattr(graphs, "warm_up", lambda run, device: run())
+    monkeypatch.setattr(graphs, "record", stand_in.record)
+    monkeypatch.setattr(graphs, "wanted", lambda cuda_graph, device, forwards: (cuda_graph is not False, "off"))
+    monkeypatch.setattr(graphs, "CACHE", graphs.GraphCache(size=size))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     return stand_in

@@ -11,6 +11,7 @@ prompts, blocks, steps and early stops are its own.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -132,6 +133,10 @@ class State:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
+    def copy(self) -> State:
+        """The same on memory of its own."""
+        return State(**{field.name: None for field in fields(self)} | {n: t.clone() for n, t in self.tensors().items()})
+
     def rows(self, index: Tensor) -> State:
         """The state of some of the rows."""
         kept = {}
@@ -149,11 +154,12 @@ def denoise_step(
     policy: Policy,
     clock: Clock,
     cache: KeyValueCache | None = None,
-    passes: list[Pass] | None = None,
+    passes: Sequence[Pass] | None = None,
 ) -> None:
     """One step, in place: forward, head on the masked positions of the blocks, sampling, transfer, advance.
 
-    `passes` say which columns the forward runs (:func:`dllm.fast.passes.plan`); None: the canvas.
+    `passes` say which columns the forward runs (:func:`dllm.fast.passes.plan`); None: the canvas. Rows that have
+    finished stay as they are, in the cache too, but for what the live view reads (`start`, `proposals`, `confidence`).
     """
     clock.start()
     tokens, now = state.tokens, Now.of(state)

@@ -1,20 +1,25 @@
-"""One denoising step as a CUDA graph: captured once per shape bucket, then only replayed.
+"""Denoising steps as CUDA graphs: captured once per shape bucket, then only replayed.
 
 A replay runs the same kernels on the same memory. So everything that changes lives in the state's tensors (canvas,
 seeds, step, block start, counts), a call copies its own state into the captured one, and the step advances its own
 counter: every replay draws fresh noise. A bucket's key holds the addresses of all weights, so weights that were
 replaced are never served stale (weights changed in place are simply read).
+
+A bucket has one state, and a graph for each kind of step that comes up (which columns run: :mod:`dllm.fast.passes`),
+of one such step or of several in a row. A step leaves rows that have finished as they are, so what a replay has too
+many of is time alone; and a capture, whose warm-ups run such a step, can come at any time of a call.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -24,9 +29,17 @@ from dllm.fast.denoise import Clock, Policy, State, denoise_step
 from dllm.fast.head import HeadTap
 from dllm.fast.passes import Pass
 
-MAX_GRAPHS = 8
+MAX_GRAPHS = 8  # buckets
+# Of a device's memory, what captured steps may hold before they give way to those of another shape. One shape needs
+# what a forward needs; the rest is for weights and for what runs eagerly.
+MEMORY_SHARE = 1 / 8
 # A capture costs about as much as this many eager steps.
 WORTH_CAPTURING = 4
+# Steps in a replay. What is saved is the host's share of a launch, so few are enough to save most of it; to capture
+# them costs the host as much as so many eager steps, and rows that finish early may run all but one in vain.
+STEPS_PER_REPLAY = 4
+# A call of fewer steps than this would spend more than an eighth of them on capturing several at a time.
+WORTH_SEVERAL = 8 * STEPS_PER_REPLAY
 
 _log = logging.getLogger("dllm.fast")
 WARM_UPS = 2
@@ -41,13 +54,32 @@ class CaptureError(RuntimeError):
         return cls(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
-@dataclass(slots=True)
-class CapturedStep:
-    """A captured step: `state` is the memory it works on, `replay` runs it once."""
+@dataclass(eq=False)
+class Pool:
+    """Memory that graphs share which run one after the other, on one stream of a device: each needs it only while it
+    runs. torch frees it with the last of them.
+
+    handle: torch's.
+    bytes: what it holds.
+    """
+
+    handle: object
+    bytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class CapturedSteps:
+    """The captured steps of a bucket: `state` is the memory that all of them work on.
+
+    replays: what runs a number of steps of some passes, by both.
+    seconds: what capturing took, s.
+    """
 
     state: State
-    replay: Callable[[], None]
     model: weakref.ref
+    pool: Pool
+    replays: dict[tuple[tuple[Pass, ...], int], Callable[[], None]] = field(default_factory=dict)
+    seconds: float = 0.0
     busy: bool = False  # its memory serves one call at a time
 
     def load(self, state: State) -> None:
@@ -55,19 +87,76 @@ class CapturedStep:
         for name, tensor in state.tensors().items():
             getattr(self.state, name).copy_(tensor)
 
+    def replay(
+        self,
+        tap: HeadTap,
+        policy: Policy,
+        cache: KeyValueCache | None = None,
+        passes: Sequence[Pass] | None = None,
+        count: int = 1,
+    ) -> None:
+        """Run `count` steps, each of them :func:`denoise_step` on the captured state; captured on first use.
+
+        Raises:
+            CaptureError: the model's forward cannot be captured; the state is as it was.
+        """
+        key = tuple(passes or ()), count
+        if key not in self.replays:
+            began = time.perf_counter()
+            step = functools.partial(
+                denoise_step, tap, self.state, policy, Clock(self.state.tokens.device, on=False), cache, passes
+            )
+            self.replays[key] = capture(step, count, self.state, self.pool)
+            self.seconds += time.perf_counter() - began
+        self.replays[key]()
+
+
+def capture(step: Callable[[], None], count: int, state: State, pool: Pool) -> Callable[[], None]:
+    """Capture `count` steps on a state that they advance, and return what replays them; the state stays as it is.
+
+    Raises:
+        CaptureError: with the reason.
+    """
+    device = state.tokens.device
+    for _ in range(WARM_UPS):
+        warm_up(functools.partial(_without_effect, step, state), device)
+    replay = record(functools.partial(_repeat, step, count), device, pool.handle)
+    pool.bytes = bytes_of(pool.handle, device)
+    return replay
+
+
+def _repeat(step: Callable[[], None], count: int) -> None:
+    for _ in range(count):
+        step()
+
+
+def _without_effect(step: Callable[[], None], state: State) -> None:
+    """The step as it is where all rows have finished: the same kernels, and nothing changes, in the cache either."""
+    block = state.block.clone()
+    try:
+        state.block.copy_(state.blocks)
+        step()
+    finally:
+        state.block.copy_(block)
+
 
 class GraphCache:
-    """The most recently used captured steps, at most `size` of them.
+    """The captured steps of the most recently used buckets, at most `size` of them.
+
+    The graphs of a device share one pool of memory (each stream has one, where callers use several), so that it is as
+    large as the largest needs, not as all together; it is freed when none of them is left. A pool that has outgrown
+    `share` of the device's memory is given up with all its graphs before another bucket is captured.
 
     Example:
         >>> len(GraphCache(size=2))
         0
     """
 
-    def __init__(self, size: int = MAX_GRAPHS):
-        self.size = size
-        self._steps: OrderedDict[Hashable, CapturedStep] = OrderedDict()
-        self._pool: object | None = None
+    def __init__(self, size: int = MAX_GRAPHS, share: float = MEMORY_SHARE):
+        self.size, self.share = size, share
+        self._steps: OrderedDict[Hashable, CapturedSteps] = OrderedDict()
+        # torch refuses to use a pool again of which no graph is left, so nobody but the captured steps keeps it
+        self._pools: weakref.WeakValueDictionary[tuple[torch.device, int], Pool] = weakref.WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -75,54 +164,78 @@ class GraphCache:
     def clear(self) -> None:
         """Forget all captured steps and free their memory."""
         self._steps.clear()
-        self._pool = None
+        self._pools.clear()
 
-    def step_for(self, tap: HeadTap, state: State, policy: Policy, *beside: object) -> CapturedStep:
-        """The captured step for these shapes and this model, capturing it on first use, loaded with `state`.
+    def steps_for(
+        self, tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | None = None, reach: int = 0
+    ) -> CapturedSteps:
+        """The captured steps for these shapes and this model, loaded with `state`; at first there are none.
 
-        `beside` are the cache and the passes of :func:`denoise_step`, for steps that have them.
+        `cache` and `reach` are what :func:`denoise_step` and :func:`dllm.fast.passes.plan` are given besides.
 
         Raises:
-            CaptureError: the model's forward cannot be captured; the message holds the reason.
+            CaptureError: another call is using them.
         """
-        self._drop_dead()
-        key = bucket(tap, state, policy, *beside)
-        step = self._steps.get(key)
-        if step is not None and step.busy:
+        self._drop(lambda steps: steps.model() is None)
+        place = state.tokens.device, stream_of(state.tokens.device)
+        key = place, bucket(tap, state, policy, cache, reach)
+        steps = self._steps.get(key)
+        if steps is not None and steps.busy:
             raise CaptureError("another call is using the captured step of this shape")
-        if step is None:
+        if steps is None:
             while len(self._steps) >= self.size:
                 self._steps.popitem(last=False)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            step = capture(tap, state, policy, self._pool, *beside)
-            self._steps[key] = step
+            steps = self._steps[key] = CapturedSteps(state.copy(), weakref.ref(tap.model), self._pool(*place))
         else:
-            step.load(state)
+            steps.load(state)
         self._steps.move_to_end(key)
-        step.busy = True
-        return step
+        steps.busy = True
+        return steps
 
-    def _drop_dead(self) -> None:
-        for key in [key for key, step in self._steps.items() if step.model() is None]:
+    def forget(self, steps: CapturedSteps) -> None:
+        """Do not serve them again."""
+        self._drop(lambda kept: kept is steps)
+
+    def _pool(self, device: torch.device, stream: int) -> Pool:
+        pool = self._pools.get((device, stream))
+        if pool is not None and pool.bytes > self.share * memory_of(device):
+            self._drop(lambda steps: steps.pool is pool)
+            pool = None
+        if pool is None:
+            pool = self._pools[device, stream] = Pool(torch.cuda.graph_pool_handle())
+        return pool
+
+    def _drop(self, which: Callable[[CapturedSteps], bool]) -> None:
+        for key in [key for key, steps in self._steps.items() if which(steps)]:
             del self._steps[key]
 
 
 CACHE = GraphCache()
 
 
-def bucket(
-    tap: HeadTap,
-    state: State,
-    policy: Policy,
-    cache: KeyValueCache | None = None,
-    passes: list[Pass] | None = None,
-) -> Hashable:
-    """What a captured step depends on besides the contents of its state: of a cache, on its memory."""
+def stream_of(device: torch.device) -> int:
+    """Which of a device's streams the caller is on."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def bytes_of(handle: object, device: torch.device) -> int:
+    """Memory of a device that a pool holds; 0 where the allocator is another than torch's own and does not tell."""
+    if device.type != "cuda" or torch.cuda.get_allocator_backend() != "native":
+        return 0
+    segments = torch.cuda.memory_snapshot()
+    return sum(segment["total_size"] for segment in segments if segment["segment_pool_id"] == handle)
+
+
+def memory_of(device: torch.device) -> int:
+    """Memory that a device has."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
+def bucket(tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | None = None, reach: int = 0) -> Hashable:
+    """What captured steps depend on besides the contents of their state: of a cache, on its memory."""
     shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in state.tensors().items())
     memory = () if cache is None else (cache.kind, *(t.data_ptr() for t in (*cache.keys, *cache.values)))
-    windows = None if passes is None else tuple(passes)
-    return id(tap.head), tap.kind, policy, shapes, memory, windows, circumstances(tap.model, state.tokens.device)
+    return id(tap.head), tap.kind, policy, shapes, memory, reach, circumstances(tap.model, state.tokens.device)
 
 
 def circumstances(model: nn.Module, device: torch.device) -> Hashable:
@@ -137,35 +250,6 @@ def circumstances(model: nn.Module, device: torch.device) -> Hashable:
         str(device),
     )
     return id(model), hash(weights), settings
-
-
-def capture(
-    tap: HeadTap,
-    state: State,
-    policy: Policy,
-    pool: object,
-    cache: KeyValueCache | None = None,
-    passes: list[Pass] | None = None,
-) -> CapturedStep:
-    """Capture one step on memory of its own that begins as a copy of `state`; `state` itself is not touched.
-
-    The warm-ups write to `cache`, in the columns of blocks that are not over: what is there is written again before it
-    is read.
-
-    Raises:
-        CaptureError: with the reason.
-    """
-    own = State(**dict.fromkeys(state.__slots__) | {n: t.clone() for n, t in state.tensors().items()})
-    device, silent = state.tokens.device, Clock(state.tokens.device, on=False)
-
-    def run() -> None:
-        denoise_step(tap, own, policy, silent, cache, passes)
-
-    for _ in range(WARM_UPS):
-        warm_up(run, device)
-    step = CapturedStep(own, record(run, device, pool), weakref.ref(tap.model))
-    step.load(state)
-    return step
 
 
 def warm_up(run: Callable[[], None], device: torch.device) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,8 +69,8 @@ class Work:
 class Denoiser:
     """One call's run over a batch. Rows that have finished leave the batch (eager) and cost nothing more.
 
-    After a run: `forwards` of the model, `spent` (int64 [B], those that each row took part in), `clock`, `graphed` and
-    `note` tell what it cost.
+    After a run: `forwards` of the model, `spent` (int64 [B], those that each row took part in), `clock`, `graphed`,
+    `capture_seconds`, `graph_bytes`, `cache_bytes` and `note` tell what it cost.
     """
 
     def __init__(
@@ -86,13 +84,14 @@ class Denoiser:
     ):
         self.model, self.policy = model, policy
         self.cuda_graph, self.on_step, self.timed = cuda_graph, on_step, timed
-        self.forwards, self.captured, self.note = 0, None, ""
+        self.forwards, self.note = 0, ""
+        self.captured: graphs.CapturedSteps | None = None
         self.cache: KeyValueCache | None = None
-        self.cache_bytes = 0
+        self.capture_seconds, self.graph_bytes, self.cache_bytes = 0.0, 0, 0
 
     @property
     def graphed(self) -> bool:
-        """Whether steps are replays of a captured one."""
+        """Whether steps are replays of captured ones."""
         return self.captured is not None
 
     def run(self, work: Work) -> Tensor:
@@ -111,20 +110,19 @@ class Denoiser:
         capturing, self.note = graphs.wanted(self.cuda_graph, device, most_steps)
         if most_steps == 0:
             return self.canvas
-        if self.policy.cache in ("prefix", "dual") and capturing:
-            capturing, self.note = self._uncaptured()
         self.state = self._initial_state()
         _warn_of_dropout(self.model)
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
-        self.opens = _beginnings(work.schedule) if device.type != "cpu" and self.policy.follows_schedule else None
+        # a row that stops early ends; it is never ahead of its schedule
+        known = self.policy.cache is not None and not self.policy.adapts
+        self.begins = _beginnings(work.schedule) if known else None
+        self.opening = int(work.schedule.stop[:, 0].max()) if self.policy.cache == "block" else None
         self.reach = int((work.length - work.schedule.begin[:, 0]).max()) if self.policy.cache == "prefix" else 0
         try:
             if self.policy.cache is not None:
                 self._take_cache()
-                if capturing:
-                    self._open()
             if capturing:
-                self._capture()
+                self._enter_graphs()
             self._denoise(most_steps)
             self._retire(torch.ones_like(self.active, dtype=torch.bool))
             self._raise_if_failed()
@@ -132,29 +130,55 @@ class Denoiser:
         finally:
             if self.captured is not None:
                 self.captured.busy = False
+                self.capture_seconds += self.captured.seconds
+                self.graph_bytes = self.captured.pool.bytes
             if self.cache is not None:
                 POOL.give_back(self.cache)
                 self.cache = None
 
     def _denoise(self, most_steps: int) -> None:
         poll_every = POLL_EVERY.get(self.canvas.device.type, 1)
-        for n in range(self.forwards, most_steps):
-            self._step(self.captured.replay if self.graphed else functools.partial(self._eager, n, self.clock))
-            if self.polls and (n + 1) % poll_every == 0 and n + 1 < most_steps:
+        while (begun := self.forwards) < most_steps:
+            self._step(most_steps)
+            if self.polls and self.forwards // poll_every > begun // poll_every and self.forwards < most_steps:
                 self._poll()
                 if len(self.active) == 0:
                     return
 
-    def _step(self, run: Callable[[], None]) -> None:
-        """One step of all rows, and what the live view is shown of it."""
+    def _step(self, most_steps: int) -> None:
+        """One step of all rows, or one replay of several, and what the live view is shown of it."""
         progress = self._progress() if self.on_step is not None else None
-        run()
-        self.forwards += 1
+        self.forwards += self._replay(self.forwards, most_steps) or self._eager(self.forwards)
         if progress is not None:
             self.on_step(self._view(*progress))
 
-    def _eager(self, n: int, clock: Clock) -> None:
-        denoise_step(self.tap, self.state, self.policy, clock, self.cache, self._passes(n))
+    def _eager(self, n: int) -> int:
+        denoise_step(self.tap, self.state, self.policy, self.clock, self.cache, self._passes(n))
+        return 1
+
+    def _replay(self, n: int, most_steps: int) -> int:
+        """Replay step n of the call, and maybe some after it: how many; 0 where it is not captured."""
+        opening = n == 0 and self.policy.cache == "block"  # it alone runs the prompts
+        if not self.graphed or opening:
+            return 0
+        passes = self._passes(n)
+        count = graphs.STEPS_PER_REPLAY if self._alike(passes, n, most_steps) else 1
+        try:
+            self.captured.replay(self.tap, self.policy, self.cache, passes, count)
+        except graphs.CaptureError as error:
+            graphs.CACHE.forget(self.captured)
+            self._leave_graphs(error)
+            return 0
+        return count
+
+    def _alike(self, passes: list[Pass], n: int, most_steps: int) -> bool:
+        """Whether steps from n on, as many as a replay may have, are known to run the same columns; nobody watches."""
+        several = range(n + 1, n + graphs.STEPS_PER_REPLAY)
+        if self.on_step is not None or most_steps < graphs.WORTH_SEVERAL or several.stop > most_steps:
+            return False
+        if self.begins is None:
+            return self.policy.cache not in ("prefix", "dual")
+        return all(self._passes(m) == passes for m in several)
 
     def _take_cache(self) -> None:
         """Memory for the keys and values of all rows, of both canvases under guidance."""
@@ -163,48 +187,42 @@ class Denoiser:
         self.cache = POOL.take(layout_of(self.tap), rows=rows, columns=columns, device=self.canvas.device)
         self.cache_bytes = self.cache.bytes
 
-    def _uncaptured(self) -> tuple[bool, str]:
-        """Which rows begin a block decides what such a step runs: it is not captured."""
-        why = f"a step beside the {self.policy.cache} cache runs other columns where a row begins a block"
-        if self.cuda_graph:
-            raise ValueError(f"cuda_graph must be None or False here, because {why}; got True")
-        _log.info("eager steps, because %s", why)
-        return False, why
-
-    def _open(self) -> None:
-        """The first step of a call beside a block cache, eager: it alone runs the prompts."""
-        self._step(functools.partial(self._eager, 0, Clock(self.canvas.device, on=False)))
-
     def _passes(self, n: int) -> list[Pass]:
-        """What step n of the call runs. A CPU reads the state; for a GPU the schedule tells where blocks begin, unless
-        they adapt: then the prefix and dual caches read one flag a step."""
-        exact, beginning = self.canvas.device.type == "cpu", None
-        if self.opens is not None:
-            beginning = torch.tensor([n in steps for steps in self.opens])
-        elif self.policy.cache is not None and (exact or self.policy.cache != "block"):
-            beginning = ((self.state.step == 0) & (self.state.block < self.state.blocks)).cpu()
-        return plan(self.state, self.policy, opening=n == 0, beginning=beginning, exact=exact, reach=self.reach)
+        """What step n of the call runs."""
+        exact = self.canvas.device.type == "cpu" and not self.graphed
+        opening = self.opening if n == 0 else None
+        beginning = self._beginning(n, exact)
+        return plan(self.state, self.policy, opening=opening, beginning=beginning, exact=exact, reach=self.reach)
 
-    def _capture(self) -> None:
-        """Move the state into a captured step; where that fails, stay eager and say why, unless it was insisted on."""
-        began = time.perf_counter()
+    def _beginning(self, n: int, exact: bool) -> int | None:
+        """How many rows begin a block at step n of the call, at most; None where that is not known, and not needed.
+
+        The schedule tells, unless blocks adapt. Then the prefix and dual caches read one number a step; a block cache
+        does on a CPU alone: elsewhere a window twice as wide costs less than to wait for a device.
+        """
+        if self.begins is not None:
+            return sum(n in steps for steps in self.begins)
+        if self.policy.cache in ("prefix", "dual") or (self.policy.cache == "block" and exact):
+            return int(((self.state.step == 0) & (self.state.block < self.state.blocks)).sum())
+        return None
+
+    def _enter_graphs(self) -> None:
+        """Move the state into that of captured steps."""
         try:
-            self.captured = graphs.CACHE.step_for(self.tap, self.state, self.policy, *self._beside())
+            self.captured = graphs.CACHE.steps_for(self.tap, self.state, self.policy, self.cache, self.reach)
         except graphs.CaptureError as error:
-            if self.cuda_graph:
-                raise RuntimeError(f"cuda_graph=True, but the step cannot be captured: {error}") from error
-            self.note = f"the step cannot be captured: {error}"
-            _log.warning("eager steps, because %s", self.note)
+            self._leave_graphs(error)
             return
-        self.state = self.captured.state
-        self.note = f"graph ready after {time.perf_counter() - began:.3f} s"
+        self.state, self.note = self.captured.state, ""
+        self.capture_seconds = -self.captured.seconds  # until now, by other calls
 
-    def _beside(self) -> tuple[object, ...]:
-        """The cache and the passes of a captured step, which must serve all steps: under a block cache its window
-        reaches back to the block before."""
-        if not self.policy.keeps_to_blocks:
-            return ()
-        return self.cache, plan(self.state, self.policy, opening=False, beginning=None, exact=False)
+    def _leave_graphs(self, error: graphs.CaptureError) -> None:
+        """Be eager from here on and say why, unless graphs were insisted on."""
+        self.captured, self.capture_seconds = None, 0.0
+        if self.cuda_graph:
+            raise RuntimeError(f"cuda_graph=True, but the step cannot be captured: {error}") from error
+        self.note = f"the step cannot be captured: {error}"
+        _log.warning("eager steps, because %s", self.note)
 
     def _poll(self) -> None:
         """Retire rows that have finished. A captured batch keeps its shape and stops when all have."""
@@ -228,8 +246,8 @@ class Denoiser:
 
     def _keep(self, staying: list[int], batch: int) -> None:
         """Let what goes with the state's rows follow them."""
-        if self.opens is not None:
-            self.opens = [self.opens[row] for row in staying]
+        if self.begins is not None:
+            self.begins = [self.begins[row] for row in staying]
         if self.cache is not None and len(staying) < batch:
             canvases = 1 if self.policy.cfg_scale == 0 else 2
             self.cache.keep([row + i * batch for i in range(canvases) for row in staying])

@@ -13,11 +13,13 @@ changed since.
 
 Rows begin blocks at steps of their own. Under "block" a window that reaches one block back serves all rows: where
 nothing has begun, it writes what is there already. Under the others the rows that begin a block run their canvas by
-themselves, then all rows run their window, and what it says of those that have just run is left out.
+themselves, then all rows run their window, of which nothing is kept for those that have just run. Nothing is ever kept
+of rows that have finished, so a step in which all have leaves the cache as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -37,14 +39,15 @@ class Pass(NamedTuple):
     back: the window begins so many columns left of the row's block, or at column 0; None: at column 0.
     seen: so many first columns are read from the cache; None: the window sees itself.
     all_seen: every column of those is seen by every query: no mask is needed.
-    rows: int64 [b], the rows that run; None: all.
+    beginning: so many rows run, at least as many as begin a block in this step: those, and then others, of which
+        nothing is kept; None: all rows run, for their own sake.
     """
 
     width: int
     back: int | None
     seen: int | None
     all_seen: bool = False
-    rows: Tensor | None = None
+    beginning: int | None = None
 
 
 class Now(NamedTuple):
@@ -75,18 +78,20 @@ class Bodies(NamedTuple):
 
 
 def run(
-    tap: HeadTap, state: State, policy: Policy, now: Now, cache: KeyValueCache | None, passes: list[Pass]
+    tap: HeadTap, state: State, policy: Policy, now: Now, cache: KeyValueCache | None, passes: Sequence[Pass]
 ) -> Bodies:
-    """The body's output for the columns of some passes. Where rows are in two of them, the earlier one is meant."""
-    outputs, bases, offset = [], [], 0
+    """The body's output for the columns of some passes."""
+    outputs, offset, base, meant = [], 0, torch.zeros_like(now.begin), None
+    begins = now.active & (state.step == 0)
+    divided = any(one.beginning is not None for one in passes)
     for one in passes:
-        hidden, origin = _window(tap, state, policy, now, cache, one)
-        bases.append(offset + torch.arange(len(origin), device=origin.device) * one.width - origin)
+        if divided:
+            meant = begins if one.beginning is not None else now.active & ~begins
+        hidden, row, origin = _window(tap, state, policy, now, cache, one, meant)
+        first = offset + torch.arange(len(row), device=row.device) * one.width - origin
+        base = first if meant is None else torch.where(meant, base.index_copy(0, row, first), base)
         outputs.append([part.flatten(0, 1) for part in hidden])
-        offset += len(origin) * one.width
-    base = torch.zeros_like(now.begin)
-    for one, values in reversed(list(zip(passes, bases, strict=True))):
-        base = values if one.rows is None else base.index_copy(0, one.rows, values)
+        offset += len(row) * one.width
     hidden = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*outputs, strict=True)]
     return Bodies(hidden, base)
 
@@ -97,18 +102,28 @@ def canvas(state: State) -> list[Pass]:
 
 
 def _window(
-    tap: HeadTap, state: State, policy: Policy, now: Now, cache: KeyValueCache | None, one: Pass
-) -> tuple[list[Tensor], Tensor]:
-    """Output [b, W, H] of one pass for each canvas, and the first column of each row's window, int64 [b]."""
+    tap: HeadTap,
+    state: State,
+    policy: Policy,
+    now: Now,
+    cache: KeyValueCache | None,
+    one: Pass,
+    meant: Tensor | None,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Output [b, W, H] of one pass for each canvas, its rows int64 [b], and the first column of each one's window.
+
+    `meant` bool [B] are the rows of which something is kept; None: all that have not finished.
+    """
+    batch, columns = state.tokens.shape
+    everyone = torch.arange(batch, device=now.begin.device)
     canvases = [state.tokens]
     if policy.cfg_scale > 0:
         canvases.append(torch.where(state.given, policy.mask_id, state.tokens))
     if cache is None and policy.block_causal is None:
         mask = state.attention_mask
         both = tap.body(torch.cat(canvases), None if mask is None else mask.repeat(len(canvases), 1))
-        return list(both.chunk(len(canvases))), torch.zeros_like(now.begin)
-    batch, columns = state.tokens.shape
-    row = torch.arange(batch, device=now.begin.device) if one.rows is None else one.rows
+        return list(both.chunk(len(canvases))), everyone, torch.zeros_like(now.begin)
+    row = everyone if one.beginning is None else _first(meant, one.beginning)
     begin, first, length = (values[row] for values in (now.begin, state.first, state.length))
     origin = torch.zeros_like(begin) if one.back is None else (begin - one.back).clamp(min=0)
     column = origin[:, None] + torch.arange(one.width, device=begin.device)
@@ -118,13 +133,18 @@ def _window(
     mask = mask if one.all_seen else mask.repeat(count, 1, 1, 1)
     context = {"position_ids": inside.repeat(count, 1)}
     if cache is not None:
-        kept = column < columns
+        kept = (column < columns) & (now.active if meant is None else meant)[row, None]
         if one.back is not None and policy.block_causal is None:
             kept &= column >= begin[:, None]  # a column that runs for the next one's sake keeps what it had
         target = torch.where(kept, column, cache.columns).repeat(count, 1)
         cache.aim(torch.cat([row + i * batch for i in range(count)]), target, seen=one.seen)
         context["past_key_values"] = cache
-    return list(tap.body(tokens, mask, **context).chunk(count)), origin
+    return list(tap.body(tokens, mask, **context).chunk(count)), row, origin
+
+
+def _first(chosen: Tensor, count: int) -> Tensor:
+    """The rows that are `chosen` (bool [B]), in order, and then others: `count` of them, int64."""
+    return (~chosen).to(torch.int8).argsort(stable=True)[:count]
 
 
 def _seen(column: Tensor, first: Tensor, length: Tensor, size: int | None, one: Pass) -> Tensor:
@@ -145,18 +165,19 @@ def _seen(column: Tensor, first: Tensor, length: Tensor, size: int | None, one: 
 
 
 def plan(
-    state: State, policy: Policy, *, opening: bool, beginning: Tensor | None, exact: bool, reach: int = 0
+    state: State, policy: Policy, *, opening: int | None, beginning: int | None, exact: bool, reach: int = 0
 ) -> list[Pass]:
     """The passes of a step.
 
     Args:
         state: of the rows.
-        opening: whether this is the call's first step.
-        beginning: bool [B] on the CPU, the rows that begin a block in this step; None: not known.
-        exact: whether numbers of the state may be read, so that windows reach no further than they must.
+        opening: in the call's first step the column at which the first block of every row has ended, else None.
+        beginning: how many rows begin a block in this step, at most; None: not known.
+        exact: whether numbers of the state may be read, so that windows reach no further than they must. Otherwise few
+            kinds of steps come up, and nothing waits for a device.
         reach: columns from the first block of a row to its end, at most; for the "prefix" cache.
     """
-    columns = state.tokens.shape[1]
+    rows, columns = state.tokens.shape
     padded = state.attention_mask is not None
     if policy.cache is None:
         if policy.block_causal is None:
@@ -165,21 +186,23 @@ def plan(
         return [Pass(max(width, 1), None, None)]
     lead = int(policy.right_shift)  # the position before the block is read for the block's first
     if policy.cache == "block":
-        if opening:
-            return [Pass(int(state.stop[:, 0].max()), None, None)]
+        if opening is not None:
+            return [Pass(opening, None, None)]
         stop = Now.of(state).stop if exact else None
         seen = columns if stop is None else max(int(stop.max()), 1)
-        if beginning is None or bool(beginning.any()):
+        if beginning != 0:
             return [Pass(policy.block_causal + policy.window, policy.block_causal, seen)]
         in_line = stop is not None and lead == 0 and bool((stop == seen).all())
         return [Pass(policy.window + lead, lead, seen, all_seen=in_line)]
-    passes = []
-    if bool(beginning.any()):
-        rows = None if bool(beginning.all()) else beginning.nonzero().flatten().to(state.tokens.device)
-        passes.append(Pass(columns, None, None, all_seen=not padded, rows=rows))
-    if not bool(beginning.all()):
-        width = policy.window
-        if policy.cache == "prefix":
-            width = int((state.length - Now.of(state).begin).max()) if exact else reach
-        passes.append(Pass(width + lead, lead, columns, all_seen=not padded))
-    return passes
+    whole = Pass(columns, None, None, all_seen=not padded)
+    if beginning == rows:
+        return [whole]
+    width = policy.window
+    if policy.cache == "prefix":
+        width = int((state.length - Now.of(state).begin).max()) if exact else reach
+    window = Pass(width + lead, lead, columns, all_seen=not padded)
+    if beginning == 0:
+        return [window]
+    # powers of two: a step for each number of rows would be captured
+    some = beginning if exact else min(rows, 1 << (beginning - 1).bit_length())
+    return [whole._replace(beginning=some), window]

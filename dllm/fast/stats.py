@@ -14,7 +14,8 @@ class Stats:
     """What a call cost.
 
     forwards: how often the model ran (under guidance one run serves both canvases; beside a cache, a step in which only
-        some rows begin a block runs their canvas and the windows of the others, and counts once).
+        some rows begin a block runs their canvas and the windows of the others, and counts once). On a GPU it runs on
+        for a few steps after the last row has finished: `idle_forwards` of these were that.
     row_forwards: for each row the runs that it took part in; a row that has finished takes part in no more.
     seconds: wall time of the call, s.
     body_seconds, head_seconds, transfer_seconds: of the model's body, of the head with sampling, and of the transfer,
@@ -22,8 +23,11 @@ class Stats:
     tokens: generated tokens, all rows.
     useful_tokens: generated tokens up to the first EOS of each row, that one included.
     mode: "eager" or "graph".
-    note: why not "graph", or how much capturing cost.
+    note: why not "graph".
     cache_bytes: memory of the keys and values that the steps kept, 0 without a cache.
+    capture_seconds: what of `seconds` went into capturing graphs, s: 0 where earlier calls have captured all.
+    graph_bytes: memory that graphs work in, those of other shapes on the device too, as they share it; 0 without one,
+        and where the memory allocator is not torch's own.
     """
 
     forwards: int
@@ -37,6 +41,13 @@ class Stats:
     mode: str
     note: str
     cache_bytes: int = 0
+    capture_seconds: float = 0.0
+    graph_bytes: int = 0
+
+    @property
+    def idle_forwards(self) -> int:
+        """Runs in which no row took part any more."""
+        return self.forwards - max(self.row_forwards, default=0)
 
     @property
     def tokens_per_forward(self) -> float:
@@ -51,7 +62,7 @@ def stats_of(denoiser: Denoiser, tokens: Tensor, generated: Tensor, eos_id: int 
     if eos_id is not None:
         is_eos = (tokens == eos_id) & generated
         useful = int((generated & (is_eos.cumsum(1) - is_eos.long() == 0)).sum())
-    parts = denoiser.clock.seconds()
+    parts = {} if denoiser.graphed else denoiser.clock.seconds()
     return Stats(
         forwards=denoiser.forwards,
         row_forwards=denoiser.spent.tolist(),
@@ -64,4 +75,6 @@ def stats_of(denoiser: Denoiser, tokens: Tensor, generated: Tensor, eos_id: int 
         mode="graph" if denoiser.graphed else "eager",
         note=denoiser.note,
         cache_bytes=denoiser.cache_bytes,
+        capture_seconds=denoiser.capture_seconds,
+        graph_bytes=denoiser.graph_bytes,
     )

@@ -1,44 +1,21 @@
 """Captured steps beside a cache, on a CPU: a stand-in for the graph runs the step on the captured memory."""
 
-import weakref
-
 import pytest
 import torch
 
 from dllm.core import samplers
 from dllm.fast import graphs
-from dllm.fast.denoise import Clock, State, denoise_step
-from dllm.fast.head import HeadTap
+from tests import graph_stand_in
 from tests.causal_models import causal_model
 from tests.samplers.test_cached import TOKENIZER, prompts
 
 
 @pytest.fixture
-def captures(monkeypatch, one_thread):
-    """Graph mode on the CPU; the list fills with one entry per capture."""
-    made = []
-
-    def capture(tap, state, policy, pool, cache, passes):
-        copies = {name: tensor.clone() for name, tensor in state.tensors().items()}
-        own, model, kind = State(**dict.fromkeys(State.__slots__) | copies), weakref.ref(tap.model), tap.kind
-        made.append(passes)
-
-        def replay():
-            stand_in = object.__new__(HeadTap)
-            stand_in.model, stand_in.head, stand_in.kind = model(), model().get_output_embeddings(), kind
-            denoise_step(stand_in, own, policy, Clock(torch.device("cpu"), on=False), cache, passes)
-
-        for _ in range(graphs.WARM_UPS):
-            replay()
-        step = graphs.CapturedStep(own, replay, model)
-        step.load(state)
-        return step
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(graphs, "wanted", lambda cuda_graph, device, forwards: (cuda_graph is not False, "off"))
-    monkeypatch.setattr(graphs, "CACHE", graphs.GraphCache(size=3))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    return made
+def stand_in(monkeypatch, one_thread):
+    """Graph mode on the CPU."""
+    made = graph_stand_in.install_sampling(monkeypatch)
+    yield made
+    assert not made.waited
 
 
 CALLS = {
@@ -49,31 +26,138 @@ CALLS = {
     "bd3lm, recomputed": (samplers.BD3LMSampler, dict(steps=14, cache=False)),
     "llada2": (samplers.LLaDA2Sampler, dict(cache=True, threshold=0.2, steps=8)),
     "llada21": (samplers.LLaDA21Sampler, dict(cache=True, threshold=0.2, steps=8, edit_threshold=0.3, edit_steps=4)),
+    "prefix": (samplers.FastDLLMSampler, dict(cache="prefix", threshold=0.2)),
+    "prefix, scheduled": (samplers.FastDLLMSampler, dict(cache="prefix", threshold=None, steps=9)),
+    "dual": (samplers.FastDLLMSampler, dict(cache="dual", threshold=0.2)),
+    "dual, factor": (samplers.FastDLLMSampler, dict(cache="dual", threshold=None, factor=2.3)),
+    "dual, scheduled": (samplers.FastDLLMSampler, dict(cache="dual", threshold=None, steps=9)),
+    "dual, guided": (samplers.FastDLLMSampler, dict(cache="dual", threshold=0.3, cfg_scale=0.5)),
+    "dual, shifted": (samplers.FastDLLMSampler, dict(cache="dual", threshold=0.3, right_shift_logits=True)),
 }
 
 
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("name", CALLS)
-def test_replays_give_the_eager_tokens(captures, name, stops):
-    """The opening step runs the prompts; one captured step, whose window reaches one block back, serves all others."""
+def test_replays_give_the_eager_tokens(stand_in, monkeypatch, name, stops):
+    """Prompts of unequal lengths; a second call finds all that it needs. Step by step and several at a time."""
     kind, settings = CALLS[name]
     sampler = kind(causal_model(favoured=3.0), TOKENIZER)
-    options = dict(max_new_tokens=20, block_size=8, temperature=0.8, return_dict=True, stop_at_eos=stops, **settings)
+    options = dict(max_new_tokens=20, block_size=8, temperature=0.8, stop_at_eos=stops, **settings)
     for seed in (0, 1):
         rows = prompts(sampler.model, (11, 2, 5), seed)
-        eager = sampler.sample(rows, seed=seed, cuda_graph=False, **options)
-        graphed = sampler.sample(rows, seed=seed, **options)
+        eager = sampler.sample(rows, seed=seed, cuda_graph=False, return_dict=True, **options)
+        graphed = sampler.sample(rows, seed=seed, return_dict=True, **options)
         assert graphed.stats.mode == "graph" and graphed.stats.body_seconds is None
         assert torch.equal(graphed.sequences, eager.sequences)
-        assert graphed.stats.row_forwards == eager.stats.row_forwards
+        assert graphed.stats.row_forwards == eager.stats.row_forwards and graphed.stats.idle_forwards == 0
         assert all(map(torch.equal, graphed.histories, eager.histories))
-    assert len(captures) == 1
+    assert len(graphs.CACHE) == 1 and set(stand_in.replayed) == {1}
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    assert torch.equal(sampler.sample(rows, seed=seed, **options), eager.sequences)
 
 
-def test_caches_that_are_not_captured(captures):
-    sampler = samplers.FastDLLMSampler(causal_model(), TOKENIZER)
-    out = sampler.sample([[7, 8]], max_new_tokens=8, block_size=4, return_dict=True)
-    assert out.stats.mode == "eager" and "runs other columns where a row begins a block" in out.stats.note
-    with pytest.raises(ValueError, match="cuda_graph must be None or False here, because a step beside the dual cache"):
-        sampler.sample([[7, 8]], max_new_tokens=8, block_size=4, cuda_graph=True)
-    assert not captures
+def kinds(stand_in):
+    """What was captured: width, number of rows that begin, of each pass; and how many steps."""
+    return {(tuple((one.width, one.beginning) for one in passes), count) for passes, count in stand_in.captured}
+
+
+def test_the_kinds_of_steps(stand_in, monkeypatch):
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    model, options = causal_model(), dict(max_new_tokens=24, block_size=8, seed=1)
+
+    def captured(kind, rows, **settings):
+        stand_in.captured.clear()
+        graphs.CACHE.clear()
+        kind(model, TOKENIZER).sample(rows, **options | settings)
+        return kinds(stand_in)
+
+    block, fast, scheduled = samplers.BD3LMSampler, samplers.FastDLLMSampler, dict(threshold=None, steps=24)
+    same, unequal = [[5, 6], [7, 8]], prompts(model, (11, 2, 5))
+    # the schedule tells where blocks begin: a step that reaches one block back, and seven of the block alone
+    wide, narrow = ((16, None),), ((8, None),)
+    assert captured(block, unequal, steps=24, stop_at_eos=True) == {(wide, 1), (narrow, 1), (narrow, 4)}
+    # blocks adapt: the wide one serves all
+    assert {passes for passes, _ in captured(samplers.LLaDA2Sampler, unequal, cache=True, threshold=0.3)} == {wide}
+    # all rows begin at once: their canvas, and seven windows
+    canvas = ((26, None),)
+    assert captured(fast, same, **scheduled) == {(canvas, 1), (narrow, 1), (narrow, 4)}
+    # rows begin when they are done with a block: any number of them, in powers of two
+    found = captured(fast, unequal, threshold=0.2)
+    assert found == {(((35, None),), 1), (narrow, 1), *((((35, n), (8, None)), 1) for n in (1, 2))}
+
+
+@pytest.mark.parametrize("name", ["prefix", "dual", "dual, shifted", "llada21"])
+def test_a_capture_leaves_state_and_cache(stand_in, monkeypatch, name):
+    """A window that a warm-up runs in the middle of a call may not be kept: later steps read what stood there."""
+    real, captured = graphs.capture, []
+
+    def capture(step, count, state, pool):
+        cache, before = step.args[4], state.copy().tensors()
+        kept = [tensor[:, :, :-1].clone() for tensor in (*cache.keys, *cache.values)]
+        replay = real(step, count, state, pool)
+        assert all(torch.equal(a[:, :, :-1], b) for a, b in zip((*cache.keys, *cache.values), kept, strict=True))
+        for name, tensor in state.tensors().items():
+            assert name in ("start", "proposals", "confidence") or torch.equal(tensor, before[name]), name
+        captured.append(int(state.spent.max()))
+        return replay
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    kind, settings = CALLS[name]
+    kind(causal_model(), TOKENIZER).sample([[5, 6], [7]], max_new_tokens=20, block_size=8, seed=0, **settings)
+    assert max(captured) > 0
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_capture_that_fails_in_a_call(stand_in, monkeypatch, caplog, allowed):
+    """Eager from there on, with the same tokens; or an error, where graphs are insisted on."""
+    sampler, rows = samplers.FastDLLMSampler(causal_model(), TOKENIZER), [[5, 6], [7]]
+    options = dict(max_new_tokens=20, block_size=8, threshold=0.2, seed=3, return_dict=True)
+    eager = sampler.sample(rows, cuda_graph=False, **options)
+
+    def record(*arguments):
+        if len(stand_in.captured) == allowed:
+            raise graphs.CaptureError("RuntimeError: out of memory")
+        return stand_in.record(*arguments)
+
+    monkeypatch.setattr(graphs, "record", record)
+    out = sampler.sample(rows, **options)
+    assert torch.equal(out.sequences, eager.sequences) and all(map(torch.equal, out.histories, eager.histories))
+    assert out.stats.mode == "eager" and out.stats.note.endswith("cannot be captured: RuntimeError: out of memory")
+    assert out.stats.note in caplog.text and len(graphs.CACHE) == 0 and out.stats.capture_seconds == 0
+    stand_in.captured.clear()
+    with pytest.raises(RuntimeError, match="cuda_graph=True, but the step cannot be captured: RuntimeError: out of"):
+        sampler.sample(rows, cuda_graph=True, **options)
+
+
+@pytest.mark.parametrize("name", ["bd3lm", "dual"])
+def test_changed_weights(stand_in, monkeypatch, name):
+    """Changed in place they are read by every graph; replaced, they are captured anew."""
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    kind, settings = CALLS[name]
+    model = causal_model("Qwen3", favoured=0.01)
+    sampler, options = kind(model, TOKENIZER), dict(max_new_tokens=20, block_size=8, seed=0, **settings)
+
+    def call():
+        out = sampler.sample([[5, 6], [7]], **options)
+        assert torch.equal(out, sampler.sample([[5, 6], [7]], cuda_graph=False, **options))
+        return out, len(stand_in.captured)
+
+    before, captured = call()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(-1)
+    changed, _ = call()
+    assert len(graphs.CACHE) == 1 and not torch.equal(changed, before)
+    weight.data = kept
+    again, captures = call()
+    assert len(graphs.CACHE) == 2 and captures > captured and torch.equal(again, before)
+
+
+@pytest.mark.parametrize("name", ["bd3lm", "dual"])
+def test_a_compiled_model(stand_in, name):
+    kind, settings = CALLS[name]
+    model, options = causal_model(), dict(max_new_tokens=20, block_size=8, seed=0, temperature=0.5, **settings)
+    compiled = kind(torch.compile(model, backend="eager"), TOKENIZER)
+    eager = kind(model, TOKENIZER).sample([[5, 6], [7]], cuda_graph=False, **options)
+    assert torch.equal(compiled.sample([[5, 6], [7]], **options), eager) and stand_in.captured

@@ -5,7 +5,12 @@ import torch
 
 from dllm.fast import generate, graphs
 from dllm.fast.denoise import Clock, denoise_step
+from dllm.fast.loop import Denoiser
+from tests.causal_models import causal_model
+from tests.fast.test_cache_graphs import CALLS
 from tests.models import MASK_ID, favour, tiny
+from tests.samplers.test_cached import TOKENIZER
+from tests.samplers.test_cached import prompts as unequal
 
 pytestmark = pytest.mark.gpu
 
@@ -49,22 +54,114 @@ def test_gpu_equals_cpu(family):
     assert differing == 0
 
 
-def test_a_step_never_waits_for_the_host(monkeypatch):
-    """Every denoising step under sync-debug mode "error"; the mode is lifted between steps."""
-    from dllm.fast import loop
+def within(mode, run, *arguments):
+    """Run it under that sync-debug mode."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        return run(*arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
-    def watched(*arguments):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            denoise_step(*arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
-    model, prompt = tiny("modernbert").cuda(), prompts(2, 8)
-    generate(model, prompt, cuda_graph=False, temperature=1.0, **ARGUMENTS)  # kernels are compiled by now
-    monkeypatch.setattr(loop, "denoise_step", watched)
-    out = generate(model, prompt, cuda_graph=False, temperature=1.0, **ARGUMENTS)
-    assert not bool((out == MASK_ID).any())
+def sampled(name, cuda_graph, **changed):
+    kind, settings = CALLS[name]
+    model = causal_model(device="cuda", favoured=3.0)
+    options = dict(max_new_tokens=20, block_size=8, temperature=0.8, seed=1) | settings | changed
+    return kind(model, TOKENIZER).sample(unequal(model, (11, 2, 5)), cuda_graph=cuda_graph, **options)
+
+
+@pytest.mark.parametrize("name", ["generate", *CALLS])
+def test_a_step_never_waits_for_the_host(monkeypatch, name):
+    """Every eager step under sync-debug mode "error"; the mode is lifted between steps."""
+
+    def call():
+        if name != "generate":
+            return sampled(name, False)
+        return generate(tiny("modernbert").cuda(), prompts(2, 8), cuda_graph=False, temperature=1.0, **ARGUMENTS)
+
+    first = call()  # kernels are compiled by now
+    monkeypatch.setattr("dllm.fast.loop.denoise_step", lambda *given: within("error", denoise_step, *given))
+    assert torch.equal(call(), first) and not bool((first == MASK_ID).any())
+
+
+# Where a schedule tells which rows begin blocks, or nothing depends on it: beside blocks that adapt the prefix and dual
+# caches read one number a step.
+FREE = [name for name in CALLS if name.partition(",")[0] not in ("prefix", "dual") or name.endswith("scheduled")]
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("name", ["generate", *FREE])
+def test_a_loop_waits_only_where_it_polls(monkeypatch, name, stops):
+    """Whole loops, several steps a replay, under sync-debug mode "error", which polls of early stops lift."""
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    model = favour(tiny("modernbert"), 40, 4.0).cuda()
+
+    def call(cuda_graph):
+        if name != "generate":
+            return sampled(name, cuda_graph, stop_at_eos=stops)
+        options = dict(temperature=1.0, eos_token_id=40 if stops else None, **ARGUMENTS)
+        return generate(model, prompts(2, 8), cuda_graph=cuda_graph, **options)
+
+    eager = call(False)
+    assert torch.equal(call(True), eager)  # all is captured by now
+    denoise, poll = Denoiser._denoise, Denoiser._poll
+    monkeypatch.setattr(Denoiser, "_denoise", lambda self, steps: within("error", denoise, self, steps))
+    monkeypatch.setattr(Denoiser, "_poll", lambda self: within("default", poll, self))
+    assert torch.equal(call(True), eager)
+    assert torch.equal(call(False), eager)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_graphs_beside_caches(monkeypatch, name, stops):
+    eager = sampled(name, False, stop_at_eos=stops, return_dict=True)
+    graphed = sampled(name, True, stop_at_eos=stops, return_dict=True)
+    assert graphed.stats.mode == "graph" and torch.equal(graphed.sequences, eager.sequences)
+    assert all(map(torch.equal, graphed.histories, eager.histories))
+    assert graphed.stats.row_forwards == eager.stats.row_forwards
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    for _ in range(2):
+        assert torch.equal(sampled(name, True, stop_at_eos=stops), eager.sequences)
+
+
+def test_what_capturing_costs():
+    model, options = tiny("modernbert").cuda(), dict(cuda_graph=True, return_stats=True, **ARGUMENTS)
+    first, again = (generate(model, prompts(2, 8), **options)[1] for _ in range(2))
+    assert 0 < first.capture_seconds < first.seconds and again.capture_seconds == 0
+    assert first.graph_bytes == again.graph_bytes > 0
+    ((handle, device),) = [(c.pool.handle, c.state.tokens.device) for c in graphs.CACHE._steps.values()]
+    graphs.CACHE.clear()
+    torch.cuda.empty_cache()
+    assert graphs.bytes_of(handle, device) < first.graph_bytes
+
+
+def test_a_pool_that_holds_too_much(monkeypatch):
+    """The next shape gets a new pool, and memory does not grow."""
+    monkeypatch.setattr(graphs.CACHE, "share", 0.0)
+    model, held = tiny("modernbert").cuda(), []
+    for columns in range(8, 16):
+        held.append(
+            generate(model, prompts(2, columns), cuda_graph=True, return_stats=True, **ARGUMENTS)[1].graph_bytes
+        )
+        assert len(graphs.CACHE) == 1
+    assert max(held) < 2 * held[0]
+
+
+def test_a_graph_after_all_others_are_gone():
+    """torch refuses to capture into a pool of which no graph is left."""
+    for seed in range(2):
+        out = generate(tiny("bert", seed).cuda(), prompts(1, 8), cuda_graph=True, **ARGUMENTS)
+        assert len(graphs.CACHE) == 1 and not bool((out == MASK_ID).any())
+
+
+@pytest.mark.parametrize("name", ["bd3lm", "dual"])
+def test_a_compiled_body(name):
+    kind, settings = CALLS[name]
+    model = torch.compile(causal_model(device="cuda"))
+    rows, options = unequal(model, (11, 2, 5)), dict(max_new_tokens=20, block_size=8, seed=0, **settings)
+    eager = kind(model, TOKENIZER).sample(rows, cuda_graph=False, **options)
+    assert torch.equal(kind(model, TOKENIZER).sample(rows, cuda_graph=True, **options), eager)
 
 
 def test_early_stop_and_padding():

@@ -4,7 +4,6 @@ runs the step on the captured memory, so that a state not carried over, not rese
 import contextlib
 import gc
 import itertools
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +11,7 @@ import torch
 
 from dllm.core import samplers
 from dllm.fast import generate, graphs
-from dllm.fast.denoise import Clock, State, denoise_step
-from dllm.fast.head import HeadTap
+from tests import graph_stand_in
 from tests.models import MASK_ID, favour, tiny
 
 ARGUMENTS = dict(steps=8, gen_length=16, block_length=8, mask_id=MASK_ID, seed=3)
@@ -24,28 +22,15 @@ def prompts(rows, columns, seed=0):
 
 
 @pytest.fixture
-def captures(monkeypatch, one_thread):
-    """Graph mode on the CPU; the list fills with one entry per capture."""
-    made = []
+def stand_in(monkeypatch, one_thread):
+    """Graph mode on the CPU."""
+    return graph_stand_in.install_sampling(monkeypatch)
 
-    def capture(tap, state, policy, pool):
-        copies = {name: tensor.clone() for name, tensor in state.tensors().items()}
-        own = State(**dict.fromkeys(State.__slots__) | copies)
-        model, kind = weakref.ref(tap.model), tap.kind  # a graph keeps no model alive
-        made.append(kind)
 
-        def replay():
-            stand_in = object.__new__(HeadTap)
-            stand_in.model, stand_in.head, stand_in.kind = model(), model().get_output_embeddings(), kind
-            denoise_step(stand_in, own, policy, Clock(torch.device("cpu"), on=False))
-
-        return graphs.CapturedStep(own, replay, model)
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(graphs, "wanted", lambda cuda_graph, device, forwards: (cuda_graph is not False, "off"))
-    monkeypatch.setattr(graphs, "CACHE", graphs.GraphCache(size=3))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    return made
+@pytest.fixture
+def captures(stand_in):
+    """One entry for each capture."""
+    return stand_in.captured
 
 
 @pytest.mark.parametrize("remasking", ["low_confidence", "random", "none"])
@@ -87,6 +72,150 @@ def test_samplers_replay_one_step(captures, name, stops):
         assert graphed.stats.mode == "graph" and torch.equal(graphed.sequences, eager.sequences)
         assert graphed.stats.row_forwards == eager.stats.row_forwards
     assert len(captures) == 1
+
+
+@pytest.mark.parametrize(("steps", "replays"), [(8, [4, 4]), (6, [4, 1, 1]), (2, [1, 1])])
+def test_several_steps_are_one_replay(stand_in, monkeypatch, steps, replays):
+    model, prompt = tiny("bert"), prompts(2, 5)
+    options = {**ARGUMENTS, "steps": steps, "temperature": 0.7}
+    eager = generate(model, prompt, cuda_graph=False, **options)
+    assert torch.equal(generate(model, prompt, **options), eager)
+    assert stand_in.replayed == [1] * steps  # a short call: not worth it
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    stand_in.replayed.clear()
+    out, stats = generate(model, prompt, return_stats=True, **options)
+    assert torch.equal(out, eager) and stand_in.replayed == replays
+    assert stats.forwards == steps and stats.row_forwards == [steps] * 2 and stats.idle_forwards == 0
+    stand_in.replayed.clear()
+    seen = []
+    generate(model, prompt, on_step=lambda step: seen.append(step.canvas), **options)
+    assert stand_in.replayed == [1] * steps == [1] * len(seen)  # somebody looks at each
+    assert len(graphs.CACHE) == 1 and len(stand_in.captured) == len({1, *replays})
+
+
+@pytest.mark.parametrize("name", ["MDLMSampler", "LLaDA2Sampler", "DreamSampler"])
+def test_a_state_that_has_finished_stays(stand_in, monkeypatch, name):
+    """Steps that a replay has too many of change nothing but what the live view reads, which has one step a replay."""
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    tokenizer = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=40, pad_token_id=1)
+    sampler = getattr(samplers, name)(favour(tiny("bert"), 40, 4.0), tokenizer)
+    rows = [row.tolist()[:length] for row, length in zip(prompts(3, 7), (7, 2, 5), strict=True)]
+    sampler.sample(rows, seed=0, max_new_tokens=12, temperature=0.8, stop_at_eos=True, **SAMPLERS[name])
+    (steps,) = graphs.CACHE._steps.values()
+    before = steps.state.copy().tensors()
+    assert bool((steps.state.block >= steps.state.blocks).all()) and bool((steps.state.spent > 0).all())
+    for replay in steps.replays.values():
+        replay()
+    for name, tensor in steps.state.tensors().items():
+        assert name in ("start", "proposals", "confidence") or torch.equal(tensor, before[name]), name
+
+
+def test_steps_that_are_idle(stand_in, monkeypatch):
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    model = favour(tiny("bert"), 40, 100.0)
+    options = dict(eos_token_id=40, return_stats=True, **ARGUMENTS)
+    eager, ran = generate(model, prompts(2, 4), cuda_graph=False, **options)
+    out, stats = generate(model, prompts(2, 4), **options)
+    assert torch.equal(out, eager) and stats.row_forwards == ran.row_forwards and ran.idle_forwards == 0
+    assert stats.forwards == stats.idle_forwards + max(ran.row_forwards)
+    assert set(stand_in.replayed) == {4} and stats.idle_forwards == -max(ran.row_forwards) % 4 > 0
+
+
+def test_a_capture_leaves_the_state(stand_in, monkeypatch):
+    """Though its warm-ups run the step, and though it may come in the middle of a call."""
+    real, captured = graphs.capture, []
+
+    def capture(step, count, state, pool):
+        before = state.copy().tensors()
+        replay = real(step, count, state, pool)
+        for name, tensor in state.tensors().items():
+            assert name in ("start", "proposals", "confidence") or torch.equal(tensor, before[name]), name
+        captured.append(int(state.spent.max()))
+        return replay
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    generate(tiny("bert"), prompts(1, 5), **ARGUMENTS | dict(steps=6))
+    assert captured == [0, 4]
+
+
+def test_what_capturing_costs_is_told(captures, monkeypatch):
+    monkeypatch.setattr(graphs, "bytes_of", lambda handle, device: 1000 * len(captures))
+    model, options = tiny("bert"), dict(return_stats=True, **ARGUMENTS)
+    first, again, other = (generate(model, prompts(1, n), **options)[1] for n in (5, 5, 6))
+    assert 0 < first.capture_seconds < first.seconds and other.capture_seconds > 0 == again.capture_seconds
+    assert (first.graph_bytes, again.graph_bytes, other.graph_bytes) == (1000, 1000, 2000)  # shared by all
+    eager = generate(model, prompts(1, 5), cuda_graph=False, **options)[1]
+    assert (eager.capture_seconds, eager.graph_bytes) == (0.0, 0)
+
+
+def test_memory_is_bounded(captures, monkeypatch):
+    """A pool that holds too much goes with all its graphs before another shape is captured."""
+    model, handles, held = tiny("bert"), iter(range(9)), {}
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(graphs, "bytes_of", lambda handle, device: held.get(handle, 0))
+    monkeypatch.setattr(graphs, "memory_of", lambda device: 800)
+
+    def call(columns):
+        stats = generate(model, prompts(1, columns), return_stats=True, **ARGUMENTS)[1]
+        return len(graphs.CACHE), next(reversed(graphs.CACHE._steps.values())).pool.handle, stats.graph_bytes
+
+    held[0] = 100
+    assert call(4) == (1, 0, 100) and call(5) == (2, 0, 100)
+    held[0] = 101
+    assert call(6) == (3, 0, 101)  # 100 when it began
+    assert call(4) == (3, 0, 101)  # captured before: it costs nothing more
+    held[1] = 500
+    assert call(7) == (1, 1, 500)  # what one shape needs it has
+
+
+def test_a_pool_goes_with_its_last_graph(captures, monkeypatch):
+    """torch refuses to capture into a pool of which no graph is left."""
+    handles = iter(range(9))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    for expected in (0, 1):
+        model = tiny("bert")
+        generate(model, prompts(1, 4), **ARGUMENTS)
+        assert [steps.pool.handle for steps in graphs.CACHE._steps.values()] == [expected]
+        del model
+        gc.collect()
+
+
+def test_streams_share_nothing(captures, monkeypatch):
+    """Graphs that may run at the same time may not work on the same memory."""
+    model, streams, handles = tiny("bert"), iter([7, 7, 8, 7]), iter(range(9))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(graphs, "stream_of", lambda device: next(streams))
+    for columns, captured, pool in ((4, 1, 0), (5, 2, 0), (5, 3, 1), (5, 3, 0)):
+        generate(model, prompts(1, columns), **ARGUMENTS)
+        assert len(captures) == captured and next(reversed(graphs.CACHE._steps.values())).pool.handle == pool
+
+
+def test_bytes_of_a_pool(monkeypatch):
+    segments = [((0, 0), 7), ((0, 3), 20), ((0, 3), 1)]
+    rows = [{"segment_pool_id": pool, "total_size": size} for pool, size in segments]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: rows)
+    for backend, expected in (("native", 21), ("cudaMallocAsync", 0)):
+        monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda backend=backend: backend)
+        assert graphs.bytes_of((0, 3), torch.device("cuda", 0)) == expected
+    assert graphs.bytes_of((0, 3), torch.device("cpu")) == 0
+
+
+def test_a_compiled_model(captures, monkeypatch):
+    """Its graphs are its own, and read the weights that it shares with the model it was made of."""
+    monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
+    model, prompt, options = tiny("bert"), prompts(2, 5), dict(temperature=0.5, **ARGUMENTS)
+    compiled = torch.compile(model, backend="eager")
+    eager = generate(model, prompt, cuda_graph=False, **options)
+    assert torch.equal(generate(compiled, prompt, cuda_graph=False, **options), eager)
+    assert torch.equal(generate(compiled, prompt, **options), eager) and len(captures) == 1
+    assert torch.equal(generate(model, prompt, **options), eager) and len(captures) == 2
+    assert torch.equal(generate(compiled, prompt, **options), eager) and len(captures) == 2
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(-1)
+    changed = generate(model, prompt, cuda_graph=False, **options)
+    assert torch.equal(generate(compiled, prompt, **options), changed) and len(captures) == 2
+    assert not torch.equal(changed, eager)
 
 
 def test_padded_rows_and_early_stop(captures):
@@ -179,7 +308,7 @@ def test_a_capture_that_fails(captures, monkeypatch, caplog):
     def refuse(*arguments):
         raise graphs.CaptureError("RuntimeError: operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "capture", refuse)
+    monkeypatch.setattr(graphs, "record", refuse)
     model, prompt = tiny("bert"), prompts(1, 4)
     with pytest.raises(RuntimeError, match="cuda_graph=True, but the step cannot be captured: RuntimeError: operation"):
         generate(model, prompt, cuda_graph=True, **ARGUMENTS)
