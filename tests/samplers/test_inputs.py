@@ -10,6 +10,7 @@ import dllm
 from dllm.core import samplers
 from dllm.core.samplers import utils
 from dllm.core.schedulers import LinearAlphaScheduler
+from dllm.fast import generate
 from dllm.models import bidirectional
 from tests import reference_samplers as judges
 from tests.models import MASK_ID, POSITIONS, make_prompt, shared, tiny
@@ -78,6 +79,38 @@ def test_the_callback_and_the_history_agree(kind, model):
         assert bool(step.confidence[changed].isfinite().all())
         before = canvas
     assert torch.equal(before, out.sequences)
+
+
+class Pointwise(torch.nn.Module):
+    """Says of each position what its token makes it say: cheap at any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(97, 4), torch.nn.Linear(4, 97)
+        torch.nn.init.normal_(self.head.weight)
+        self.head.bias.data[MASK_ID] = -30.0
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, input_ids, attention_mask=None):
+        return SimpleNamespace(logits=self.head(self.embedding(input_ids)))
+
+
+def test_more_tokens_than_a_step_looks_at():
+    """8192 columns at most: of a block, not of what is generated."""
+    torch.manual_seed(0)
+    sampler, settings = samplers.MDLMSampler(Pointwise(), TOKENIZER), dict(max_new_tokens=8200, temperature=1.0, seed=3)
+    out = sampler.sample([[7, 8], [9]], block_size=2050, steps=4, **settings)
+    assert out.shape == (2, 8202) and not bool((out == MASK_ID).any())
+    prompt = torch.tensor([[7, 8]])
+    given = dict(gen_length=8200, block_length=2050, temperature=1.0, mask_id=MASK_ID, seed=3)
+    assert torch.equal(out[:1], generate(sampler.model, prompt, steps=4, **given))
+    with pytest.raises(ValueError, match="a block must have at most 8192 columns, got 8200: set block_size"):
+        sampler.sample([[7]], block_size=None, steps=1, **settings)
 
 
 def test_inputs_of_any_kind(model):

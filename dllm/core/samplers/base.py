@@ -385,16 +385,18 @@ def _visited(row: list[Span], *, all_between: bool) -> list[Span]:
 
 
 def _window(spans: Sequence[Sequence[Span]], *, by_block: bool) -> int:
-    """Columns that a row's masks may lie in at a step, at most: those of a block, or, where earlier blocks may hold
-    masks that the model committed, those from the first block to the end of the last one."""
-    if by_block:
-        reach = [span.stop - span.start for row in spans for span in row]
-    else:
-        reach = [row[-1].stop - row[0].start for row in spans if row]
-    widest = max(reach, default=1)
+    """Columns that a step looks for masks in, at most: those of a block, or, where earlier blocks may hold masks that
+    the model committed, those from the first block to the end of the last one, as far as the kernel's window reaches.
+
+    Raises:
+        ValueError: a block is wider than that window.
+    """
+    widest = max((span.stop - span.start for row in spans for span in row), default=1)
     if widest > MAX_WINDOW:
-        raise ValueError(f"the masks of a row must lie within {MAX_WINDOW} columns, got {widest}")
-    return widest
+        raise ValueError(f"a block must have at most {MAX_WINDOW} columns, got {widest}: set block_size")
+    if by_block:
+        return widest
+    return min(max((row[-1].stop - row[0].start for row in spans if row), default=1), MAX_WINDOW)
 
 
 def _moved(canvas: Tensor, by: Tensor) -> Tensor:
