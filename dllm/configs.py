@@ -76,7 +76,9 @@ class ModelArguments:
     model_name_or_path: str = field(default="", metadata={"help": "A folder, or a name on the Hugging Face Hub."})
     dtype: str = field(default="bfloat16", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the weights (needs bitsandbytes)."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flex_attention, flash_attention_2, ..."}
+    )
     lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter only (needs peft)."})
     target_modules: str = field(default="all-linear", metadata={"help": "What gets an adapter."})
     r: int = field(default=32, metadata={"help": "Rank of the adapter."})

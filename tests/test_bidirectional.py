@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dllm.models import bidirectional, causal
 from dllm_kernels.testing import assert_no_worse
+from tests.flash_stand_in import register
 from tests.watch import SyncWatch
 
 FAMILIES = ("Llama", "Qwen2", "Qwen3")
@@ -239,6 +240,27 @@ def test_what_is_refused():
         model(IDS, past_key_values=transformers.DynamicCache())
     with pytest.raises(ValueError, match="keeps no cache"):
         model.generate(IDS, max_new_tokens=2, pad_token_id=0)
-    model.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match="must be eager or sdpa, got flex_attention"):
+    model.config._attn_implementation = "paged"
+    with pytest.raises(ValueError, match="must be eager, sdpa, flex_attention or flash attention, got paged"):
         model(IDS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_flash_attention_is_given(family):
+    model = bidirectional(tiny(family))
+    model.config._attn_implementation = register()  # which asserts that nothing is causal
+    for given, seen in ((None, torch.ones_like(REAL)), (REAL.long(), REAL), (REAL[:, None, None, :], REAL)):
+        got = model(IDS, attention_mask=given).logits
+        judge(got, family, IDS, everyone(seen), seen)
+    one = model(IDS[:1], position_ids=torch.tensor([[0, 1, 2, 3, 4, 4, 4]]))  # which packed sequences do not have
+    assert one.logits.shape == (1, 7, 61)
+    for given in (BLOCKS[:, None], torch.zeros(3, 1, 1, 7)):
+        with pytest.raises(
+            ValueError, match=r"under flash_.* attention_mask must be None or \[B, L\]: it takes no 4-D m"
+        ):
+            model(IDS, attention_mask=given)
+    with pytest.raises(
+        ValueError, match=r"must be None: it takes no mask over kept keys; got torch.bool \[3, 1, 1, 7\]"
+    ):
+        model(IDS, attention_mask=REAL[:, None, None, :], past_key_values=transformers.DynamicCache())

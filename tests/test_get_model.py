@@ -1,6 +1,7 @@
 """Models and tokenizers by their arguments."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 
 import pytest
@@ -55,6 +56,25 @@ def test_a_missing_extra_is_named(monkeypatch):
         get_model(MODEL, lora=True)
     with pytest.raises(ImportError, match=r"dllm\[4bit\]"):
         get_model(MODEL, load_in_4bit=True)
+
+
+INSTALLED = {str(package.metadata["Name"]).replace("_", "-") for package in importlib.metadata.distributions()}
+
+
+@pytest.mark.skipif(
+    bool(INSTALLED & {"flash-attn", "flash-attn-3", "kernels"}), reason="flash attention, or what finds it, is there"
+)
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_names_its_extra(name):
+    with pytest.raises(ImportError, match=rf"{name} cannot run: pip install 'dllm\[flash\]' brings flash_att"):
+        get_model(MODEL, attn_implementation=name)
+
+
+def test_attention_goes_to_transformers():
+    for name in ("eager", "sdpa"):
+        assert get_model(MODEL, attn_implementation=name).config._attn_implementation == name
+    with pytest.raises(ValueError, match="nonsense"):
+        get_model(MODEL, attn_implementation="nonsense")
 
 
 def test_models_below_a_base_folder(monkeypatch):

@@ -62,7 +62,7 @@ SAMPLERS: Mapping[str, Named] = MappingProxyType(
         "fast-dllm-prefix": _fast_dllm("prefix", threshold=0.9),
         "fast-dllm-dual": _fast_dllm("dual", threshold=0.9),
         "fast-dllm-dual-factor": _fast_dllm("dual", factor=1.0),
-        "llada2": Named(LLaDA2Sampler, {}, {"threshold": 0.95}, steps="block"),
+        "llada2": Named(LLaDA2Sampler, {"blocks_from": "prompt"}, {"threshold": 0.95}, steps="block"),
         "entropy-bound": Named(EntropyBoundSampler, {}, {"gamma": 0.1}, steps=None),
     }
 )

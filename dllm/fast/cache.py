@@ -7,6 +7,7 @@ and attend to what it hands back.
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from typing import NamedTuple
@@ -14,13 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.attention import is_flash
 from dllm.fast.deferred import undeferred
-from dllm.fast.head import HeadTap, bypassed, logits_of
+from dllm.fast.head import HeadTap
 
 COLUMN_MULTIPLE = 64  # memory serves calls of about the same length
 MAX_FREE = 2  # how much of it waits for another call
 
-_layouts: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, Layout]] = weakref.WeakKeyDictionary()
+_layouts: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, tuple]] = weakref.WeakKeyDictionary()
 
 
 class Layer(NamedTuple):
@@ -46,6 +48,7 @@ class KeyValueCache:
         layout: one :class:`Layer` for each attention layer, as :func:`layout_of` finds it.
         rows: of the batch.
         columns: of a row, without the one that is nobody's.
+        before: size and dtype of what the body says of a column, where that of the column before a block is kept too.
 
     Example:
         >>> layout = (Layer(2, 4, 4, torch.float32, torch.float32),)
@@ -56,12 +59,13 @@ class KeyValueCache:
         [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     """
 
-    def __init__(self, layout: Layout, *, rows: int, columns: int, device: torch.device):
+    def __init__(self, layout: Layout, *, rows: int, columns: int, device: torch.device, before: tuple | None = None):
         self.layout, self.rows, self.columns = layout, rows, columns
         self.keys, self.values = [], []
         for heads, key_size, value_size, key_dtype, value_dtype in layout:
             self.keys.append(torch.zeros(rows, heads, columns + 1, key_size, dtype=key_dtype, device=device))
             self.values.append(torch.zeros(rows, heads, columns + 1, value_size, dtype=value_dtype, device=device))
+        self.before = None if before is None else torch.zeros(rows, before[0], dtype=before[1], device=device)
         self._row = self._column = torch.zeros(0, dtype=torch.int64, device=device)
         self._seen: int | None = None
 
@@ -69,13 +73,18 @@ class KeyValueCache:
     def kind(self) -> tuple:
         """What another cache must have in common with this one to take its place; torch forbids to write tensors of
         inference mode outside of it."""
-        memory = self.keys[0]
-        return self.layout, self.rows, self.columns, memory.device, memory.is_inference()
+        memory, before = self.keys[0], None if self.before is None else (self.before.shape[1], self.before.dtype)
+        return self.layout, self.rows, self.columns, memory.device, before, memory.is_inference()
+
+    @property
+    def memory(self) -> list[Tensor]:
+        """All that it keeps, each [rows, ...]."""
+        return [*self.keys, *self.values] + ([] if self.before is None else [self.before])
 
     @property
     def bytes(self) -> int:
         """Its memory, in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.memory)
 
     def aim(self, row: Tensor, column: Tensor, *, seen: int | None) -> None:
         """Where the columns of the next forward go.
@@ -121,16 +130,33 @@ class KeyValueCache:
         """How many columns precede the ones that run: none, as far as a model that numbers them itself is concerned."""
         return 0
 
+    def note_before(self, hidden: Tensor, begin: Tensor, opening: Tensor) -> None:
+        """Keep what the body says of the column before a block, of the rows that it was aimed for: under a right shift
+        the block's first token is read there, also in the steps in which that column does not run.
+
+        Args:
+            hidden: [b, W, H], the body's output, from column 0 on.
+            begin: int64 [b], the first column of each row's block.
+            opening: bool [b], the rows that begin it; the others keep what they have.
+        """
+        row = self._row[:, 0]
+        new = hidden[torch.arange(len(row), device=row.device), (begin - 1).clamp(min=0)]
+        self.before[row] = torch.where(opening[:, None], new, self.before[row])
+
+    def with_before(self, hidden: Tensor) -> Tensor:
+        """Windows [b, W, H] that begin at their blocks, with what was noted of the column before: [b, 1 + W, H]."""
+        return torch.cat([self.before[self._row[:, 0], None], hidden], dim=1)
+
     def keep(self, rows: list[int]) -> None:
         """Move some rows (ascending) to the front, where others have left; a row that is in its place stays there."""
         for new, old in enumerate(rows):
             if new != old:
-                for tensor in (*self.keys, *self.values):
+                for tensor in self.memory:
                     tensor[new].copy_(tensor[old])
 
     def clear(self) -> None:
         """Zeros everywhere: a column that is hidden has no weight, but nothing times NaN is NaN."""
-        for tensor in (*self.keys, *self.values):
+        for tensor in self.memory:
             tensor.zero_()
 
 
@@ -150,16 +176,18 @@ class Pool:
         self._free: list[KeyValueCache] = []
         self._lock = threading.Lock()
 
-    def take(self, layout: Layout, *, rows: int, columns: int, device: torch.device) -> KeyValueCache:
+    def take(
+        self, layout: Layout, *, rows: int, columns: int, device: torch.device, before: tuple | None = None
+    ) -> KeyValueCache:
         """A cache of zeros with at least so many columns, to be given back."""
         columns = -(-columns // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-        wanted = (layout, rows, columns, device, torch.is_inference_mode_enabled())
+        wanted = (layout, rows, columns, device, before, torch.is_inference_mode_enabled())
         with self._lock:
             found = next((cache for cache in self._free if cache.kind == wanted), None)
             if found is not None:
                 self._free.remove(found)
         if found is None:
-            return KeyValueCache(layout, rows=rows, columns=columns, device=device)
+            return KeyValueCache(layout, rows=rows, columns=columns, device=device, before=before)
         found.clear()
         return found
 
@@ -177,26 +205,37 @@ class Pool:
 POOL = Pool()
 
 
-@torch.no_grad()
 def layout_of(tap: HeadTap) -> Layout:
     """What the model's attention layers keep, found by small forwards, once per model and its settings.
 
     Raises:
         ValueError: the model keeps no cache, or does not see exactly what a mask of four dimensions lets it see.
     """
-    model = getattr(tap.model, "_orig_mod", tap.model)  # what torch.compile made of it need not compile for this
-    state = _settings(model)
-    known = _layouts.get(model)
+    return _known(tap)[0]
+
+
+def said_of(tap: HeadTap) -> tuple[int, torch.dtype]:
+    """Size and dtype of what the body says of a column; found, and raises, as :func:`layout_of`."""
+    return _known(tap)[1]
+
+
+@torch.no_grad()
+def _known(tap: HeadTap) -> tuple[Layout, tuple[int, torch.dtype]]:
+    eager = copy.copy(tap)
+    eager.model = getattr(tap.model, "_orig_mod", tap.model)  # what torch.compile made of it need not compile for this
+    state = tap.kind, settings_of(eager.model)
+    known = _layouts.get(eager.model)
     if known is not None and known[0] == state:
         return known[1]
-    with undeferred(tap.head), bypassed(tap.head):
-        layout, meaningful = _inspect(model)
+    with undeferred(tap.head):
+        found, meaningful = _inspect(eager)
     if meaningful:
-        _layouts[model] = (state, layout)
-    return layout
+        _layouts[eager.model] = (state, found)
+    return found
 
 
-def _settings(model: nn.Module) -> tuple:
+def settings_of(model: nn.Module) -> tuple:
+    """What may change how a model runs, besides its weights' values."""
     weight = next(model.parameters())
     autocast = torch.is_autocast_enabled(weight.device.type) and torch.get_autocast_dtype(weight.device.type)
     hooks = tuple(tuple(module._forward_pre_hooks) for module in model.modules())
@@ -218,22 +257,25 @@ class _Recorder:
         return 0
 
 
-def _inspect(model: nn.Module) -> tuple[Layout, bool]:
-    """The layout, and whether it can be relied on: of a model that says NaN nothing is known.
+def _inspect(tap: HeadTap) -> tuple[tuple[Layout, tuple[int, torch.dtype]], bool]:
+    """What :func:`_known` tells, and whether it can be relied on: of a model that says NaN nothing is known.
 
     Tokens 0 1 2 3, of which the first two see each other and the others see all. So the first must tell a change of
-    the second, and nothing of a change of the last.
+    the second, and nothing of a change of the last. Attention that takes no such mask sees all: then the first must
+    tell a change of the last.
     """
-    name, device = type(model).__name__, next(model.parameters()).device
+    name, device = type(tap.model).__name__, next(tap.model.parameters()).device
     block = torch.arange(4, device=device) // 2
     seen = (block[None, :] <= block[:, None])[None, None]
+    if sees_all := is_flash(tap.model):
+        seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
     def first(*tokens: int) -> tuple[Tensor, _Recorder]:
         recorder = _Recorder()
         ids = torch.tensor([tokens], device=device)
         positions = torch.arange(4, device=device)[None]
-        out = model(input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=recorder)
-        return logits_of(out)[0, 0], recorder
+        said = tap.body(ids, seen, position_ids=positions, past_key_values=recorder)
+        return said[0, 0], recorder
 
     try:
         hidden, recorder = first(0, 1, 2, 3)
@@ -249,9 +291,11 @@ def _inspect(model: nn.Module) -> tuple[Layout, bool]:
             f"those of {name} that did: {indices}"
         )
     meaningful = bool(hidden.isfinite().all())
-    if meaningful and (not torch.equal(hidden, first(0, 1, 2, 1)[0]) or torch.equal(hidden, first(0, 2, 2, 3)[0])):
+    if meaningful and (
+        torch.equal(hidden, first(0, 1, 2, 1)[0]) == sees_all or torch.equal(hidden, first(0, 2, 2, 3)[0])
+    ):
         raise ValueError(
             f"a position must see what attention_mask [B, 1, queries, keys] shows it and nothing else, later ones too; "
             f"{name} does not: dllm.models.bidirectional makes causal models do so"
         )
-    return tuple(layer for _, layer in recorder.layers), meaningful
+    return (tuple(layer for _, layer in recorder.layers), (len(hidden), hidden.dtype)), meaningful

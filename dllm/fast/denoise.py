@@ -21,6 +21,7 @@ from dllm.fast.cache import KeyValueCache
 from dllm.fast.head import HeadTap
 from dllm.fast.passes import Now, Pass, canvas, run
 from dllm.fast.propose import ROW_MULTIPLE, Listed, propose
+from dllm.fast.unpadded import real_cells
 from dllm_kernels import transfer_tokens
 
 # On a GPU, where the number of masked positions stays on the device, the head has room for a whole block in every row
@@ -94,6 +95,11 @@ class Policy:
         return self.rule == "coin" or any(bound is not None for bound in bounds)
 
     @property
+    def keeps_before(self) -> bool:
+        """Whether what is said of the column before a block is kept, as that column does not run along."""
+        return self.right_shift and self.cache in ("prefix", "dual")
+
+    @property
     def keeps_to_blocks(self) -> bool:
         """Whether a step looks at the columns of the row's block only."""
         return self.block_causal is not None or self.cache is not None
@@ -127,6 +133,7 @@ class State:
     confidence: Tensor  # float32 [B, W], of the last step's proposals
     suppress: Tensor | None  # bool [V], tokens that are never proposed
     begin_suppress: Tensor | None  # bool [V], tokens that may be proposed, with no confidence
+    real: Tensor | None = None  # int64 [T], the cells that are no padding, where rows run without it
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -142,9 +149,11 @@ class State:
         kept = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and field.name not in ("waited", "suppress", "begin_suppress"):
+            if value is not None and field.name not in ("waited", "suppress", "begin_suppress", "real"):
                 value = value.index_select(0, index)
             kept[field.name] = value
+        if self.real is not None:
+            kept["real"] = real_cells(kept["attention_mask"])
         return State(**kept)
 
 

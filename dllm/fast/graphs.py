@@ -234,7 +234,7 @@ def memory_of(device: torch.device) -> int:
 def bucket(tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | None = None, reach: int = 0) -> Hashable:
     """What captured steps depend on besides the contents of their state: of a cache, on its memory."""
     shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in state.tensors().items())
-    memory = () if cache is None else (cache.kind, *(t.data_ptr() for t in (*cache.keys, *cache.values)))
+    memory = () if cache is None else (cache.kind, *(t.data_ptr() for t in cache.memory))
     return id(tap.head), tap.kind, policy, shapes, memory, reach, circumstances(tap.model, state.tokens.device)
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dllm.fast import graphs
-from dllm.fast.cache import POOL, KeyValueCache, layout_of
+from dllm.fast import graphs, unpadded
+from dllm.fast.cache import POOL, KeyValueCache, layout_of, said_of
 from dllm.fast.denoise import Clock, Policy, State, denoise_step
 from dllm.fast.head import HeadTap
 from dllm.fast.passes import Pass, plan
@@ -70,7 +70,7 @@ class Denoiser:
     """One call's run over a batch. Rows that have finished leave the batch (eager) and cost nothing more.
 
     After a run: `forwards` of the model, `spent` (int64 [B], those that each row took part in), `clock`, `graphed`,
-    `capture_seconds`, `graph_bytes`, `cache_bytes` and `note` tell what it cost.
+    `capture_seconds`, `graph_bytes`, `cache_bytes`, `note` and `rows_note` tell what it cost.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Denoiser:
     ):
         self.model, self.policy = model, policy
         self.cuda_graph, self.on_step, self.timed = cuda_graph, on_step, timed
-        self.forwards, self.note = 0, ""
+        self.forwards, self.note, self.rows_note = 0, "", ""
         self.captured: graphs.CapturedSteps | None = None
         self.cache: KeyValueCache | None = None
         self.capture_seconds, self.graph_bytes, self.cache_bytes = 0.0, 0, 0
@@ -113,6 +113,9 @@ class Denoiser:
         self.state = self._initial_state()
         _warn_of_dropout(self.model)
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
+        if not self.policy.keeps_to_blocks:
+            runs, self.rows_note = unpadded.wanted(self.tap, padded=self.state.attention_mask is not None)
+            self.state.real = unpadded.real_cells(self.state.attention_mask) if runs else None
         # a row that stops early ends; it is never ahead of its schedule
         known = self.policy.cache is not None and not self.policy.adapts
         self.begins = _beginnings(work.schedule) if known else None
@@ -184,7 +187,9 @@ class Denoiser:
         """Memory for the keys and values of all rows, of both canvases under guidance."""
         batch, columns = self.canvas.shape
         rows = batch if self.policy.cfg_scale == 0 else 2 * batch
-        self.cache = POOL.take(layout_of(self.tap), rows=rows, columns=columns, device=self.canvas.device)
+        before = said_of(self.tap) if self.policy.keeps_before else None
+        given = dict(rows=rows, columns=columns, device=self.canvas.device, before=before)
+        self.cache = POOL.take(layout_of(self.tap), **given)
         self.cache_bytes = self.cache.bytes
 
     def _passes(self, n: int) -> list[Pass]:

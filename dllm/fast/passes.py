@@ -15,6 +15,9 @@ Rows begin blocks at steps of their own. Under "block" a window that reaches one
 nothing has begun, it writes what is there already. Under the others the rows that begin a block run their canvas by
 themselves, then all rows run their window, of which nothing is kept for those that have just run. Nothing is ever kept
 of rows that have finished, so a step in which all have leaves the cache as it is.
+
+Under a right shift the logits of a block's first token are those of the column before it. Under "block" that column
+runs along; under the others it does not, and what it said in the block's first step is read in the later ones too.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from dllm.fast import unpadded
 from dllm.fast.cache import KeyValueCache
 from dllm.fast.head import HeadTap
 
@@ -88,10 +92,11 @@ def run(
         if divided:
             meant = begins if one.beginning is not None else now.active & ~begins
         hidden, row, origin = _window(tap, state, policy, now, cache, one, meant)
-        first = offset + torch.arange(len(row), device=row.device) * one.width - origin
+        width = hidden[0].shape[1]
+        first = offset + torch.arange(len(row), device=row.device) * width - origin
         base = first if meant is None else torch.where(meant, base.index_copy(0, row, first), base)
         outputs.append([part.flatten(0, 1) for part in hidden])
-        offset += len(row) * one.width
+        offset += len(row) * width
     hidden = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*outputs, strict=True)]
     return Bodies(hidden, base)
 
@@ -120,11 +125,10 @@ def _window(
     if policy.cfg_scale > 0:
         canvases.append(torch.where(state.given, policy.mask_id, state.tokens))
     if cache is None and policy.block_causal is None:
-        mask = state.attention_mask
-        both = tap.body(torch.cat(canvases), None if mask is None else mask.repeat(len(canvases), 1))
+        both = unpadded.run(tap, torch.cat(canvases), state.attention_mask, state.real)
         return list(both.chunk(len(canvases))), everyone, torch.zeros_like(now.begin)
     row = everyone if one.beginning is None else _first(meant, one.beginning)
-    begin, first, length = (values[row] for values in (now.begin, state.first, state.length))
+    begin, first, length = (values[row] for values in (now.begin, state.begin[:, 0], state.length))
     origin = torch.zeros_like(begin) if one.back is None else (begin - one.back).clamp(min=0)
     column = origin[:, None] + torch.arange(one.width, device=begin.device)
     inside, count = column.clamp(max=columns - 1), len(canvases)
@@ -134,12 +138,16 @@ def _window(
     context = {"position_ids": inside.repeat(count, 1)}
     if cache is not None:
         kept = (column < columns) & (now.active if meant is None else meant)[row, None]
-        if one.back is not None and policy.block_causal is None:
-            kept &= column >= begin[:, None]  # a column that runs for the next one's sake keeps what it had
         target = torch.where(kept, column, cache.columns).repeat(count, 1)
         cache.aim(torch.cat([row + i * batch for i in range(count)]), target, seen=one.seen)
         context["past_key_values"] = cache
-    return list(tap.body(tokens, mask, **context).chunk(count)), row, origin
+    hidden = tap.body(tokens, mask, **context)
+    if policy.keeps_before:
+        if one.back is None:
+            cache.note_before(hidden, begin.repeat(count), (now.active & (state.step == 0))[row].repeat(count))
+        else:
+            hidden, origin = cache.with_before(hidden), origin - 1
+    return list(hidden.chunk(count)), row, origin
 
 
 def _first(chosen: Tensor, count: int) -> Tensor:
@@ -150,8 +158,9 @@ def _first(chosen: Tensor, count: int) -> Tensor:
 def _seen(column: Tensor, first: Tensor, length: Tensor, size: int | None, one: Pass) -> Tensor:
     """bool [b, 1, W, keys], to be broadcast: which columns each column of the windows [b, W] sees.
 
-    Blocks of a row are counted from its first generated column on, to both sides: the first block of a prompt may be
-    shorter. A column sees those of its own block and of earlier ones. Columns behind the row's end are seen by none.
+    Blocks of a row are counted from the first one that takes steps, which begins at column `first` [b], to both sides:
+    the first block of a prompt may be shorter. A column sees those of its own block and of earlier ones. Columns behind
+    the row's end are seen by none.
     """
     if one.all_seen:
         return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=column.device)
@@ -184,8 +193,8 @@ def plan(
             return canvas(state)
         width = int(Now.of(state).stop.max()) if exact else columns
         return [Pass(max(width, 1), None, None)]
-    lead = int(policy.right_shift)  # the position before the block is read for the block's first
     if policy.cache == "block":
+        lead = int(policy.right_shift)  # the position before the block is read for the block's first
         if opening is not None:
             return [Pass(opening, None, None)]
         stop = Now.of(state).stop if exact else None
@@ -200,7 +209,7 @@ def plan(
     width = policy.window
     if policy.cache == "prefix":
         width = int((state.length - Now.of(state).begin).max()) if exact else reach
-    window = Pass(width + lead, lead, columns, all_seen=not padded)
+    window = Pass(width, 0, columns, all_seen=not padded)
     if beginning == 0:
         return [window]
     # powers of two: a step for each number of rows would be captured

@@ -23,7 +23,7 @@ class Stats:
     tokens: generated tokens, all rows.
     useful_tokens: generated tokens up to the first EOS of each row, that one included.
     mode: "eager" or "graph".
-    note: why not "graph".
+    note: why not "graph"; whether rows of unequal length ran without their padding.
     cache_bytes: memory of the keys and values that the steps kept, 0 without a cache.
     capture_seconds: what of `seconds` went into capturing graphs, s: 0 where earlier calls have captured all.
     graph_bytes: memory that graphs work in, those of other shapes on the device too, as they share it; 0 without one,
@@ -73,7 +73,7 @@ def stats_of(denoiser: Denoiser, tokens: Tensor, generated: Tensor, eos_id: int 
         tokens=total,
         useful_tokens=useful,
         mode="graph" if denoiser.graphed else "eager",
-        note=denoiser.note,
+        note="; ".join(filter(None, (denoiser.note, denoiser.rows_note))),
         cache_bytes=denoiser.cache_bytes,
         capture_seconds=denoiser.capture_seconds,
         graph_bytes=denoiser.graph_bytes,

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 SERVED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")  # names: transformers imports them when asked
-ATTENTION = ("eager", "sdpa")
+ATTENTION = ("eager", "sdpa", "flex_attention")  # and all that is flash attention, which takes no 4-D mask
 
 
 def bidirectional(model: nn.Module) -> nn.Module:
@@ -27,16 +28,19 @@ def bidirectional(model: nn.Module) -> nn.Module:
     - [B, L], 0 where a row is padded: keys there are seen by nobody. It is not read back to see whether it is all ones:
       where nothing is padded, pass None;
     - [B or 1, 1, L or 1, L]: taken as it is, bool (True: seen) or additive. Beside a cache that is handed in as
-      `past_key_values`: bool, over the keys that it hands out.
+      `past_key_values`: bool, over the keys that it hands out. Flex attention takes such a mask as bool only. Flash
+      attention takes it only where it says nothing of queries ([B, 1, 1, L]), as bool, and none beside a cache.
 
     The logits at p still are what the model was trained for, a prediction of the token at p + 1: those of position p
-    are read at p - 1 (a right shift). Position ids that start anew do not separate packed sequences; a 4-D mask does.
+    are read at p - 1 (a right shift). Position ids that start anew do not separate packed sequences; a 4-D mask does,
+    and under flash attention `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and `max_length_k`, as transformers takes
+    them.
     The hooks survive copies, training and gradient checkpointing; they are not saved: call this again after loading.
     A second call changes nothing.
 
     Args:
         model: a Llama, Qwen2 or Qwen3 `ForCausalLM` of transformers, or a module that wraps one (PEFT, DDP); attention
-            "eager" or "sdpa".
+            "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3" or another kind of the latter.
 
     Returns:
         The same model.
@@ -111,8 +115,11 @@ def _before_decoder(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     names = list(inspect.signature(type(decoder).forward).parameters)[1:] if args else []
     given = dict(zip(names, args, strict=False)) | kwargs
     attention = decoder.config._attn_implementation
-    if attention not in ATTENTION:
-        raise ValueError(f"a bidirectional model's attention must be {' or '.join(ATTENTION)}, got {attention}")
+    flash = "flash" in attention
+    if attention not in ATTENTION and not flash:
+        raise ValueError(
+            f"a bidirectional model's attention must be {', '.join(ATTENTION)} or flash attention, got {attention}"
+        )
     cache, mask = given.get("past_key_values"), given.get("attention_mask")
     four_dimensional = isinstance(mask, Tensor) and mask.dim() == 4
     if given.get("use_cache") or (cache is not None and not four_dimensional):
@@ -122,7 +129,11 @@ def _before_decoder(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
         )
     inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     mask = mask if cache is not None and mask.dtype == torch.bool else _mask(mask, inputs)
-    if attention == "eager" and mask.dtype == torch.bool:
+    if flash:
+        mask = _flash(mask, attention, inputs.shape[0], beside_cache=cache is not None)
+    elif attention == "flex_attention":
+        mask = _flex(mask, inputs.shape[0], inputs.shape[1])
+    elif attention == "eager" and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=decoder.dtype).masked_fill(~mask, torch.finfo(decoder.dtype).min)
     return (), given | {"attention_mask": mask, "use_cache": False}
 
@@ -142,7 +153,43 @@ def _mask(mask: Tensor | None, inputs: Tensor) -> Tensor:
     raise ValueError(f"attention_mask must be None, [{batch}, {length}] or [B, 1, L, {length}], got {got}")
 
 
+def _says_nothing(mask: Tensor | BlockMask) -> bool:
+    """Whether it is the mask under which all is seen."""
+    return isinstance(mask, Tensor) and mask.shape == (1, 1, 1, 1)
+
+
+def _flex(mask: Tensor, batch: int, queries: int) -> Tensor | BlockMask:
+    """As flex attention takes it. (What is added to its scores it must not read from a tensor: compiled for a CPU it
+    crashes in torch 2.13.)"""
+    if _says_nothing(mask):
+        return mask
+    if mask.dtype != torch.bool:
+        raise ValueError(f"under flex_attention a 4-D attention_mask must be bool, got {mask.dtype}")
+    seen = mask.expand(batch, 1, queries, mask.shape[-1]).contiguous()
+    return create_block_mask(
+        lambda row, head, query, key: seen[row, 0, query, key], batch, None, *seen.shape[2:], device=seen.device
+    )
+
+
+def _flash(mask: Tensor, attention: str, batch: int, *, beside_cache: bool) -> Tensor:
+    """[B, 1, 1, L]: what flash attention is told of it is [B, L]."""
+    if _says_nothing(mask):
+        return mask
+    if beside_cache or mask.dtype != torch.bool or mask.shape[2] != 1:
+        rule = "None: it takes no mask over kept keys" if beside_cache else "None or [B, L]: it takes no 4-D mask"
+        raise ValueError(f"under {attention} attention_mask must be {rule}; got {mask.dtype} {list(mask.shape)}")
+    return mask.expand(batch, -1, -1, -1)
+
+
 def _before_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Drop the mask under which all is seen: only without one do the fast kernels serve."""
+    """Drop the mask under which all is seen: only without one do the fast kernels serve.
+
+    Flash attention gets [B, L], and no position ids: it would look in them for packed sequences, and wait for that.
+    """
     mask = kwargs["attention_mask"]
-    return args, kwargs | {"attention_mask": None if mask.shape == (1, 1, 1, 1) else mask, "is_causal": False}
+    told = {"attention_mask": None if _says_nothing(mask) else mask, "is_causal": False}
+    if "flash" in attention.config._attn_implementation:
+        told["position_ids"] = None
+        if told["attention_mask"] is not None:
+            told["attention_mask"] = mask[:, 0, 0]
+    return args, kwargs | told

@@ -31,11 +31,16 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     Weights are read from safetensors only. A folder with an adapter of peft gives the base model with it. Code that
     comes with a model is run with `trust_remote_code` only.
 
+    `attn_implementation` goes to transformers as it is: "eager", "sdpa", "flex_attention", "flash_attention_2",
+    "flash_attention_3" or what else it knows. Under flash attention samplers run rows of unequal length without their
+    padding, in models that can do so; decoding block by block needs one of the first three.
+
     Raises:
         OSError: there is no such folder or name on the Hub, or no safetensors in it, or damaged ones.
         TypeError: an unknown option.
-        ValueError: what is there is no masked language model, or needs `trust_remote_code`; a dtype that is none.
-        ImportError: 4-bit or LoRA is asked for and its extra is not installed.
+        ValueError: what is there is no masked language model, or needs `trust_remote_code`; a dtype that is none; an
+            attention that transformers does not have for this model.
+        ImportError: 4-bit, LoRA or flash attention is asked for and its extra is not installed.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -55,6 +60,12 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
         model = _auto_class(source, config).from_pretrained(source, **given)
     except SafetensorError as error:
         raise OSError(f"the weights at {source} are damaged, or were not written to their end: {error}") from error
+    except ImportError as error:
+        if "flash" not in (chosen.attn_implementation or ""):
+            raise
+        raise ImportError(
+            f"{chosen.attn_implementation} cannot run: pip install 'dllm[flash]' brings flash_attention_2. {error}"
+        ) from error
     return load_peft(_placed(model), chosen)
 
 

@@ -8,6 +8,7 @@ from dllm.fast.cache import KeyValueCache, Layer, Pool, layout_of
 from dllm.fast.head import HeadTap
 from dllm.models import bidirectional, causal
 from tests.causal_models import causal_model
+from tests.flash_stand_in import register
 from tests.models import tiny
 from tests.watch import SyncWatch
 
@@ -56,6 +57,26 @@ def test_rows_that_leave():
     assert addresses == [memory.data_ptr() for memory in cache.keys]
 
 
+def test_what_was_said_before_a_block():
+    """Noted where a block opens, kept elsewhere, and it stays with its row."""
+    cache = KeyValueCache(LAYOUT, rows=3, columns=6, device=CPU, before=(5, torch.float32))
+    said = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
+    cache.aim(torch.arange(3), torch.arange(6).expand(3, 6), seen=None)
+    cache.note_before(said, torch.tensor([0, 2, 6]), torch.tensor([True, True, True]))
+    assert torch.equal(cache.before, torch.stack([said[0, 0], said[1, 1], said[2, 5]]))
+    cache.note_before(-said, torch.tensor([3, 3, 3]), torch.tensor([False, False, True]))
+    assert torch.equal(cache.before, torch.stack([said[0, 0], said[1, 1], -said[2, 2]]))
+    address = cache.before.data_ptr()
+    cache.keep([1, 2])
+    cache.aim(torch.tensor([1, 0]), torch.tensor([[2, 3], [4, 5]]), seen=6)
+    window = cache.with_before(said[:2, 2:4])
+    assert window.shape == (2, 3, 5) and torch.equal(window[:, 0], torch.stack([-said[2, 2], said[1, 1]]))
+    assert torch.equal(window[:, 1:], said[:2, 2:4]) and cache.before.data_ptr() == address
+    assert cache.bytes == 3 * 2 * 7 * (4 + 3) * (4 + 2) + 3 * 5 * 4
+    cache.clear()
+    assert not cache.before.any()
+
+
 def test_memory():
     cache = KeyValueCache(LAYOUT, rows=3, columns=6, device=CPU)
     assert cache.bytes == 3 * 2 * 7 * (4 + 3) * (4 + 2)
@@ -77,6 +98,7 @@ def test_the_pool():
     with torch.inference_mode():
         inside = take()
     assert inside is not first
+    assert take(before=(5, torch.float32)) is not first
     assert take(columns=10) is first and not first.keys[0].any()  # nothing of an earlier call is left
     for cache in (first, second, inside):
         pool.give_back(cache)
@@ -119,6 +141,14 @@ def test_what_layers_keep(family, dtype):
 def test_a_model_without_a_cache():
     with pytest.raises(ValueError, match=r"keeps no cache|must hand its keys and values to past_key_values once"):
         layout_of(tap_of(tiny("modernbert")))
+
+
+def test_attention_that_takes_no_mask_sees_all():
+    size = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    torch.manual_seed(0)
+    model = bidirectional(transformers.LlamaForCausalLM(transformers.LlamaConfig(**size)).eval())
+    model.config._attn_implementation = register()
+    assert len(layout_of(tap_of(model))) == 2
 
 
 def test_a_model_that_sees_something_else():

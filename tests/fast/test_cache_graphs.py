@@ -33,6 +33,10 @@ CALLS = {
     "dual, scheduled": (samplers.FastDLLMSampler, dict(cache="dual", threshold=None, steps=9)),
     "dual, guided": (samplers.FastDLLMSampler, dict(cache="dual", threshold=0.3, cfg_scale=0.5)),
     "dual, shifted": (samplers.FastDLLMSampler, dict(cache="dual", threshold=0.3, right_shift_logits=True)),
+    "prefix, shifted, guided": (
+        samplers.FastDLLMSampler,
+        dict(cache="prefix", threshold=None, steps=9, right_shift_logits=True, cfg_scale=0.5),
+    ),
 }
 
 

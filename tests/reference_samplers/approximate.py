@@ -69,13 +69,17 @@ def llada2(
     block_size: int = 32,
     steps: int = 32,
     threshold: float = 0.95,
+    blocks_from: str = "prompt",
     eos_token_id: int | None = None,
     **reading,
 ) -> Trace:
     """LLaDA 2.0's rule, `steps` for each block: all with confidence above the threshold, and at least k surest, k from
-    schedule A over the block's masks at its start. A step with k = 0 still runs."""
+    schedule A over the block's masks at its start. A step with k = 0 still runs. Blocks are counted from the prompt's
+    end, or from the first column of the row: then the block in which the prompt ends is the first."""
+    assert blocks_from in ("prompt", "row")
     row = _row(model, prompt, max_new_tokens, mask_id, seed, eos_token_id, reading)
-    for block, start, end in blocks(row.generated_from, len(row.canvas), block_size):
+    first = row.generated_from - (row.generated_from % block_size if blocks_from == "row" else 0)
+    for block, start, end in blocks(first, len(row.canvas), block_size):
         for step, k in enumerate(schedule_a(len(row.masks(start, end)), steps)):
             if row.finished or not row.masks(start, end):
                 break

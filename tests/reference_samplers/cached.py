@@ -2,9 +2,9 @@
 are computed anew here at every step, and Fast-dLLM, where what is kept grows stale and is therefore kept here too.
 
 A block of a block-causal sampler sees itself and what lies before it (:class:`BlockCausal`): later blocks do not exist
-while it is written, and what it wrote they cannot change. The prompt is one side of a block's border, so blocks are
-counted from its end, as in every other sampler. What is kept of a finished block is final: masks that a model left in
-it by proposing the mask token stay.
+while it is written, and what it wrote they cannot change. Blocks are counted from the prompt's end, as in every other
+sampler; those of LLaDA 2 also from the row's first column, so that one holds the end of the prompt. What is kept of a
+finished block is final: masks that a model left in it by proposing the mask token stay.
 """
 
 from __future__ import annotations
@@ -77,12 +77,14 @@ def llada2_block_causal(
     block_size: int = 32,
     steps: int = 32,
     threshold: float = 0.95,
+    blocks_from: str = "prompt",
     eos_token_id: int | None = None,
     **reading,
 ) -> Trace:
     """llada2 in everything, the end at an EOS included, but for what a block sees."""
+    first, counted = _first_block(len(prompt), block_size, blocks_from)
     row = new_row(
-        BlockCausal(model, len(prompt), block_size),
+        BlockCausal(model, counted, block_size),
         prompt,
         max_new_tokens=max_new_tokens,
         mask_id=mask_id,
@@ -90,7 +92,7 @@ def llada2_block_causal(
         eos_token_id=eos_token_id,
         reading=Reading(**reading),
     )
-    for block, start, end in blocks(row.generated_from, len(row.canvas), block_size):
+    for block, start, end in blocks(first, len(row.canvas), block_size):
         row.model.end = end
         for step, k in _while_masked(row, start, end, steps):
             look = row.look(block, step, end, start=start)
@@ -110,6 +112,7 @@ def llada21(
     threshold: float = 0.95,
     edit_threshold: float = 0.9,
     edit_steps: int = 16,
+    blocks_from: str = "prompt",
     eos_token_id: int | None = None,
     **reading,
 ) -> Trace:
@@ -123,15 +126,16 @@ def llada21(
     is the last. So the tokens that filled the block are looked at once more. Steps, and with them the noise, are
     counted on. No token is final before its block is: the row ends at the end of a block, see :func:`_end_block`.
     """
+    first, counted = _first_block(len(prompt), block_size, blocks_from)
     row = new_row(
-        BlockCausal(model, len(prompt), block_size),
+        BlockCausal(model, counted, block_size),
         prompt,
         max_new_tokens=max_new_tokens,
         mask_id=mask_id,
         seed=seed,
         reading=Reading(**reading),
     )
-    for block, start, end in blocks(row.generated_from, len(row.canvas), block_size):
+    for block, start, end in blocks(first, len(row.canvas), block_size):
         if row.finished:
             break
         row.model.end, step = end, -1
@@ -207,6 +211,14 @@ def fast_dllm(
     return row.trace()
 
 
+def _first_block(prompt_length: int, block_size: int, blocks_from: str) -> tuple[int, int]:
+    """Where the first block begins that is written, and how many tokens precede a border of blocks."""
+    assert blocks_from in ("prompt", "row")
+    if blocks_from == "prompt":
+        return prompt_length, prompt_length
+    return prompt_length // block_size * block_size, 0
+
+
 def _while_masked(row: Row, start: int, end: int, steps: int) -> Iterator[tuple[int, int]]:
     """(step, k) of schedule A over the block's masks, as long as it holds any and the row goes on."""
     for step, k in enumerate(schedule_a(len(row.masks(start, end)), steps)):
@@ -216,8 +228,8 @@ def _while_masked(row: Row, start: int, end: int, steps: int) -> Iterator[tuple[
 
 
 def _commit_with_edits(row: Row, look: Look, transfers: Choice, start: int, end: int, threshold: float) -> bool:
-    """Whether anything was edited."""
-    written = [p for p in range(start, end) if p not in look.eligible]
+    """Whether anything was edited; what was given never is."""
+    written = [p for p in range(start, end) if p not in look.eligible and not row.given[p]]
     changed = [p for p in written if look.proposal[p] not in (row.canvas[p], row.mask_id)]
     c, bar = look.surety.value.exp(), torch.tensor(threshold, dtype=torch.float32)
     edits = [p for p in changed if c[p] > bar]

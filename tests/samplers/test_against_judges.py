@@ -157,11 +157,13 @@ def test_threshold(name, block_size, device):
     check(samplers.ThresholdSampler(model, Tokenizer()), judge, model, prompts(model), **settings)
 
 
+@pytest.mark.parametrize("blocks_from", ["row", "prompt"])
 @pytest.mark.parametrize("threshold", [0.2, 0.95])
 @pytest.mark.parametrize("steps", [3, 8, 20])
-def test_llada2(threshold, steps, device):
+def test_llada2(threshold, steps, blocks_from, device):
     model = shared("bert", device)
     settings = dict(max_new_tokens=20, block_size=8, steps=steps, threshold=threshold, temperature=0.4)
+    settings["blocks_from"] = blocks_from
     judge = functools.partial(judges.llada2, **settings)
     check(samplers.LLaDA2Sampler(model, Tokenizer()), judge, model, prompts(model), **settings)
 
@@ -179,7 +181,7 @@ STOPPING = {
     "MDLMSampler": (judges.mdlm_sample, dict(steps=20, block_size=8)),
     "DreamSampler": (functools.partial(judges.dream, schedule="B"), dict(steps=10, top_k=None)),
     "ThresholdSampler": (judges.threshold_decode, dict(threshold=0.3, block_size=8)),
-    "LLaDA2Sampler": (judges.llada2, dict(threshold=0.3, block_size=8)),
+    "LLaDA2Sampler": (judges.llada2, dict(threshold=0.3, block_size=8, blocks_from="prompt")),
     "EntropyBoundSampler": (judges.entropy_bound, dict(gamma=2.0, block_size=8)),
 }
 

@@ -30,13 +30,15 @@ class BlockRow(Row):
     left of the current one are final."""
 
     size: int
+    border: int | None = None  # a column at which a block begins; None: the first generated one
 
     def masks(self, start=0, end=None):
         return super().masks(start if end is None else max(start, end - self.size), end)
 
     def _logits(self):
         model, size = self.model, self.size
-        block = (torch.arange(len(self.canvas)) - self.generated_from).div(size, rounding_mode="floor")
+        border = self.generated_from if self.border is None else self.border
+        block = (torch.arange(len(self.canvas)) - border).div(size, rounding_mode="floor")
         seen = (block[None, :] <= block[:, None])[None, None].to(self.canvas.device)
         self.model = lambda input_ids: model(input_ids=input_ids, attention_mask=seen)
         try:
@@ -115,11 +117,12 @@ class Kept:
     """A model that runs like Fast-dLLM: at the first step of a block everything, later a window of the canvas, beside
     the keys and values of that first step, which transformers' own cache appends the window's to.
 
-    One memory for each canvas of a step: the row's and, under guidance, the one whose prompt is masked.
+    One memory for each canvas of a step: the row's and, under guidance, the one whose prompt is masked. Columns that do
+    not run say what they said then.
     """
 
-    def __init__(self, model, kind, lead):
-        self.model, self.kind, self.lead, self.kept, self.calls = model, kind, lead, {}, 0
+    def __init__(self, model, kind):
+        self.model, self.kind, self.kept, self.said, self.calls = model, kind, {}, {}, 0
 
     def enter(self, start, end, first):
         self.start, self.end, self.first, self.calls = start, end, first, 0
@@ -132,16 +135,16 @@ class Kept:
             everything = torch.ones(1, 1, columns, columns, dtype=torch.bool, device=device)
             out = self.model(input_ids=input_ids, attention_mask=everything, past_key_values=cache)
             self.kept[self.calls] = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+            self.said[self.calls] = out.logits.cpu()
             return out
         stop = columns if self.kind == "prefix" else self.end
-        begin = max(self.start - self.lead, 0)
+        begin = self.start
         others = [c for c in range(columns) if not self.start <= c < stop]
         for layer, (keys, values) in enumerate(self.kept[self.calls]):
             cache.update(keys[:, :, others], values[:, :, others], layer)
         seen = torch.ones(1, 1, stop - begin, len(others) + stop - begin, dtype=torch.bool, device=device)
-        seen[..., len(others) : len(others) + self.start - begin] = False  # the column before the block keeps its own
         positions = torch.arange(begin, stop, device=device)
-        logits = torch.zeros(1, columns, 97)
+        logits = self.said[self.calls].clone()  # of the columns that do not run
         logits[:, begin:stop] = self.model(
             input_ids=input_ids[:, begin:stop],
             attention_mask=seen,
@@ -175,7 +178,7 @@ def fast_dllm(
     eos_token_id=None,
     **reading,
 ):
-    kept = Kept(model, cache, int(reading.get("right_shift_logits", False)))
+    kept = Kept(model, cache)
     row = new_row(OwnBlock, kept, prompt, max_new_tokens, seed, eos_token_id, reading)
     row.size = block_size
     grid = list(blocks(len(prompt), len(row.canvas), block_size))
@@ -207,6 +210,7 @@ FAST = {
     "schedule": dict(steps=9),
     "guided": dict(threshold=0.3, cfg_scale=0.5),
     "shifted": dict(threshold=0.3, right_shift_logits=True, temperature=0.4),
+    "shifted, by factor": dict(factor=2.3, right_shift_logits=True, temperature=0.4),
     "shifted, guided, scheduled": dict(steps=12, right_shift_logits=True, cfg_scale=0.5),
 }
 
@@ -237,13 +241,15 @@ def llada2(
     edit_threshold=None,
     edit_steps=16,
     edited=None,
+    blocks_from="row",
     eos_token_id=None,
     **reading,
 ):
     """LLaDA 2.0's rule, and with an edit threshold 2.1's: both kinds of proposals are of one forward."""
     row = new_row(kind, model, prompt, max_new_tokens, seed, None, reading)
-    row.size = block_size
-    for block, start, end in blocks(len(prompt), len(row.canvas), block_size):
+    row.size, row.border = block_size, 0 if blocks_from == "row" else len(prompt)
+    first = len(prompt) // block_size * block_size if blocks_from == "row" else len(prompt)
+    for block, start, end in blocks(first, len(row.canvas), block_size):
         counts, full = judges.schedule_a(len(row.masks(start, end)), steps), 0
         for step, k in enumerate([*counts, *[0] * (0 if edit_threshold is None else edit_steps)]):
             masked = row.masks(start, end)
@@ -255,6 +261,7 @@ def llada2(
                     p
                     for p in range(start, end)
                     if p not in masked
+                    and p >= len(prompt)
                     and look.proposal[p] != row.canvas[p]
                     and look.surety.value[p].exp() > edit_threshold
                 ]
@@ -273,10 +280,12 @@ def llada2(
 
 
 @pytest.mark.parametrize("steps, threshold", [(3, 0.95), (8, 0.2), (8, 0.95), (20, 0.3)])
+@pytest.mark.parametrize("blocks_from", ["row", "prompt"])
 @pytest.mark.parametrize("family", ["Llama", "Qwen3"])
-def test_llada2(family, steps, threshold, device):
+def test_llada2(family, blocks_from, steps, threshold, device):
     model = causal_model(family, str(device))
     settings = dict(max_new_tokens=20, block_size=8, steps=steps, threshold=threshold, temperature=0.4)
+    settings["blocks_from"] = blocks_from
     judge = functools.partial(llada2, BlockRow, **settings)
     check(samplers.LLaDA2Sampler(model, TOKENIZER), judge, prompts(model), cache=True, **settings)
 
@@ -285,7 +294,7 @@ EDITS = {
     "often": dict(edit_threshold=0.3, edit_steps=5),
     "sometimes": dict(edit_threshold=0.6, threshold=0.3),
     "sometimes, cold": dict(edit_threshold=0.6, threshold=0.3, temperature=0.0),
-    "without end": dict(edit_threshold=0.0, edit_steps=3, temperature=1.0),
+    "without end": dict(edit_threshold=0.0, edit_steps=3, temperature=1.0, blocks_from="prompt"),
     "never": dict(edit_threshold=1.0),
 }
 

@@ -26,6 +26,11 @@ CACHED = {
     "prefix": (samplers.FastDLLMSampler, dict(cache="prefix", threshold=0.2)),
     "dual": (samplers.FastDLLMSampler, dict(cache="dual", threshold=0.2)),
     "dual, guided": (samplers.FastDLLMSampler, dict(cache="dual", threshold=0.2, cfg_scale=0.5)),
+    "prefix, shifted": (samplers.FastDLLMSampler, dict(cache="prefix", threshold=0.2, right_shift_logits=True)),
+    "dual, shifted, guided": (
+        samplers.FastDLLMSampler,
+        dict(cache="dual", threshold=0.2, right_shift_logits=True, cfg_scale=0.5),
+    ),
     "llada2": (samplers.LLaDA2Sampler, dict(cache=True, threshold=0.2, steps=8)),
     "llada21": (samplers.LLaDA21Sampler, dict(cache=True, threshold=0.2, steps=8, edit_threshold=0.3, edit_steps=4)),
 }
@@ -116,7 +121,7 @@ def test_a_model_that_commits_masks(name, device):
     """Earlier blocks are final, holes and all; a call ends."""
     model = causal_model(device=str(device), favoured=0.01)
     before = model.get_output_embeddings().bias.detach().clone()
-    favour(model, MASK_ID, 26.0 if "guided" in name else 22.0)
+    favour(model, MASK_ID, 26.0 if "guided" in name else 24.0)
     try:
         out = call(name, model, prompts(model), temperature=1.0, seed=5, return_dict=True)
     finally:

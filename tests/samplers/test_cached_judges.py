@@ -30,13 +30,25 @@ CASES = {
     "llada2": (
         samplers.LLaDA2Sampler,
         judges.llada2_block_causal,
-        dict(steps=8, threshold=0.2, temperature=0.4),
+        dict(steps=8, threshold=0.2, temperature=0.4, blocks_from="prompt"),
+        dict(cache=True),
+    ),
+    "llada2, from the row": (
+        samplers.LLaDA2Sampler,
+        judges.llada2_block_causal,
+        dict(steps=8, threshold=0.2, temperature=0.4, blocks_from="row"),
         dict(cache=True),
     ),
     "llada21": (
         samplers.LLaDA21Sampler,
         judges.llada21,
-        dict(steps=5, threshold=0.3, edit_threshold=0.4, edit_steps=4, temperature=0.4),
+        dict(steps=5, threshold=0.3, edit_threshold=0.4, edit_steps=4, temperature=0.4, blocks_from="prompt"),
+        dict(cache=True),
+    ),
+    "llada21, from the row": (
+        samplers.LLaDA21Sampler,
+        judges.llada21,
+        dict(steps=5, threshold=0.3, edit_threshold=0.4, edit_steps=4, temperature=0.4, blocks_from="row"),
         dict(cache=True),
     ),
     "prefix": (samplers.FastDLLMSampler, judges.fast_dllm, dict(cache="prefix", threshold=0.2), {}),
@@ -48,6 +60,30 @@ CASES = {
         dict(threshold=None),
     ),
     "dual, scheduled": (samplers.FastDLLMSampler, judges.fast_dllm, dict(cache="dual", steps=10), dict(threshold=None)),
+    "prefix, shifted": (
+        samplers.FastDLLMSampler,
+        judges.fast_dllm,
+        dict(cache="prefix", threshold=0.2, right_shift_logits=True, temperature=0.5),
+        {},
+    ),
+    "dual, shifted": (
+        samplers.FastDLLMSampler,
+        judges.fast_dllm,
+        dict(cache="dual", threshold=0.2, right_shift_logits=True),
+        {},
+    ),
+    "prefix, shifted, factor, guided": (
+        samplers.FastDLLMSampler,
+        judges.fast_dllm,
+        dict(cache="prefix", factor=2.3, right_shift_logits=True, cfg_scale=0.5),
+        dict(threshold=None),
+    ),
+    "dual, shifted, factor": (
+        samplers.FastDLLMSampler,
+        judges.fast_dllm,
+        dict(cache="dual", factor=2.3, right_shift_logits=True, temperature=0.5),
+        dict(threshold=None),
+    ),
     "no cache": (samplers.FastDLLMSampler, judges.fast_dllm, dict(cache=None, threshold=0.2), {}),
 }
 

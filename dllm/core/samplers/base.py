@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
+from dllm.fast.attention import check_attention
 from dllm.fast.denoise import Policy
 from dllm.fast.inputs import check_eos, input_embedding, row_seeds
 from dllm.fast.loop import Denoiser, Step, Work
@@ -136,6 +137,10 @@ class BaseSampler(ABC):
     def policy(self, config: Any) -> dict[str, Any]:
         """Fields of :class:`dllm.fast.denoise.Policy`, but for those that follow from the shared settings."""
 
+    def first_column(self, config: Any, given: int) -> int:
+        """Where the first block begins in a row that generates, behind `given` tokens: with what it generates."""
+        return given
+
     def sample(
         self,
         inputs: canvas.Rows,
@@ -178,7 +183,8 @@ class BaseSampler(ABC):
             if new is None and (new := config.max_length - len(prompt)) < 1:
                 raise ValueError(f"max_length must exceed every prompt, got {config.max_length} and {len(prompt)}")
             rows.append(torch.cat([prompt, prompt.new_full((new,), mask_id)]))
-            spans.append(_spans(rows[-1], len(prompt), config.block_size or new, mask_id, own_seed))
+            start = self.first_column(config, len(prompt))
+            spans.append(_spans(rows[-1], start, config.block_size or new, mask_id, own_seed))
         first = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
         return self._denoise(rows, first, spans, seeds, mask_id, config, on_step, began, ends=True)
 
@@ -277,6 +283,8 @@ class BaseSampler(ABC):
             suppress=canvas.lookup(suppress, model),
             begin_suppress=canvas.lookup(begin_suppress, model),
         )
+        padded = bool((length < tokens.shape[1]).any())
+        check_attention(model, block_causal=policy.block_causal, cache=policy.cache, padded=padded)
         _impl.choose(config.impl, device)
         return self._run(work, masked, policy, config, on_step, began, eos_id if ends else None)
 

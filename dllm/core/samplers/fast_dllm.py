@@ -57,8 +57,11 @@ class FastDLLMSampler(BaseSampler):
 
     A later step of a block of W in a canvas of L columns costs W / L ("dual") of one that runs the canvas. What has
     been committed since the block's first step is not seen by the keys and values that are kept, though by all that
-    runs. Rows of a batch begin blocks at steps of their own. Under a right shift the position before the block runs
-    along in its later steps, to be read; its own keys and values stay as they were.
+    runs. Rows of a batch begin blocks at steps of their own. Under a right shift the first token of
+    a block is read at the position before it, which does not run in later steps: those read what it said in the first.
+
+    The first step of a block commits by the same rule as the others. (The program published for Dream lets it commit
+    the block's first token alone, by which the other steps need nothing of the position before.)
 
     Args:
         model: as :class:`BD3LMSampler` takes it, but trained to see all positions.

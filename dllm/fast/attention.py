@@ -1,0 +1,52 @@
+"""What a model's attention can be told: who sees whom, or only where rows end.
+
+Of transformers' implementations "eager", "sdpa" and "flex_attention" take a mask of four dimensions. Flash attention
+takes none: it knows rows that are padded at their ends (a mask [B, L]), and rows that stand behind each other in one.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def attention_of(model: nn.Module) -> str | None:
+    """The name of the model's attention implementation, None where its configuration has none.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> attention_of(LlamaForCausalLM(LlamaConfig(**size, attn_implementation="eager")))
+        'eager'
+    """
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def is_flash(model: nn.Module) -> bool:
+    """Whether the model's attention is a kind of flash attention ("flash_attention_2", "flash_attention_3", kernels of
+    the Hub), which takes no mask of four dimensions."""
+    return "flash" in (attention_of(model) or "")
+
+
+def check_attention(model: nn.Module, *, block_causal: int | None, cache: str | None, padded: bool) -> None:
+    """Check that the model's attention can be told what a call needs.
+
+    Args:
+        block_causal, cache: as :class:`dllm.fast.denoise.Policy` has them.
+        padded: whether rows are of different lengths.
+
+    Raises:
+        ValueError: it needs a mask of four dimensions, and the attention takes none.
+    """
+    if not is_flash(model):
+        return
+    name = attention_of(model)
+    instead = "load the model with attn_implementation sdpa, eager or flex_attention"
+    if block_causal is not None:
+        raise ValueError(
+            f"blocks that see no later one need a mask of four dimensions, and {name} takes none: {instead}"
+        )
+    if cache is not None and padded:
+        raise ValueError(
+            f"beside a {cache} cache rows must be of one length under {name}, which takes no mask over kept keys: "
+            f"{instead}; got rows of different lengths"
+        )
