@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import subprocess
 import sys
@@ -68,16 +69,22 @@ def dry(tmp_path):
     return make
 
 
-@pytest.fixture
-def rows(dry, monkeypatch) -> list[dict]:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> list[dict]:
     """Rows as a GPU would write them: of every operation, on tiny shapes and this CPU."""
-    monkeypatch.setattr(kernels, "QUICK_REPEATS", 2)
-    run, found = dry("kernels-sampling"), []
-    run.quick = True
-    for case in dict.fromkeys(cases.tiny(case) for case in cases.on_gpus()):
-        found.append(kernels.row_of(case, run, compiles=False) | {"ceilings": {"copy": 1e9, "product": 1e9}})
-        found[-1]["floor_seconds"] = case.floor_seconds(1e9, 1e9)
+    run, found = Run(named("kernels-sampling"), tmp_path_factory.mktemp("out"), time.monotonic() + 600, dry=True), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "REPEATS", 2)
+        for case in dict.fromkeys(cases.tiny(case) for case in cases.on_gpus()):
+            found.append(kernels.row_of(case, run, compiles=False) | {"ceilings": {"copy": 1e9, "product": 1e9}})
+            found[-1]["floor_seconds"] = case.floor_seconds(1e9, 1e9)
     return found
+
+
+@pytest.fixture
+def rows(measured) -> list[dict]:
+    """The same, to be changed."""
+    return copy.deepcopy(measured)
 
 
 class TestDryRun:
@@ -180,6 +187,13 @@ class TestChecks:
         hanging = checks.Check("a", [sys.executable, "-c", "import time; time.sleep(60)"])
         assert "did not finish" in checks.outcome(hanging, time.monotonic() + 0.1)["red"][0]
         assert "no time" in checks.outcome(hanging, time.monotonic() - 1)["red"][0]
+
+    def test_a_file_whose_tests_are_all_skipped_proves_nothing(self, tmp_path):
+        junit = tmp_path / "a.xml"
+        junit.write_text('<testsuite><testcase name="one"><skipped/></testcase></testsuite>')
+        check = checks.Check("a", [sys.executable, "-c", ""], junit)
+        assert checks.outcome(check, time.monotonic() + 60)["red"] == ["no test ran"]
+        assert checks.outcome(check._replace(all_skipped=True), time.monotonic() + 60)["red"] == []
 
     def test_compute_sanitizer_where_it_is_installed(self, tmp_path, monkeypatch):
         before = checks.checks(tmp_path, dry=False)
@@ -330,12 +344,14 @@ class TestSummary:
         for number, row in enumerate(rows):
             report.write_row(row | {"kind": "kernel"}, tmp_path / "kernels-sampling", str(number))
         ended = [State("kernels-sampling", "done", "measured", False, 12.0, left_out=["a case"])]
+        State("tests", "done", "measured", False, commit="0123").write(tmp_path)
         text = summary.write(tmp_path, ended, dry=False)
         assert "| kernels-sampling | done | 12 | left out: a case |" in text
         for row in rows:
             assert f"| {row['settings']['op']} | {row['title']} |" in text
         assert (tmp_path / "kernel.png").read_bytes().startswith(b"\x89PNG")
         assert "| head and sampling | seconds / max(" in text
+        assert "**The tests were run on commit 0123.**" in text
         assert "**The tests were not run behind kernels-sampling.**" in text
 
     def test_row_without_ours_is_told(self, rows, tmp_path):

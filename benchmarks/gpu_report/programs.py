@@ -74,7 +74,8 @@ TINY = {
     "sampler_throughput": "--batch 2 --prompt-length 6 --gen-length 4 --block-length 4 --repeats 1 --dtype float32",
     "cached_decoding": "--layers 2 --hidden 32 --heads 2 --vocab 97 --prompt 5 --new 8 --block 4 --steps 4 --repeats 1 "
     "--dtype float32",
-    "training_step": "--batch 2 --length 16 --repeats 1 --dtype float32 --attention eager",
+    "training_step": "--batch 2 --length 16 --repeats 1 --dtype float32 --attention eager "
+    "--providers full indexed patched ours",
 }
 QUICKLY = {"sampler_throughput": "--repeats 1", "cached_decoding": "--repeats 1", "training_step": "--repeats 2"}
 NOT_STARTED = "TimeoutError"  # of a row whose case the program had no time for

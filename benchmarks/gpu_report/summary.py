@@ -23,7 +23,7 @@ def write(out: Path, states: Sequence[State], *, dry: bool) -> str:
     rows = [] if dry else reportable(out)
     parts = [
         "# GPU report",
-        _head(rows, untested(out)) if rows else NOTHING if dry else "No row was written.",
+        _head(rows, out) if rows else NOTHING if dry else "No row was written.",
         _sections(states),
     ]
     if rows:
@@ -47,21 +47,26 @@ def reportable(out: Path) -> list[dict]:
     return rows
 
 
-def untested(out: Path) -> list[str]:
-    """Sections with rows, but without a run of the tests that stand behind them."""
-    with_rows = [section for section in SECTIONS if any(state.rows(out, section.name))]
-    return [section.name for section in with_rows if not checks.tested(out, section.needs)]
-
-
-def _head(rows: Sequence[dict], without_tests: Sequence[str]) -> str:
-    """Machine, versions and commit of the rows."""
+def _head(rows: Sequence[dict], out: Path) -> str:
+    """Machine, versions and commit of the rows, and whether tests of the same commit stand behind them."""
     machines = dict.fromkeys(machine.short_name(row["machine"]) for row in rows)
     versions = dict.fromkeys(
         ", ".join(f"{name} {version}" for name, version in row["versions"].items() if version) for row in rows
     )
     commits = dict.fromkeys(str(row["commit"]) for row in rows)
-    warning = f"\n\n**The tests were not run behind {', '.join(without_tests)}.**" if without_tests else ""
-    return f"{'; '.join(machines)}. {'; '.join(versions)}. Commit {', '.join(commits)}.{warning}"
+    warnings = []
+    if without := untested(out):
+        warnings.append(f"**The tests were not run behind {', '.join(without)}.**")
+    tests = state.read(out, "tests")
+    if tests is not None and set(commits) != {str(tests.commit)}:
+        warnings.append(f"**The tests were run on commit {tests.commit}.**")
+    return "\n\n".join([f"{'; '.join(machines)}. {'; '.join(versions)}. Commit {', '.join(commits)}.", *warnings])
+
+
+def untested(out: Path) -> list[str]:
+    """Sections with rows, but without a run of the tests that stand behind them."""
+    with_rows = [section for section in SECTIONS if any(state.rows(out, section.name))]
+    return [section.name for section in with_rows if not checks.tested(out, section.needs)]
 
 
 def _sections(states: Sequence[State]) -> str:
