@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import cached_decoding, peers, report, sampler_throughput, table, training_step
+from benchmarks import cached_decoding, machine, peers, report, sampler_throughput, table, training_step
 from benchmarks.gpu_report import __main__ as command
 from benchmarks.gpu_report import (
+    ceilings,
     checks,
     kernels,
     programs,
     runner,
     section,
     sections,
+    shard,
     small,
     state,
     summary,
@@ -29,6 +33,7 @@ from benchmarks.gpu_report import (
     wheels,
 )
 from benchmarks.gpu_report.ceilings import Ceilings
+from benchmarks.gpu_report.checks import TRITON
 from benchmarks.gpu_report.section import Run
 from benchmarks.gpu_report.state import State
 from benchmarks.kernels import cases, operations
@@ -110,6 +115,86 @@ class TestDryRun:
 
     def test_budgets_add_up_to_nine_minutes(self):
         assert sum(each.seconds for each in sections.SECTIONS) <= sections.SECONDS == 9 * 60
+        assert sum(each.limit(quick=True) for each in sections.SECTIONS) <= sections.SECONDS / 2
+
+
+class TestMeasuring:
+    """What a GPU would be asked for, with this CPU in its place."""
+
+    @pytest.fixture
+    def measuring(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Run, "device", property(lambda run: CPU))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(machine, "bandwidth", lambda device: {"read": 2e9, "copy": 1e9})
+        monkeypatch.setattr(machine, "matmul_speed", lambda device, dtype: 1e10)
+
+        def make(name: str, seconds: float = 600.0) -> Run:
+            run = Run(named(name), tmp_path, time.monotonic() + seconds, quick=True)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            return run
+
+        return make
+
+    def test_every_kind_of_section_writes_rows_that_make_a_report(self, measuring, tmp_path, monkeypatch):
+        ceilings.run(measuring("ceilings"))
+        found = [
+            cases.tiny(Case("gumbel_argmax", 64, "llada-8b")),
+            cases.tiny(Case("linear_cross_entropy", 64, "llada-8b")),
+        ]
+        monkeypatch.setattr(cases, "on_gpus", lambda: iter(found))
+        monkeypatch.setattr(operations, "programs", functools.partial(_without_compiler, operations.programs))
+        for name in ("kernels-sampling", "kernels-loss"):
+            kernels.run(measuring(name))
+        with programs.tiny_model(causal=False) as model:
+            sizes = (
+                "--prompt-length 6 --gen-length 4 --block-length 4 --steps 4 --device cpu --providers card ours-eager"
+            )
+            call = programs.Call("sampler_throughput", f"--model {model} {sizes}")
+            monkeypatch.setitem(programs.CALLS, "sampling-8b", (call,))
+            run = measuring("sampling-8b")
+            programs.run(run)
+            assert not run.failures and not run.left_out
+            late = measuring("sampling-compiled", seconds=-1.0)
+            programs.run(late)
+            assert len(late.left_out) == 1
+        written = summary.reportable(tmp_path)
+        assert [row["kind"] for row in written] == ["ceilings", "kernel", "kernel", "sampler"]
+        assert all(
+            row["command"].startswith("python -m benchmarks.gpu_report --section kernels") for row in written[1:3]
+        )
+        assert written[1]["floor_seconds"] == 2 * 300 * 4 / 1e9
+        assert set(written[2]["providers"]) >= {"ours", "eager", "full logits"}
+        text = summary.write(tmp_path, [], dry=False)
+        assert "Not in a table" not in text and "| gumbel_argmax | tiny, 2 x 300 float32, T 0 |" in text
+
+    def test_a_program_that_fails_is_told(self, measuring, monkeypatch):
+        call = programs.Call("training_step", "--model nowhere --device cpu", budgeted=False)
+        monkeypatch.setitem(programs.CALLS, "training", (call,))
+        run = measuring("training")
+        programs.run(run)
+        assert run.failures == ["training_step --model nowhere --device cpu: exit status 2"]
+
+    def test_checks_are_written_as_they_end(self, measuring, tmp_path, monkeypatch):
+        said = [checks.Check(TRITON, [sys.executable, "-c", "raise SystemExit('broken')"])]
+        said.append(checks.Check("compute-sanitizer truncation_floor", [sys.executable, "-c", ""]))
+        monkeypatch.setattr(checks, "checks", lambda folder, dry: said)
+        run = measuring("tests")
+        checks.run(run)
+        assert run.failures == [f"{TRITON}: exit status 1: broken"] == checks.red(tmp_path, "truncation_floor")
+        assert checks.red(tmp_path, "masked_cross_entropy") == []
+        assert not checks.tested(tmp_path, ["truncation_floor"])
+
+    def test_a_section_that_began_is_red_until_it_ends(self, measuring, tmp_path, monkeypatch):
+        stuck = checks.Check(TRITON, [sys.executable, "-c", "import time; time.sleep(60)"])
+        monkeypatch.setattr(checks, "checks", lambda folder, dry: [stuck])
+        checks.run(measuring("tests", seconds=0.2))
+        assert "did not finish" in checks.red(tmp_path, "gumbel_argmax")[0]
+
+
+def _without_compiler(programs_of, case, *, impl="auto", backend=None):
+    """Plain programs alone: compiling takes seconds, and is rehearsed elsewhere."""
+    return programs_of(case, impl=impl)
 
 
 class TestRunner:
@@ -152,7 +237,7 @@ class TestRunner:
     def test_seconds_that_are_left_over_are_handed_on(self, ended, tmp_path):
         _, started = ended
         runner.run(sections.chosen(["ceilings", "training"]), tmp_path)
-        assert dict(started) == {"ceilings": 20, "training": 25 + 10}
+        assert dict(started) == {"ceilings": 15, "training": 30 + 5}
 
     def test_a_section_that_takes_too_long_is_stopped(self, tmp_path):
         ended = runner.run_section(named("ceilings"), tmp_path, 0.05, dry=True, quick=False)
@@ -188,6 +273,22 @@ class TestChecks:
         assert "did not finish" in checks.outcome(hanging, time.monotonic() + 0.1)["red"][0]
         assert "no time" in checks.outcome(hanging, time.monotonic() - 1)["red"][0]
 
+    def test_shards_share_all_tests(self):
+        hook = SimpleNamespace(pytest_deselected=lambda items: None)
+        ran = []
+        for number in (1, 2, 3):
+            config, items = SimpleNamespace(getoption=lambda name, n=number: f"{n}/3", hook=hook), list("abcdefgh")
+            shard.pytest_collection_modifyitems(config, items)
+            ran += items
+        assert sorted(ran) == list("abcdefgh")
+
+    def test_shared_files_are_named_by_their_part(self, tmp_path):
+        found = {check.name: check.command for check in checks.checks(tmp_path, dry=False)}
+        assert {checks.file_of(name) for name in found} >= {file for files in checks.FILES.values() for file in files}
+        assert "--shard=2/5" in found[f"{TRITON} 2/5"]
+        make_red(tmp_path, f"{TRITON} 2/5")
+        assert checks.red(tmp_path, "truncation_floor") == [f"{TRITON} 2/5: test_truth: assert 1 == 2"]
+
     def test_a_file_whose_tests_are_all_skipped_proves_nothing(self, tmp_path):
         junit = tmp_path / "a.xml"
         junit.write_text('<testsuite><testcase name="one"><skipped/></testcase></testsuite>')
@@ -212,7 +313,7 @@ class TestChecks:
         assert run.withheld == ["gumbel_argmax: kernels/test_gumbel_argmax.py: test_truth: assert 1 == 2"]
 
     def test_red_tests_withhold_a_whole_section(self, monkeypatch, tmp_path, capsys):
-        make_red(tmp_path, checks.TRITON)
+        make_red(tmp_path, TRITON)
         monkeypatch.setattr(programs, "run", lambda run: pytest.fail("measured in spite of red tests"))
         assert section.main(["sampling-8b", str(tmp_path), "--seconds", "60", "--dry"]) == 1
         assert "test_truth" in json.loads(capsys.readouterr().out.splitlines()[-1])["withheld"][0]

@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, default=None, help="folder for everything; default: benchmarks/results/<gpu>-<date>")
-    add("--quick", action="store_true", help="fewer cases and repeats, in a third of the time")
+    add("--quick", action="store_true", help="fewer cases and repeats, in half of the time")
     add("--section", nargs="+", metavar="NAME", help=f"{', '.join(NAMES)}, or a group: {', '.join(GROUPS)}")
     add("--wheels", type=Path, default=None, metavar="DIR", help="install what is missing from here, into DIR/venv")
     add("--again", action="store_true", help="run sections anew that have ended well before")

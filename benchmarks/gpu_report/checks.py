@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,8 +39,9 @@ FILES: dict[str, tuple[str, ...]] = {
     "sampling": ("fast/test_gpu.py", "fast/test_generate.py", "fast/test_generate_inputs.py"),
     "training": ("fast/test_training_graphs_gpu.py",),
 }
-FIRST = (TRITON, "kernels/test_linear_cross_entropy.py")  # those that take longest
-AT_ONCE = 7
+# files that take long, because many kernels are compiled: so many processes share them, and begin first
+SHARED = {TRITON: 5, "kernels/test_linear_cross_entropy.py": 3, "kernels/test_masked_cross_entropy.py": 2}
+AT_ONCE = 12
 LINE = 300  # characters of a reason
 IN_A_DRY_RUN = "kernels/test_position_noise.py"
 
@@ -73,7 +74,7 @@ def run(run: Run) -> None:
 
 def checks(folder: Path, *, dry: bool) -> list[Check]:
     """What there is to run, the longest first."""
-    files = dict.fromkeys((*FIRST, *(file for files in FILES.values() for file in files)))
+    files = dict.fromkeys((*SHARED, *(file for files in FILES.values() for file in files)))
     if dry:
         others = [f"tests/{file}" for file in files if not file.startswith("kernels/")]
         junit = folder / "gpu.xml"
@@ -82,12 +83,17 @@ def checks(folder: Path, *, dry: bool) -> list[Check]:
     return _files(files, folder) + _sanitized()
 
 
-def _files(files: Sequence[str], folder: Path) -> list[Check]:
+def _files(files: Iterable[str], folder: Path) -> list[Check]:
+    """The checks of test files, named after them; of a shared file one for each part."""
     found = []
     for file in files:
-        junit = folder / f"{file.replace('/', '-')}.xml"
         marker = [] if file.startswith("kernels/") else ["-m", "gpu"]
-        found.append(Check(file, pytest([*marker, f"tests/{file}"], junit), junit))
+        count = SHARED.get(file, 1)
+        for number in range(1, count + 1):
+            part = ["-p", "benchmarks.gpu_report.shard", f"--shard={number}/{count}"] if count > 1 else []
+            junit = folder / f"{file.replace('/', '-')}-{number}.xml"
+            name = f"{file} {number}/{count}" if count > 1 else file
+            found.append(Check(name, pytest([*part, *marker, f"tests/{file}"], junit), junit))
     return found
 
 
@@ -151,15 +157,28 @@ def red(out: Path, name: str) -> list[str]:
     """
     if name not in FILES:
         raise ValueError(f"name must be one of {', '.join(FILES)}, got {name!r}")
-    results = _read(out / "tests")
-    behind = [*FILES[name], f"compute-sanitizer {name}"]
-    return [f"{check}: {reason}" for check in behind for reason in results.get(check, {}).get("red", [])]
+    return [
+        f"{check}: {reason}"
+        for check, result in _read(out / "tests").items()
+        if file_of(check) in FILES[name] or check == f"compute-sanitizer {name}"
+        for reason in result["red"]
+    ]
+
+
+def file_of(check: str) -> str:
+    """The test file that a check is named after.
+
+    Example:
+        >>> file_of("kernels/test_triton.py 2/4")
+        'kernels/test_triton.py'
+    """
+    return check.partition(" ")[0]
 
 
 def tested(out: Path, names: Sequence[str]) -> bool:
     """Whether every test file behind these names has run here."""
-    results = _read(out / "tests")
-    return all(file in results for name in names for file in FILES[name])
+    files = {file_of(check) for check in _read(out / "tests")}
+    return all(file in files for name in names for file in FILES[name])
 
 
 def _read(folder: Path) -> dict[str, dict]:

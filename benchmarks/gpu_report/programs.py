@@ -97,7 +97,7 @@ def run(run: Run) -> None:
             continue
         words = shlex.split(f"{call.arguments} {QUICKLY[call.program]}" if run.quick else call.arguments)
         if call.budgeted:
-            words += ["--budget", f"{run.seconds_left / (len(calls) - number):.0f}"]
+            words += ["--budget", f"{max(run.seconds_left / (len(calls) - number), 1):.0f}"]
         status = main_of(call.program)([*words, "--out", str(run.folder)])
         wrong = settle(run)
         if status and not wrong and not run.left_out:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.gpu_report import state
-from benchmarks.gpu_report.sections import QUICK, Section
+from benchmarks.gpu_report.sections import Section
 from benchmarks.gpu_report.state import State
 
 LOG = "log.txt"
@@ -46,7 +46,7 @@ def run(
             tell(f"{section.name}: done before, {before.seconds:.0f} s; its rows are kept (--again runs it anew)")
             states.append(before)
             continue
-        share = DRY_SECONDS if dry else section.seconds / QUICK if quick else section.seconds
+        share = DRY_SECONDS if dry else section.limit(quick=quick)
         tell(f"{section.name}: begins, at most {share + spare:.0f} s")
         ended = run_section(section, out, share + spare, dry=dry, quick=quick)
         ended.commit = commit
