@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # run as a file: the packages lie beside this fol
 import torch
 from torch import nn
 
-from benchmarks import report, timing
+from benchmarks import models, report, timing
 from benchmarks.models import DTYPES
 from dllm.core import samplers
 from dllm.models import bidirectional
@@ -36,6 +36,7 @@ PAIRS = {"bd3lm cached": "bd3lm recomputed", "dual cache": "full canvas"}
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", choices=list(models.PRESETS), help="a known shape, in place of the next four")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
@@ -55,6 +56,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def build(options: argparse.Namespace) -> nn.Module:
     """The model, with weights from seed 0."""
+    if options.model:
+        return bidirectional(models.load(options.model, DTYPES[options.dtype], torch.device(options.device)).model)
     import transformers
 
     torch.manual_seed(0)

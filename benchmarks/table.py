@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import machine, report
+from benchmarks import kernel_tables, machine, report
+from benchmarks.kernel_tables import megabytes
 from dllm.demo import samplers
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -60,7 +61,20 @@ TRAINING_WAYS = {
     "patched": "the same, patched",
     "ours": "MDLMTrainer's loss",
 }
-KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
+CACHED_HEAD = (
+    "block caches",
+    "machine",
+    "forward passes",
+    "before, s",
+    "dllm's cache, s",
+    "speed-up",
+    "ms/step before",
+    "dllm's",
+    "cache, MB",
+    "command",
+)
+# which loops of a cached_decoding row are held against which
+CACHED_PAIRS = (("bd3lm recomputed", "bd3lm cached"), ("full canvas", "dual cache"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,9 +99,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def chosen(folder: Path) -> list[Path]:
-    """The rows named in chosen.txt, one file name a line; empty lines and those that begin with # do not count."""
+    """The rows named in chosen.txt, one file name a line; empty lines and those that begin with # do not count. A name
+    with a * stands for every file that fits: `nvidia-h200-20261122/*/2*.json`.
+
+    Raises:
+        ValueError: no file fits.
+    """
     lines = [line.strip() for line in (folder / "chosen.txt").read_text().splitlines()]
-    return [folder / line for line in lines if line and not line.startswith("#")]
+    paths = []
+    for line in lines:
+        if line and not line.startswith("#"):
+            found = sorted(folder.glob(line)) if "*" in line else [folder / line]
+            if not found:
+                raise ValueError(f"{line} in chosen.txt must fit a file in {folder}, got none")
+            paths += found
+    return paths
 
 
 def replace_between_markers(text: str, block: str) -> str:
@@ -173,24 +199,6 @@ def sampler_in_words(sampler: str, options: dict, approximate: bool) -> str:
     return " ".join([sampler, *pace]) + " (approximate)" * approximate
 
 
-def kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """A line for each dtype and temperature of a kernel row."""
-    settings = row["settings"]
-    return [
-        [
-            f"{settings['rows']} x {settings['vocab']} {result['dtype']}",
-            f"{result['temperature']:g}",
-            machine.short_name(row["machine"]),
-            f"{1000 * result['eager_seconds']['median']:.1f}",
-            f"{1000 * result['kernel_seconds']['median']:.2f}",
-            f"{result['speedup']:.1f}x",
-            f"{result['share_of_read_speed']:.0%}",
-            f"{commands.index(row['command']) + 1}",
-        ]
-        for result in row["results"]
-    ]
-
-
 def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
     """A line for each task and way to sample of a quality row."""
     return [
@@ -233,7 +241,7 @@ def entropy_lines(row: dict, commands: list[str]) -> list[list[str]]:
             machine.short_name(row["machine"]),
             *(f"{1000 * case[name]['seconds']['median']:.0f}" for name in ("full", "gathered", "ours")),
             *(f"{case[name]['ours_is_faster_by']:.1f}x" for name in ("full", "gathered")),
-            *(_megabytes(case[name]["peak_bytes"]) for name in ("full", "ours")),
+            *(megabytes(case[name]["peak_bytes"]) for name in ("full", "ours")),
             f"{commands.index(row['command']) + 1}",
         ]
         for (head, dtype), case in cases.items()
@@ -259,15 +267,32 @@ def training_lines(row: dict, commands: list[str]) -> list[list[str]]:
             " -> ".join(TRAINING_WAYS.get(program, program) for program in (result["against"], name)),
             *(f"{program['tokens_per_second']:.0f}" for program in (before, result)),
             f"{result['speedup']:.2f}x",
-            *(_megabytes(program["peak_bytes"]) for program in (before, result)),
+            *(megabytes(program["peak_bytes"]) for program in (before, result)),
             f"{commands.index(row['command']) + 1}",
         ]
         for name, result, before in pairs
     ]
 
 
-def _megabytes(n_bytes: int | None) -> str:
-    return "n/a" if n_bytes is None else f"{n_bytes / 1e6:.0f}"
+def cached_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each cached loop beside the one that computes everything anew."""
+    settings, loops = row["settings"], {result["loop"]: result for result in row["results"]}
+    model = settings.get("model") or f"Llama shape, {settings['layers']} layers x {settings['hidden']}"
+    what = f"{model} {settings['dtype']}, batch {settings['batch']}, {settings['prompt']} + {settings['new']} tokens"
+    pairs = [(loops[before], loops[after]) for before, after in CACHED_PAIRS if before in loops and after in loops]
+    return [
+        [
+            f"{before['loop']} -> {after['loop']}: {what} in blocks of {settings['block']}",
+            machine.short_name(row["machine"]),
+            f"{after['forwards']}",
+            *(f"{loop['call_seconds']['median']:.2f}" for loop in (before, after)),
+            f"{before['call_seconds']['median'] / after['call_seconds']['median']:.1f}x",
+            *(f"{1000 * loop['step_seconds']['median']:.1f}" for loop in (before, after)),
+            megabytes(after["cache_bytes"]),
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for before, after in pairs
+    ]
 
 
 def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
@@ -288,9 +313,13 @@ def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 # a kind of row: the head of its table, and its lines
 KINDS = {
     "sampler": (SAMPLER_HEAD, sampler_lines),
-    "cpu_kernels": (KERNEL_HEAD, kernel_lines),
+    "cpu_kernels": (kernel_tables.KERNEL_HEAD, kernel_tables.kernel_lines),
+    "ceilings": (kernel_tables.CEILINGS_HEAD, kernel_tables.ceilings_lines),
+    "kernel": (kernel_tables.GPU_KERNEL_HEAD, kernel_tables.gpu_kernel_lines),
+    "cpu_head": (kernel_tables.HEAD_HEAD, kernel_tables.head_lines),
     "cpu_cross_entropy": (ENTROPY_HEAD, entropy_lines),
     "training_step": (TRAINING_HEAD, training_lines),
+    "cached_decoding": (CACHED_HEAD, cached_lines),
     "quality": (QUALITY_HEAD, quality_lines),
 }
 

@@ -385,7 +385,7 @@ class TestKernelBenchmarks:
             "-q",
             "--benchmark-disable",
             "-k",
-            "cpu-1-32-loop",
+            "cpu-1-32-eager",
         ]
         run = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout + run.stderr

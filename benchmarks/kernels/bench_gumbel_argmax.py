@@ -7,38 +7,26 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import card_loop
-from benchmarks.kernels.conftest import cold_copies
-from dllm_kernels import gumbel_argmax
+from benchmarks.kernels.cases import Case
 
 # one row (a nearly finished block), one block, a batch of blocks; ModernBERT, LLaDA, Dream
-SHAPES = [(1, 50368), (64, 50368), (64, 126464), (64, 152064), (1024, 126464)]
+SHAPES = [(1, "modernbert-large"), (64, "modernbert-large"), (64, "llada-8b"), (64, "dream-7b"), (1024, "llada-8b")]
 CPU_LIMIT = 64 * 50368
 
 
-@pytest.mark.parametrize("program", ["kernel", "eager"])
+@pytest.mark.parametrize("program", ["ours", "eager", "compiled", "flashinfer"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}-{shape[1]}")
 def bench_gumbel_argmax(
-    measure: Callable[..., None],
+    measure_case: Callable[[Case, str], None],
     device: torch.device,
-    shape: tuple[int, int],
-    dtype: torch.dtype,
+    shape: tuple[int, str],
+    dtype: str,
     temperature: float,
     program: str,
 ) -> None:
-    rows, vocab = shape
-    if device.type == "cpu" and rows * vocab > CPU_LIMIT:
-        pytest.skip(f"more than {CPU_LIMIT} logits: measured on GPUs")
-    positions = torch.arange(rows, device=device)
-    masked = torch.ones(rows, dtype=torch.bool, device=device)
-
-    def kernel(logits: torch.Tensor) -> object:
-        return gumbel_argmax(logits, temperature=temperature, seeds=0, positions=positions)
-
-    def eager(logits: torch.Tensor) -> object:
-        return card_loop.token_probability(logits, card_loop.TorchNoise().choose(logits, temperature, masked, step=0))
-
-    logits = (3 * torch.randn(shape, device=device)).to(dtype)
-    measure({"kernel": kernel, "eager": eager}[program], cold_copies(logits), logits.nbytes)
+    case = Case("gumbel_argmax", *shape, dtype, temperature)
+    if device.type == "cpu" and (case.rows * case.vocab > CPU_LIMIT or program == "compiled"):
+        pytest.skip("measured on GPUs")
+    measure_case(case, program)

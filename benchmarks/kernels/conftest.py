@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from benchmarks import machine, timing
+from benchmarks import machine, peers, timing
+from benchmarks.kernels import operations
+from benchmarks.kernels.cases import Case
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CACHE_BYTES = {"cpu": 2**27, "cuda": 0}  # on a GPU the timer flushes the cache itself
@@ -90,9 +92,24 @@ def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> 
     return run
 
 
-def cold_copies(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """As many copies of `tensor` as overflow the cache of its device; one where the timer flushes it."""
-    return [tensor.clone() for _ in range(max(1, CACHE_BYTES[tensor.device.type] // tensor.nbytes))]
+@pytest.fixture
+def measure_case(measure: Callable[..., None], device: torch.device) -> Callable[[Case, str], None]:
+    """`measure_case(case, program)`: one program on one case, on inputs that no cache holds."""
+
+    def run(case: Case, program: str) -> None:
+        programs = operations.programs(case, backend="inductor" if program == "compiled" else None)
+        if program not in programs:
+            pytest.skip(f"{program} is not installed, or does not do this")
+        if device.type == "cpu" and program in peers.PEERS.get(case.op, {}):
+            pytest.skip(f"{program} runs on GPUs")
+        copies = max(1, CACHE_BYTES[device.type] // case.bytes) if case.vocab and not case.hidden else 1
+        inputs = [operations.make_inputs(case, device) for _ in range(copies)]
+        if case.op == "linear_cross_entropy":
+            measure(programs[program], inputs, flops=case.flops, dtype=case.torch_dtype)
+        else:
+            measure(programs[program], inputs, case.bytes, flops=case.flops or None, dtype=case.torch_dtype)
+
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,0 +1,190 @@
+"""The tests, on the GPU; and which of them stand behind which number.
+
+Kernel tests run natively, the others as far as they carry the marker `gpu`; each file in a process of its own, several
+at once. Where compute-sanitizer is on the PATH, a small call of each operation runs under its memcheck.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmarks import machine
+from benchmarks.gpu_report.sections import LOSS_OPS, SAMPLING_OPS
+from benchmarks.gpu_report.state import FILE
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_report.section import Run
+
+TRITON = "kernels/test_triton.py"
+NOISE = ("kernels/test_philox.py", TRITON)
+# what is measured, and the test files that stand behind it
+FILES: dict[str, tuple[str, ...]] = {
+    "gumbel_argmax": ("kernels/test_gumbel_argmax.py", *NOISE),
+    "linear_gumbel_argmax": ("kernels/test_linear_gumbel_argmax.py", *NOISE),
+    "truncation_floor": ("kernels/test_truncation_floor.py", TRITON),
+    "transfer_tokens": ("kernels/test_transfer_tokens.py", TRITON),
+    "position_noise": ("kernels/test_position_noise.py", *NOISE),
+    "masked_cross_entropy": ("kernels/test_masked_cross_entropy.py",),
+    "linear_cross_entropy": ("kernels/test_linear_cross_entropy.py", "kernels/test_masked_cross_entropy.py"),
+    "sampling": ("fast/test_gpu.py", "fast/test_generate.py", "fast/test_generate_inputs.py"),
+    "training": ("fast/test_training_graphs_gpu.py",),
+}
+# files that take long, because many kernels are compiled: so many processes share them, and begin first
+SHARED = {TRITON: 5, "kernels/test_linear_cross_entropy.py": 3, "kernels/test_masked_cross_entropy.py": 2}
+AT_ONCE = 12
+LINE = 300  # characters of a reason
+IN_A_DRY_RUN = "kernels/test_position_noise.py"
+
+
+class Check(NamedTuple):
+    """A program whose exit status says whether something is right. junit: what pytest writes, None for others.
+    all_skipped: whether that is fine; else it proves nothing, and counts as red."""
+
+    name: str
+    command: list[str]
+    junit: Path | None = None
+    all_skipped: bool = False
+
+
+def run(run: Run) -> None:
+    """The section: run every check and note what is red. In a dry run one file, and what the marker `gpu` selects, all
+    of which is skipped."""
+    todo = checks(run.folder, dry=run.dry)
+    results: dict[str, dict] = {check.name: {"red": ["did not finish"]} for check in todo}
+    _write(run.folder, results)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = {pool.submit(outcome, check, run.deadline): check.name for check in todo}
+        for future in as_completed(futures):
+            name = futures[future]
+            results[name] = future.result()
+            print(f"{name}: {json.dumps(results[name])}", flush=True)
+            _write(run.folder, results)
+    run.failures += [f"{name}: {reason}" for name, result in results.items() for reason in result["red"]]
+
+
+def checks(folder: Path, *, dry: bool) -> list[Check]:
+    """What there is to run, the longest first."""
+    files = dict.fromkeys((*SHARED, *(file for files in FILES.values() for file in files)))
+    if dry:
+        others = [f"tests/{file}" for file in files if not file.startswith("kernels/")]
+        junit = folder / "gpu.xml"
+        marked = Check("-m gpu", pytest(["-m", "gpu", *others], junit), junit, all_skipped=True)
+        return [marked, *_files([IN_A_DRY_RUN], folder)]
+    return _files(files, folder) + _sanitized()
+
+
+def _files(files: Iterable[str], folder: Path) -> list[Check]:
+    """The checks of test files, named after them; of a shared file one for each part."""
+    found = []
+    for file in files:
+        marker = [] if file.startswith("kernels/") else ["-m", "gpu"]
+        count = SHARED.get(file, 1)
+        for number in range(1, count + 1):
+            part = ["-p", "benchmarks.gpu_report.shard", f"--shard={number}/{count}"] if count > 1 else []
+            junit = folder / f"{file.replace('/', '-')}-{number}.xml"
+            name = f"{file} {number}/{count}" if count > 1 else file
+            found.append(Check(name, pytest([*part, *marker, f"tests/{file}"], junit), junit))
+    return found
+
+
+def pytest(arguments: list[str], junit: Path) -> list[str]:
+    """The command that runs tests and writes what became of them."""
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", *arguments]
+
+
+def small(ops: Sequence[str]) -> list[str]:
+    """The command that calls operations once on tiny shapes."""
+    return [sys.executable, "-m", "benchmarks.gpu_report.small", *ops]
+
+
+def _sanitized() -> list[Check]:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        print("compute-sanitizer is not on the PATH: memory accesses are not checked", flush=True)
+        return []
+    before = [sanitizer, "--tool", "memcheck", "--error-exitcode", "86"]
+    return [Check(f"compute-sanitizer {op}", before + small([op])) for op in (*SAMPLING_OPS, *LOSS_OPS)]
+
+
+def outcome(check: Check, deadline: float) -> dict[str, object]:
+    """Run a check until `deadline`, a value of ``time.monotonic()``: {"red": reasons, "passed": n, "skipped": n}."""
+    if (seconds := deadline - time.monotonic()) <= 0:
+        return {"red": ["not started: no time was left"]}
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if check.junit is None else None
+    try:
+        done = subprocess.run(
+            check.command, cwd=machine.ROOT, env=environment, capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return {"red": [f"did not finish within {seconds:.0f} s"]}
+    found = parsed(check.junit) if check.junit and check.junit.exists() else {"red": []}
+    if done.returncode and not found["red"]:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        found["red"] = [f"exit status {done.returncode}: {said[-1] if said else 'no output'}"[:LINE]]
+    if found.get("passed") == 0 and not found["red"] and not check.all_skipped:
+        found["red"] = ["no test ran"]
+    return found
+
+
+def parsed(junit: Path) -> dict[str, object]:
+    """How many tests passed and were skipped, and which did not pass, with the first line of why."""
+    counts, red = {"passed": 0, "skipped": 0}, []
+    for case in ElementTree.parse(junit).getroot().iter("testcase"):
+        wrong = next((case.find(tag) for tag in ("failure", "error") if case.find(tag) is not None), None)
+        if wrong is not None:
+            why = (wrong.get("message") or wrong.text or "").strip().partition("\n")[0]
+            red.append(f"{case.get('name')}: {why}"[:LINE])
+        else:
+            counts["skipped" if case.find("skipped") is not None else "passed"] += 1
+    return counts | {"red": red}
+
+
+def red(out: Path, name: str) -> list[str]:
+    """Why no number of `name` (a name of FILES) may be reported: its red checks. Empty where none is, or none has run.
+
+    Raises:
+        ValueError: there is no such name.
+    """
+    if name not in FILES:
+        raise ValueError(f"name must be one of {', '.join(FILES)}, got {name!r}")
+    return [
+        f"{check}: {reason}"
+        for check, result in _read(out / "tests").items()
+        if file_of(check) in FILES[name] or check == f"compute-sanitizer {name}"
+        for reason in result["red"]
+    ]
+
+
+def file_of(check: str) -> str:
+    """The test file that a check is named after.
+
+    Example:
+        >>> file_of("kernels/test_triton.py 2/4")
+        'kernels/test_triton.py'
+    """
+    return check.partition(" ")[0]
+
+
+def tested(out: Path, names: Sequence[str]) -> bool:
+    """Whether every test file behind these names has run here."""
+    files = {file_of(check) for check in _read(out / "tests")}
+    return all(file in files for name in names for file in FILES[name])
+
+
+def _read(folder: Path) -> dict[str, dict]:
+    path = folder / FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write(folder: Path, results: dict[str, dict]) -> None:
+    (folder / FILE).write_text(json.dumps(results, indent=1) + "\n")

@@ -1,0 +1,114 @@
+"""Every operation on the shapes that matter: ours, plain PyTorch, and the libraries that are installed, in turns."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks import measure, report, timing
+from benchmarks.gpu_report import ceilings
+from benchmarks.kernels import cases, operations
+from benchmarks.kernels.cases import LOSSES, Case
+from dllm_kernels import _impl
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_report.section import Run
+
+REPEATS, QUICK_REPEATS = 21, 7
+SECONDS = 3.0  # of rounds for a case
+WARMUP = 2
+PREDICTED = report.RESULTS / "predicted-sm_90.json"
+
+
+def run(run: Run) -> None:
+    """The section: a row for each case of its operations. Only the first case of an operation with and without noise
+    is compiled by torch, which takes seconds each."""
+    gc.freeze()  # what exists by now stays: collections, one before each look at memory, need not go through it
+    seen: set[tuple[str, float]] = set()
+    for case in dict.fromkeys(cases.tiny(case) if run.dry else case for case in cases.on_gpus()):
+        if case.op not in run.section.needs or not run.may_measure(f"{case.op} {case.title}", case.op):
+            continue
+        kind = (case.op, case.temperature)
+        compiles = kind not in seen and not (run.quick and seen)
+        seen.add(kind)
+        if run.dry:
+            rehearse(case)
+            print(f"{case.op} {case.title}: ran, not timed", flush=True)
+            continue
+        row = row_of(case, run, compiles)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()  # after an illegal access nothing more can be measured here: this raises
+        name = f"{case.op}-{'-'.join(str(part) for part in case.key[1:] if part is not None)}"
+        report.write_row(row, run.folder, name)
+        print(f"{case.op} {case.title}: {json.dumps(row['providers'])}", flush=True)
+        if error := row["providers"]["ours"].get("error"):
+            run.failures.append(f"{case.op} {case.title}: {error}")
+
+
+def row_of(case: Case, run: Run, compiles: bool) -> dict[str, object]:
+    """The row of a case, measured."""
+    settings = asdict(case) | {"hidden": case.hidden, "vocab": case.vocab}
+    known = {"settings": settings, "title": case.title, "bytes": case.bytes, "flops": case.flops}
+    known |= against_ceilings(case, run.out) | predicted(case)
+    return run.new_row("kernel") | known | {"providers": measured(case, run, compiles)}
+
+
+def rehearse(case: Case) -> None:
+    """Every program once, on the CPU: our kernels in Triton's interpreter where it is switched on."""
+    impl = "triton" if _impl.interpreting() and not _impl.why_not_triton() else "auto"
+    for program in operations.programs(case, impl=impl, backend="eager").values():
+        program(operations.make_inputs(case, torch.device("cpu")))
+
+
+def measured(case: Case, run: Run, compiles: bool) -> dict[str, measure.Result]:
+    """For each program median, quantiles and peak memory on a cold L2, or why there are none."""
+    programs = operations.programs(case, backend="inductor" if compiles else None)
+    inputs, timer = operations.make_inputs(case, run.device), timing.ColdTimer(run.device)
+    results: dict[str, measure.Result] = {}
+    for name, program in programs.items():
+        results[name] = {}
+        with measure.failures_in(results, name):
+            for _ in range(WARMUP):
+                program(inputs)
+            with timing.PeakMemory(run.device) as memory:
+                program(inputs)
+            results[name] = {"peak_bytes": memory.bytes, "peak_how": memory.how}
+
+    def once(name: str) -> float | None:
+        with measure.failures_in(results, name):
+            return timer(functools.partial(programs[name], inputs))
+        return None
+
+    ready = [name for name, result in results.items() if "error" not in result]
+    deadline = min(time.monotonic() + SECONDS, run.deadline)
+    calls = {name: functools.partial(once, name) for name in ready}
+    for name, seconds in timing.interleave(calls, QUICK_REPEATS if run.quick else REPEATS, deadline).items():
+        results[name]["seconds"] = timing.summary(seconds)
+        if case.op in LOSSES:  # of training, where half the tokens are masked
+            results[name]["tokens_per_second"] = 2 * case.rows / results[name]["seconds"]["median"]
+    return results
+
+
+def against_ceilings(case: Case, out: Path) -> dict[str, object]:
+    """The least time at this report's ceilings; nothing without them."""
+    if (found := ceilings.read(out)) is None:
+        return {}
+    return {"ceilings": found._asdict(), "floor_seconds": case.floor_seconds(*found)}
+
+
+def predicted(case: Case, path: Path = PREDICTED) -> dict[str, object]:
+    """What was predicted for the case before anything was measured; nothing where no prediction is stored."""
+    if not path.exists():
+        return {}
+    keys = ("op", "rows", "hidden", "vocab", "dtype", "temperature")
+    stored = json.loads(path.read_text())
+    found = [row for row in stored["rows"] if tuple(row[key] for key in keys) == case.key]
+    return {"predicted_seconds": found[0]["seconds"]} if found else {}

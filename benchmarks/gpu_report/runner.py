@@ -1,0 +1,129 @@
+"""Sections one after the other, each in a process of its own: what one does to CUDA, no other feels."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.gpu_report import state
+from benchmarks.gpu_report.sections import Section
+from benchmarks.gpu_report.state import State
+
+LOG = "log.txt"
+TOLD = 300  # characters of a failed section's last line
+DRY_SECONDS = 1800  # a dry run measures nothing, and stops nothing that a busy machine makes slow
+NOTES = ("left_out", "withheld", "failures")
+
+
+def run(
+    sections: Sequence[Section],
+    out: Path,
+    *,
+    dry: bool = False,
+    quick: bool = False,
+    again: bool = False,
+    commit: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> list[State]:
+    """Run the sections that have not ended well in this mode before, and hand out how all of them ended.
+
+    A section may use the seconds that those before it did not need.
+
+    Args:
+        again: run the others, too.
+        commit: of the code, for the record.
+    """
+    mode, spare, states = ("dry" if dry else "measured"), 0.0, []
+    for section in sections:
+        before = state.read(out, section.name)
+        if before and before.fine and (before.mode, before.quick) == (mode, quick) and not again:
+            tell(f"{section.name}: done before, {before.seconds:.0f} s; its rows are kept (--again runs it anew)")
+            states.append(before)
+            continue
+        share = DRY_SECONDS if dry else section.limit(quick=quick)
+        tell(f"{section.name}: begins, at most {share + spare:.0f} s")
+        ended = run_section(section, out, share + spare, dry=dry, quick=quick)
+        ended.commit = commit
+        ended.write(out)
+        spare = 0.0 if dry else max(0.0, share + spare - ended.seconds)
+        tell("\n".join([f"{section.name}: {ended.status}, {ended.seconds:.0f} s", *told(ended)]))
+        states.append(ended)
+    return states
+
+
+def run_section(section: Section, out: Path, seconds: float, *, dry: bool, quick: bool) -> State:
+    """One section in a fresh folder and a fresh process, stopped after `seconds`."""
+    folder = out / section.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    words = [sys.executable, "-m", "benchmarks.gpu_report.section", section.name, str(out), f"--seconds={seconds:.1f}"]
+    words += ["--dry"] * dry + ["--quick"] * quick
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"HF_HUB_OFFLINE": "1"}
+    if dry:
+        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"OMP_NUM_THREADS": "1"}  # on a busy machine threads cost tiny models tenfold
+    else:
+        environment.pop("TRITON_INTERPRET", None)
+    start, reason = time.monotonic(), ""
+    with (folder / LOG).open("w") as log:
+        process = subprocess.Popen(
+            words, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            reason = f"stopped after {seconds:.0f} s"
+        finally:
+            end(process)
+    notes = notes_of(folder / LOG)
+    ended = State(section.name, "done", "dry" if dry else "measured", quick, time.monotonic() - start)
+    if notes is None:
+        ended.status, ended.reason = "failed", reason or f"exit status {process.returncode}: {last_line(folder / LOG)}"
+        return ended
+    for name in NOTES:
+        setattr(ended, name, notes[name])
+    if ended.failures:
+        ended.status = "failed"
+    elif ended.withheld:
+        ended.status = "withheld"
+    return ended
+
+
+def end(process: subprocess.Popen) -> None:
+    """Whatever a section has started ends with it."""
+    try:
+        os.killpg(process.pid, 9)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def notes_of(log: Path) -> dict[str, list[str]] | None:
+    """The last line of a section's output; None where the section did not come to its end."""
+    try:
+        notes = json.loads(last_line(log))
+    except json.JSONDecodeError:
+        return None
+    return notes if isinstance(notes, dict) and set(notes) == set(NOTES) else None
+
+
+def last_line(log: Path) -> str:
+    """What a section said last; of what failed at most TOLD characters are told elsewhere."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no output"
+
+
+def told(ended: State) -> list[str]:
+    """What there is to say of a section besides its status."""
+    lines = [f"  {ended.reason[:TOLD]}"] if ended.reason else []
+    for name in NOTES:
+        lines += [f"  {name.replace('_', ' ')}: {note}" for note in getattr(ended, name)]
+    return lines

@@ -1,0 +1,97 @@
+"""One section in this process: ``python -m benchmarks.gpu_report.section NAME DIR --seconds S``; the report starts it.
+
+What the section says goes to stdout, its rows into DIR/NAME, and the last line of stdout is one JSON object: what was
+left out for want of time, what was withheld because tests are red, and what failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from benchmarks import report
+from benchmarks.gpu_report import checks
+from benchmarks.gpu_report.sections import SECTIONS, Section
+
+MARGIN = 0.85  # of a section's seconds, after which it begins nothing more
+
+
+@dataclass(slots=True)
+class Run:
+    """What a section is given, and what it notes.
+
+    out: the report's folder. deadline: a value of ``time.monotonic()``. dry: run everything but the timing, on tiny
+    shapes, and write no row. quick: fewer cases.
+    """
+
+    section: Section
+    out: Path
+    deadline: float
+    dry: bool = False
+    quick: bool = False
+    left_out: list[str] = field(default_factory=list)
+    withheld: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Where the section's rows lie."""
+        return self.out / self.section.name
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.dry else "cuda")
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def may_measure(self, case: str, name: str | None = None) -> bool:
+        """Whether there is time for a case and no test of `name` is red; what speaks against it is noted."""
+        if name and (reasons := checks.red(self.out, name)):
+            if (note := f"{name}: {'; '.join(reasons)}") not in self.withheld:
+                self.withheld.append(note)
+            return False
+        if self.seconds_left < 0:
+            self.left_out.append(case)
+            return False
+        return True
+
+    def new_row(self, kind: str) -> dict[str, object]:
+        """What every row has."""
+        arguments = ["--section", self.section.name] + ["--quick"] * self.quick
+        return report.new_row(kind, "-m benchmarks.gpu_report", arguments, self.device)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a section; 1 where something in it failed or was withheld."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("section", choices=[section.name for section in SECTIONS])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args(arguments)
+    section = next(section for section in SECTIONS if section.name == options.section)
+    deadline = time.monotonic() + MARGIN * options.seconds
+    run = Run(section, options.out, deadline, options.dry, options.quick)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if section.whole:
+        run.withheld = [f"{name}: {reason}" for name in section.needs for reason in checks.red(run.out, name)]
+    if not run.withheld:
+        module, _, function = section.run.partition(":")
+        getattr(importlib.import_module(f"benchmarks.gpu_report.{module}"), function)(run)
+    print(json.dumps({name: getattr(run, name) for name in ("left_out", "withheld", "failures")}), flush=True)
+    return int(bool(run.withheld or run.failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

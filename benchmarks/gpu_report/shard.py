@@ -1,0 +1,20 @@
+"""A plugin of pytest: every n-th test only, so that several processes share a file.
+
+pytest -p benchmarks.gpu_report.shard --shard 2/4 FILE
+"""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shard", default="1/1", help="which of how many parts of the tests to run")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of n shards the k-th takes tests k, k + n, k + 2n, ..."""
+    number, count = map(int, config.getoption("--shard").split("/"))
+    kept = items[number - 1 :: count]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept

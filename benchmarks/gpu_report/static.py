@@ -1,0 +1,26 @@
+"""The static report, where there is no GPU to measure: registers, spills, occupancy, and what is predicted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from benchmarks import machine
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_report.section import Run
+
+COMMAND = ("-m", "benchmarks.static_report", "--target", "sm_90")
+
+
+def run(run: Run) -> None:
+    """The section: the static report of sm_90, printed. It compiles the kernels: the interpreter is switched off."""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    words = [sys.executable, *COMMAND]
+    done = subprocess.run(words, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
+    print(done.stdout, flush=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        run.failures.append(f"exit status {done.returncode}: {said[-1] if said else 'no output'}")

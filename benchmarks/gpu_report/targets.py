@@ -1,0 +1,149 @@
+"""What was aimed at, each with its formula, beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+Rows = Sequence[dict]
+
+
+class Measured(NamedTuple):
+    """A value, and what it was measured on."""
+
+    value: float
+    where: str
+
+
+class Target(NamedTuple):
+    """values: of all rows that it speaks of; the worst of them counts. at_most: whether it is a bound from above."""
+
+    what: str
+    formula: str
+    bound: float
+    values: Callable[[Rows], Iterator[Measured]]
+    at_most: bool = False
+
+    @property
+    def aim(self) -> str:
+        return f"{'at most' if self.at_most else 'at least'} {self.bound:g}"
+
+
+class Verdict(NamedTuple):
+    """A target, its worst case (None where nothing was measured) and whether it was met."""
+
+    target: Target
+    worst: Measured | None
+    met: bool | None
+
+    @property
+    def word(self) -> str:
+        return "not measured" if self.met is None else "met" if self.met else "missed"
+
+
+def verdict(target: Target, rows: Rows) -> Verdict:
+    """Whether a target was met by the worst of its cases."""
+    found = sorted(target.values(rows), key=lambda each: each.value, reverse=target.at_most)
+    if not found:
+        return Verdict(target, None, None)
+    worst = found[0]
+    return Verdict(target, worst, worst.value <= target.bound if target.at_most else worst.value >= target.bound)
+
+
+def verdicts(rows: Rows) -> list[Verdict]:
+    """All targets."""
+    return [verdict(target, rows) for target in TARGETS]
+
+
+def _kernels(rows: Rows, op: str, /, **settings: object) -> Iterator[tuple[dict, float]]:
+    """Rows of an operation with these settings, and the median seconds of ours."""
+    for row in rows:
+        if row["kind"] != "kernel" or row["settings"]["op"] != op or "ceilings" not in row:
+            continue
+        matches = all(row["settings"][name] == value for name, value in settings.items())
+        if matches and "seconds" in row["providers"]["ours"]:
+            yield row, row["providers"]["ours"]["seconds"]["median"]
+
+
+def _head_over_floor(rows: Rows) -> Iterator[Measured]:
+    for row, seconds in _kernels(rows, "linear_gumbel_argmax"):
+        yield Measured(seconds / row["floor_seconds"], row["title"])
+
+
+def _share_of_copy(dtypes: Sequence[str], temperature: float) -> Callable[[Rows], Iterator[Measured]]:
+    def values(rows: Rows) -> Iterator[Measured]:
+        for dtype in dtypes:
+            for row, seconds in _kernels(rows, "gumbel_argmax", rows=1024, dtype=dtype, temperature=temperature):
+                yield Measured(row["bytes"] / seconds / row["ceilings"]["copy"], row["title"])
+
+    return values
+
+
+def _share_of_product(rows: Rows) -> Iterator[Measured]:
+    for row, seconds in _kernels(rows, "linear_cross_entropy", head="llada-8b", rows=4096):
+        yield Measured(row["flops"] / seconds / row["ceilings"]["product"], row["title"])
+
+
+def _generate_over(provider: str) -> Callable[[Rows], Iterator[Measured]]:
+    """How many times as fast as another provider the fastest of ours is."""
+
+    def values(rows: Rows) -> Iterator[Measured]:
+        for row in rows:
+            settings = row.get("settings", {})
+            if row["kind"] != "sampler" or settings["sampler"] != "generate":
+                continue
+            if settings["model"] != "modernbert-large" or settings["batch"] != 1:
+                continue
+            speed = {name: r.get("tokens_per_second") for name, r in row.get("providers", {}).items()}
+            ours = [each for name, each in speed.items() if name.startswith("ours") and each]
+            if ours and speed.get(provider):
+                yield Measured(max(ours) / speed[provider], f"temperature {settings['temperature']:g}")
+
+    return values
+
+
+def _cached(rows: Rows) -> Iterator[Measured]:
+    for row in rows:
+        settings = row.get("settings", {})
+        if row["kind"] != "sampler" or (settings["model"], settings["sampler"]) != ("llada-8b", "fast-dllm-dual"):
+            continue
+        results = {name: r for name, r in row.get("providers", {}).items() if "tokens_per_second" in r}
+        published = results.get("card")
+        for name, ours in results.items():
+            if published and name.startswith("ours") and ours["forwards"] == published["forwards"]:
+                ratio = ours["tokens_per_second"] / published["tokens_per_second"]
+                yield Measured(ratio, f"{name}, {ours['forwards']} forwards each")
+
+
+SHARE = "bytes of the logits / seconds / bytes per second of a copy, 1024 rows of LLaDA's vocabulary"
+TARGETS = (
+    Target(
+        "head and sampling",
+        "seconds / max(bytes of head and hidden states / copy speed, 2 R H V / product speed)",
+        1.25,
+        _head_over_floor,
+        at_most=True,
+    ),
+    Target("statistics at temperature 0", SHARE, 0.85, _share_of_copy(("bfloat16", "float32"), 0.0)),
+    Target("statistics and noise, float32", SHARE, 0.60, _share_of_copy(("float32",), 1.0)),
+    Target("statistics and noise, bfloat16", SHARE, 0.35, _share_of_copy(("bfloat16",), 1.0)),
+    Target("linear cross-entropy, LLaDA", "6 R H V / seconds / product speed, R = 4096", 0.80, _share_of_product),
+    Target(
+        "ModernBERT-large, batch 1, against the model card's loop",
+        "tokens per second / those of the loop, eager",
+        6.0,
+        _generate_over("card"),
+    ),
+    Target(
+        "ModernBERT-large, batch 1, against the compiled loop",
+        'tokens per second / those of the loop under torch.compile(mode="reduce-overhead")',
+        2.0,
+        _generate_over("card-reduce-overhead"),
+    ),
+    Target(
+        "LLaDA-8B, cached decoding",
+        "tokens per second / those of Fast-dLLM's own loop with the dual cache, at the same number of forwards",
+        2.0,
+        _cached,
+    ),
+)

@@ -1,0 +1,113 @@
+"""Lines of the tables of kernel benchmarks: what a row shows of each case."""
+
+from __future__ import annotations
+
+from benchmarks import machine
+
+KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
+HEAD_HEAD = (
+    "head and sampling",
+    "machine",
+    "F.linear and one pass, ms",
+    "linear_gumbel_argmax, ms",
+    "speed-up",
+    "over the same product, logits stored",
+    "peak memory of stored, MB",
+    "ours, MB",
+    "same tokens",
+    "command",
+)
+CEILINGS_HEAD = ("machine", "copy, TB/s", "read, TB/s", "bfloat16 product, TFLOP/s", "command")
+GPU_KERNEL_HEAD = (
+    "operation",
+    "case",
+    "dllm, us (10-90 %)",
+    "floor, us",
+    "of floor",
+    "predicted, us",
+    "peak MB",
+    "others, times as long",
+    "command",
+)
+
+
+def kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each dtype and temperature of a kernel row."""
+    settings = row["settings"]
+    return [
+        [
+            f"{settings['rows']} x {settings['vocab']} {result['dtype']}",
+            f"{result['temperature']:g}",
+            machine.short_name(row["machine"]),
+            f"{1000 * result['eager_seconds']['median']:.1f}",
+            f"{1000 * result['kernel_seconds']['median']:.2f}",
+            f"{result['speedup']:.1f}x",
+            f"{result['share_of_read_speed']:.0%}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for result in row["results"]
+    ]
+
+
+def head_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each head, number of rows and dtype of a cpu_head row."""
+    return [
+        [
+            f"{result['head']} {result['dtype']}, {result['rows']} rows, T {row['settings']['temperature']:g}",
+            machine.short_name(row["machine"]),
+            *(f"{1000 * result['seconds'][name]['median']:.1f}" for name in ("eager", "ours")),
+            *(f"{result['speedup'][name]:.1f}x" for name in ("eager", "stored")),
+            *(megabytes(result["peak_bytes"][name]) for name in ("stored", "ours")),
+            f"{result['equal_tokens']:.1%}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for result in row["results"]
+    ]
+
+
+def ceilings_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """What a machine was measured to do at most."""
+    speeds = row["bytes_per_second"]
+    return [
+        [
+            machine.short_name(row["machine"]),
+            *(f"{speeds[name] / 1e12:.2f}" for name in ("copy", "read")),
+            f"{row['flops_per_second']['bfloat16'] / 1e12:.0f}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+    ]
+
+
+def gpu_kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """One line, one case: ours beside its floor, what was predicted, and the other programs.
+
+    Raises:
+        ValueError: ours was not measured.
+    """
+    results = row["providers"]
+    if "seconds" not in results["ours"]:
+        raise ValueError(f"a row has no measurement of ours: {row['settings']['op']}, {row['title']}")
+    seconds, floor, predicted = results["ours"]["seconds"], row.get("floor_seconds"), row.get("predicted_seconds")
+    others = [
+        f"{name} {result['seconds']['median'] / seconds['median']:.2f}" if "seconds" in result else f"{name} failed"
+        for name, result in results.items()
+        if name != "ours"
+    ]
+    return [
+        [
+            row["settings"]["op"],
+            row["title"],
+            "{:.1f} ({:.1f}-{:.1f})".format(*(1e6 * seconds[q] for q in ("median", "p10", "p90"))),
+            "n/a" if floor is None else f"{1e6 * floor:.1f}",
+            "n/a" if floor is None else f"{floor / seconds['median']:.0%}",
+            "n/a" if predicted is None else f"{1e6 * predicted:.1f}",
+            megabytes(results["ours"]["peak_bytes"]),
+            ", ".join(others),
+            f"{commands.index(row['command']) + 1}",
+        ]
+    ]
+
+
+def megabytes(n_bytes: int | None) -> str:
+    """Bytes as a table shows them."""
+    return "n/a" if n_bytes is None else f"{n_bytes / 1e6:.0f}"
