@@ -72,7 +72,8 @@ def check_make(arguments: list[str]) -> None:
         if name == "ARGS":
             recipe = re.search(rf"^{arguments[0]}:.*\n\t\$\(RUN\) (.*) \$\(ARGS\)$", makefile, re.MULTILINE)
             assert recipe, f"make {arguments[0]} passes no ARGS on"
-            check_program(recipe[1].split(), shlex.split(value))
+            program = itertools.takewhile(lambda word: not word.startswith("--"), recipe[1].split())
+            check_program(list(program), shlex.split(value))
 
 
 def check_pip(arguments: list[str]) -> None:
