@@ -193,8 +193,8 @@ def compile_all(target: str) -> list[Compiled]:
     return list(rows.values())
 
 
-class _Driver:
-    """What Triton asks its driver while it compiles."""
+class StandInDriver:
+    """What Triton asks its driver while it compiles, and :mod:`dllm_kernels._tuning` before it launches."""
 
     def __init__(self, target: str):
         from triton.backends.compiler import GPUTarget
@@ -223,7 +223,7 @@ def _compiling_for(target: str) -> Iterator[list]:
         return lambda **arguments: compiled.append(kernel.warmup(grid=grid, **arguments))
 
     before = driver._active
-    driver.set_active(_Driver(target))
+    driver.set_active(StandInDriver(target))
     try:
         with mock.patch.object(JITFunction, "__getitem__", compile_instead):
             yield compiled
