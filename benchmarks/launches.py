@@ -9,7 +9,8 @@ is every operation that torch would launch, matrix products foremost. Of each:
     l2_bytes  the same for what is found in the L2 cache: tensors of up to 32 MiB that the call makes for itself, or has
               met before; and the passes over a row after the first, by those kernels that document them.
     flops     of matrix products, by their shapes, those of the fused head by its grid: 2 m n k.
-    slots     issue slots of the random numbers, threads times instructions: 16 for each logit that noise is drawn for.
+    slots     issue slots, threads times instructions: those of the random numbers, 16 for each logit that gets noise;
+              or all of a Triton kernel's, from its disassembly, where launches are compiled too.
 
 A launch is taken to touch all of every tensor it is given; with `rows` or `count` it touches less. Upstream gradients
 are taken to be 1, so that no gradient is rescaled.
@@ -20,9 +21,11 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import zip_longest
 from typing import NamedTuple
 from unittest import mock
 
@@ -31,6 +34,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.disassembly import Code, disassemble
 from dllm_kernels import _impl, offline
 
 IN_CACHE = 2**25  # bytes: what a slice of logits is cut to, and what stays in an L2 of 40 or 50 MB
@@ -66,8 +70,16 @@ class _Seen(NamedTuple):
     slots: int
 
 
-def record(call: Callable[[], object], target: str = "sm_90") -> list[Launch]:
+def record(call: Callable[[], object], target: str = "sm_90", *, compiled: bool = False) -> list[Launch]:
     """The launches of `call` on a GPU of that architecture; it runs on meta tensors and returns what outlives it.
+
+    Args:
+        call: runs the operation on meta tensors that were made before; what it makes counts as temporary.
+        target: "sm_90" or another of :data:`dllm_kernels.offline.TARGETS`.
+        compiled: compile what is launched, seconds the first time, and count its instructions; NVIDIA only.
+
+    Raises:
+        RuntimeError: `compiled` under Triton's interpreter (TRITON_INTERPRET=1), which has nothing to compile.
 
     Example:
         >>> from dllm_kernels import gumbel_argmax
@@ -75,8 +87,10 @@ def record(call: Callable[[], object], target: str = "sm_90") -> list[Launch]:
         >>> [(x.name, x.grid) for x in record(lambda: gumbel_argmax(logits))][:2]
         [('_chunk_kernel', (8, 7)), ('_combine_kernel', (8,))]
     """
+    if compiled and _impl.interpreting():
+        raise RuntimeError("TRITON_INTERPRET=1 turns kernels into Python functions: unset it to compile them")
     operations = _Operations()
-    with _stand_in_for(target, operations.seen), operations:
+    with _stand_in_for(target, operations.seen, compiled), operations:
         results = call()
     results = {x.untyped_storage()._cdata for x in tree_leaves(results) if isinstance(x, Tensor)}
     met: set[int] = set()
@@ -95,13 +109,17 @@ def _counted(seen: _Seen, temporary: set[int], met: set[int]) -> Launch:
 
 
 @contextmanager
-def _stand_in_for(target: str, seen: list[_Seen]) -> Iterator[None]:
+def _stand_in_for(target: str, seen: list[_Seen], compiled: bool) -> Iterator[None]:
     """Within, meta tensors pass for those of a GPU, and Triton's launches are noted down in `seen`."""
     from triton.runtime import driver
     from triton.runtime.jit import KernelInterface
 
     def note_instead(kernel, grid):
-        return lambda **arguments: seen.append(_triton_launch(kernel, grid, arguments))
+        def launch(**arguments):
+            code = disassemble(kernel.warmup(grid=grid, **arguments)) if compiled else None
+            seen.append(_triton_launch(kernel, grid, arguments, code))
+
+        return launch
 
     before = driver._active
     driver.set_active(offline.StandInDriver(target))
@@ -150,7 +168,7 @@ class _Operations(TorchDispatchMode):
         return out
 
 
-def _triton_launch(kernel, grid: tuple[int, ...], arguments: dict[str, object]) -> _Seen:
+def _triton_launch(kernel, grid: tuple[int, ...], arguments: dict[str, object], code: Code | None) -> _Seen:
     reads, writes = _pointers(kernel.fn)
     name = kernel.fn.__name__
     if name == "_scale_kernel":  # rows whose scale is 1 are not touched
@@ -162,7 +180,8 @@ def _triton_launch(kernel, grid: tuple[int, ...], arguments: dict[str, object]) 
         for _ in range((pointer in reads) + (pointer in writes))
     ]
     again = _passes_in_cache(name, arguments) * _extent(arguments["x_ptr"]) if "x_ptr" in arguments else 0
-    return _Seen(name, grid, touched, again, *_work(name, grid, arguments))
+    slots = _noise_slots(name, grid, arguments) if code is None else _all_slots(name, grid, arguments, code)
+    return _Seen(name, grid, touched, again, _flops(name, grid, arguments), slots)
 
 
 def _passes_in_cache(name: str, arguments: dict[str, object]) -> int:
@@ -174,17 +193,46 @@ def _passes_in_cache(name: str, arguments: dict[str, object]) -> int:
     return 0
 
 
-def _work(name: str, grid: tuple[int, ...], arguments: dict[str, object]) -> tuple[int, int]:
-    """FLOPs of matrix products, and issue slots of the random numbers."""
-    if name == "_tile_kernel":
-        logits = grid[0] * arguments["BLOCK_V"] * arguments["BLOCK_R"]
-        columns = -(-arguments["H"] // arguments["BLOCK_K"]) * arguments["BLOCK_K"]
-        return 2 * logits * columns, PHILOX_SLOTS * logits * arguments["HAS_NOISE"]
-    if name == "_chunk_kernel":
-        return 0, PHILOX_SLOTS * arguments["x_ptr"].numel() * arguments["HAS_NOISE"]
+def _flops(name: str, grid: tuple[int, ...], arguments: dict[str, object]) -> int:
+    """Of matrix products; only the fused head has one."""
+    if name != "_tile_kernel":
+        return 0
+    columns = -(-arguments["H"] // arguments["BLOCK_K"]) * arguments["BLOCK_K"]
+    return 2 * grid[0] * arguments["BLOCK_V"] * arguments["BLOCK_R"] * columns
+
+
+def _noise_slots(name: str, grid: tuple[int, ...], arguments: dict[str, object]) -> int:
     if name == "_noise_kernel":
-        return 0, 4 * PHILOX_SLOTS * arguments["N"]  # a block of four words each
-    return 0, 0
+        return 4 * PHILOX_SLOTS * arguments["N"]  # a block of four words each
+    if name == "_tile_kernel":
+        return PHILOX_SLOTS * grid[0] * arguments["BLOCK_V"] * arguments["BLOCK_R"] * arguments["HAS_NOISE"]
+    return PHILOX_SLOTS * arguments["x_ptr"].numel() if arguments.get("HAS_NOISE") else 0
+
+
+def _all_slots(name: str, grid: tuple[int, ...], arguments: dict[str, object], code: Code) -> int:
+    each = code.straight + sum(length * turns for length, turns in _turns(name, arguments, code.loops))
+    return math.prod(grid) * 32 * arguments["num_warps"] * each
+
+
+def _turns(name: str, arguments: dict[str, object], loops: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(instructions, how often) of each loop. The pass over the logits is a kernel's longest loop; what else loops does
+    so once, as far as is known before it runs: the search of columns, of which one is enough more often than not."""
+    longest = sorted(loops, reverse=True)
+    if name == "_chunk_kernel":
+        turns = [-(-min(arguments["BLOCK_V"], arguments["V"]) // (16 * arguments["COLUMNS"]))]
+    elif name == "_row_kernel":  # the loop besides clears the gradient of rows without a weight
+        each = arguments["THREADS"] * arguments["VECTOR"]
+        turns = [-(-arguments["V"] // each)] * (1 + arguments["HAS_GRADIENT"]) + [0]
+    elif name == "_floor_kernel":
+        each = -(-arguments["V"] // (4 * arguments["COLUMNS"]))
+        passes = 1 + _passes_in_cache(name, arguments)
+        longest = loops  # the first finds the ends, the last searches
+        turns = [each] * (len(loops) - 1) + [each * (passes - len(loops) + 1)]
+    elif name == "_tile_kernel":
+        turns = [-(-arguments["H"] // arguments["BLOCK_K"])]
+    else:
+        turns = []
+    return list(zip_longest(longest, turns[: len(longest)], fillvalue=1))
 
 
 @functools.cache

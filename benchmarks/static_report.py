@@ -1,165 +1,130 @@
 """What every kernel takes of a GPU, and how long every operation would take at its ceilings: no GPU needed.
 
-    python -m benchmarks.static_report [--target sm_90 ...] [--json] [--out FILE]
+    python -m benchmarks.static_report [--target sm_90] [--json] [--out FILE]
 
-Nothing here is measured. A prediction is a bound from below: no launch is faster than the slowest of what it asks for,
-
-    seconds = sum over launches of max(bytes / bandwidth, flops / rate of products, slots / rate of instructions)
-
-with bytes, flops and slots counted from the launches (:mod:`benchmarks.launches`), and ceilings from the data sheet or
-as given. Launches follow one another; what they take besides, from the host and in L2, counts nothing.
+Kernels are compiled (:mod:`dllm_kernels.offline`) and their occupancy is bounded (:mod:`benchmarks.occupancy`); times
+are predicted (:mod:`benchmarks.prediction`), so that the first measurement has something to be compared with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 
-import torch
-from torch import Tensor
-
-import dllm_kernels
-from benchmarks import launches
-
-# H200 SXM, data sheet: 4.8 TB/s; dense bfloat16 and float16 989 TFLOP/s, float32 67 TFLOP/s = 132 multiprocessors x 128
-# lanes x 1.98 GHz x 2, so half as many issue slots
-BYTES_PER_SECOND = 4.8e12
-FLOPS_PER_SECOND = {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12}
-SLOTS_PER_SECOND = 33.5e12
+from benchmarks import machine, report
+from benchmarks.occupancy import occupancy
+from benchmarks.prediction import CALLS, CEILINGS, cases, predict
+from dllm_kernels import _impl, offline
 
 
-class Prediction(NamedTuple):
-    """A case, what its launches add up to (:class:`benchmarks.launches.Launch`), and seconds at the ceilings.
-
-    `rows` are those of the result, `hidden` the width of hidden states (None for operations on logits), `vocab` the
-    tokens. For transfer_tokens `rows` is the batch and `vocab` the window; position_noise has no `vocab`.
-    """
-
-    op: str
-    rows: int
-    hidden: int | None
-    vocab: int | None
-    dtype: str
-    temperature: float
-    launches: int
-    bytes: int
-    l2_bytes: int
-    flops: int
-    slots: int
-    seconds: float
+def kernels(target: str, named: str = "") -> list[dict[str, object]]:
+    """Every kernel in every configuration of :mod:`dllm_kernels.offline`, and how many fit a multiprocessor at once."""
+    rows = []
+    for row in offline.compile_all(target, named):
+        bound = occupancy(target, warps=row.warps, registers=row.registers, shared=row.shared)
+        held = {"programs_per_multiprocessor": bound.programs, "warps_per_multiprocessor": bound.warps}
+        rows.append(row._asdict() | held | {"bound_by": bound.bound})
+    return rows
 
 
-def predict(
-    op: str,
-    *,
-    rows: int,
-    hidden: int | None = None,
-    vocab: int | None = None,
-    dtype: str = "bfloat16",
-    temperature: float = 0.0,
-    target: str = "sm_90",
-    bytes_per_second: float = BYTES_PER_SECOND,
-    flops_per_second: float | None = None,
-    slots_per_second: float = SLOTS_PER_SECOND,
-) -> Prediction:
-    """Bytes, FLOPs and issue slots of one call, counted from its launches, and its time at the given ceilings.
-
-    The cross-entropies are counted forward and backward, the one of given logits in place; truncation_floor with
-    top_p = 0.9; transfer_tokens by the rule k.
-
-    Args:
-        op: a public function of dllm_kernels.
-        rows, hidden, vocab, dtype, temperature: as in :class:`Prediction`.
-        target: the architecture whose block shapes are taken.
-        bytes_per_second, flops_per_second, slots_per_second: ceilings; the products' by default that of `dtype`.
-
-    Raises:
-        ValueError: `op` or `dtype` is none, or a size that the operation needs is missing.
-
-    Example:
-        >>> found = predict("gumbel_argmax", rows=1024, vocab=126464)
-        >>> found.launches, f"{found.seconds * 1e6:.0f} us"
-        (2, '54 us')
-    """
-    if op not in _CALLS:
-        raise ValueError(f"op must be one of {', '.join(_CALLS)}, got {op!r}")
-    if dtype not in FLOPS_PER_SECOND:
-        raise ValueError(f"dtype must be one of {', '.join(FLOPS_PER_SECOND)}, got {dtype!r}")
-    sizes, make_call = _CALLS[op]
-    for name, value, needed in (("hidden", hidden, "hidden" in sizes), ("vocab", vocab, "vocab" in sizes)):
-        if needed != (value is not None):
-            raise ValueError(f"{op} needs {' and '.join(sizes)}, got {name}={value}")
-    shape = {name: value for name, value in (("hidden", hidden), ("vocab", vocab)) if value is not None}
-    call = make_call(rows=rows, dtype=getattr(torch, dtype), noise=_noise(rows, temperature), **shape)
-    found = launches.record(call, target)
-    rate = flops_per_second or FLOPS_PER_SECOND[dtype]
-    seconds = sum(max(x.bytes / bytes_per_second, x.flops / rate, x.slots / slots_per_second) for x in found)
-    counts = (sum(getattr(x, name) for x in found) for name in ("bytes", "l2_bytes", "flops", "slots"))
-    return Prediction(op, rows, hidden, vocab, dtype, float(temperature), len(found), *counts, seconds)
+def predictions(target: str, ops: Iterable[str], **ceilings: float | None) -> list[dict[str, object]]:
+    """A row for each of :func:`cases` of these operations, all instructions counted."""
+    flops = ceilings.pop("flops_per_second", None)
+    return [
+        predict(
+            **case,
+            target=target,
+            flops_per_second=None if case["dtype"] == "float32" else flops,
+            compiled=True,
+            **ceilings,
+        )._asdict()
+        for case in cases()
+        if case["op"] in ops
+    ]
 
 
-def _meta(*shape: int, dtype: torch.dtype = torch.int64, gradient: bool = False) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta", requires_grad=gradient)
+def write(document: dict[str, object], path: Path) -> None:
+    """JSON with a line for each row."""
+    parts = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        parts.append(f" {json.dumps(key)}: {text}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
-def _noise(rows: int, temperature: float) -> dict[str, object]:
-    if temperature == 0:
-        return {"temperature": 0.0}
-    per_row = {name: _meta(rows) for name in ("seeds", "positions", "step")}
-    return {"temperature": _meta(1, dtype=torch.float32).expand(rows), **per_row}
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--target", choices=CEILINGS, default="sm_90")
+    parser.add_argument("--op", nargs="+", choices=CALLS, default=list(CALLS), help="predict these; default: all")
+    parser.add_argument("--named", default="", help="of the kernels only configurations with this in their name")
+    parser.add_argument("--bytes-per-second", type=float, help="measured bandwidth, 4.2e12 say; default: data sheet")
+    parser.add_argument("--flops-per-second", type=float, help="measured rate of half-precision products")
+    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there too")
+    options = parser.parse_args(arguments)
+    if missing := _impl.why_not_triton():
+        parser.exit(1, f"{missing}\n")
+    if _impl.interpreting():
+        parser.exit(1, "TRITON_INTERPRET=1 turns kernels into Python functions: unset it to compile them\n")
+    given = {"bytes_per_second": options.bytes_per_second, "flops_per_second": options.flops_per_second}
+    document = {
+        "kind": "prediction",
+        "note": "computed, not measured: nothing in this file ran on a GPU",
+        "formula": "seconds = sum over launches of max(bytes / bandwidth, flops / products, slots / instructions)",
+        "target": options.target,
+        "ceilings": CEILINGS[options.target]._asdict() | {"origin": "data sheet"},
+        "instead_of_data_sheet": {name: value for name, value in given.items() if value},
+        "command": " ".join(
+            ["python -m benchmarks.static_report", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
+        "commit": machine.commit(),
+        "versions": {name: machine.versions()[name] for name in ("torch", "triton")},
+        "kernels": kernels(options.target, options.named),
+        "rows": predictions(options.target, options.op, **given),
+    }
+    if options.out:
+        write(document, options.out)
+    print(json.dumps(document)) if options.json else _print(document)
+    return 0
 
 
-def _gumbel_argmax(rows: int, vocab: int, dtype: torch.dtype, noise: dict) -> Callable[[], object]:
-    return partial(dllm_kernels.gumbel_argmax, _meta(rows, vocab, dtype=dtype), **noise)
+def _print(document: dict[str, object]) -> None:
+    target, gpu = document["target"], document["ceilings"]["gpu"]
+    columns = ("kernel", "configuration", "registers", "spills", "shared", "matrix", "programs/SM", "warps/SM", "bound")
+    keys = ("kernel", "configuration", "registers", "spills", "shared", "matrix")
+    keys += ("programs_per_multiprocessor", "warps_per_multiprocessor", "bound_by")
+    lines = [[str(row[key]) for key in keys] for row in document["kernels"]]
+    report.print_table(f"Kernels compiled for {target}", columns, lines)
+    columns = (
+        "operation",
+        "rows",
+        "hidden",
+        "vocab",
+        "dtype",
+        "T",
+        "launches",
+        "MB",
+        "GFLOP",
+        "Gslots",
+        "predicted us",
+    )
+    lines = [_line(row) for row in document["rows"]]
+    title = f"Predicted for {gpu}: bounds from below, nothing was timed"
+    report.print_table(title, columns, lines, [document["formula"]])
 
 
-def _linear_gumbel_argmax(rows: int, hidden: int, vocab: int, dtype: torch.dtype, noise: dict) -> Callable[[], object]:
-    head = _meta(rows, hidden, dtype=dtype), _meta(vocab, hidden, dtype=dtype)
-    return partial(dllm_kernels.linear_gumbel_argmax, *head, **noise)
+def _line(row: dict[str, object]) -> list[str]:
+    sizes = (str(row[key] or "") for key in ("rows", "hidden", "vocab", "dtype"))
+    counts = (f"{row[key] / unit:.4g}" for key, unit in (("bytes", 1e6), ("flops", 1e9), ("slots", 1e9)))
+    return [row["op"], *sizes, f"{row['temperature']:g}", str(row["launches"]), *counts, f"{row['seconds'] * 1e6:.3g}"]
 
 
-def _truncation_floor(rows: int, vocab: int, dtype: torch.dtype, noise: dict) -> Callable[[], object]:
-    logits, temperature = _meta(rows, vocab, dtype=dtype), noise["temperature"]
-    return partial(dllm_kernels.truncation_floor, logits, top_p=0.9, temperature=temperature)
-
-
-def _masked_cross_entropy(rows: int, vocab: int, dtype: torch.dtype, noise: dict) -> Callable[[], object]:
-    logits = _meta(rows, vocab, dtype=dtype, gradient=True)
-    call = partial(dllm_kernels.masked_cross_entropy, logits, *_targets(rows), inplace=True)
-    return partial(_forward_and_backward, call, (logits,))
-
-
-def _linear_cross_entropy(rows: int, hidden: int, vocab: int, dtype: torch.dtype, noise: dict) -> Callable[[], object]:
-    head = _meta(rows, hidden, dtype=dtype, gradient=True), _meta(vocab, hidden, dtype=dtype, gradient=True)
-    return partial(_forward_and_backward, partial(dllm_kernels.linear_cross_entropy, *head, *_targets(rows)), head)
-
-
-def _transfer_tokens(rows: int, vocab: int, dtype: torch.dtype, noise: dict) -> Callable[[], object]:
-    window = _meta(rows, vocab), _meta(rows, vocab), _meta(rows, vocab, dtype=torch.float32)
-    return partial(dllm_kernels.transfer_tokens, *window, mask_id=0, k=_meta(rows))
-
-
-def _position_noise(rows: int, dtype: torch.dtype, noise: dict) -> Callable[[], object]:
-    return partial(dllm_kernels.position_noise, _meta(rows), _meta(rows), _meta(rows))
-
-
-def _targets(rows: int) -> tuple[Tensor, Tensor]:
-    return _meta(rows), _meta(rows, dtype=torch.float32)
-
-
-def _forward_and_backward(call: Callable[[], tuple[Tensor, Tensor]], inputs: tuple[Tensor, ...]) -> object:
-    loss, nll = call()
-    return nll, torch.autograd.grad(loss, inputs)
-
-
-# op: the sizes it needs, and its call on meta tensors
-_CALLS: dict[str, tuple[tuple[str, ...], Callable[..., Callable[[], object]]]] = {
-    "gumbel_argmax": (("vocab",), _gumbel_argmax),
-    "linear_gumbel_argmax": (("hidden", "vocab"), _linear_gumbel_argmax),
-    "truncation_floor": (("vocab",), _truncation_floor),
-    "masked_cross_entropy": (("vocab",), _masked_cross_entropy),
-    "linear_cross_entropy": (("hidden", "vocab"), _linear_cross_entropy),
-    "transfer_tokens": (("vocab",), _transfer_tokens),
-    "position_noise": ((), _position_noise),
-}
+if __name__ == "__main__":
+    sys.exit(main())

@@ -172,8 +172,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "k window 64, 64-bit mask_id", transfer(64, mask_id=2**40, k=meta(8))
 
 
-def compile_all(target: str) -> list[Compiled]:
-    """Compile every configuration for one target.
+def compile_all(target: str, named: str = "") -> list[Compiled]:
+    """Compile every configuration for one target, or those with `named` in their name.
 
     Raises:
         RuntimeError: Triton's interpreter is on (TRITON_INTERPRET=1): then there is nothing to compile.
@@ -182,6 +182,8 @@ def compile_all(target: str) -> list[Compiled]:
         raise RuntimeError("TRITON_INTERPRET=1 turns kernels into Python functions: unset it to compile them")
     rows = {}
     for configuration, call in configurations():
+        if named not in configuration:
+            continue
         with _compiling_for(target) as compiled:
             call()
         for kernel in compiled:
