@@ -5,11 +5,13 @@ A prediction is a bound from below: no launch is faster than the slowest of what
     seconds = sum over launches of max(bytes / bandwidth, flops / rate of products, slots / rate of instructions)
 
 with bytes, flops and slots counted from the launches (:mod:`benchmarks.launches`), and ceilings from the data sheet or
-as given. Launches follow one another; what they take besides, from the host and in L2, counts nothing.
+as given. A launch of fewer programs than there are multiprocessors has the instructions of so many of them only.
+Launches follow one another; what they take besides, from the host and in L2, counts nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
@@ -25,10 +27,11 @@ HEADS = ((768, 50368), (1024, 50368), (4096, 126464), (3584, 152064), (2048, 157
 
 
 class Ceilings(NamedTuple):
-    """What a GPU can do in a second: bytes of memory, FLOPs of products in bfloat16 and float16, and in float32 without
-    tensor cores, which is two for each lane and cycle."""
+    """Multiprocessors of a GPU, and what it can do in a second: bytes of memory, FLOPs of products in bfloat16 and
+    float16, and in float32 without tensor cores, which is two for each lane and cycle."""
 
     gpu: str
+    multiprocessors: int
     bytes: float
     flops: float
     flops_float32: float
@@ -41,9 +44,9 @@ class Ceilings(NamedTuple):
 
 # data sheets of NVIDIA; dense products
 CEILINGS = {
-    "sm_80": Ceilings("A100 SXM 80 GB", 2.039e12, 312e12, 19.5e12),
-    "sm_90": Ceilings("H200 SXM", 4.8e12, 989e12, 67e12),
-    "sm_100": Ceilings("B200", 7.7e12, 2250e12, 75e12),
+    "sm_80": Ceilings("A100 SXM 80 GB", 108, 2.039e12, 312e12, 19.5e12),
+    "sm_90": Ceilings("H200 SXM", 132, 4.8e12, 989e12, 67e12),
+    "sm_100": Ceilings("B200", 148, 7.7e12, 2250e12, 75e12),
 }
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -119,7 +122,10 @@ def predict(
     ceilings = CEILINGS[target]
     bandwidth, issue = bytes_per_second or ceilings.bytes, slots_per_second or ceilings.slots
     multiply = flops_per_second or (ceilings.flops_float32 if dtype == "float32" else ceilings.flops)
-    seconds = sum(max(x.bytes / bandwidth, x.flops / multiply, x.slots / issue) for x in found)
+    seconds = 0.0
+    for x in found:
+        share = min(1.0, math.prod(x.grid) / ceilings.multiprocessors)
+        seconds += max(x.bytes / bandwidth, x.flops / multiply, x.slots / (issue * share))
     counts = (sum(getattr(x, name) for x in found) for name in ("bytes", "l2_bytes", "flops", "slots"))
     return Prediction(op, rows, hidden, vocab, dtype, float(temperature), len(found), *counts, seconds)
 

@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     document = {
         "kind": "prediction",
         "note": "computed, not measured: nothing in this file ran on a GPU",
-        "formula": "seconds = sum over launches of max(bytes / bandwidth, flops / products, slots / instructions)",
+        "formula": "seconds = sum over launches of max(bytes / bandwidth, flops / products, slots / instructions), "
+        "of the multiprocessors that get a program",
         "target": options.target,
         "ceilings": CEILINGS[options.target]._asdict() | {"origin": "data sheet"},
         "instead_of_data_sheet": {name: value for name, value in given.items() if value},

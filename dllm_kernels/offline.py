@@ -182,17 +182,23 @@ def compile_all(target: str, named: str = "") -> list[Compiled]:
         raise RuntimeError("TRITON_INTERPRET=1 turns kernels into Python functions: unset it to compile them")
     rows = {}
     for configuration, call in configurations():
-        if named not in configuration:
-            continue
-        with _compiling_for(target) as compiled:
-            call()
-        for kernel in compiled:
-            registers, spills = _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
-            name, meta = kernel.metadata.name.strip("_"), kernel.metadata
-            used = (meta.num_warps, registers, spills, meta.shared, _matrix(kernel))
-            row = Compiled(name, configuration, target, *used)
-            rows.setdefault(kernel.hash, row)  # a kernel that another configuration had compiled already
+        if named in configuration:
+            for key, row in compile_call(call, target, configuration).items():
+                rows.setdefault(key, row)  # a kernel that another configuration had compiled already
     return list(rows.values())
+
+
+def compile_call(call: Callable[[], object], target: str, configuration: str = "") -> dict[str, Compiled]:
+    """Compile what a call on meta tensors launches; by the hash of each kernel."""
+    with _compiling_for(target) as compiled:
+        call()
+    rows = {}
+    for kernel in compiled:
+        registers, spills = _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
+        name, meta = kernel.metadata.name.strip("_"), kernel.metadata
+        used = (meta.num_warps, registers, spills, meta.shared, _matrix(kernel))
+        rows[kernel.hash] = Compiled(name, configuration, target, *used)
+    return rows
 
 
 class StandInDriver:
@@ -219,6 +225,8 @@ def _compiling_for(target: str) -> Iterator[list]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
+    from dllm_kernels import _tuning
+
     compiled = []
 
     def compile_instead(kernel, grid):
@@ -227,7 +235,7 @@ def _compiling_for(target: str) -> Iterator[list]:
     before = driver._active
     driver.set_active(StandInDriver(target))
     try:
-        with mock.patch.object(JITFunction, "__getitem__", compile_instead):
+        with mock.patch.object(JITFunction, "__getitem__", compile_instead), _tuning.using():
             yield compiled
     finally:
         driver.set_active(before)
