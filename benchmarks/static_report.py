@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import machine, report
 from benchmarks.occupancy import occupancy
 from benchmarks.prediction import CALLS, CEILINGS, cases, predict
-from dllm_kernels import _impl, offline
+from dllm_kernels import _impl, _tuned, offline
 
 
 def kernels(target: str, named: str = "") -> list[dict[str, object]]:
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         "command": " ".join(
             ["python -m benchmarks.static_report", *(sys.argv[1:] if arguments is None else arguments)]
         ),
-        "commit": machine.commit(),
+        "sources": _tuned.fingerprint(machine.ROOT / "dllm_kernels"),
         "versions": {name: machine.versions()[name] for name in ("torch", "triton")},
         "kernels": kernels(options.target, options.named),
         "rows": predictions(options.target, options.op, **given),
