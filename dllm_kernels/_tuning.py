@@ -1,15 +1,21 @@
 """Block shapes, warps and stages of the Triton kernels, per architecture.
 
 Nothing here depends on the number of rows: the result of a row must not depend on its batch. Nothing is searched at run
-time either: what suits an architecture is written down here, with its origin.
+time either: what suits an architecture is written down here, with its origin, and :mod:`dllm_kernels.tune` measures on
+demand. What it kept for this GPU goes before the tables.
 """
 
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import triton
 
-from dllm_kernels import _impl
+from dllm_kernels import _impl, _tuned
 
 
 class GumbelArgmaxShape(NamedTuple):
@@ -91,16 +97,14 @@ _MASKED_CROSS_ENTROPY = {
 def masked_cross_entropy(dtype: torch.dtype, plain: bool) -> MaskedCrossEntropyShape:
     """The shape for logits of `dtype` on the current device. What is not plain, a softcap or rows that are not aligned,
     needs the registers of the second half of 16."""
-    architecture, warp_size = _target()
-    threads, loaded = _MASKED_CROSS_ENTROPY.get(architecture, _MASKED_CROSS_ENTROPY["default"])
+    (threads, loaded), warp_size = _choose("masked_cross_entropy", _MASKED_CROSS_ENTROPY)
     vector = min(loaded // dtype.itemsize, 16 if plain else 8)
     return MaskedCrossEntropyShape(threads, vector, threads // warp_size)
 
 
 def gumbel_argmax(vocab_size: int) -> tuple[GumbelArgmaxShape, int]:
     """The shape for a vocabulary on the current device, and the number of warps that gives every column a thread."""
-    architecture, warp_size = _target()
-    shape = _GUMBEL_ARGMAX.get(architecture, _GUMBEL_ARGMAX["default"])
+    shape, warp_size = _choose("gumbel_argmax", _GUMBEL_ARGMAX)
     while triton.cdiv(vocab_size, shape.BLOCK_V) > MAX_CHUNKS:
         shape = shape._replace(BLOCK_V=2 * shape.BLOCK_V)
     return shape, shape.COLUMNS // warp_size
@@ -108,15 +112,13 @@ def gumbel_argmax(vocab_size: int) -> tuple[GumbelArgmaxShape, int]:
 
 def truncation_floor() -> tuple[int, int]:
     """Threads and warps per row on the current device."""
-    architecture, warp_size = _target()
-    threads = _TRUNCATION_FLOOR.get(architecture, _TRUNCATION_FLOOR["default"])
+    threads, warp_size = _choose("truncation_floor", _TRUNCATION_FLOOR)
     return threads, threads // warp_size
 
 
 def fuses_head(rows: int, vocab_size: int) -> bool:
     """Whether so many rows get the fused head on the current device."""
-    architecture, _ = _target()
-    most = _FUSED_ROWS.get(architecture, _FUSED_ROWS["default"])
+    most, _ = _choose("fused_rows", _FUSED_ROWS)
     return rows <= most and vocab_size <= HEAD_TILE * _MAX_TILES
 
 
@@ -124,7 +126,8 @@ def fused_head(rows: int, dtype: torch.dtype) -> tuple[FusedHeadShape, dict[str,
     """The shape of the fused head for so many rows on the current device, and launch options."""
     architecture, warp_size = _target()
     table = _FUSED_HEAD.get(architecture, _FUSED_HEAD["default"])
-    BLOCK_R, threads, stages = next((entry for entry in table if rows <= entry[0]), table[-1])
+    BLOCK_R, *written = next((entry for entry in table if rows <= entry[0]), table[-1])
+    (threads, stages), _ = _choose(f"fused_head_{BLOCK_R}", {"default": tuple(written)})
     launch = {"num_warps": threads // warp_size, "num_stages": stages}
     if architecture.startswith("gfx"):
         launch["matrix_instr_nonkdim"] = 16  # the other size, which it would take for 32 rows and more, sums otherwise
@@ -133,10 +136,73 @@ def fused_head(rows: int, dtype: torch.dtype) -> tuple[FusedHeadShape, dict[str,
 
 def transfer_tokens(window: int) -> tuple[int, int]:
     """BLOCK_W and the number of warps for a window on the current device."""
-    architecture, _ = _target()
     BLOCK_W = max(32, triton.next_power_of_2(window))
-    table = _TRANSFER_TOKENS.get(architecture, _TRANSFER_TOKENS["default"])
+    table, _ = _choose("transfer_tokens", _TRANSFER_TOKENS)
     return BLOCK_W, next(warps for widest, warps in table if BLOCK_W <= widest)
+
+
+# Beside what is written down: what is worth measuring. None of it lets a row's result depend on its batch, and of the
+# fused head none changes a bit. A kept choice that is not among them is ignored.
+_TRANSFER_WARPS = ((1, 2, 4, 8, 16), (1, 4, 8, 16, 16), (2, 4, 8, 16, 16), (1, 1, 2, 4, 8))
+CANDIDATES: dict[str, tuple] = {
+    "gumbel_argmax": tuple(
+        GumbelArgmaxShape(BLOCK_V, COLUMNS, 1) for BLOCK_V in (4096, 8192, 16384, 32768) for COLUMNS in (128, 256)
+    ),
+    "truncation_floor": (256, 512, 1024),
+    "masked_cross_entropy": tuple((threads, loaded) for threads in (512, 1024) for loaded in (16, 32)),
+    "fused_head_16": tuple((threads, stages) for threads in (128, 256) for stages in (3, 4, 5, 6, 8)),
+    "fused_head_32": tuple((threads, stages) for threads in (128, 256) for stages in (3, 4, 5, 6)),
+    "fused_head_64": tuple((threads, stages) for threads in (256, 512) for stages in (3, 4, 6, 8)),
+    "fused_rows": (16, 32, 64),
+    "transfer_tokens": tuple(tuple(zip((128, 512, 2048, 4096, 8192), warps, strict=True)) for warps in _TRANSFER_WARPS),
+}
+_instead: Mapping[str, object] | None = None  # set within `using` only
+
+
+@contextmanager
+def using(choices: Mapping[str, object] | None = None) -> Iterator[None]:
+    """Within, these choices {table: choice} go before the tables, and nothing that was kept does; None for what an
+    outer `using` says, if there is one, and else the tables alone."""
+    global _instead
+    before = _instead
+    _instead = (before or {}) if choices is None else choices
+    try:
+        yield
+    finally:
+        _instead = before
+
+
+def _choose(name: str, table: Mapping[str, object]) -> tuple[object, int]:
+    """A table's entry for the current device, or what was found better there; and the number of threads in a warp."""
+    architecture, warp_size = _target()
+    found = _found().get(name)
+    if found is not None:
+        found = _tupled(found)
+        if (known := next((choice for choice in CANDIDATES[name] if choice == found), None)) is not None:
+            return known, warp_size
+        _impl.log_once(f"the kept choice {found} for {name} is none that would be measured, and is ignored")
+    return table.get(architecture, table["default"]), warp_size
+
+
+def _found() -> Mapping[str, object]:
+    if _instead is not None:
+        return _instead
+    return {} if _impl.interpreting() else _kept(torch.cuda.current_device())
+
+
+@functools.cache
+def _kept(device: int) -> Mapping[str, object]:
+    """Read once in a process: the shapes of a captured graph and of what runs beside it are the same."""
+    return _tuned.read(torch.cuda.get_device_name(device))
+
+
+def _tupled(value: object) -> object:
+    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
+
+
+def architecture() -> str:
+    """Of the current device: sm_90, gfx942, ...; "default" in Triton's interpreter."""
+    return _target()[0]
 
 
 def _target() -> tuple[str, int]:

@@ -172,8 +172,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "k window 64, 64-bit mask_id", transfer(64, mask_id=2**40, k=meta(8))
 
 
-def compile_all(target: str) -> list[Compiled]:
-    """Compile every configuration for one target.
+def compile_all(target: str, named: str = "") -> list[Compiled]:
+    """Compile every configuration for one target, or those with `named` in their name.
 
     Raises:
         RuntimeError: Triton's interpreter is on (TRITON_INTERPRET=1): then there is nothing to compile.
@@ -182,19 +182,27 @@ def compile_all(target: str) -> list[Compiled]:
         raise RuntimeError("TRITON_INTERPRET=1 turns kernels into Python functions: unset it to compile them")
     rows = {}
     for configuration, call in configurations():
-        with _compiling_for(target) as compiled:
-            call()
-        for kernel in compiled:
-            registers, spills = _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
-            name, meta = kernel.metadata.name.strip("_"), kernel.metadata
-            used = (meta.num_warps, registers, spills, meta.shared, _matrix(kernel))
-            row = Compiled(name, configuration, target, *used)
-            rows.setdefault(kernel.hash, row)  # a kernel that another configuration had compiled already
+        if named in configuration:
+            for key, row in compile_call(call, target, configuration).items():
+                rows.setdefault(key, row)  # a kernel that another configuration had compiled already
     return list(rows.values())
 
 
-class _Driver:
-    """What Triton asks its driver while it compiles."""
+def compile_call(call: Callable[[], object], target: str, configuration: str = "") -> dict[str, Compiled]:
+    """Compile what a call on meta tensors launches; by the hash of each kernel."""
+    with _compiling_for(target) as compiled:
+        call()
+    rows = {}
+    for kernel in compiled:
+        registers, spills = _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
+        name, meta = kernel.metadata.name.strip("_"), kernel.metadata
+        used = (meta.num_warps, registers, spills, meta.shared, _matrix(kernel))
+        rows[kernel.hash] = Compiled(name, configuration, target, *used)
+    return rows
+
+
+class StandInDriver:
+    """What Triton asks its driver while it compiles, and :mod:`dllm_kernels._tuning` before it launches."""
 
     def __init__(self, target: str):
         from triton.backends.compiler import GPUTarget
@@ -217,15 +225,17 @@ def _compiling_for(target: str) -> Iterator[list]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
+    from dllm_kernels import _tuning
+
     compiled = []
 
     def compile_instead(kernel, grid):
         return lambda **arguments: compiled.append(kernel.warmup(grid=grid, **arguments))
 
     before = driver._active
-    driver.set_active(_Driver(target))
+    driver.set_active(StandInDriver(target))
     try:
-        with mock.patch.object(JITFunction, "__getitem__", compile_instead):
+        with mock.patch.object(JITFunction, "__getitem__", compile_instead), _tuning.using():
             yield compiled
     finally:
         driver.set_active(before)

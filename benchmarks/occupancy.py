@@ -1,0 +1,60 @@
+"""How many programs of a kernel a multiprocessor holds at once, by its registers, shared memory and threads.
+
+Source of the limits and of the rounding: CUDA C++ Programming Guide, "Compute Capabilities", table of technical
+specifications, and the CUDA occupancy calculator.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+REGISTERS = 2**16  # of 32 bits, in four parts; a warp's lie in one part, in pieces of 256
+PARTS = 4
+RESERVED = 1024  # bytes of shared memory that the system keeps of each program
+
+
+class Limits(NamedTuple):
+    """What a multiprocessor holds: warps, programs, bytes of shared memory."""
+
+    warps: int
+    programs: int
+    shared: int
+
+
+LIMITS = {
+    "sm_80": Limits(warps=64, programs=32, shared=164 * 1024),
+    "sm_90": Limits(warps=64, programs=32, shared=228 * 1024),
+    "sm_100": Limits(warps=64, programs=32, shared=228 * 1024),
+}
+
+
+class Occupancy(NamedTuple):
+    """Programs and warps a multiprocessor holds at once, and what bounds them."""
+
+    programs: int
+    warps: int
+    bound: str
+
+
+def occupancy(target: str, *, warps: int, registers: int, shared: int) -> Occupancy:
+    """The bound for a kernel of so many warps a program, registers a thread and bytes of shared memory a program.
+
+        by registers      parts floor((2^16 / parts) / (256 ceil(32 registers / 256))) / warps
+        by shared memory  the multiprocessor's / (the program's + 1 KiB)
+        by threads        the warps that a multiprocessor holds / warps
+        by programs       the programs that it holds
+
+    Example:
+        >>> occupancy("sm_90", warps=4, registers=64, shared=64)
+        Occupancy(programs=8, warps=32, bound='registers')
+    """
+    limits = LIMITS[target]
+    of_a_warp = -(-32 * max(registers, 1) // 256) * 256
+    by = {
+        "registers": REGISTERS // PARTS // of_a_warp * PARTS // warps,
+        "shared memory": limits.shared // (shared + RESERVED),
+        "threads": limits.warps // warps,
+        "programs": limits.programs,
+    }
+    bound = min(by, key=by.get)
+    return Occupancy(by[bound], by[bound] * warps, bound)

@@ -1,0 +1,131 @@
+"""What every kernel takes of a GPU, and how long every operation would take at its ceilings: no GPU needed.
+
+    python -m benchmarks.static_report [--target sm_90] [--json] [--out FILE]
+
+Kernels are compiled (:mod:`dllm_kernels.offline`) and their occupancy is bounded (:mod:`benchmarks.occupancy`); times
+are predicted (:mod:`benchmarks.prediction`), so that the first measurement has something to be compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks import machine, report
+from benchmarks.occupancy import occupancy
+from benchmarks.prediction import CALLS, CEILINGS, cases, predict
+from dllm_kernels import _impl, _tuned, offline
+
+
+def kernels(target: str, named: str = "") -> list[dict[str, object]]:
+    """Every kernel in every configuration of :mod:`dllm_kernels.offline`, and how many fit a multiprocessor at once."""
+    rows = []
+    for row in offline.compile_all(target, named):
+        bound = occupancy(target, warps=row.warps, registers=row.registers, shared=row.shared)
+        held = {"programs_per_multiprocessor": bound.programs, "warps_per_multiprocessor": bound.warps}
+        rows.append(row._asdict() | held | {"bound_by": bound.bound})
+    return rows
+
+
+def predictions(target: str, ops: Iterable[str], **ceilings: float | None) -> list[dict[str, object]]:
+    """A row for each of :func:`cases` of these operations, all instructions counted."""
+    flops = ceilings.pop("flops_per_second", None)
+    return [
+        predict(
+            **case,
+            target=target,
+            flops_per_second=None if case["dtype"] == "float32" else flops,
+            compiled=True,
+            **ceilings,
+        )._asdict()
+        for case in cases()
+        if case["op"] in ops
+    ]
+
+
+def write(document: dict[str, object], path: Path) -> None:
+    """JSON with a line for each row."""
+    parts = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        parts.append(f" {json.dumps(key)}: {text}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--target", choices=CEILINGS, default="sm_90")
+    parser.add_argument("--op", nargs="+", choices=CALLS, default=list(CALLS), help="predict these; default: all")
+    parser.add_argument("--named", default="", help="of the kernels only configurations with this in their name")
+    parser.add_argument("--bytes-per-second", type=float, help="measured bandwidth, 4.2e12 say; default: data sheet")
+    parser.add_argument("--flops-per-second", type=float, help="measured rate of half-precision products")
+    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there too")
+    options = parser.parse_args(arguments)
+    if missing := _impl.why_not_triton():
+        parser.exit(1, f"{missing}\n")
+    if _impl.interpreting():
+        parser.exit(1, "TRITON_INTERPRET=1 turns kernels into Python functions: unset it to compile them\n")
+    given = {"bytes_per_second": options.bytes_per_second, "flops_per_second": options.flops_per_second}
+    document = {
+        "kind": "prediction",
+        "note": "computed, not measured: nothing in this file ran on a GPU",
+        "formula": "seconds = sum over launches of max(bytes / bandwidth, flops / products, slots / instructions), "
+        "of the multiprocessors that get a program",
+        "target": options.target,
+        "ceilings": CEILINGS[options.target]._asdict() | {"origin": "data sheet"},
+        "instead_of_data_sheet": {name: value for name, value in given.items() if value},
+        "command": " ".join(
+            ["python -m benchmarks.static_report", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
+        "sources": _tuned.fingerprint(machine.ROOT / "dllm_kernels"),
+        "versions": {name: machine.versions()[name] for name in ("torch", "triton")},
+        "kernels": kernels(options.target, options.named),
+        "rows": predictions(options.target, options.op, **given),
+    }
+    if options.out:
+        write(document, options.out)
+    print(json.dumps(document)) if options.json else _print(document)
+    return 0
+
+
+def _print(document: dict[str, object]) -> None:
+    target, gpu = document["target"], document["ceilings"]["gpu"]
+    columns = ("kernel", "configuration", "registers", "spills", "shared", "matrix", "programs/SM", "warps/SM", "bound")
+    keys = ("kernel", "configuration", "registers", "spills", "shared", "matrix")
+    keys += ("programs_per_multiprocessor", "warps_per_multiprocessor", "bound_by")
+    lines = [[str(row[key]) for key in keys] for row in document["kernels"]]
+    report.print_table(f"Kernels compiled for {target}", columns, lines)
+    columns = (
+        "operation",
+        "rows",
+        "hidden",
+        "vocab",
+        "dtype",
+        "T",
+        "launches",
+        "MB",
+        "GFLOP",
+        "Gslots",
+        "predicted us",
+    )
+    lines = [_line(row) for row in document["rows"]]
+    title = f"Predicted for {gpu}: bounds from below, nothing was timed"
+    report.print_table(title, columns, lines, [document["formula"]])
+
+
+def _line(row: dict[str, object]) -> list[str]:
+    sizes = (str(row[key] or "") for key in ("rows", "hidden", "vocab", "dtype"))
+    counts = (f"{row[key] / unit:.4g}" for key, unit in (("bytes", 1e6), ("flops", 1e9), ("slots", 1e9)))
+    return [row["op"], *sizes, f"{row['temperature']:g}", str(row["launches"]), *counts, f"{row['seconds'] * 1e6:.3g}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

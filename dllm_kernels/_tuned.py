@@ -1,0 +1,115 @@
+"""What was measured to be best on this machine's GPU, by ``python -m dllm_kernels.tune``: kept where, and valid when.
+
+One file for each kind of GPU, in the folder that the C++ extension is kept in. It names what it was made for: the GPU,
+the versions of torch, Triton and the driver, and a fingerprint of the kernels' sources. Where any of it is another now,
+the file is ignored, which is logged once; so is one that cannot be read, and what it names and nobody would measure.
+
+Environment: DLLM_TUNING=off ignores all such files; DLLM_CACHE names the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from dllm_kernels import _extension, _impl
+
+_DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version"))
+
+
+def switched_off() -> bool:
+    """Whether the environment says to take the tables as they are written.
+
+    Raises:
+        ValueError: DLLM_TUNING is neither on nor off.
+    """
+    said = os.environ.get("DLLM_TUNING", "on").lower()
+    if said not in ("on", "off"):
+        raise ValueError(f"DLLM_TUNING must be on or off, got {said!r}")
+    return said == "off"
+
+
+def read(gpu: str) -> Mapping[str, object]:
+    """What is kept for a kind of GPU, {table: choice}; empty where nothing valid is."""
+    return {} if switched_off() else _read(gpu, path(gpu))
+
+
+def _read(gpu: str, file: Path) -> Mapping[str, object]:
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        kept, choices = found["made_for"], found["choices"]
+        choices = dict(choices)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _impl.log_once(f"the tuning in {file} cannot be read and is ignored: {error!r}")
+        return {}
+    now = made_for(gpu)
+    if other := [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]:
+        _impl.log_once(
+            f"the tuning in {file} was measured with another {', '.join(other)} and is ignored; "
+            "python -m dllm_kernels.tune measures again"
+        )
+        return {}
+    return choices
+
+
+def write(gpu: str, choices: Mapping[str, object], measured: list[dict[str, object]]) -> Path:
+    """Keep choices for a kind of GPU beside those of other tables that are still valid; `measured` says why."""
+    file = path(gpu)
+    document = {"made_for": made_for(gpu), "choices": {**_read(gpu, file), **choices}, "measured": measured}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # written aside and renamed: who reads meanwhile finds the old file or the new one
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as aside:
+        aside.write(json.dumps(document, indent=1) + "\n")
+    os.replace(aside.name, file)
+    return file
+
+
+def path(gpu: str) -> Path:
+    """The file for a kind of GPU.
+
+    Example:
+        >>> path("NVIDIA H200").name
+        'nvidia-h200.json'
+    """
+    return _extension.cache_folder() / "tuning" / (re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json")
+
+
+def made_for(gpu: str) -> dict[str, str]:
+    """What a measurement holds for.
+
+    Example:
+        >>> list(made_for("NVIDIA H200"))
+        ['gpu', 'torch', 'triton', 'driver', 'sources']
+    """
+    versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+    return {"gpu": gpu, **versions, "driver": _driver(), "sources": fingerprint(Path(__file__).parent)}
+
+
+def fingerprint(package: Path) -> str:
+    """A digest of the kernels, their launchers and the tables they are launched by."""
+    digest = hashlib.sha256()
+    for file in sorted([*package.glob("*/triton.py"), package / "philox_triton.py", package / "_tuning.py"]):
+        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _driver() -> str:
+    """The driver's version, as the system tells it."""
+    for file in _DRIVERS:
+        try:
+            text = file.read_text()
+        except OSError:
+            continue
+        number = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+        return number[0] if number else text.strip()
+    return "unknown"

@@ -1,0 +1,144 @@
+"""The static report: what it counts is what the operations' own formulae say, and its file is named a prediction."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import launches, prediction, report, static_report
+from benchmarks.occupancy import occupancy
+from dllm_kernels import _impl
+
+pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_impl.why_not_triton()))
+
+predict = static_report.predict
+H, V = 4096, 126464
+HANDED_ON = 28  # bytes that a row's chunk or tile hands on
+
+
+def test_one_read_of_the_logits():
+    found = predict("gumbel_argmax", rows=1024, vocab=V)
+    results = 1024 * (8 + 4 * 4)
+    assert (found.bytes, found.flops, found.slots) == (1024 * V * 2 + results, 0, 0)
+    assert found.l2_bytes == 2 * 1024 * -(-V // 8192) * HANDED_ON
+
+
+def test_noise_costs_instructions_and_hardly_a_byte():
+    cold, hot = (predict("gumbel_argmax", rows=64, vocab=V, temperature=t) for t in (0.0, 1.0))
+    assert hot.slots == 16 * 64 * V
+    assert 0 < hot.bytes - cold.bytes <= 64 * (3 * 8 + 4) + 4
+
+
+def test_few_rows_read_the_head_once_and_keep_their_logits():
+    found = predict("linear_gumbel_argmax", rows=16, hidden=H, vocab=V)
+    read = 2 * H * (V + 16)
+    assert read <= found.bytes <= read * 1.001 and found.l2_bytes < 2 * 16 * V
+    assert found.flops == 2 * 16 * H * V
+
+
+def test_many_rows_multiply_in_slices_whose_logits_stay_in_cache():
+    found = predict("linear_gumbel_argmax", rows=1024, hidden=H, vocab=V)
+    assert found.flops == 2 * 1024 * H * V
+    assert 2 * H * V <= found.bytes <= 2 * H * V * 1.01
+    assert found.l2_bytes > 2 * 2 * 1024 * V  # written and read
+
+
+@pytest.mark.parametrize("rows", [1024, 4096])
+def test_the_loss_is_three_products(rows):
+    found = predict("linear_cross_entropy", rows=rows, hidden=H, vocab=V)
+    assert found.flops == 6 * rows * H * V
+    assert found.seconds >= found.flops / 989e12
+
+
+def test_the_loss_of_given_logits_reads_and_writes_them_once():
+    found = predict("masked_cross_entropy", rows=1024, vocab=V)
+    assert 2 * 2 * 1024 * V <= found.bytes <= 2 * 2 * 1024 * V * 1.001
+
+
+def test_ceilings_are_arguments():
+    case = dict(rows=1024, vocab=V, temperature=1.0)
+    faster = predict("gumbel_argmax", **case, bytes_per_second=1e15, slots_per_second=1e15)
+    assert faster.seconds < predict("gumbel_argmax", **case).seconds / 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(op="softmax", rows=1, vocab=8),
+        dict(op="gumbel_argmax", rows=1),
+        dict(op="gumbel_argmax", rows=1, hidden=4, vocab=8),
+        dict(op="gumbel_argmax", rows=1, vocab=8, dtype="float64"),
+    ],
+)
+def test_wrong_cases_are_refused(wrong):
+    with pytest.raises(ValueError):
+        predict(wrong.pop("op"), **wrong)
+
+
+def test_a_device_gets_no_launch_for_checks_that_nobody_reads():
+    """Weights and labels are checked where the host sees them; on a device that would be launches for nothing."""
+    call = prediction.CALLS["masked_cross_entropy"][1](rows=64, vocab=V, dtype=torch.bfloat16, noise={})
+    names = [launch.name for launch in launches.record(call)]
+    assert names.count("_row_kernel") == 1 and "bitwise_and" not in names
+
+
+@pytest.mark.parametrize(
+    "needs, programs, bound",
+    [
+        (dict(warps=8, registers=255, shared=0), 1, "registers"),  # 2 warps of 8192 registers in each part
+        (dict(warps=32, registers=32, shared=128), 2, "registers"),
+        (dict(warps=32, registers=33, shared=128), 1, "registers"),  # in steps of 8
+        (dict(warps=4, registers=24, shared=0), 16, "threads"),
+        (dict(warps=1, registers=16, shared=0), 32, "programs"),
+        (dict(warps=8, registers=64, shared=113 * 1024), 2, "shared memory"),  # 2 x (113 + 1) = 228 KiB
+        (dict(warps=8, registers=64, shared=113 * 1024 + 1), 1, "shared memory"),
+    ],
+)
+def test_occupancy(needs, programs, bound):
+    assert occupancy("sm_90", **needs) == (programs, programs * needs["warps"], bound)
+
+
+def command(*arguments, **environment):
+    clean = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | environment
+    words = [sys.executable, "-m", "benchmarks.static_report", *arguments]
+    return subprocess.run(words, cwd=report.machine.ROOT, capture_output=True, text=True, env=clean, timeout=900)
+
+
+def test_the_command(tmp_path):
+    file = tmp_path / "predicted.json"
+    short = ("--op", "position_noise", "--named", "noise of positions, gumbel", "--out", str(file))
+    done = command(*short, "--bytes-per-second", "4e12")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was timed" in done.stdout and "noise_kernel" in done.stdout
+    document = json.loads(file.read_text())
+    (kernel,) = document["kernels"]
+    assert kernel["registers"] > 0 and kernel["spills"] == 0 and kernel["programs_per_multiprocessor"] >= 1
+    assert document["instead_of_data_sheet"] == {"bytes_per_second": 4e12}
+    first, last = document["rows"]
+    # Philox's ten rounds alone are 64 instructions for each position, and all instructions are counted here
+    assert (first["rows"], last["rows"]) == (512, 65536) and last["slots"] > 64 * 65536
+
+
+def test_the_command_under_the_interpreter():
+    done = command("--op", "position_noise", TRITON_INTERPRET="1")
+    assert done.returncode == 1 and "unset it" in done.stderr
+
+
+def test_the_stored_prediction_covers_the_cases_and_looks_like_no_measurement():
+    document = json.loads((report.RESULTS / "predicted-sm_90.json").read_text())
+    assert document["kind"] == "prediction" and "not measured" in document["note"] and "date" not in document
+    keys = ("op", "rows", "hidden", "vocab", "dtype", "temperature")
+    stored = [tuple(row[key] for key in keys) for row in document["rows"]]
+    assert len(set(stored)) == len(stored)
+    wanted = {tuple({"hidden": None, "vocab": None, "temperature": 0.0, **case}[key] for key in keys) for case in CASES}
+    assert wanted == set(stored)
+    assert all(row["seconds"] >= row["bytes"] / document["ceilings"]["bytes"] for row in document["rows"])
+    assert all(not row["spills"] for row in document["kernels"])
+
+
+CASES = list(prediction.cases())
