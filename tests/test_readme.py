@@ -84,7 +84,12 @@ def check_pip(arguments: list[str]) -> None:
             assert re.search(rf"^{name} =", extras, re.MULTILINE), f"there is no extra {name}"
 
 
+def check_bash(arguments: list[str]) -> None:
+    assert (ROOT / arguments[0]).is_file(), f"there is no {arguments[0]}"
+
+
 CHECKS = {
+    "bash": check_bash,
     "make": check_make,
     "python": check_python,
     "pip": check_pip,

@@ -10,8 +10,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import launches, prediction, report, static_report
-from benchmarks.occupancy import occupancy
+from benchmarks import report
+from benchmarks.static_report import __main__ as static_report
+from benchmarks.static_report import launches, prediction
+from benchmarks.static_report.occupancy import occupancy
 from dllm_kernels import _impl
 
 pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_impl.why_not_triton()))

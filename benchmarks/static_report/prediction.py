@@ -4,9 +4,9 @@ A prediction is a bound from below: no launch is faster than the slowest of what
 
     seconds = sum over launches of max(bytes / bandwidth, flops / rate of products, slots / rate of instructions)
 
-with bytes, flops and slots counted from the launches (:mod:`benchmarks.launches`), and ceilings from the data sheet or
-as given. A launch of fewer programs than there are multiprocessors has the instructions of so many of them only.
-Launches follow one another; what they take besides, from the host and in L2, counts nothing.
+with bytes, flops and slots counted from the launches (:mod:`.launches`), and ceilings from the data sheet or as given.
+A launch of fewer programs than there are multiprocessors has the instructions of so many of them only. Launches follow
+one another; what they take besides, from the host and in L2, counts nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import dllm_kernels
-from benchmarks import launches
+from benchmarks.static_report import launches
 
 HEADS = ((768, 50368), (1024, 50368), (4096, 126464), (3584, 152064), (2048, 157184), (1024, 151936))
 
@@ -52,7 +52,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 class Prediction(NamedTuple):
-    """A case, what its launches add up to (:class:`benchmarks.launches.Launch`), and seconds at the ceilings.
+    """A case, what its launches add up to (:class:`.launches.Launch`), and seconds at the ceilings.
 
     `rows` are those of the result, `hidden` the width of hidden states (None for operations on logits), `vocab` the
     tokens. For transfer_tokens `rows` is the batch and `vocab` the window; position_noise has no `vocab`.

@@ -2,8 +2,8 @@
 
     python -m benchmarks.static_report [--target sm_90] [--json] [--out FILE]
 
-Kernels are compiled (:mod:`dllm_kernels.offline`) and their occupancy is bounded (:mod:`benchmarks.occupancy`); times
-are predicted (:mod:`benchmarks.prediction`), so that the first measurement has something to be compared with.
+Kernels are compiled (:mod:`dllm_kernels.offline`) and their occupancy is bounded (:mod:`.occupancy`); times are
+predicted (:mod:`.prediction`), so that the first measurement has something to be compared with.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import machine, report
-from benchmarks.occupancy import occupancy
-from benchmarks.prediction import CALLS, CEILINGS, cases, predict
+from benchmarks.static_report.occupancy import occupancy
+from benchmarks.static_report.prediction import CALLS, CEILINGS, cases, predict
 from dllm_kernels import _impl, _tuned, offline
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.disassembly import Code, disassemble
+from benchmarks.static_report.disassembly import Code, disassemble
 from dllm_kernels import _impl, offline
 
 IN_CACHE = 2**25  # bytes: what a slice of logits is cut to, and what stays in an L2 of 40 or 50 MB
