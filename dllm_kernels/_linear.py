@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# as csrc/linear_gumbel_argmax.cpp passes its arguments: another torch's list would be read beyond its end
+_SCHEMA = "_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -34,6 +38,13 @@ def by_onednn(hidden: Tensor, weight: Tensor) -> bool:
         and platform.machine() in ("x86_64", "AMD64")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and _has_product()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+@functools.cache
+def _has_product() -> bool:
+    """Whether this torch has oneDNN's product with the arguments that are known here."""
+    product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return product is not None and str(product.default._schema) == f"mkldnn::{_SCHEMA}"

@@ -59,7 +59,8 @@ def linear_gumbel_argmax(
         GPU, slices   2^25 + 28 R ceil(V / 8192)
         GPU, top-k/p  max(2^25, 16 V s) and what :func:`gumbel_argmax` takes for its rows
         CPU, slices   (1024 s + 40) S min(R, 512) + 140 R + what the library's products take, and 2^15 T in float32,
-                      for T threads; the slices S are T, but at most V / 10240, at least 1 and at most 8
+                      for T threads; the slices S are T, but at most V / 10240, at least 1 and at most 8; and
+                      40 min(R, 512) for each slice that waits for a lower one whose thread was held up
         CPU, top-k/p  64 V s and what :func:`gumbel_argmax` takes for its rows
 
     besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts.

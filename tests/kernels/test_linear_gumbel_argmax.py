@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dllm_kernels import _impl, gumbel_argmax, linear_gumbel_argmax, philox
+from dllm_kernels import _impl, _linear, gumbel_argmax, linear_gumbel_argmax, philox
 from dllm_kernels._linear import linear
 from dllm_kernels.linear_gumbel_argmax import cpu
 from dllm_kernels.testing import (
@@ -269,6 +269,30 @@ def test_strided_operands(plan):
     assert torch.equal(got.token, expected.token)
     got = linear_gumbel_argmax(given[0], given[1].contiguous(), bias, **noise, impl="cpu")
     assert torch.equal(got.token, expected.token)
+
+
+@cpu_kernel
+def test_product_with_other_arguments_is_not_called(monkeypatch):
+    """C++ passes its arguments by place: a list that a later torch makes longer would be read beyond its end."""
+    head = make_head(16, 24, 5000)
+    expected = gumbel_argmax(F.linear(*head), impl="cpu")
+    monkeypatch.setattr(_linear, "_SCHEMA", "_linear_pointwise(Tensor X, Tensor W) -> Tensor Y")
+    _linear._has_product.cache_clear()
+    try:
+        assert not _linear.by_onednn(*head[:2])
+        assert torch.equal(linear_gumbel_argmax(*head, impl="cpu").token, expected.token)
+    finally:
+        _linear._has_product.cache_clear()
+
+
+@cpu_kernel
+def test_error_in_a_worker_thread_reaches_the_caller(plan):
+    """And leaves no thread behind: the next call is as before."""
+    hidden, weight, bias = make_head(16, 24, 5000)
+    expected = linear_gumbel_argmax(hidden, weight, bias, impl="cpu")
+    with pytest.raises(RuntimeError):  # nobody but the API checks the bias
+        cpu.linear_gumbel_argmax(hidden, weight, bias[:3000])
+    assert same_bits(linear_gumbel_argmax(hidden, weight, bias, impl="cpu"), expected)
 
 
 # memory and syncs
