@@ -2,7 +2,8 @@
 
 Of training: like a graph it works on the addresses of the time of the capture: the weights' memory of then and the
 gradient buffers of then, whatever the weights have become, and its results lie in one place, which every replay
-overwrites. Of sampling: like a graph it keeps no model alive, and it notes where a step would wait for a device.
+overwrites. Of sampling: like a graph it keeps no model alive, and it notes where a step would wait for a device, what
+memory of others it would read, and what of its own others could read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import inspect
 import weakref
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dllm.fast import graphs
 from dllm.fast.head import HeadTap
@@ -60,16 +63,50 @@ def install(monkeypatch) -> StandIn:
     return stand_in
 
 
+class CaptureWatch(TorchDispatchMode):
+    """What a graph would hold on to: memory that it reads and did not make (`foreign`, by operator), besides that of
+    the `known` tensors, and memory that it made, which its next replay overwrites."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in known}
+        self.made, self.foreign = weakref.WeakValueDictionary(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                place = id(tensor.untyped_storage())
+                if place not in self.known and place not in self.made:
+                    self.foreign.append(str(func))
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in self.known:
+                self.made[id(tensor.untyped_storage())] = tensor.untyped_storage()
+        return out
+
+    def overwrite(self):
+        """What is left of what was made: as bytes of which no number can be made. How many there were."""
+        left = list(self.made.values())
+        for storage in left:
+            torch.empty(0, dtype=torch.uint8).set_(storage).fill_(255)
+        return len(left)
+
+
 class Sampling:
-    """What was captured of denoising loops, one (passes, count) for each graph, and the counts of all replays."""
+    """What was captured of denoising loops, one (passes, count) for each graph, and the counts of all replays.
+
+    waited: what waited for a device in a replay. foreign: what a graph would read that is neither a weight nor of its
+    state or cache. left: how much that was made in captures was there afterwards.
+    """
 
     def __init__(self):
-        self.captured, self.replayed, self.waited = [], [], []
+        self.captured, self.replayed, self.waited, self.foreign, self.left = [], [], [], [], 0
 
     def record(self, run, device, pool):
         step, count = run.args
         tap, *rest, passes = step.args
         model, kind, run_step = weakref.ref(tap.model), tap.kind, step.func
+        self._watch(run, tap.model, *rest)
         self.captured.append((passes, count))
 
         def replay():
@@ -82,6 +119,17 @@ class Sampling:
             self.replayed.append(count)
 
         return replay
+
+    def _watch(self, run, model, state, policy, clock, cache):
+        """Run it as a capture does, and undo what a capture would not do."""
+        memory = [*state.tensors().values(), *(cache.memory if cache is not None else ())]
+        before = [tensor.clone() for tensor in memory]
+        with CaptureWatch([*memory, *model.parameters(), *model.buffers()]) as watch:
+            run()
+        for tensor, value in zip(memory, before, strict=True):
+            tensor.copy_(value)
+        self.foreign.extend(watch.foreign)
+        self.left += watch.overwrite()
 
 
 def install_sampling(monkeypatch, size: int = 3) -> Sampling:

@@ -66,8 +66,8 @@ class KeyValueCache:
             self.keys.append(torch.zeros(rows, heads, columns + 1, key_size, dtype=key_dtype, device=device))
             self.values.append(torch.zeros(rows, heads, columns + 1, value_size, dtype=value_dtype, device=device))
         self.before = None if before is None else torch.zeros(rows, before[0], dtype=before[1], device=device)
-        self._row = self._column = torch.zeros(0, dtype=torch.int64, device=device)
-        self._seen: int | None = None
+        self._nowhere = torch.zeros(0, 0, dtype=torch.int64, device=device)
+        self.unaim()
 
     @property
     def kind(self) -> tuple:
@@ -103,6 +103,11 @@ class KeyValueCache:
                 f"a cache of {self.rows} rows of {self.columns} columns cannot hold {len(row)} rows of {seen}"
             )
         self._row, self._column, self._seen = row[:, None], column, seen
+
+    def unaim(self) -> None:
+        """No forward comes next. What one was aimed by may lie in memory of a CUDA graph, to be freed with it."""
+        self._row, self._column = self._nowhere, self._nowhere
+        self._seen: int | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -26,7 +27,7 @@ from torch import nn
 
 from dllm.fast.cache import KeyValueCache
 from dllm.fast.denoise import Clock, Policy, State, denoise_step
-from dllm.fast.head import HeadTap
+from dllm.fast.head import HeadTap, around_forward, configuration
 from dllm.fast.passes import Pass
 
 MAX_GRAPHS = 8  # buckets
@@ -45,13 +46,25 @@ _log = logging.getLogger("dllm.fast")
 WARM_UPS = 2
 
 
+# One thread at a time is capturing: captures share a stream, on which another one's warm-up would be captured too, and
+# a switch of the process, that of the sync-debug mode.
+_capturing = threading.RLock()
+
+
 class CaptureError(RuntimeError):
-    """A step could not be captured as a CUDA graph."""
+    """A step could not be captured as a CUDA graph.
+
+    broken: whether CUDA broke off a capture, from which torch's pool of memory does not recover.
+    """
+
+    broken = False
 
     @classmethod
-    def because(cls, error: Exception) -> CaptureError:
+    def because(cls, error: BaseException, broken: bool = False) -> CaptureError:
         """Of another error, by its first line."""
-        return cls(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        made = cls(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        made.broken = broken
+        return made
 
 
 @dataclass(eq=False)
@@ -61,10 +74,12 @@ class Pool:
 
     handle: torch's.
     bytes: what it holds.
+    broken: whether a capture into it was broken off: for torch that is still going on, and no other may begin.
     """
 
     handle: object
     bytes: int = 0
+    broken: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -120,14 +135,31 @@ def capture(step: Callable[[], None], count: int, state: State, pool: Pool) -> C
     device = state.tokens.device
     for _ in range(WARM_UPS):
         warm_up(functools.partial(_without_effect, step, state), device)
-    replay = record(functools.partial(_repeat, step, count), device, pool.handle)
+    try:
+        replay = record(functools.partial(_repeat, step, count), device, pool.handle)
+    except BaseException as error:
+        pool.broken = getattr(error, "broken", True)
+        raise
     pool.bytes = bytes_of(pool.handle, device)
     return replay
 
 
 def _repeat(step: Callable[[], None], count: int) -> None:
-    for _ in range(count):
-        step()
+    with _own_casts():
+        for _ in range(count):
+            step()
+
+
+@contextmanager
+def _own_casts() -> Iterator[None]:
+    """Autocast keeps its casts of weights until its outermost context is left. A graph casts for itself: those of
+    others are gone by its next replay, and older than weights that have changed; nor does it leave its own to others,
+    in memory that its next replay overwrites."""
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 def _without_effect(step: Callable[[], None], state: State) -> None:
@@ -135,7 +167,8 @@ def _without_effect(step: Callable[[], None], state: State) -> None:
     block = state.block.clone()
     try:
         state.block.copy_(state.blocks)
-        step()
+        with _own_casts():  # made on another stream than the caller's
+            step()
     finally:
         state.block.copy_(block)
 
@@ -157,14 +190,16 @@ class GraphCache:
         self._steps: OrderedDict[Hashable, CapturedSteps] = OrderedDict()
         # torch refuses to use a pool again of which no graph is left, so nobody but the captured steps keeps it
         self._pools: weakref.WeakValueDictionary[tuple[torch.device, int], Pool] = weakref.WeakValueDictionary()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def clear(self) -> None:
         """Forget all captured steps and free their memory."""
-        self._steps.clear()
-        self._pools.clear()
+        with self._lock:
+            self._steps.clear()
+            self._pools.clear()
 
     def steps_for(
         self, tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | None = None, reach: int = 0
@@ -174,31 +209,37 @@ class GraphCache:
         `cache` and `reach` are what :func:`denoise_step` and :func:`dllm.fast.passes.plan` are given besides.
 
         Raises:
-            CaptureError: another call is using them.
+            CaptureError: another call is using them, or not all weights lie on the state's device.
         """
-        self._drop(lambda steps: steps.model() is None)
         place = state.tokens.device, stream_of(state.tokens.device)
+        _check_one_device(tap.model, place[0])
         key = place, bucket(tap, state, policy, cache, reach)
-        steps = self._steps.get(key)
-        if steps is not None and steps.busy:
-            raise CaptureError("another call is using the captured step of this shape")
-        if steps is None:
-            while len(self._steps) >= self.size:
-                self._steps.popitem(last=False)
-            steps = self._steps[key] = CapturedSteps(state.copy(), weakref.ref(tap.model), self._pool(*place))
-        else:
+        with self._lock:
+            self._drop(lambda steps: steps.model() is None or steps.pool.broken)
+            steps = self._steps.get(key)
+            if steps is not None and steps.busy:
+                raise CaptureError("another call is using the captured step of this shape")
+            if steps is None:
+                while len(self._steps) >= self.size:
+                    self._steps.popitem(last=False)
+                steps = self._steps[key] = CapturedSteps(state.copy(), weakref.ref(tap.model), self._pool(*place))
+            self._steps.move_to_end(key)
+            steps.busy = True
+        try:
             steps.load(state)
-        self._steps.move_to_end(key)
-        steps.busy = True
+        except BaseException:
+            steps.busy = False
+            raise
         return steps
 
     def forget(self, steps: CapturedSteps) -> None:
         """Do not serve them again."""
-        self._drop(lambda kept: kept is steps)
+        with self._lock:
+            self._drop(lambda kept: kept is steps)
 
     def _pool(self, device: torch.device, stream: int) -> Pool:
         pool = self._pools.get((device, stream))
-        if pool is not None and pool.bytes > self.share * memory_of(device):
+        if pool is not None and (pool.broken or pool.bytes > self.share * memory_of(device)):
             self._drop(lambda steps: steps.pool is pool)
             pool = None
         if pool is None:
@@ -235,13 +276,42 @@ def bucket(tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | No
     """What captured steps depend on besides the contents of their state: of a cache, on its memory."""
     shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in state.tensors().items())
     memory = () if cache is None else (cache.kind, *(t.data_ptr() for t in cache.memory))
-    return id(tap.head), tap.kind, policy, shapes, memory, reach, circumstances(tap.model, state.tokens.device)
+    around = settings(tap.model), circumstances(tap.model, state.tokens.device)
+    return id(tap.head), tap.kind, policy, shapes, memory, reach, around
+
+
+def settings(model: nn.Module) -> Hashable:
+    """What a forward may read besides tensors: the modules' own numbers, names and switches (which adapters are active
+    and how much they count), hooks, and the configuration."""
+    modules = tuple((around_forward(module), _plain(vars(module))) for module in model.modules())
+    return hash(modules), configuration(model)
+
+
+def _plain(value: object) -> Hashable:
+    """A number or text, or what is made of them; of anything else, nothing."""
+    if isinstance(value, dict):
+        return frozenset((_plain(name), _plain(part)) for name, part in value.items())  # bypassing a head reorders
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def _check_one_device(model: nn.Module, device: torch.device) -> None:
+    """What runs on another device, or is fetched from there for each forward, is not captured.
+
+    Raises:
+        CaptureError: weights lie elsewhere.
+    """
+    elsewhere = sorted({str(p.device) for p in model.parameters()} - {str(device)})
+    if elsewhere:
+        raise CaptureError(f"not all weights lie on {device}, some lie on {' and '.join(elsewhere)}")
 
 
 def circumstances(model: nn.Module, device: torch.device) -> Hashable:
     """What a captured forward of a model depends on besides its inputs."""
-    weights = tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
-    settings = (
+    # an address may have been that of other weights, of another dtype
+    weights = tuple((t.data_ptr(), t.dtype, t.shape) for t in (*model.parameters(), *model.buffers()))
+    modes = (
         getattr(getattr(model, "config", None), "_attn_implementation", None),
         torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
         torch.get_float32_matmul_precision(),
@@ -249,7 +319,7 @@ def circumstances(model: nn.Module, device: torch.device) -> Hashable:
         tuple(module.training for module in model.modules()),
         str(device),
     )
-    return id(model), hash(weights), settings
+    return id(model), hash(weights), modes
 
 
 def warm_up(run: Callable[[], None], device: torch.device) -> None:
@@ -260,7 +330,7 @@ def warm_up(run: Callable[[], None], device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise CaptureError(f"no CUDA graphs on {device.type}")
-    with torch.cuda.device(device):
+    with _capturing, torch.cuda.device(device):
         side, current = _side_stream(device), torch.cuda.current_stream()
         side.wait_stream(current)
         try:
@@ -277,12 +347,13 @@ def record(run: Callable[[], None], device: torch.device, pool: object) -> Calla
 
     What waits for the device is refused before CUDA sees it, for that would break off the capture, and torch does not
     recover from a broken one: it leaves its stream current and its random generator in the middle of a capture. From
-    whatever breaks a capture all the same, both are brought back here.
+    whatever breaks a capture all the same, both are brought back here. A capture that ends in order, whatever was
+    raised within, leaves nothing behind.
 
     Raises:
         CaptureError: with the reason.
     """
-    with torch.cuda.device(device):
+    with _capturing, torch.cuda.device(device):
         graph, side, failure = torch.cuda.CUDAGraph(), _side_stream(device), None
         random = torch.cuda.get_rng_state(device)
         try:
@@ -292,18 +363,24 @@ def record(run: Callable[[], None], device: torch.device, pool: object) -> Calla
                     try:
                         with _waiting_refused():
                             run()
-                    except Exception as error:  # known better than what the end of a broken capture says
+                    except BaseException as error:  # known better than what the end of a broken capture says
                         failure = error
                         raise
-        except Exception as error:
-            _renew_generator(device, random)
-            raise CaptureError.because(failure or error) from (failure or error)
+        except BaseException as error:
+            broken = error is not failure
+            if broken:
+                _renew_generator(device, random)
+            reason = failure or error
+            if not isinstance(reason, Exception):  # somebody pressed Ctrl-C
+                raise reason from None
+            raise CaptureError.because(reason, broken) from reason
     return graph.replay
 
 
 @contextmanager
 def _waiting_refused() -> Iterator[None]:
-    """Within this context torch raises an error where it would wait for the device."""
+    """Within this context torch raises an error where it would wait for the device. It does in every thread: the mode
+    is the process's, so one that waits for a device while another captures is told so, too."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

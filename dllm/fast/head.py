@@ -162,18 +162,22 @@ def _is_plain_linear(head: nn.Module) -> bool:
     )
 
 
-def _around_forward(module: nn.Module) -> tuple:
+def around_forward(module: nn.Module) -> tuple:
     """What an instance carries around its forward; torch numbers hooks and never reuses a number."""
     return id(module.__dict__.get("forward")), tuple(module._forward_hooks), tuple(module._forward_pre_hooks)
+
+
+def configuration(model: nn.Module) -> str:
+    """What a model's configuration says now."""
+    config = getattr(model, "config", None)
+    return config.to_json_string() if hasattr(config, "to_json_string") else repr(config)
 
 
 def _inspect(model: nn.Module, head: nn.Module, example: Tensor) -> str:
     """The kind of the head, found once per model and state of its head, hooks and configuration."""
     with _alone(head), undeferred(head):
         plain = _is_plain_linear(head)
-        config = getattr(model, "config", None)
-        settings = config.to_json_string() if hasattr(config, "to_json_string") else repr(config)
-        state = (id(head), plain, *_around_forward(head), *_around_forward(model), settings)
+        state = (id(head), plain, *around_forward(head), *around_forward(model), configuration(model))
         known = _inspected.get(model)
         if known is not None and known[0] == state:
             return known[1]

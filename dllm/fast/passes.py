@@ -147,6 +147,8 @@ def _window(
             cache.note_before(hidden, begin.repeat(count), (now.active & (state.step == 0))[row].repeat(count))
         else:
             hidden, origin = cache.with_before(hidden), origin - 1
+    if cache is not None:
+        cache.unaim()
     return list(hidden.chunk(count)), row, origin
 
 

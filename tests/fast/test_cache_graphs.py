@@ -15,7 +15,7 @@ def stand_in(monkeypatch, one_thread):
     """Graph mode on the CPU."""
     made = graph_stand_in.install_sampling(monkeypatch)
     yield made
-    assert not made.waited
+    assert not made.waited and not made.foreign and made.left == 0
 
 
 CALLS = {

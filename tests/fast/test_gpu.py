@@ -176,6 +176,32 @@ def test_early_stop_and_padding():
         assert torch.equal(alone[0, real.shape[1] :], eager[row, 6:])
 
 
+def test_autocast():
+    """A graph neither reads casts that others made of the weights nor leaves its own to them."""
+    model, prompt = tiny("bert").cuda(), prompts(2, 8)
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            graphed = [generate(model, prompt, cuda_graph=True, **ARGUMENTS) for _ in range(2)]
+            eager = generate(model, prompt, cuda_graph=False, **ARGUMENTS)
+        assert torch.equal(graphed[0], eager) and torch.equal(graphed[1], eager)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(-1)
+    assert len(graphs.CACHE) == 1
+
+
+def test_a_capture_that_is_refused_leaves_the_others():
+    """A model that waits for the device, between captures of one that does not, into the same pool."""
+    good, bad, stream = tiny("bert").cuda(), tiny("bert", 1).cuda(), torch.cuda.current_stream()
+    generate(good, prompts(1, 8), cuda_graph=True, **ARGUMENTS)
+    bad.bert.register_forward_hook(lambda module, given, output: print(float(output[0].sum())))
+    assert "cannot be captured" in generate(bad, prompts(1, 8), return_stats=True, **ARGUMENTS)[1].note
+    assert len(graphs.CACHE) == 1 and torch.cuda.current_stream() == stream
+    for columns in (8, 9):
+        eager = generate(good, prompts(1, columns), cuda_graph=False, **ARGUMENTS)
+        assert torch.equal(generate(good, prompts(1, columns), cuda_graph=True, **ARGUMENTS), eager)
+    assert len(graphs.CACHE) == 2
+
+
 def test_clock_measures_events():
     clock = Clock(torch.device("cuda", torch.cuda.current_device()), on=True)
     clock.start()

@@ -4,6 +4,7 @@ runs the step on the captured memory, so that a state not carried over, not rese
 import contextlib
 import gc
 import itertools
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,9 @@ def prompts(rows, columns, seed=0):
 @pytest.fixture
 def stand_in(monkeypatch, one_thread):
     """Graph mode on the CPU."""
-    return graph_stand_in.install_sampling(monkeypatch)
+    made = graph_stand_in.install_sampling(monkeypatch)
+    yield made
+    assert not made.foreign and made.left == 0
 
 
 @pytest.fixture
@@ -255,6 +258,100 @@ def test_what_makes_a_new_bucket(captures):
         call(True)  # other memory: never stale
     model.train()
     call(True)
+    norm = model.bert.encoder.layer[0].output.LayerNorm
+    norm.eps = 0.5  # what a forward reads in Python, as adapters do that are switched off
+    call(True)
+    call(False)
+    hook = norm.register_forward_hook(lambda module, given, output: -output)
+    call(True)
+    hook.remove()
+    call(False)
+    model.config.cap = 3.0
+    call(True)
+
+
+def test_weights_of_another_dtype_at_the_same_place():
+    """What a model was given before, it may be given again: bfloat16, float32, then float16."""
+    model, device = tiny("bert").bfloat16(), torch.device("cpu")
+    before = graphs.circumstances(model, device)
+    assert graphs.circumstances(model, device) == before
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.is_floating_point():
+            weight.data = weight.data.view(torch.float16)
+    assert graphs.circumstances(model, device) != before
+
+
+def test_weights_elsewhere(captures, caplog):
+    """A model that is spread over devices, or fetched for each forward, is not captured: CUDA would break it off."""
+    model, prompt = tiny("bert"), prompts(1, 5)
+    model.spare = torch.nn.Parameter(torch.empty(2, device="meta"))
+    assert generate(model, prompt, return_stats=True, **ARGUMENTS)[1].note.endswith(
+        "not all weights lie on cpu, some lie on meta"
+    )
+    assert "some lie on meta" in caplog.text and not captures
+    with pytest.raises(RuntimeError, match="cuda_graph=True, but the step cannot be captured: not all weights lie on"):
+        generate(model, prompt, cuda_graph=True, **ARGUMENTS)
+
+
+def test_threads_take_turns_at_a_captured_step(captures, monkeypatch):
+    """While one has claimed it and is loading its state, another finds it busy."""
+    model, prompt, found = tiny("bert"), prompts(2, 5), []
+    expected = [
+        generate(model, prompt, cuda_graph=False, **ARGUMENTS | dict(seed=seed, temperature=1.0)) for seed in (1, 2)
+    ]
+    generate(model, prompt, temperature=1.0, **ARGUMENTS)
+    load = graphs.CapturedSteps.load
+
+    def call(seed):
+        options = ARGUMENTS | dict(seed=seed, temperature=1.0, return_stats=True)
+        found.append((seed, *generate(model, prompt, **options)))
+
+    def slowly(steps, state):
+        load(steps, state)
+        if not found and threading.current_thread() is threading.main_thread():
+            other = threading.Thread(target=call, args=(2,))
+            other.start()
+            other.join()
+
+    monkeypatch.setattr(graphs.CapturedSteps, "load", slowly)
+    call(1)
+    assert [(seed, stats.mode) for seed, _, stats in found] == [(2, "eager"), (1, "graph")]
+    assert all(torch.equal(out, expected[seed - 1]) for seed, out, _ in found)
+
+
+def test_a_load_that_fails_frees_the_captured_step(captures, monkeypatch):
+    model, prompt = tiny("bert"), prompts(2, 5)
+    generate(model, prompt, **ARGUMENTS)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+
+        def interrupted(steps, state):
+            raise KeyboardInterrupt
+
+        patched.setattr(graphs.CapturedSteps, "load", interrupted)
+        generate(model, prompt, **ARGUMENTS)
+    assert generate(model, prompt, return_stats=True, **ARGUMENTS)[1].mode == "graph"
+
+
+@pytest.mark.parametrize("error", [graphs.CaptureError.because(RuntimeError("broken off"), True), KeyboardInterrupt()])
+def test_a_pool_into_which_a_capture_was_broken_off(stand_in, monkeypatch, error):
+    """torch takes that capture for still going on, and refuses another into the same pool: no graph of it is kept."""
+    handles, model = iter(range(9)), tiny("bert")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+
+    def call(columns):
+        generate(model, prompts(1, columns), **ARGUMENTS)
+        return [steps.pool.handle for steps in graphs.CACHE._steps.values()]
+
+    def broken(*arguments):
+        raise error
+
+    assert call(4) == [0] and call(5) == [0, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(graphs, "record", broken)
+        with contextlib.suppress(KeyboardInterrupt):
+            call(6)
+    captured = len(stand_in.captured)
+    assert call(6) == [1] and call(5) == [1, 1] and len(stand_in.captured) == captured + 2
 
 
 def test_weights_replaced_between_calls_are_used(captures):
@@ -266,6 +363,19 @@ def test_weights_replaced_between_calls_are_used(captures):
     after = generate(model, prompt, **ARGUMENTS)
     assert torch.equal(after, generate(model, prompt, cuda_graph=False, **ARGUMENTS))
     assert not torch.equal(before, after)
+
+
+def test_autocast(stand_in):
+    """It keeps its casts of weights until its context is left. A graph may not read those, for then they are gone, nor
+    may anybody else read a graph's; and weights that change in place are cast anew."""
+    model, prompt = tiny("bert"), prompts(2, 5)
+    options = dict(ARGUMENTS, temperature=0.5)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(generate(model, prompt, **options), generate(model, prompt, cuda_graph=False, **options))
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(-1)
+    assert len(stand_in.captured) == 1
 
 
 def test_the_cache_is_bounded_and_forgets_dead_models(captures):
@@ -394,11 +504,46 @@ def test_a_recording_that_fails(monkeypatch, broken):
 
     with pytest.raises(graphs.CaptureError, match=r"^RuntimeError: called a synchronizing CUDA operation$"):
         graphs.record(wait, torch.device("cuda", 0), "pool")
-    assert device.mode == 0 and device.stream_in_use == "main" and device.done[-1] == ("renewed", "state")
+    assert device.mode == 0 and device.stream_in_use == "main"
+    assert (device.done[-1] == ("renewed", "state")) == broken  # one that ends in order leaves graphs of before alone
     device.broken = True  # torch may find out only at the end
-    with pytest.raises(graphs.CaptureError, match="previous error during capture"):
+    with pytest.raises(graphs.CaptureError, match="previous error during capture") as found:
         graphs.record(lambda: None, torch.device("cuda", 0), "pool")
-    assert device.stream_in_use == "main"
+    assert device.stream_in_use == "main" and found.value.broken
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_recording_that_is_interrupted(monkeypatch, broken):
+    device = Device().install(monkeypatch)
+
+    def stop():
+        device.broken = broken
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        graphs.record(stop, torch.device("cuda", 0), "pool")
+    assert device.mode == 0 and device.stream_in_use == "main"
+    assert (device.done[-1] == ("renewed", "state")) == broken
+
+
+def test_threads_take_turns_at_recording(monkeypatch):
+    """Else the mode of the first would be found, and brought back, by the second."""
+    device, order = Device().install(monkeypatch), []
+    cuda = torch.device("cuda", 0)
+
+    def inner():
+        graphs.record(lambda: order.append("inner"), cuda, "pool")
+
+    other = threading.Thread(target=inner)
+
+    def outer():
+        other.start()
+        other.join(0.2)
+        order.append("outer")
+
+    graphs.record(outer, cuda, "pool")
+    other.join()
+    assert order == ["outer", "inner"] and device.mode == 0 and device.stream_in_use == "main"
 
 
 def test_no_warm_up_without_a_gpu():
