@@ -201,9 +201,13 @@ def sampler_in_words(sampler: str, options: dict, approximate: bool) -> str:
 
 def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
     """A line for each task and way to sample of a quality row."""
+    settings = row["settings"]
+    what = "" if settings["model"] == "shipped" else f", {settings['model']}"
+    if settings["block_length"] != settings["gen_length"]:
+        what += f", blocks of {settings['block_length']}"
     return [
         [
-            f"{result['questions']} {result['task']}",
+            f"{result['questions']} {result['task']}{what}",
             way_to_sample(result),
             f"{result['accuracy']:.1%}",
             "{:.1%} to {:.1%}".format(*result["interval_95"]),
