@@ -27,16 +27,42 @@ def is_flash(model: nn.Module) -> bool:
     return "flash" in (attention_of(model) or "")
 
 
-def check_attention(model: nn.Module, *, block_causal: int | None, cache: str | None, padded: bool) -> None:
+def window_of(model: nn.Module) -> int | None:
+    """How far a position of the model sees in some of its layers, in columns; None where every layer sees all.
+
+    Example:
+        >>> from transformers import MistralConfig, MistralForCausalLM
+        >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=8)
+        >>> window_of(MistralForCausalLM(MistralConfig(**size, sliding_window=16)))
+        16
+    """
+    config = getattr(model, "config", None)
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention",)  # where layers are all of one kind
+    return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+
+
+def check_attention(
+    model: nn.Module, *, block_causal: int | None, cache: str | None, padded: bool, columns: int
+) -> None:
     """Check that the model's attention can be told what a call needs.
 
     Args:
         block_causal, cache: as :class:`dllm.fast.denoise.Policy` has them.
         padded: whether rows are of different lengths.
+        columns: of the longest row.
 
     Raises:
-        ValueError: it needs a mask of four dimensions, and the attention takes none.
+        ValueError: it needs a mask of four dimensions, and the attention takes none, or would see by it what the model
+            was not trained to see.
     """
+    if block_causal is None and cache is None:
+        return
+    if (window := window_of(model)) is not None and columns > window:
+        raise ValueError(
+            "beside a cache, and where blocks see no later one, a mask of four dimensions replaces sliding windows, so "
+            f"rows of {type(model).__name__}, some of whose layers see at most {window} columns, must be no longer; "
+            f"got rows of {columns}"
+        )
     if not is_flash(model):
         return
     name = attention_of(model)
@@ -45,7 +71,7 @@ def check_attention(model: nn.Module, *, block_causal: int | None, cache: str | 
         raise ValueError(
             f"blocks that see no later one need a mask of four dimensions, and {name} takes none: {instead}"
         )
-    if cache is not None and padded:
+    if padded:
         raise ValueError(
             f"beside a {cache} cache rows must be of one length under {name}, which takes no mask over kept keys: "
             f"{instead}; got rows of different lengths"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.attention import is_flash
+from dllm.fast.attention import attention_of, is_flash
 from dllm.fast.deferred import undeferred
 from dllm.fast.head import HeadTap
 
@@ -244,7 +244,13 @@ def settings_of(model: nn.Module) -> tuple:
     weight = next(model.parameters())
     autocast = torch.is_autocast_enabled(weight.device.type) and torch.get_autocast_dtype(weight.device.type)
     hooks = tuple(tuple(module._forward_pre_hooks) for module in model.modules())
-    return getattr(model.config, "_attn_implementation", None), weight.dtype, str(weight.device), autocast, hooks
+    return attention_of(model), weight.dtype, str(weight.device), autocast, hooks, _checkpoints(model)
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    """Whether layers compute their activations twice: those of transformers then drop `past_key_values`, with a word in
+    the log."""
+    return any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 class _Recorder:
@@ -289,7 +295,10 @@ def _inspect(tap: HeadTap) -> tuple[tuple[Layout, tuple[int, torch.dtype]], bool
         raise ValueError(f"{name} keeps no cache that could be served: {reason}") from error
     indices = [index for index, _ in recorder.layers]
     if not indices:
-        raise ValueError(f"{name} keeps no cache: no attention layer of it hands keys and values to past_key_values")
+        why = "; gradient checkpointing is on, and drops it until eval() is called" if _checkpoints(tap.model) else ""
+        raise ValueError(
+            f"{name} keeps no cache: no attention layer of it hands keys and values to past_key_values{why}"
+        )
     if indices != list(range(len(indices))):
         raise ValueError(
             "every attention layer must hand its keys and values to past_key_values once, in order; "

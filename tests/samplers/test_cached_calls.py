@@ -1,9 +1,11 @@
 """What a cached call is given and leaves: stops, texts to fill, batches, memory, compiled models, wrong input."""
 
+import copy
 import functools
 
 import pytest
 import torch
+import transformers
 
 from dllm.core import samplers
 from dllm.core.schedulers import LinearAlphaScheduler
@@ -218,7 +220,57 @@ def test_a_step_waits_for_nothing(name, monkeypatch):
 def test_a_model_that_keeps_no_cache(name, device):
     model = tiny("modernbert").to(device)
     with pytest.raises(ValueError, match=r"past_key_values|keeps no cache"):
-        call(name, model, [[7, 8]])
+        call(name, model, [[7, 8]], max_new_tokens=4)  # as many as its window has
+
+
+@pytest.mark.parametrize("name", ["bd3lm", "dual", "prefix, shifted"])
+def test_gradient_checkpointing_drops_the_cache(name):
+    """transformers then hands layers no `past_key_values`, though only while the model trains."""
+    model, rows = copy.deepcopy(causal_model()), prompts(causal_model(), (5, 5))
+    expected = call(name, model, rows)
+    model.gradient_checkpointing_enable()
+    assert torch.equal(call(name, model, rows), expected)
+    model.train()
+    with pytest.raises(ValueError, match=r"keeps no cache.*eval\(\)"):
+        call(name, model, rows)
+    assert torch.equal(call(name, model.eval(), rows), expected)
+
+
+class Bare(torch.nn.Module):
+    """A model without a configuration around another."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def get_output_embeddings(self):
+        return self.model.get_output_embeddings()
+
+    def forward(self, **given):
+        return self.model(**given)
+
+
+@every_cache
+def test_a_model_without_a_configuration(name):
+    model = causal_model()
+    assert torch.equal(call(name, Bare(model), prompts(model), seed=1), call(name, model, prompts(model), seed=1))
+
+
+@pytest.mark.parametrize("name, changed", [("bd3lm", {}), ("bd3lm", dict(cache=False)), ("dual", {})])
+@pytest.mark.parametrize("kind, window", [("Mistral", 24), ("Mistral", None), ("Gemma3Text", 24)])
+def test_a_mask_would_replace_a_sliding_window(kind, window, name, changed):
+    """Rows that fit a window lose nothing to a mask of four dimensions; longer ones would see more than the model was
+    trained to."""
+    size = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, head_dim=8)
+    size |= dict(vocab_size=97, num_key_value_heads=2, max_position_embeddings=64, sliding_window=window)
+    config = getattr(transformers, f"{kind}Config")(**size)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    assert call(name, model, [[7, 8, 9, 10]], **changed).shape == (1, 24)
+    if window is None:
+        assert call(name, model, [[7, 8, 9, 10, 11]], **changed).shape == (1, 25)
+        return
+    with pytest.raises(ValueError, match=r"see at most 24 .*got rows of 25"):
+        call(name, model, [[7, 8, 9, 10, 11]], **changed)
 
 
 BAD = [

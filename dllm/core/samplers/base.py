@@ -284,7 +284,8 @@ class BaseSampler(ABC):
             begin_suppress=canvas.lookup(begin_suppress, model),
         )
         padded = bool((length < tokens.shape[1]).any())
-        check_attention(model, block_causal=policy.block_causal, cache=policy.cache, padded=padded)
+        needs = dict(block_causal=policy.block_causal, cache=policy.cache, padded=padded, columns=tokens.shape[1])
+        check_attention(model, **needs)
         _impl.choose(config.impl, device)
         return self._run(work, masked, policy, config, on_step, began, eos_id if ends else None)
 
