@@ -245,6 +245,26 @@ def test_models_that_cannot(lost, why, attention):
     assert torch.equal(got.sequences, expected) and got.stats.note.endswith(f"with their padding, because {why}")
 
 
+class Distances(Other):
+    """A model that minds how far positions are from each other, to the last bit, and not where a row begins."""
+
+    def forward(self, input_ids, cu_seq_lens_q=None, **given):
+        if cu_seq_lens_q is not None:
+            position, starts = given["position_ids"], cu_seq_lens_q[:-1].long()
+            origin = position[0, starts].repeat_interleave(cu_seq_lens_q.diff())
+            given |= dict(position_ids=position - origin, cu_seq_lens_q=cu_seq_lens_q)
+        return self.model(input_ids=input_ids, **given)
+
+
+def test_a_model_that_minds_distances(attention):
+    """Rotary embeddings are of this kind, but for rounding."""
+    model = causal_model()
+    rows = prompts(model, LENGTHS)
+    expected = call("mdlm", model, rows)
+    got = call("mdlm", Distances(attention(model, FLASH)), rows, return_dict=True)
+    assert torch.equal(got.sequences, expected) and "without their padding" in got.stats.note
+
+
 # what flash attention cannot be told
 
 
