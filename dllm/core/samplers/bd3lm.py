@@ -50,7 +50,8 @@ class BD3LMSampler(MDLMSampler):
             model of transformers that :func:`dllm.models.bidirectional` has opened.
 
     Raises:
-        ValueError: from `sample` and `infill`, beside those of the settings: the model keeps no cache.
+        ValueError: from `sample` and `infill`, beside those of the settings: the model keeps no cache, or has a
+            sliding window that is narrower than a row.
 
     Source: BD3-LM (arXiv:2503.09573), as dLLM 0.1 has it.
 

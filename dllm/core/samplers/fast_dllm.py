@@ -67,7 +67,8 @@ class FastDLLMSampler(BaseSampler):
         model: as :class:`BD3LMSampler` takes it, but trained to see all positions.
 
     Raises:
-        ValueError: from `sample` and `infill`, beside those of the settings: the model keeps no cache.
+        ValueError: from `sample` and `infill`, beside those of the settings: the model keeps no cache, or has a
+            sliding window that is narrower than a row.
 
     Source: Fast-dLLM (arXiv:2505.22618).
 
