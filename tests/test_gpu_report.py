@@ -213,6 +213,19 @@ class TestMeasuring:
         wanted = [f"{call.program} --fails: {why}" for call, why in zip(calls, reasons, strict=True)]
         assert run.failures == wanted
 
+    def test_programs_begin_no_round_after_their_budget(self, tmp_path, capsys):
+        many = ["--repeats", "9", "--budget", "1e-9", "--device", "cpu", "--out", str(tmp_path)]
+        with programs.tiny_model(causal=False) as model:
+            words = "--batch 2 --length 16 --dtype float32 --attention eager --providers ours --model".split()
+            assert training_step.main([*words, model, *many]) == 0
+        words = programs.TINY["cached_decoding"].split()
+        assert cached_decoding.main([*words, *many]) == 0
+        runs = [each["seconds"]["runs"] for row in _rows(tmp_path) for each in row.get("providers", {}).values()]
+        runs += [each["call_seconds"]["runs"] for row in _rows(tmp_path) for each in row.get("results", [])]
+        assert runs == [1] * 5
+        with pytest.raises(SystemExit):
+            training_step.parse(["--budget", "0"])
+
     def test_checks_are_written_as_they_end(self, measuring, tmp_path, monkeypatch):
         said = [checks.Check(TRITON, [sys.executable, "-c", "raise SystemExit('broken')"])]
         said.append(checks.Check("compute-sanitizer truncation_floor", [sys.executable, "-c", ""]))
@@ -228,6 +241,10 @@ class TestMeasuring:
         monkeypatch.setattr(checks, "checks", lambda folder, dry: [stuck])
         checks.run(measuring("tests", seconds=0.2))
         assert "did not finish" in checks.red(tmp_path, "gumbel_argmax")[0]
+
+
+def _rows(folder: Path) -> list[dict]:
+    return [report.read_row(path) for path in folder.glob("*.json")]
 
 
 def _without_compiler(programs_of, case, *, impl="auto", backend=None):
