@@ -190,6 +190,24 @@ class TestMeasuring:
         text = summary.write(tmp_path, [], dry=False)
         assert "Not in a table" not in text and "| gumbel_argmax | tiny, 2 x 300 float32, T 0 |" in text
 
+    def test_gradients_count_to_the_memory_of_the_step_that_makes_them(self, measuring, monkeypatch):
+        kept = []
+
+        def step(inputs):
+            kept.append(inputs.weight.grad is not None)
+            inputs.weight.grad = torch.zeros_like(inputs.weight)
+
+        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": step})
+        kernels.measured(cases.tiny(Case("linear_cross_entropy", 64, "llada-8b")), measuring("kernels-loss"), False)
+        assert kept[: kernels.WARMUP + 2] == [False, True, False, True]
+
+    def test_what_fails_in_a_later_round_has_no_time(self, measuring, monkeypatch):
+        calls = iter(range(kernels.WARMUP + 3))
+        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": lambda inputs: next(calls)})
+        case = cases.tiny(Case("gumbel_argmax", 64, "llada-8b"))
+        found = kernels.measured(case, measuring("kernels-sampling"), False)
+        assert "StopIteration" in found["ours"]["error"] and "seconds" not in found["ours"]
+
     def test_a_program_that_fails_is_told(self, measuring, monkeypatch):
         call = programs.Call("training_step", "--model nowhere --device cpu")
         monkeypatch.setitem(programs.CALLS, "training", (call,))
