@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -282,3 +283,28 @@ def test_another_gradient_is_another_result():
     other[1, 0] *= 2
     assert _workloads._no_worse((nll, neighbor, nll, nll.double()), right, None)
     assert not _workloads._no_worse((nll, other, nll, nll.double()), right, None)
+
+
+def test_only_the_call_lies_between_the_events(monkeypatch):
+    """On a clock that every operation moves on: memory is overwritten before the first event of each pair."""
+    clock = 0.0
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    def take(milliseconds):
+        nonlocal clock
+        clock += milliseconds
+
+    monkeypatch.setattr(tune, "_flush", lambda: SimpleNamespace(zero_=lambda: take(100.0)))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert tune._seconds(lambda: take(3.0)) == pytest.approx(0.003)
+    assert clock == pytest.approx(tune.REPEATS * 103.0)
