@@ -48,6 +48,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=32)
     parser.add_argument("--steps", type=int, default=112, help="denoising steps in all")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--budget", type=float, default=None, metavar="SECONDS", help="start no further round after so long"
+    )
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
@@ -95,6 +98,11 @@ class Loop:
         self.sequences, self.stats = out.sequences, out.stats
         return time.perf_counter() - began
 
+    def warm_up(self) -> None:
+        """A call that does not count: the first on a GPU compiles kernels and loads libraries."""
+        self()
+        self.first, self.others = [], []
+
     def result(self, name: str, seconds: list[float]) -> dict[str, object]:
         """What the row says of it, after its runs."""
         return {
@@ -132,16 +140,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    deadline = time.monotonic() + options.budget if options.budget else None
     row = report.new_row("cached_decoding", "benchmarks/cached_decoding.py", arguments, torch.device(options.device))
-    row["settings"] = {name: value for name, value in vars(options).items() if name not in ("out", "repeats")}
+    row["settings"] = {name: value for name, value in vars(options).items() if name not in ("out", "repeats", "budget")}
     calls = loops(options, build(options))
+    if options.device.startswith("cuda"):
+        for call in calls.values():
+            call.warm_up()
     with report.progress(total=len(calls) * options.repeats) as begin:
 
         def announced(name: str) -> float:
             begin(name)
             return calls[name]()
 
-        seconds = timing.interleave({name: lambda name=name: announced(name) for name in calls}, options.repeats)
+        turns = {name: lambda name=name: announced(name) for name in calls}
+        seconds = timing.interleave(turns, options.repeats, deadline)
     recomputed, cached = (calls[name].sequences for name in ("bd3lm recomputed", "bd3lm cached"))
     row["same_tokens"] = float((recomputed == cached).float().mean())
     row["results"] = [call.result(name, seconds[name]) for name, call in calls.items()]
@@ -149,11 +162,12 @@ def main(arguments: list[str] | None = None) -> int:
     for result in row["results"]:
         if result["loop"] in PAIRS:
             result["speedup"] = median[PAIRS[result["loop"]]] / median[result["loop"]]
-    title = f"{options.layers} layers x {options.hidden}, {options.dtype}, batch {options.batch}, "
+    shape = options.model or f"{options.layers}x{options.hidden}"
+    title = f"{shape}, {options.dtype}, batch {options.batch}, "
     title += f"{options.prompt} + {options.new} tokens, blocks of {options.block}, {options.steps} steps"
     notes = [f"BD3LM's two loops agree on {row['same_tokens']:.2%} of the canvas"]
     report.print_table(title, COLUMNS, [cells(result) for result in row["results"]], notes)
-    path = report.write_row(row, options.out, f"{options.layers}x{options.hidden}-{options.dtype}-b{options.batch}")
+    path = report.write_row(row, options.out, f"{shape}-{options.dtype}-b{options.batch}")
     report.print_last_line({"row": str(path), "results": row["results"], "same_tokens": row["same_tokens"]})
     return 0
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import files, machine
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 WIDE = 170
@@ -101,7 +101,7 @@ def write_row(row: dict[str, object], folder: Path, slug: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     moment = re.sub(r"[-:]", "", str(row["date"])).partition("+")[0]
     path = folder / f"{moment}-{row['kind']}-{slug}.json"
-    path.write_text(json.dumps(row, indent=1) + "\n")
+    files.write_json(path, row)
     return path
 
 

@@ -70,6 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--providers", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     add("--repeats", type=_positive, default=7)
+    add("--budget", type=_seconds, default=None, metavar="SECONDS", help="start no further round after so long")
     add("--threads", type=_positive, default=None, help="threads that torch may use on the CPU")
     add("--seed", type=int, default=0)
     add("--mask-id", type=int, default=None, help="the mask token of a folder that does not name it")
@@ -95,6 +96,12 @@ def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return seconds
 
 
 def load(options: argparse.Namespace) -> models.Loaded:
@@ -189,8 +196,16 @@ def check_losses(step: Step, names: list[str], batch: Batch, results: dict[str, 
     return truth._asdict() | {"programs": found}
 
 
-def measure(step: Step, batches: list[Batch], repeats: int, results: dict[str, Result], begin: Begin) -> None:
-    """Fill in the results of all programs that have not failed; they take turns."""
+def measure(
+    step: Step,
+    batches: list[Batch],
+    repeats: int,
+    results: dict[str, Result],
+    begin: Begin,
+    deadline: float | None = None,
+) -> None:
+    """Fill in the results of all programs that have not failed; they take turns. No round after the first starts later
+    than `deadline`, a value of ``time.monotonic()``."""
     for name in still_running(results):
         with failures_in(results, name):
             begin(f"{name}: warm-up")
@@ -203,7 +218,7 @@ def measure(step: Step, batches: list[Batch], repeats: int, results: dict[str, R
             taken[name].append(step(PROGRAMS[name], next(given)))
 
     calls = {name: functools.partial(once, name, itertools.cycle(batches)) for name in still_running(results)}
-    timing.interleave(calls, repeats)
+    timing.interleave(calls, repeats, deadline)
     for name in still_running(results):
         results[name] |= rates(taken[name], batches[0].clean.numel())
     for name, result in results.items():
@@ -264,6 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, and write the row; 1 where losses disagree or nothing could be measured, 2 for bad options."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
+    deadline = time.monotonic() + options.budget if options.budget else None
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
@@ -291,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
         peaks = memory_elsewhere(arguments) if on_cpu else measure_memory(step, batches[0], still_running(results))
         for name in still_running(results):
             results[name] |= peaks[name]
-        measure(step, batches, options.repeats, results, begin)
+        measure(step, batches, options.repeats, results, begin, deadline)
     row["providers"] = results
     print_results(row)
     slug = f"{Path(options.model).name}-{options.dtype}-{step.device.type}-b{options.batch}-l{options.length}"

@@ -10,12 +10,12 @@ Environment: DLLM_TUNING=off ignores all such files; DLLM_CACHE names the folder
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,35 +43,74 @@ def read(gpu: str) -> Mapping[str, object]:
 
 
 def _read(gpu: str, file: Path) -> Mapping[str, object]:
+    return _document(gpu, file)["choices"]
+
+
+def _document(gpu: str, file: Path) -> dict[str, object]:
+    """Choices, and what was measured for them; both empty where nothing valid is kept."""
+    nothing = {"choices": {}, "measured": []}
     if not file.is_file():
-        return {}
+        return nothing
     try:
         found = json.loads(file.read_text())
-        kept, choices = found["made_for"], found["choices"]
-        choices = dict(choices)
+        kept, document = found["made_for"], {"choices": dict(found["choices"]), "measured": list(found["measured"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _impl.log_once(f"the tuning in {file} cannot be read and is ignored: {error!r}")
-        return {}
+        return nothing
     now = made_for(gpu)
     if other := [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]:
         _impl.log_once(
             f"the tuning in {file} was measured with another {', '.join(other)} and is ignored; "
             "python -m dllm_kernels.tune measures again"
         )
-        return {}
-    return choices
+        return nothing
+    return document
 
 
-def write(gpu: str, choices: Mapping[str, object], measured: list[dict[str, object]]) -> Path:
-    """Keep choices for a kind of GPU beside those of other tables that are still valid; `measured` says why."""
+def write(gpu: str, table: str, choice: object | None, measured: list[dict[str, object]]) -> Path:
+    """Keep what was found for a table on a kind of GPU, beside what is kept for others and still valid.
+
+    Args:
+        choice: None where the table is as fast as anything; what was kept for it before is dropped.
+        measured: why; a dict for each candidate, with the table's name as "table".
+    """
     file = path(gpu)
-    document = {"made_for": made_for(gpu), "choices": {**_read(gpu, file), **choices}, "measured": measured}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # written aside and renamed: who reads meanwhile finds the old file or the new one
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as aside:
-        aside.write(json.dumps(document, indent=1) + "\n")
-    os.replace(aside.name, file)
+    with _locked(file):
+        document = _document(gpu, file)
+        others = [row for row in document["measured"] if row["table"] != table]
+        choices = {name: kept for name, kept in document["choices"].items() if name != table}
+        choices |= {} if choice is None else {table: choice}
+        document = {"made_for": made_for(gpu), "choices": choices, "measured": others + measured}
+        # written aside and renamed: who reads meanwhile finds the old file or the new one
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as aside:
+            aside.write(json.dumps(document, indent=1) + "\n")
+        os.replace(aside.name, file)
     return file
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Within, no other process changes the file: tables may be tuned on several GPUs of a machine at once.
+
+    Raises:
+        OSError: its folder cannot be written to.
+    """
+    import fcntl  # there is none on Windows, where nothing is tuned
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def check_writable(gpu: str) -> None:
+    """Make the folder of a GPU's file, before minutes are spent on what it is to hold.
+
+    Raises:
+        OSError: it cannot be written to.
+    """
+    with _locked(path(gpu)):
+        pass
 
 
 def path(gpu: str) -> Path:
@@ -91,7 +130,9 @@ def made_for(gpu: str) -> dict[str, str]:
         >>> list(made_for("NVIDIA H200"))
         ['gpu', 'torch', 'triton', 'driver', 'sources']
     """
-    versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+    import triton  # its distribution has other names beside other builds of torch
+
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
     return {"gpu": gpu, **versions, "driver": _driver(), "sources": fingerprint(Path(__file__).parent)}
 
 

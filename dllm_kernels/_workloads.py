@@ -12,18 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_kernels import philox
+
 Call = Callable[[], tuple[Tensor, ...]]
 
 
 class Work(NamedTuple):
     """One shape that a table's choice is measured on.
 
-    make: device -> a call on inputs there. agrees: whether a candidate's results will do beside the table's.
+    make: device -> a call on inputs there. agrees: whether a candidate's results will do beside the table's; besides
+    both it is given the call, whose inputs may be needed to judge.
     """
 
     name: str
     make: Callable[[str], Call]
-    agrees: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], bool]
+    agrees: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Call], bool]
 
 
 def works(table: str) -> Iterator[Work]:
@@ -58,26 +61,47 @@ def works(table: str) -> Iterator[Work]:
                     yield Work(name, partial(_head, fused, rows, width, vocab, T), agrees)
 
 
-def _same_bits(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+def _same_bits(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], call: Call) -> bool:
     return all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def _same_tokens(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+def _same_tokens(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], call: Call) -> bool:
     return torch.equal(got[0], expected[0])
 
 
-def _same_tokens_but_near_ties(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-    """Of two plans of the head, whose logits are rounded differently: a token that differs is about as likely."""
-    different = got[0] != expected[0]
-    near = (got[1] - expected[1]).abs() <= 2 * torch.finfo(torch.bfloat16).eps * got[1].abs().clamp(min=1.0)
-    return bool((~different | near).all())
+def _same_tokens_but_near_ties(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], call: Call) -> bool:
+    """Of two plans of the head, whose logits are rounded differently: where tokens differ, their scores l + T g are as
+    close as rounding can turn around. Each plan rounds a logit to bfloat16 by at most eps / 2 of it, and takes the
+    token whose score is the larger by its own logits, so that they differ by at most eps / 2 (|l| + |l'|)."""
+    (row,) = (got[0] != expected[0]).nonzero(as_tuple=True)
+    if (got[0] < 0).any():
+        return False
+    (hidden, weight), noise = call.args, call.keywords
+    scores, rounding = [], 0.0
+    for token in (got[0][row], expected[0][row]):
+        logit = (hidden[row].double() * weight[token].double()).sum(dim=1)
+        rounding = rounding + torch.finfo(torch.bfloat16).eps / 2 * logit.abs()
+        scores.append(logit + (_gumbel_of(token, row, len(weight), **noise) if noise else 0.0))
+    return bool(((scores[0] - scores[1]).abs() <= rounding).all())
 
 
-def _no_worse(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-    """The error of nll against float64 is at most twice that of float32 PyTorch: a call returns all three."""
-    nll, plain, true = got
+def _gumbel_of(
+    token: Tensor, row: Tensor, vocab: int, *, temperature: Tensor, seeds: Tensor, positions: Tensor, step: Tensor
+) -> Tensor:
+    """T g of these tokens of these rows, by the stream's specification."""
+    where = [x[row].cpu() for x in (seeds, positions, step)]
+    g = philox.gumbel(*where, vocab).gather(1, token.cpu()[:, None])[:, 0]
+    return temperature[row].double() * g.to(token.device)
+
+
+def _no_worse(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], call: Call) -> bool:
+    """The error of nll against float64 is at most twice that of float32 PyTorch: a call returns all three. Gradients,
+    rounded to bfloat16 from float32 numbers that are nearly the same, are at most neighbors."""
+    nll, gradient, plain, true = got
     error, of_plain = (((x.double() - true).abs() / true.abs().amax()).max() for x in (nll, plain))
-    return bool(error <= 2 * of_plain.clamp(min=torch.finfo(torch.float32).eps))
+    apart = (gradient.float() - expected[1].float()).abs()
+    neighbors = apart <= torch.finfo(gradient.dtype).eps * torch.maximum(gradient.abs(), expected[1].abs()).float()
+    return bool(error <= 2 * of_plain.clamp(min=torch.finfo(torch.float32).eps)) and bool(neighbors.all())
 
 
 def _normal(*shape: int, dtype: str, device: str, scale: float = 3.0) -> Tensor:
@@ -133,7 +157,7 @@ def _masked_cross_entropy(rows: int, vocab: int, device: str) -> Call:
 
     def call() -> tuple[Tensor, ...]:
         nll = kernels.masked_cross_entropy(logits, targets, weight, weight, gradient, 0.0, 0.0, None)
-        return nll, plain, true
+        return nll, gradient, plain, true
 
     return call
 

@@ -7,8 +7,9 @@ Candidates are those of :data:`dllm_kernels._tuning.CANDIDATES`, beside the tabl
 one that spills, or takes more shared memory than a program may have, is out. Then its results are compared with the
 table's: tokens must be equal, and of the fused head every bit, since a row alone and the same row in a batch go through
 different entries. Then it is timed on the shapes that matter, with a cold L2, and what is fastest wins by the geometric
-mean over the shapes; never by the number of rows of a call. The winners are kept (:mod:`dllm_kernels._tuned` says
-where, and for how long they hold) and go before the tables from the next process on; DLLM_TUNING=off switches them off.
+mean over the shapes; never by the number of rows of a call. The winner of a table is kept as soon as it is found
+(:mod:`dllm_kernels._tuned` says where, and for how long it holds) and goes before the table from the next process on;
+DLLM_TUNING=off switches that off.
 
 A dry run lists the candidates, and with a target compiles them; neither needs a GPU.
 """
@@ -16,7 +17,9 @@ A dry run lists the candidates, and with a target compiles them; neither needs a
 from __future__ import annotations
 
 import argparse
+import functools
 import math
+import statistics
 import sys
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -35,7 +38,8 @@ TABLES = {
 }
 # bytes of shared memory that a program may have; source: CUDA C++ Programming Guide, AMD's CDNA 3 ISA guide
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-REPEAT_MS = 100  # of measurement for each candidate and shape
+REPEATS = 50  # for each candidate and shape
+FLUSH_BYTES = 2**30  # more than any L2, and a quarter of a millisecond to write at 4 TB/s
 MARGIN = 0.98  # what is kept must be faster than the table's choice by more than this machine's noise
 
 
@@ -48,24 +52,21 @@ class Row(NamedTuple):
     note: str
 
 
-def tune(tables: Iterable[str], target: str) -> list[Row]:
-    """Measure every candidate of these tables on the current GPU; one that is out is not timed."""
+def tune(table: str, target: str) -> list[Row]:
+    """Measure every candidate of a table on the current GPU; one that is out is not timed."""
     from dllm_kernels import _tuning
 
-    found = []
-    for table in tables:
-        calls = [(work, work.make("cuda")) for work in works(table)]
-        with _tuning.using({}):
-            expected = [call() for _, call in calls]
-            of_table = [_seconds(call) for _, call in calls]
-        found.append(Row(table, "as written", 1.0, ""))
-        for choice in _tuning.CANDIDATES[table]:
-            with _tuning.using({table: choice}):
-                note = why_out(table, target) or _disagreement(calls, expected)
-                relative = None if note else _geometric_mean([_seconds(call) for _, call in calls], of_table)
-            found.append(Row(table, choice, relative, note))
-            print(f"{table} {_text(choice)}: {note or f'{relative:.3f}'}", file=sys.stderr, flush=True)
-        del calls, expected
+    calls = [(work, work.make("cuda")) for work in works(table)]
+    with _tuning.using({}):
+        expected = [tuple(x.clone() for x in call()) for _, call in calls]  # a call may write where the last one did
+        of_table = [_seconds(call) for _, call in calls]
+    found = [Row(table, "as written", 1.0, "")]
+    for choice in _tuning.CANDIDATES[table]:
+        with _tuning.using({table: choice}):
+            note = why_out(table, target) or _disagreement(calls, expected)
+            relative = None if note else _geometric_mean([_seconds(call) for _, call in calls], of_table)
+        found.append(Row(table, choice, relative, note))
+        print(f"{table} {_text(choice)}: {note or f'{relative:.3f}'}", file=sys.stderr, flush=True)
     return found
 
 
@@ -110,17 +111,36 @@ def dry_run(tables: Iterable[str], target: str | None) -> list[Row]:
 
 
 def _disagreement(calls: list[tuple[Work, Call]], expected: list[object]) -> str:
+    from triton import OutOfResources
+
     for (work, call), right in zip(calls, expected, strict=True):
-        if not work.agrees(call(), right):
+        try:
+            got = call()
+        except OutOfResources as error:  # of what only the GPU at hand can tell
+            return f"cannot be launched: {error}"
+        if not work.agrees(got, right, call):
             return f"other results on {work.name}"
     return ""
 
 
 def _seconds(call: Call) -> float:
-    """Median seconds on a cold L2."""
-    from triton.testing import do_bench
+    """Median seconds on a cold L2. Nothing waits between the calls: while memory is overwritten the host queues the
+    next one, so that its own time, longer than a small kernel's, is not measured."""
+    flush, events = _flush(), []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        call()
+        end.record()
+        events.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in events) / 1000
 
-    return do_bench(call, rep=REPEAT_MS, return_mode="median") / 1000
+
+@functools.cache
+def _flush() -> torch.Tensor:
+    return torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
 
 def _geometric_mean(seconds: list[float], of: list[float]) -> float:
@@ -165,11 +185,18 @@ def main(arguments: list[str] | None = None) -> int:
     target = _tuning.architecture()
     if target not in SHARED:
         parser.exit(1, f"tuning knows {', '.join(SHARED)}, and this GPU is {target}\n")
-    rows = tune(tables, target)
-    _print(rows)
     gpu = torch.cuda.get_device_name()
-    file = _tuned.write(gpu, winners(rows), [row._asdict() for row in rows])
-    print(f"kept in {file}: {', '.join(winners(rows)) or 'nothing, the tables are as fast'}")
+    try:
+        _tuned.check_writable(gpu)
+    except OSError as error:
+        parser.exit(1, f"{_tuned.path(gpu).parent} cannot be written to ({error.strerror}): DLLM_CACHE names another\n")
+    rows = []
+    for table in tables:
+        found = tune(table, target)
+        _tuned.write(gpu, table, winners(found).get(table), [row._asdict() for row in found])
+        rows += found
+    _print(rows)
+    print(f"kept in {_tuned.path(gpu)}: {', '.join(winners(rows)) or 'nothing, the tables are as fast'}")
     return 0
 
 

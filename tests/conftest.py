@@ -18,7 +18,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: nothing above does
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, min(4, cores) // workers))
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(max(1, min(4, cores) // workers))
 if workers > 1:  # programs that tests start share the cores with other workers
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 

@@ -6,6 +6,7 @@ import ast
 import copy
 import functools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -42,7 +43,11 @@ from dllm_kernels.testing import assert_no_worse
 
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parent
-NOT_ON_GPUS = {"kernels/test_extension.py", "kernels/test_offline.py"}  # the C++ extension; offline compilation
+NOT_ON_GPUS = {
+    "kernels/test_extension.py",  # the C++ extension
+    "kernels/test_offline.py",  # compilation for GPUs that are not there
+    "kernels/test_tune.py",  # what is kept of tuning
+}
 JUNIT = """<testsuites><testsuite><testcase name="one"/><testcase name="two"><skipped/></testcase>
 <testcase name="three"><failure message="assert 1 == 2&#10;more"/></testcase></testsuite></testsuites>"""
 
@@ -106,6 +111,23 @@ class TestDryRun:
         assert command.main(["--out", str(tmp_path), "--section", *asked]) == 0
         assert capsys.readouterr().out.count("done before") == len(asked)
 
+    def test_what_was_measured_is_not_replaced(self, tmp_path, capsys):
+        State("ceilings", "done", "measured", False).write(tmp_path)
+        assert command.main(["--out", str(tmp_path), "--section", "ceilings"]) == 2
+        assert "a dry run would replace" in capsys.readouterr().err
+        assert state.read(tmp_path, "ceilings").mode == "measured"
+
+    def test_a_folder_that_cannot_be(self, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+        for out in ("file", "file/below"):
+            assert command.main(["--out", str(tmp_path / out), "--section", "ceilings"]) == 2
+        assert capsys.readouterr().err.count("gpu_report: [Errno") == 2
+
+    def test_a_section_for_machines_without_a_gpu(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert command.main(["--out", str(tmp_path), "--section", "static"]) == 2
+        assert "machines without a GPU" in capsys.readouterr().err
+
     def test_unknown_section(self, capsys):
         with pytest.raises(SystemExit):
             command.main(["--section", "kernels", "weather"])
@@ -168,12 +190,59 @@ class TestMeasuring:
         text = summary.write(tmp_path, [], dry=False)
         assert "Not in a table" not in text and "| gumbel_argmax | tiny, 2 x 300 float32, T 0 |" in text
 
+    def test_gradients_count_to_the_memory_of_the_step_that_makes_them(self, measuring, monkeypatch):
+        kept = []
+
+        def step(inputs):
+            kept.append(inputs.weight.grad is not None)
+            inputs.weight.grad = torch.zeros_like(inputs.weight)
+
+        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": step})
+        kernels.measured(cases.tiny(Case("linear_cross_entropy", 64, "llada-8b")), measuring("kernels-loss"), False)
+        assert kept[: kernels.WARMUP + 2] == [False, True, False, True]
+
+    def test_what_fails_in_a_later_round_has_no_time(self, measuring, monkeypatch):
+        calls = iter(range(kernels.WARMUP + 3))
+        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": lambda inputs: next(calls)})
+        case = cases.tiny(Case("gumbel_argmax", 64, "llada-8b"))
+        found = kernels.measured(case, measuring("kernels-sampling"), False)
+        assert "StopIteration" in found["ours"]["error"] and "seconds" not in found["ours"]
+
     def test_a_program_that_fails_is_told(self, measuring, monkeypatch):
-        call = programs.Call("training_step", "--model nowhere --device cpu", budgeted=False)
+        call = programs.Call("training_step", "--model nowhere --device cpu")
         monkeypatch.setitem(programs.CALLS, "training", (call,))
         run = measuring("training")
         programs.run(run)
         assert run.failures == ["training_step --model nowhere --device cpu: exit status 2"]
+
+    def test_a_program_that_raises_keeps_no_other_out(self, measuring, monkeypatch):
+        calls = [programs.Call(name, "--fails") for name in ("training_step", "cached_decoding")]
+        monkeypatch.setitem(programs.CALLS, "training", calls)
+        run, raised = measuring("training"), [torch.OutOfMemoryError("no memory"), SystemExit(2)]
+
+        def main(words):
+            assert "--budget" in words
+            raise raised.pop(0)
+
+        monkeypatch.setattr(programs, "main_of", lambda program: main)
+        run.quick = False
+        programs.run(run)
+        reasons = ["OutOfMemoryError: no memory", "exit status 2"]
+        wanted = [f"{call.program} --fails: {why}" for call, why in zip(calls, reasons, strict=True)]
+        assert run.failures == wanted
+
+    def test_programs_begin_no_round_after_their_budget(self, tmp_path, capsys):
+        many = ["--repeats", "9", "--budget", "1e-9", "--device", "cpu", "--out", str(tmp_path)]
+        with programs.tiny_model(causal=False) as model:
+            words = "--batch 2 --length 16 --dtype float32 --attention eager --providers ours --model".split()
+            assert training_step.main([*words, model, *many]) == 0
+        words = programs.TINY["cached_decoding"].split()
+        assert cached_decoding.main([*words, *many]) == 0
+        runs = [each["seconds"]["runs"] for row in _rows(tmp_path) for each in row.get("providers", {}).values()]
+        runs += [each["call_seconds"]["runs"] for row in _rows(tmp_path) for each in row.get("results", [])]
+        assert runs == [1] * 5
+        with pytest.raises(SystemExit):
+            training_step.parse(["--budget", "0"])
 
     def test_checks_are_written_as_they_end(self, measuring, tmp_path, monkeypatch):
         said = [checks.Check(TRITON, [sys.executable, "-c", "raise SystemExit('broken')"])]
@@ -190,6 +259,10 @@ class TestMeasuring:
         monkeypatch.setattr(checks, "checks", lambda folder, dry: [stuck])
         checks.run(measuring("tests", seconds=0.2))
         assert "did not finish" in checks.red(tmp_path, "gumbel_argmax")[0]
+
+
+def _rows(folder: Path) -> list[dict]:
+    return [report.read_row(path) for path in folder.glob("*.json")]
 
 
 def _without_compiler(programs_of, case, *, impl="auto", backend=None):
@@ -234,10 +307,58 @@ class TestRunner:
             runner.run(sections.chosen(["ceilings"]), tmp_path, **how)
             assert len(started) == 1
 
+    def test_a_whole_run_stands_for_a_quick_one(self, ended, tmp_path):
+        _, started = ended
+        for how in ({}, {"quick": True}):
+            runner.run(sections.chosen(["ceilings"]), tmp_path, **how)
+        assert len(started) == 1
+
+    def test_sections_done_before_hand_on_their_seconds(self, ended, tmp_path):
+        outcomes, started = ended
+        outcomes["training"] = "failed"
+        for _ in range(2):
+            runner.run(sections.chosen(["ceilings", "training"]), tmp_path)
+        assert started[-1] == ("training", sections.SECONDS)
+
+    def test_words_after_the_notes(self, tmp_path):
+        notes = {name: [] for name in runner.NOTES}
+        log = tmp_path / runner.LOG
+        log.write_text(f'{{"other": 1}}\n{json.dumps(notes)}\nresource_tracker: leaked semaphores\n{{broken\n')
+        assert runner.notes_of(log) == notes
+        log.write_text("Traceback\n[1]\n")
+        assert runner.notes_of(log) is None
+
+    def test_a_section_ends_with_its_report(self, tmp_path):
+        """Killed, not even asked to end: nothing that it started goes on."""
+        child = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
+        part = f"""
+import os, subprocess, sys, threading
+from benchmarks.gpu_report import section
+threading.Thread(target=section.end_with, args=(os.getppid(),), daemon=True).start()
+subprocess.run([sys.executable, "-c", {child!r}])
+"""
+        whole = f"""
+import subprocess, sys
+subprocess.run([sys.executable, "-c", {part!r}], start_new_session=True)
+"""
+        report_ = subprocess.Popen([sys.executable, "-c", whole], cwd=machine.ROOT, stdout=subprocess.PIPE, text=True)
+        number = int(report_.stdout.readline())
+        os.kill(number, 0)  # it runs
+        report_.kill()
+        report_.wait()
+        assert report_.stdout.read() == ""  # the end of what it writes: it has ended, too, a minute too soon
+
     def test_seconds_that_are_left_over_are_handed_on(self, ended, tmp_path):
         _, started = ended
-        runner.run(sections.chosen(["ceilings", "training"]), tmp_path)
-        assert dict(started) == {"ceilings": 15, "training": 30 + 5}
+        runner.run(sections.SECTIONS, tmp_path)
+        assert dict(started)["tests"] == 135 and dict(started)["ceilings"] == 15 + (135 - 10)
+        assert dict(started)["kernels-sampling"] == 65 + (135 - 10) + (15 - 10)
+
+    def test_a_section_asked_for_alone_has_all_the_seconds(self, ended, tmp_path):
+        _, started = ended
+        runner.run(sections.chosen(["tests"]), tmp_path / "whole")
+        runner.run(sections.chosen(["tests"]), tmp_path / "quick", quick=True)
+        assert started == [("tests", sections.SECONDS), ("tests", sections.SECONDS / 2)]
 
     def test_a_section_that_takes_too_long_is_stopped(self, tmp_path):
         ended = runner.run_section(named("ceilings"), tmp_path, 0.05, dry=True, quick=False)
@@ -431,6 +552,14 @@ class TestKernels:
         assert kernels.predicted(case, path) == {"predicted_seconds": 7e-6}
         assert kernels.predicted(Case("gumbel_argmax", 1, "llada-8b"), path) == {}
 
+    def test_a_library_that_cannot_be_imported_keeps_no_other_out(self, monkeypatch):
+        monkeypatch.setattr(peers, "installed", lambda package: True)
+        found = peers.programs("linear_cross_entropy")
+        assert set(found) == set(peers.PEERS["linear_cross_entropy"])
+        monkeypatch.setitem(sys.modules, "benchmarks.peers.quack", None)
+        with pytest.raises(ImportError):
+            found["quack"](None, None, None, None)
+
     def test_adapters_are_where_they_are_looked_for(self):
         for op, libraries in peers.PEERS.items():
             assert op in operations.OPERATIONS
@@ -476,21 +605,42 @@ class TestSummary:
         assert verdict.word == word and verdict.worst.value == pytest.approx(share)
         assert by_name["statistics and noise, float32"].word == "not measured"
 
+    def test_head_and_sampling_beside_other_ways_and_its_memory(self):
+        seconds = {"ours": (2e-3, 65e6), "stored": (1.6e-3, 1e9), "eager": (9e-3, 1e9)}
+        row = {
+            "kind": "kernel",
+            "title": "a head",
+            "settings": {"op": "linear_gumbel_argmax"},
+            "ceilings": {},
+            "floor_seconds": 1.6e-3,
+            "providers": {
+                name: {"seconds": {"median": median}, "peak_bytes": peak} for name, (median, peak) in seconds.items()
+            },
+        }
+        row["providers"]["compiled"] = {"error": "RuntimeError: no"}
+        found = {verdict.target.what: verdict for verdict in targets.verdicts([row]) if verdict.worst}
+        assert [verdict.worst.value for verdict in found.values()] == [1.25, 1.25, 65.0]
+        assert [verdict.word for verdict in found.values()] == ["met", "missed", "missed"]
+        assert found["head and sampling, against every other way"].worst.where == "a head, stored"
+
     def test_generate_and_cached_decoding(self):
         speeds = {"card": 10.0, "card-reduce-overhead": 40.0, "ours-eager": 20.0, "ours-graph": 70.0}
         settings = {"sampler": "generate", "model": "modernbert-large", "batch": 1, "temperature": 0.0}
         sampler = {
             "kind": "sampler",
             "settings": settings,
-            "providers": {name: {"tokens_per_second": speed} for name, speed in speeds.items()},
+            "providers": {
+                name: {"tokens_per_second": speed, "ms_per_step": {"median": 84 / speed}}
+                for name, speed in speeds.items()
+            },
         }
         settings = {"sampler": "fast-dllm-dual", "model": "llada-8b", "batch": 1, "temperature": 0.0}
         loops = {"card": (1.0, 64), "ours-eager": (3.0, 64), "ours-graph": (9.0, 63)}
         cached = {"kind": "sampler", "settings": settings}
         cached["providers"] = {k: {"tokens_per_second": speed, "forwards": n} for k, (speed, n) in loops.items()}
         found = [verdict for verdict in targets.verdicts([sampler, cached]) if verdict.worst]
-        assert [verdict.worst.value for verdict in found] == [7.0, 1.75, 3.0]
-        assert [verdict.word for verdict in found] == ["met", "missed", "met"]
+        assert [verdict.worst.value for verdict in found] == [7.0, 1.75, 1.2, 3.0]
+        assert [verdict.word for verdict in found] == ["met", "missed", "missed", "met"]
 
 
 class TestTable:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import report
+from benchmarks.kernels.cases import on_gpus
 from benchmarks.static_report import __main__ as static_report
 from benchmarks.static_report import launches, prediction
 from benchmarks.static_report.occupancy import occupancy
@@ -60,6 +61,13 @@ def test_the_loss_is_three_products(rows):
 def test_the_loss_of_given_logits_reads_and_writes_them_once():
     found = predict("masked_cross_entropy", rows=1024, vocab=V)
     assert 2 * 2 * 1024 * V <= found.bytes <= 2 * 2 * 1024 * V * 1.001
+
+
+@pytest.mark.parametrize("target, gigahertz", [("sm_80", 1.41), ("sm_90", 1.98), ("sm_100", 1.98)])
+def test_issue_slots_are_four_warps_a_cycle(target, gigahertz):
+    """Of clocks from NVIDIA's data sheets. An A100 has half as many lanes for float32, and issues as many warps."""
+    ceilings = prediction.CEILINGS[target]
+    assert ceilings.slots == pytest.approx(ceilings.multiprocessors * 128 * gigahertz * 1e9, rel=0.02)
 
 
 def test_ceilings_are_arguments():
@@ -141,6 +149,13 @@ def test_the_stored_prediction_covers_the_cases_and_looks_like_no_measurement():
     assert wanted == set(stored)
     assert all(row["seconds"] >= row["bytes"] / document["ceilings"]["bytes"] for row in document["rows"])
     assert all(not row["spills"] for row in document["kernels"])
+
+
+def test_whatever_the_gpu_report_measures_is_predicted():
+    names = ("op", "rows", "hidden", "vocab", "dtype", "temperature")
+    nothing = dict.fromkeys(names) | {"temperature": 0.0}
+    predicted = {tuple((nothing | case)[name] for name in names) for case in CASES}
+    assert {case.key for case in on_gpus()} <= predicted
 
 
 CASES = list(prediction.cases())

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu_report import runner
-from benchmarks.gpu_report.sections import GROUPS, NAMES, chosen
+from benchmarks.gpu_report.sections import GROUPS, NAMES, Section, chosen
 from benchmarks.gpu_report.words import without
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,20 +57,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     dry = not torch.cuda.is_available()
+    sections = [section for section in options.sections if dry or not section.only_dry]
     out = (options.out or default_folder(dry)).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        check(out, sections, dry=dry)
+    except (ValueError, OSError) as error:
+        print(f"gpu_report: {error}", file=sys.stderr)
+        return 2
     if options.wheels is not None:
         return elsewhere(options.wheels, out, arguments)
     from benchmarks import machine
-    from benchmarks.gpu_report import summary
+    from benchmarks.gpu_report import state, summary
 
     tell(DRY if dry else f"Measuring {torch.cuda.get_device_name()}; everything goes to {out}")
-    sections = [section for section in options.sections if dry or not section.only_dry]
     how = {"dry": dry, "quick": options.quick, "again": options.again}
     states = runner.run(sections, out, **how, commit=machine.commit(), tell=tell)
-    tell(summary.write(out, states, dry=dry))
+    ended = [state.read(out, name) for name in NAMES]  # those of earlier commands, too
+    tell(summary.write(out, [each for each in ended if each], dry=dry))
     tell(f"The report is {out / summary.FILE}")
-    return int(not all(ended.fine for ended in states))
+    return int(not all(each.fine for each in states))
+
+
+def check(out: Path, sections: Sequence[Section], *, dry: bool) -> None:
+    """Make the folder, before anything runs.
+
+    Raises:
+        ValueError: no section is for this machine, or a dry run would replace what was measured.
+        OSError: `out` is no folder that can be written to.
+    """
+    from benchmarks.gpu_report import state
+
+    if not sections:
+        raise ValueError("the static section is for machines without a GPU: python -m benchmarks.static_report")
+    out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()
+    before = [state.read(out, name) for name in NAMES] if dry else []
+    if any(each and each.mode == "measured" for each in before):
+        raise ValueError(f"{out} holds what was measured on a GPU, which a dry run would replace: name another --out")
 
 
 def default_folder(dry: bool) -> Path:
@@ -76,7 +102,7 @@ def default_folder(dry: bool) -> Path:
         return ROOT / "build" / "gpu-report-dry"
     import torch
 
-    gpu = torch.cuda.get_device_name().lower().replace(" ", "-")
+    gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     return ROOT / "benchmarks" / "results" / f"{gpu}-{datetime.datetime.now(datetime.timezone.utc):%Y%m%d}"
 
 
@@ -86,7 +112,7 @@ def elsewhere(wheels: Path, out: Path, arguments: list[str]) -> int:
 
     try:
         python = environment(wheels, out / "venv", tell)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, subprocess.CalledProcessError) as error:
         print(f"gpu_report: {error}", file=sys.stderr)
         return 2
     words = [*without(without(arguments, "--wheels"), "--out"), "--out", str(out)]
@@ -99,6 +125,7 @@ def tell(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that sections are ended, too
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import machine
+from benchmarks import files, machine
 from benchmarks.gpu_report.sections import LOSS_OPS, SAMPLING_OPS
 from benchmarks.gpu_report.state import FILE
 
@@ -120,7 +120,9 @@ def outcome(check: Check, deadline: float) -> dict[str, object]:
     """Run a check until `deadline`, a value of ``time.monotonic()``: {"red": reasons, "passed": n, "skipped": n}."""
     if (seconds := deadline - time.monotonic()) <= 0:
         return {"red": ["not started: no time was left"]}
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if check.junit is None else None
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // AT_ONCE))}
+    if check.junit is None:
+        environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else an access past a tensor may hit the cache's rest
     try:
         done = subprocess.run(
             check.command, cwd=machine.ROOT, env=environment, capture_output=True, text=True, timeout=seconds
@@ -187,4 +189,4 @@ def _read(folder: Path) -> dict[str, dict]:
 
 
 def _write(folder: Path, results: dict[str, dict]) -> None:
-    (folder / FILE).write_text(json.dumps(results, indent=1) + "\n")
+    files.write_json(folder / FILE, results)

@@ -7,6 +7,7 @@ import importlib
 import io
 import shlex
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """A program of benchmarks/ and its arguments. budgeted: whether it has --budget, and leaves out cases itself."""
+    """A program of benchmarks/ and its arguments."""
 
     program: str
     arguments: str
-    budgeted: bool = True
 
 
 SAMPLE = "--dtype bfloat16 --providers card ours-eager ours-graph"
@@ -62,11 +62,11 @@ CALLS: dict[str, tuple[Call, ...]] = {
     ),
     "sampling-cached": (
         Call("sampler_throughput", f"--sampler {CACHED_SAMPLERS} {FAST_DLLM} {SAMPLE}"),
-        Call("cached_decoding", CACHED, budgeted=False),
+        Call("cached_decoding", CACHED),
     ),
     "training": (
-        Call("training_step", f"{STEP} --providers full ours --repeats 5", budgeted=False),
-        Call("training_step", f"{STEP} --providers indexed patched --repeats 5", budgeted=False),
+        Call("training_step", f"{STEP} --providers full ours --repeats 5"),
+        Call("training_step", f"{STEP} --providers indexed patched --repeats 5"),
     ),
 }
 # what stands in for sizes in a dry run, for the same programs and options
@@ -96,12 +96,23 @@ def run(run: Run) -> None:
             print(f"{call.program} {call.arguments}: ran on a tiny model, not timed", flush=True)
             continue
         words = shlex.split(f"{call.arguments} {QUICKLY[call.program]}" if run.quick else call.arguments)
-        if call.budgeted:
-            words += ["--budget", f"{max(run.seconds_left / (len(calls) - number), 1):.0f}"]
-        status = main_of(call.program)([*words, "--out", str(run.folder)])
+        words += ["--budget", f"{max(run.seconds_left / (len(calls) - number), 1):.0f}"]
+        why_not = attempt(call.program, [*words, "--out", str(run.folder)])
         wrong = settle(run)
-        if status and not wrong and not run.left_out:
-            run.failures.append(f"{call.program} {call.arguments}: exit status {status}")
+        if why_not and not wrong and not run.left_out:
+            run.failures.append(f"{call.program} {call.arguments}: {why_not}")
+
+
+def attempt(program: str, words: list[str]) -> str:
+    """Run a program; why it did not end well, empty where it did. The calls after it are made all the same."""
+    try:
+        status = main_of(program)(words)
+    except SystemExit as error:
+        status = error.code
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"exit status {status}" if status else ""
 
 
 def main_of(program: str) -> Callable[[list[str]], int]:

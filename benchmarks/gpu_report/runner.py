@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.gpu_report import state
-from benchmarks.gpu_report.sections import Section
+from benchmarks.gpu_report.sections import SECONDS, Section
 from benchmarks.gpu_report.state import State
 
 LOG = "log.txt"
@@ -33,16 +34,23 @@ def run(
 ) -> list[State]:
     """Run the sections that have not ended well in this mode before, and hand out how all of them ended.
 
-    A section may use the seconds that those before it did not need.
+    A section may use the seconds that others do not need: those that have ended before it, or are not asked for. So
+    one that was stopped has more of them when the same command goes on, and nearly all when it is asked for alone.
 
     Args:
         again: run the others, too.
         commit: of the code, for the record.
     """
-    mode, spare, states = ("dry" if dry else "measured"), 0.0, []
+    mode, states = ("dry" if dry else "measured"), []
+    done = (
+        {}
+        if again
+        else {name: before for name, before in _ended(sections, out) if before.stands_for(mode, quick=quick)}
+    )
+    waiting = sum(section.limit(quick=quick) for section in sections if section.name not in done)
+    spare = 0.0 if dry else SECONDS / (2 if quick else 1) - waiting
     for section in sections:
-        before = state.read(out, section.name)
-        if before and before.fine and (before.mode, before.quick) == (mode, quick) and not again:
+        if before := done.get(section.name):
             tell(f"{section.name}: done before, {before.seconds:.0f} s; its rows are kept (--again runs it anew)")
             states.append(before)
             continue
@@ -57,13 +65,19 @@ def run(
     return states
 
 
+def _ended(sections: Sequence[Section], out: Path) -> Iterator[tuple[str, State]]:
+    for section in sections:
+        if before := state.read(out, section.name):
+            yield section.name, before
+
+
 def run_section(section: Section, out: Path, seconds: float, *, dry: bool, quick: bool) -> State:
     """One section in a fresh folder and a fresh process, stopped after `seconds`."""
     folder = out / section.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     words = [sys.executable, "-m", "benchmarks.gpu_report.section", section.name, str(out), f"--seconds={seconds:.1f}"]
-    words += ["--dry"] * dry + ["--quick"] * quick
+    words += [f"--report={os.getpid()}"] + ["--dry"] * dry + ["--quick"] * quick
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     environment |= {"HF_HUB_OFFLINE": "1"}
@@ -107,12 +121,15 @@ def end(process: subprocess.Popen) -> None:
 
 
 def notes_of(log: Path) -> dict[str, list[str]] | None:
-    """The last line of a section's output; None where the section did not come to its end."""
-    try:
-        notes = json.loads(last_line(log))
-    except json.JSONDecodeError:
-        return None
-    return notes if isinstance(notes, dict) and set(notes) == set(NOTES) else None
+    """What a section noted at its end, whatever libraries said while the process ended; None where it did not come to
+    its end."""
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        if line.startswith("{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                notes = json.loads(line)
+                if set(notes) == set(NOTES):
+                    return notes
+    return None
 
 
 def last_line(log: Path) -> str:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ from benchmarks import report
 from benchmarks.gpu_report import checks
 from benchmarks.gpu_report.sections import SECTIONS, Section
 
+WATCHED_EVERY = 0.5  # seconds
 MARGIN = 0.85  # of a section's seconds, after which it begins nothing more
 
 
@@ -71,6 +75,13 @@ class Run:
         return report.new_row(kind, "-m benchmarks.gpu_report", arguments, self.device)
 
 
+def end_with(report: int) -> None:
+    """Once the report is gone, killed say, its section ends, and whatever that started: nobody else uses the GPU."""
+    while os.getppid() == report:
+        time.sleep(WATCHED_EVERY)
+    os.killpg(0, signal.SIGKILL)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a section; 1 where something in it failed or was withheld."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
@@ -79,7 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", type=int, metavar="PID", help="end with that process, and with all started here")
     options = parser.parse_args(arguments)
+    if options.report:
+        threading.Thread(target=end_with, args=(options.report,), daemon=True).start()
     section = next(section for section in SECTIONS if section.name == options.section)
     deadline = time.monotonic() + MARGIN * options.seconds
     run = Run(section, options.out, deadline, options.dry, options.quick)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks import files
+
 STATE, FILE = "section.json", "checks.json"
 
 
@@ -35,9 +37,13 @@ class State:
     def fine(self) -> bool:
         return self.status == "done" and not (self.withheld or self.failures)
 
+    def stands_for(self, mode: str, *, quick: bool) -> bool:
+        """Whether a run in this mode need not run the section again: a whole one stands for a quick one, too."""
+        return self.fine and self.mode == mode and (quick or not self.quick)
+
     def write(self, out: Path) -> None:
         (out / self.section).mkdir(parents=True, exist_ok=True)
-        (out / self.section / STATE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        files.write_json(out / self.section / STATE, asdict(self))
 
 
 def read(out: Path, section: str) -> State | None:

@@ -70,6 +70,21 @@ def _head_over_floor(rows: Rows) -> Iterator[Measured]:
         yield Measured(seconds / row["floor_seconds"], row["title"])
 
 
+def _head_over_others(rows: Rows) -> Iterator[Measured]:
+    """Against the fastest of the other ways, our own sampler behind the library's product among them."""
+    for row, seconds in _kernels(rows, "linear_gumbel_argmax"):
+        others = {name: r["seconds"]["median"] for name, r in row["providers"].items() if "seconds" in r}
+        del others["ours"]
+        if others:
+            fastest = min(others, key=others.get)
+            yield Measured(seconds / others[fastest], f"{row['title']}, {fastest}")
+
+
+def _head_memory(rows: Rows) -> Iterator[Measured]:
+    for row, _ in _kernels(rows, "linear_gumbel_argmax"):
+        yield Measured(row["providers"]["ours"]["peak_bytes"] / 1e6, row["title"])
+
+
 def _share_of_copy(dtypes: Sequence[str], temperature: float) -> Callable[[Rows], Iterator[Measured]]:
     def values(rows: Rows) -> Iterator[Measured]:
         for dtype in dtypes:
@@ -84,22 +99,35 @@ def _share_of_product(rows: Rows) -> Iterator[Measured]:
         yield Measured(row["flops"] / seconds / row["ceilings"]["product"], row["title"])
 
 
+def _large_at_batch_1(rows: Rows) -> Iterator[tuple[str, dict[str, dict]]]:
+    """Of the rows of ModernBERT-large where it is sampled from as its card says: the temperature, in words, and the
+    results of the programs that were timed."""
+    for row in rows:
+        settings = row.get("settings", {})
+        if row["kind"] != "sampler" or settings["sampler"] != "generate":
+            continue
+        if settings["model"] == "modernbert-large" and settings["batch"] == 1:
+            results = {name: r for name, r in row.get("providers", {}).items() if "tokens_per_second" in r}
+            yield f"temperature {settings['temperature']:g}", results
+
+
 def _generate_over(provider: str) -> Callable[[Rows], Iterator[Measured]]:
     """How many times as fast as another provider the fastest of ours is."""
 
     def values(rows: Rows) -> Iterator[Measured]:
-        for row in rows:
-            settings = row.get("settings", {})
-            if row["kind"] != "sampler" or settings["sampler"] != "generate":
-                continue
-            if settings["model"] != "modernbert-large" or settings["batch"] != 1:
-                continue
-            speed = {name: r.get("tokens_per_second") for name, r in row.get("providers", {}).items()}
-            ours = [each for name, each in speed.items() if name.startswith("ours") and each]
-            if ours and speed.get(provider):
-                yield Measured(max(ours) / speed[provider], f"temperature {settings['temperature']:g}")
+        for where, results in _large_at_batch_1(rows):
+            ours = [r["tokens_per_second"] for name, r in results.items() if name.startswith("ours")]
+            if ours and provider in results:
+                yield Measured(max(ours) / results[provider]["tokens_per_second"], where)
 
     return values
+
+
+def _milliseconds_per_step(rows: Rows) -> Iterator[Measured]:
+    for where, results in _large_at_batch_1(rows):
+        ours = [r["ms_per_step"]["median"] for n, r in results.items() if n.startswith("ours") and "ms_per_step" in r]
+        if ours:
+            yield Measured(min(ours), where)
 
 
 def _cached(rows: Rows) -> Iterator[Measured]:
@@ -124,6 +152,20 @@ TARGETS = (
         _head_over_floor,
         at_most=True,
     ),
+    Target(
+        "head and sampling, against every other way",
+        "seconds / those of the fastest other program of the row, at every number of rows",
+        1.0,
+        _head_over_others,
+        at_most=True,
+    ),
+    Target(
+        "head and sampling, memory",
+        "peak of the allocator above hidden states and weight, MB",
+        64.0,
+        _head_memory,
+        at_most=True,
+    ),
     Target("statistics at temperature 0", SHARE, 0.85, _share_of_copy(("bfloat16", "float32"), 0.0)),
     Target("statistics and noise, float32", SHARE, 0.60, _share_of_copy(("float32",), 1.0)),
     Target("statistics and noise, bfloat16", SHARE, 0.35, _share_of_copy(("bfloat16",), 1.0)),
@@ -139,6 +181,13 @@ TARGETS = (
         'tokens per second / those of the loop under torch.compile(mode="reduce-overhead")',
         2.0,
         _generate_over("card-reduce-overhead"),
+    ),
+    Target(
+        "ModernBERT-large, batch 1, a denoising step",
+        "milliseconds of a run / its forward passes",
+        1.0,
+        _milliseconds_per_step,
+        at_most=True,
     ),
     Target(
         "LLaDA-8B, cached decoding",

@@ -79,8 +79,10 @@ def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> 
                 "fraction_of_measured_memory_speed": n_bytes / seconds / ceiling(device),
             }
         if flops is not None:
+            given = next(turns)
+            operations.forget_gradients(given)
             with timing.PeakMemory(device) as memory:
-                synchronised(next(turns))
+                synchronised(given)
             info |= {
                 "flops": flops,
                 "fraction_of_measured_product_speed": flops / seconds / product_ceiling(device, dtype),

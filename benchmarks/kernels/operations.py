@@ -187,10 +187,16 @@ def _linear_cross_entropy(case: Case, impl: str, backend: str | None) -> dict[st
     return found | {"full logits": _on_full_logits}
 
 
-def _forward_and_backward(loss: Callable[..., Tensor]) -> Program:
-    def step(inputs: Loss | LossOfLogits) -> None:
+def forget_gradients(inputs: object) -> None:
+    """Free the gradients of a step before, where there are any: those of a step count to its own memory."""
+    if isinstance(inputs, Loss | LossOfLogits):
         for tensor in inputs:
             tensor.grad = None
+
+
+def _forward_and_backward(loss: Callable[..., Tensor]) -> Program:
+    def step(inputs: Loss | LossOfLogits) -> None:
+        forget_gradients(inputs)
         loss(*inputs[:-1] if isinstance(inputs, Loss) else inputs).backward()
 
     return step
@@ -198,8 +204,7 @@ def _forward_and_backward(loss: Callable[..., Tensor]) -> Program:
 
 def _on_full_logits(inputs: Loss) -> None:
     """As dLLM trains: logits and loss of every position, those that are not masked weighted with 0."""
-    for tensor in inputs:
-        tensor.grad = None
+    forget_gradients(inputs)
     targets, row_weight = (F.pad(x, (0, len(x))) for x in (inputs.targets, inputs.row_weight))
     plain.weighted_loss(inputs.everywhere, inputs.weight, targets, row_weight).backward()
 

@@ -1,11 +1,13 @@
 """What others offer for the same work: plain PyTorch, eager and compiled, and libraries where they are installed.
 
-A library's adapter is a module here of a few lines, imported when it is asked for and the library is there. What it
-cannot do that ours does stands in `lacks`: its time is then that of less work.
+A library's adapter is a module here of a few lines, imported when it is first called: a library that is there and
+cannot be imported fails as a program does, and keeps no other out. What it cannot do that ours does stands in `lacks`:
+its time is then that of less work.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -51,7 +53,8 @@ def programs(op: str) -> dict[str, Callable[..., object]]:
         {}
     """
     found = {name: peer for name, peer in PEERS.get(op, {}).items() if installed(peer.package)}
-    return {
-        name: getattr(importlib.import_module(f"benchmarks.peers.{name}"), peer.function)
-        for name, peer in found.items()
-    }
+    return {name: functools.partial(_call, name, peer.function) for name, peer in found.items()}
+
+
+def _call(name: str, function: str, *arguments: object) -> object:
+    return getattr(importlib.import_module(f"benchmarks.peers.{name}"), function)(*arguments)

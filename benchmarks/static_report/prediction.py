@@ -21,32 +21,37 @@ import torch
 from torch import Tensor
 
 import dllm_kernels
+from benchmarks.kernels import cases as measured
 from benchmarks.static_report import launches
 
-HEADS = ((768, 50368), (1024, 50368), (4096, 126464), (3584, 152064), (2048, 157184), (1024, 151936))
+HEADS = tuple(size for name, size in measured.HEADS.items() if name in (*measured.FIRST, *measured.OTHERS))
+ISSUED = 4 * 32  # threads in a cycle
 
 
 class Ceilings(NamedTuple):
     """Multiprocessors of a GPU, and what it can do in a second: bytes of memory, FLOPs of products in bfloat16 and
-    float16, and in float32 without tensor cores, which is two for each lane and cycle."""
+    float16, and in float32 without tensor cores, which is two for each lane and cycle; `lanes` of those a
+    multiprocessor has."""
 
     gpu: str
     multiprocessors: int
     bytes: float
     flops: float
     flops_float32: float
+    lanes: int
 
     @property
     def slots(self) -> float:
-        """Issue slots: lanes times cycles."""
-        return self.flops_float32 / 2
+        """Issue slots: cycles times the threads of the four warps that a multiprocessor may begin in each, whatever
+        lanes they then wait for."""
+        return self.flops_float32 / 2 / self.lanes * ISSUED
 
 
 # data sheets of NVIDIA; dense products
 CEILINGS = {
-    "sm_80": Ceilings("A100 SXM 80 GB", 108, 2.039e12, 312e12, 19.5e12),
-    "sm_90": Ceilings("H200 SXM", 132, 4.8e12, 989e12, 67e12),
-    "sm_100": Ceilings("B200", 148, 7.7e12, 2250e12, 75e12),
+    "sm_80": Ceilings("A100 SXM 80 GB", 108, 2.039e12, 312e12, 19.5e12, lanes=64),
+    "sm_90": Ceilings("H200 SXM", 132, 4.8e12, 989e12, 67e12, lanes=128),
+    "sm_100": Ceilings("B200", 148, 7.7e12, 2250e12, 75e12, lanes=128),
 }
 DTYPES = ("bfloat16", "float16", "float32")
 

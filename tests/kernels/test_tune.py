@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +22,7 @@ if _impl.why_not_triton():
 import torch
 
 import dllm_kernels
-from dllm_kernels import _tuned, _tuning, offline, tune
+from dllm_kernels import _tuned, _tuning, _workloads, offline, philox, tune
 
 GPU = "NVIDIA H200"
 WIDE = _tuning.GumbelArgmaxShape(16384, 128, 1)
@@ -43,7 +45,9 @@ def on_gpu(monkeypatch):
 
 
 def keep(**choices):
-    return _tuned.write(GPU, choices, [])
+    for table, choice in choices.items():
+        file = _tuned.write(GPU, table, choice, [{"table": table, "relative": 0.9}])
+    return file
 
 
 def spoil(file: Path, **changes):
@@ -64,6 +68,29 @@ def test_later_choices_join_earlier_ones(cache):
     keep(fused_rows=32)
     keep(truncation_floor=512)
     assert _tuned.read(GPU) == {"fused_rows": 32, "truncation_floor": 512}
+
+
+def test_a_table_that_is_as_fast_by_now_is_taken_again(cache):
+    keep(fused_rows=32, truncation_floor=512)
+    file = keep(fused_rows=None)
+    assert _tuned.read(GPU) == {"truncation_floor": 512}
+    assert [row["table"] for row in json.loads(file.read_text())["measured"]] == ["truncation_floor", "fused_rows"]
+
+
+def test_processes_that_tune_at_once_lose_nothing(cache):
+    write = "import sys; from dllm_kernels import _tuned; _tuned.write(sys.argv[1], sys.argv[2], 1, [])"
+    tables = ["fused_rows", "truncation_floor", "gumbel_argmax"]
+    started = [subprocess.Popen([sys.executable, "-c", write, GPU, table]) for table in tables]
+    assert [process.wait() for process in started] == [0] * 3
+    assert _tuned.read(GPU) == dict.fromkeys(tables, 1)
+    assert {path.suffix for path in _tuned.path(GPU).parent.iterdir()} == {".json", ".lock"}
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DLLM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OSError):
+        _tuned.check_writable(GPU)
 
 
 def test_the_environment_switches_it_off(cache, on_gpu, monkeypatch):
@@ -190,3 +217,94 @@ def test_only_what_is_faster_than_noise_wins():
         tune.Row("b", 3, None, "x"),
     ]
     assert tune.winners(rows) == {"b": 2}
+
+
+def test_a_candidate_is_held_against_the_table_though_both_write_to_one_buffer(cache, monkeypatch):
+    buffer = torch.zeros(4)
+
+    def make(device):
+        return lambda: (buffer.fill_(_tuning.truncation_floor()[0] // 512),)  # 256 threads give another result
+
+    work = _workloads.Work("a shape", make, _workloads._same_bits)
+    monkeypatch.setattr(tune, "works", lambda table: [work])
+    monkeypatch.setattr(tune, "why_out", lambda table, target: "")
+    monkeypatch.setattr(tune, "_seconds", lambda call: 1.0)
+    monkeypatch.setattr(_tuning, "_target", lambda: ("sm_90", 32))
+    found = {row.choice: row for row in tune.tune("truncation_floor", "sm_90")}
+    assert found[256].note == found[512].note == "other results on a shape" and found[1024].relative == 1.0
+
+
+def test_a_candidate_that_cannot_be_launched_is_out():
+    from triton import OutOfResources
+
+    def call():
+        raise OutOfResources(300, 200, "shared memory")
+
+    work = _workloads.Work("a shape", lambda device: call, _workloads._same_bits)
+    assert "cannot be launched" in tune._disagreement([(work, call)], [()])
+
+
+class TestNearTies:
+    """Two tokens whose logits differ by far, and whose noise makes up for it."""
+
+    vocab = 300
+
+    def call(self, gap: float):
+        """One row of one hidden column; tokens 0 and 1 lead, `gap` between their scores."""
+        per_row = torch.zeros(1, dtype=torch.int64)
+        noise = dict(temperature=torch.ones(1), seeds=per_row, positions=per_row, step=per_row)
+        g = philox.gumbel(per_row, per_row, per_row, self.vocab)[0]
+        weight = torch.full((self.vocab, 1), -50.0, dtype=torch.float64)
+        weight[0], weight[1] = 20.0, 20.0 + g[0].double() - g[1].double() - gap
+        return functools.partial(lambda *_: None, torch.ones(1, 1), weight, **noise), weight
+
+    def agree(self, gap: float) -> bool:
+        call, _ = self.call(gap)
+        got, expected = ((torch.tensor([token]), torch.tensor([-float(token)])) for token in (0, 1))
+        return _workloads._same_tokens_but_near_ties(got, expected, call)
+
+    def test_what_rounding_turns_around_agrees_whatever_the_probabilities(self):
+        _, weight = self.call(0.0)
+        assert abs(weight[0] - weight[1]) > 0.1  # so their probabilities differ
+        eps = torch.finfo(torch.bfloat16).eps
+        assert self.agree(0.0) and self.agree(0.9 * eps * 19) and not self.agree(2 * eps * 21)
+
+    def test_no_token_is_no_near_tie(self):
+        call, _ = self.call(0.0)
+        none = (torch.tensor([-1]),)
+        assert not _workloads._same_tokens_but_near_ties(none, none, call)
+
+
+def test_another_gradient_is_another_result():
+    nll, gradient = torch.ones(2), torch.tensor([[0.5, -0.25], [1e-6, 0.0]], dtype=torch.bfloat16)
+    right = (nll, gradient, nll, nll.double())
+    neighbor, other = gradient.clone(), gradient.clone()
+    neighbor[0, 0] *= 1 + torch.finfo(torch.bfloat16).eps
+    other[1, 0] *= 2
+    assert _workloads._no_worse((nll, neighbor, nll, nll.double()), right, None)
+    assert not _workloads._no_worse((nll, other, nll, nll.double()), right, None)
+
+
+def test_only_the_call_lies_between_the_events(monkeypatch):
+    """On a clock that every operation moves on: memory is overwritten before the first event of each pair."""
+    clock = 0.0
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    def take(milliseconds):
+        nonlocal clock
+        clock += milliseconds
+
+    monkeypatch.setattr(tune, "_flush", lambda: SimpleNamespace(zero_=lambda: take(100.0)))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert tune._seconds(lambda: take(3.0)) == pytest.approx(0.003)
+    assert clock == pytest.approx(tune.REPEATS * 103.0)
