@@ -109,5 +109,10 @@ def gpu_kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def megabytes(n_bytes: int | None) -> str:
-    """Bytes as a table shows them."""
-    return "n/a" if n_bytes is None else f"{n_bytes / 1e6:.0f}"
+    """Bytes as a table shows them: two decimals below ten megabytes.
+
+    Example:
+        >>> megabytes(375_000_000), megabytes(460_000)
+        ('375', '0.46')
+    """
+    return "n/a" if n_bytes is None else f"{n_bytes / 1e6:.{0 if n_bytes >= 1e7 else 2}f}"
