@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -272,9 +273,7 @@ class TestProgram:
         assert "stopped; this is no part of the conversation" in stopped
         history = terminal.send("/history\n", "you > ")
         assert "assistant: 8 * 4 = 32." in history and "What is 8 - 4?" not in history
-        os.write(terminal.fd, b"\x03")
-        time.sleep(1)
-        terminal.send(" ", "leaves")  # wakes readline, where the signal came just before it began to wait
+        terminal.insist("\x03", "leaves")
         terminal.send("/quit\n", None)
         assert terminal.exit_code() == 0
 
@@ -301,9 +300,19 @@ class Terminal:
         os.write(self.fd, text.encode())
         return self.until(answer)
 
-    def until(self, text: str | None) -> str:
+    def insist(self, key: str, answer: str) -> str:
+        """Type a key until it is answered: what comes as a signal between two reads of the program goes nowhere."""
+        for _ in range(self.LIMIT // 20):
+            os.write(self.fd, key.encode())
+            time.sleep(1)
+            with contextlib.suppress(AssertionError):
+                os.write(self.fd, b" ")  # wakes readline, where the signal came just before it began to wait
+                return self.until(answer, limit=20)
+        raise AssertionError(f"{key!r} was never answered by {answer!r}")
+
+    def until(self, text: str | None, limit: float = LIMIT) -> str:
         """What is shown up to `text`, or up to the end for None."""
-        seen, deadline = b"", time.monotonic() + self.LIMIT
+        seen, deadline = b"", time.monotonic() + limit
         while text is None or text.encode() not in seen:
             assert time.monotonic() < deadline, seen.decode(errors="replace")
             if not select.select([self.fd], [], [], 1)[0]:

@@ -81,5 +81,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     found = [run(sys.argv[1], settings) for settings in json.loads(sys.argv[2])]
     torch.save(found, f"{sys.argv[1]}/rank{os.environ['RANK']}.pt")
-    torch.distributed.barrier()  # no rank takes the connections down while another still uses them
-    torch.distributed.destroy_process_group()
+    launch.leave()

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dllm.fast import patch
 from dllm.fast.deferred import DeferredLogits
+from tests import launch
 from tests.fast.test_masked_loss import model_of
 from tests.models import make_prompt
 
@@ -97,7 +98,7 @@ def main(folder: Path) -> None:
             for real in (False, True):
                 found[case, when, real] = trained(case, when, real)
     torch.save(found, folder / f"rank{dist.get_rank()}.pt")
-    dist.destroy_process_group()
+    launch.leave()
 
 
 if __name__ == "__main__":

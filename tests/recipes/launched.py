@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from dllm import recipes
 from dllm.core.trainers import MDLMConfig
+from tests import launch
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -28,5 +29,4 @@ if __name__ == "__main__":
     )
     torch.save(found, f"{sys.argv[1]}/rank{os.environ.get('RANK', 0)}.pt")
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # no rank takes the connections down while another still uses them
-        torch.distributed.destroy_process_group()
+        launch.leave()
