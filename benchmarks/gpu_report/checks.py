@@ -59,11 +59,11 @@ class Check(NamedTuple):
 def run(run: Run) -> None:
     """The section: run every check and note what is red. In a dry run one file, and what the marker `gpu` selects, all
     of which is skipped."""
-    todo = checks(run.folder, dry=run.dry)
-    results: dict[str, dict] = {check.name: {"red": ["did not finish"]} for check in todo}
+    due = checks(run.folder, dry=run.dry)
+    results: dict[str, dict] = {check.name: {"red": ["did not finish"]} for check in due}
     _write(run.folder, results)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = {pool.submit(outcome, check, run.deadline): check.name for check in todo}
+        futures = {pool.submit(outcome, check, run.deadline): check.name for check in due}
         for future in as_completed(futures):
             name = futures[future]
             results[name] = future.result()
