@@ -18,6 +18,8 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -93,6 +95,23 @@ inline bool any_above(vfloat v, float bound) {
   for (int i = 0; i < kLanes; ++i) any |= v[i] > bound;
   return any;
 #endif
+}
+
+// Lanes of `a` and `b` in turn, a0 b0 a1 b1 and so on: the lower half of them, or the upper.
+template <bool kUpper, typename Vector, int... I>
+Vector zip(Vector a, Vector b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I), first = kUpper ? n / 2 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (first + I / 2 + I % 2 * n)...);
+#else
+  using Index = std::conditional_t<sizeof(a[0]) == 8, vlong, vint>;
+  return __builtin_shuffle(a, b, Index{(first + I / 2 + I % 2 * n)...});
+#endif
+}
+
+template <bool kUpper, typename Vector>
+Vector zip(Vector a, Vector b) {
+  return zip<kUpper>(a, b, std::make_integer_sequence<int, sizeof(Vector) / sizeof(a[0])>());
 }
 
 // e^x for x <= 80, relative error below 2^-22; below -87 the result stays at e^-87, which no float32 sum can see.
@@ -186,6 +205,13 @@ struct Float16 {
 #endif
   }
 };
+
+template <typename Dtype>
+vfloat rounded(vfloat v) {
+  typename Dtype::type numbers[kLanes];
+  Dtype::write(numbers, v);
+  return Dtype::load(numbers);
+}
 
 // A per-row argument: its pointer and stride (0 when one value serves every row).
 template <typename T>

@@ -65,8 +65,8 @@ float maximum(const typename Dtype::type* logits, int64_t n) {
 }
 
 // The same logits with those at which `hidden` is true as -inf.
-inline void hide(const float* x, const bool* hidden, int64_t n, float* out) {
-  std::copy(x, x + kTile, out);
+inline void hide(const float* x, const bool* hidden, int64_t n, int64_t padded, float* out) {
+  std::copy(x + n, x + padded, out + n);
   for (int64_t i = 0; i < n; ++i) out[i] = hidden[i] ? -kInf : x[i];
 }
 
@@ -156,10 +156,10 @@ Partial reduce_chunk(
     const int64_t n = std::min(kTile, end - tile), padded = (n + kStride - 1) / kStride * kStride;
     const Largest seen_before = seen;
     const bool whole = n == padded && plain;
-    if (!whole) load_tile<Dtype>(x, logits, hidden.suppress ? hidden.suppress + tile : nullptr, n);
+    if (!whole) load_tile<Dtype>(x, logits, hidden.suppress ? hidden.suppress + tile : nullptr, n, padded);
     if (hidden.below > -kInf) hide_below(x, padded, hidden.below);
     float* y = x;  // what the statistics see
-    if (hidden.begin_suppress) hide(x, hidden.begin_suppress + tile, n, y = shown);
+    if (hidden.begin_suppress) hide(x, hidden.begin_suppress + tile, n, padded, y = shown);
     if (out.max == -kInf)
       out.max = std::min(whole ? maximum<Dtype>(logits, n) : maximum<Float32>(y, padded), FLT_MAX);
     Sums sums = whole ? pass<Dtype, kTempered>(logits, n, out.max, rate, x, seen)
@@ -167,7 +167,7 @@ Partial reduce_chunk(
     float highest = any_above(seen.first, out.max) ? largest(seen.first) : out.max;
     if (highest > -kInf) {
       if ((highest - out.max) * rate > kNear) {
-        if (highest == kInf) load_tile<Dtype>(x, logits, nullptr, n);
+        if (highest == kInf) load_tile<Dtype>(x, logits, nullptr, n, padded);
         highest = std::min(highest, FLT_MAX);
         move_maximum(out, highest, rate);
         seen = seen_before;

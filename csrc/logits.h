@@ -10,14 +10,16 @@ namespace dllm {
 
 constexpr int64_t kTile = 1024;
 
-// Fills a tile with -inf where there is no logit or it is suppressed; NaN becomes -inf, +inf the largest finite number.
+// Fills the first `padded` places of a tile, with -inf where there is no logit or it is suppressed; NaN becomes -inf,
+// +inf the largest finite number.
 template <typename Dtype>
-void load_tile(float* x, const typename Dtype::type* logits, const bool* suppress, int64_t n) {
-  typename Dtype::type buffer[kTile] = {};
+void load_tile(float* x, const typename Dtype::type* logits, const bool* suppress, int64_t n, int64_t padded = kTile) {
+  typename Dtype::type buffer[kTile];
   std::memcpy(buffer, logits, n * sizeof buffer[0]);
-  for (int64_t i = 0; i < kTile; i += kLanes)
+  std::fill(buffer + n, buffer + padded, 0);
+  for (int64_t i = 0; i < padded; i += kLanes)
     store(x + i, min(max(Dtype::load(buffer + i), splat(-kInf)), splat(FLT_MAX)));
-  std::fill(x + n, x + kTile, -kInf);
+  std::fill(x + n, x + padded, -kInf);
   if (suppress)
     for (int64_t i = 0; i < n; ++i) x[i] = suppress[i] ? -kInf : x[i];
 }

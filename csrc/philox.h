@@ -91,20 +91,6 @@ inline vlong multiply_wide(vlong a, uint32_t m) {
 #endif
 }
 
-// Pairs of lanes of `a` and `b` side by side: a0 b0 a1 b1 ..., the first and the second half of them.
-inline void interleave(vlong a, vlong b, vuint& first, vuint& second) {
-#if defined(__AVX512F__)
-  first = (vuint)__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-  second = (vuint)__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#elif defined(__AVX2__)
-  first = (vuint)__builtin_shufflevector(a, b, 0, 4, 1, 5);
-  second = (vuint)__builtin_shufflevector(a, b, 2, 6, 3, 7);
-#else
-  first = (vuint)vlong{a[0], b[0]};
-  second = (vuint)vlong{a[1], b[1]};
-#endif
-}
-
 constexpr int kStreams = 2;  // independent vectors of blocks, whose multiplications overlap
 constexpr int kVectors = 2 * kStreams;
 
@@ -131,7 +117,8 @@ inline void words(const Address& at, uint32_t index, vuint (&out)[kVectors]) {
   }
   for (int s = 0; s < kStreams; ++s) {
     const vlong pair01 = (c0[s] & 0xFFFFFFFFull) | (c1[s] << 32), pair23 = (c2[s] & 0xFFFFFFFFull) | (c3[s] << 32);
-    interleave(pair01, pair23, out[2 * s], out[2 * s + 1]);
+    out[2 * s] = (vuint)zip<false>(pair01, pair23);
+    out[2 * s + 1] = (vuint)zip<true>(pair01, pair23);
   }
 }
 

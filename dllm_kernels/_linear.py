@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# as csrc/linear_gumbel_argmax.cpp passes its arguments: another torch's list would be read beyond its end
+# what is known to work; where another torch has another one, its eager product serves
 _SCHEMA = "_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
 
 

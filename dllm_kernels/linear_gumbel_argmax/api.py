@@ -45,22 +45,26 @@ def linear_gumbel_argmax(
     combination is float32, rounded once to the dtype of the hidden states.
 
     How: where there are few rows on a GPU (64 and less) one kernel multiplies a tile of 128 tokens and reduces it; its
-    logits stay float32. Else a library multiplies slices of the vocabulary that stay in cache, with logits in the dtype
-    of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them (on a CPU each thread has slices of its
-    own, unless that were too many); with `top_k` or `top_p`, which look at whole rows, blocks of rows instead of
-    slices. Which one follows from shapes and, on a CPU, from the number of threads. All products accumulate in
-    float32, so tokens of different plans are the same up to near ties in float32, and up to rounded logits in the
-    others. In the fused plan a row has the same bits alone and in any batch; in the others as far as the library's
-    product has (pad the rows to a multiple of 16 on a CPU and of 64 on a GPU).
+    logits stay float32. With more of them a library multiplies slices of the vocabulary that stay in cache, with logits
+    rounded to the dtype of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them. On a CPU each
+    thread multiplies stripes of 384 tokens with up to 64 rows at a time and reduces them while they are in its cache,
+    the logits rounded as a library's; only where torch has matrix instructions that this does not use (AMX for 16-bit
+    dtypes; whatever is not x86) more than 64 rows are multiplied by torch, a slice of the vocabulary at a time. With
+    `top_k` or `top_p`, which look at whole rows, a library multiplies blocks of rows instead of slices. Which one
+    follows from shapes and the machine. All products accumulate in float32, so tokens of different plans are the same
+    up to near ties in float32, and up to rounded logits in the others. In the fused plan and in stripes a row has the
+    same bits alone and in any batch, with any number of threads; in the others as far as the library's product has
+    (pad the rows to a multiple of 16 on a CPU and of 64 on a GPU).
 
     Memory beyond arguments and results, in bytes, with s the size of the dtype and N, R, H, V as below:
 
         fused         28 R ceil(V / 128)
         GPU, slices   2^25 + 28 R ceil(V / 8192)
         GPU, top-k/p  max(2^25, 16 V s) and what :func:`gumbel_argmax` takes for its rows
-        CPU, slices   (1024 s + 40) S min(R, 512) + 140 R + what the library's products take, and 2^15 T in float32,
-                      for T threads; the slices S are T, but at most V / 10240, at least 1 and at most 8; and
-                      40 min(R, 512) for each slice that waits for a lower one whose thread was held up
+        CPU, stripes  T (1600 min(R, 64) + 44 R + 48 H) + (4 H + 68) R for T threads, R being at most 512 and rounded up
+                      to 16; and 40 R for each stripe that waits for a lower one whose thread was held up
+        CPU, slices   (1024 s + 40) S R + 68 R, R being at most 512, and what the library's products take; the S
+                      thousands of a slice are V / 10240, at least 1 and at most 8
         CPU, top-k/p  64 V s and what :func:`gumbel_argmax` takes for its rows
 
     besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts.

@@ -49,6 +49,12 @@ def test_what_onednn_must_not_serve(monkeypatch):
         assert _linear.linear(x, weight, None).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
         assert not _linear.by_onednn(x, weight)
+    monkeypatch.setattr(_linear, "_SCHEMA", "_linear_pointwise(Tensor X, Tensor W) -> Tensor Y")
+    _linear._has_product.cache_clear()
+    try:
+        assert not _linear.by_onednn(x, weight)
+    finally:
+        _linear._has_product.cache_clear()
     monkeypatch.setattr(_linear.platform, "machine", lambda: "arm64")
     assert not _linear.by_onednn(x, weight)
 

@@ -20,9 +20,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         got = gumbel_argmax(logits, **noise, impl="cpu")
         assert torch.equal(got.token, gumbel_argmax(logits, **noise, impl="reference").token)
         assert_within_budget(got, logits, **noise)
-    head, noise = make_head(20, 24, 2050, dtype=dtype), make_noise(20, torch.full((20,), 0.8))
-    got = linear_gumbel_argmax(*head, **noise, impl="cpu")
-    assert_head_within_budget(got, *head, **noise)
+    for rows in (3, 20, 75):
+        head, noise = make_head(rows, 25, 2050, dtype=dtype), make_noise(rows, torch.full((rows,), 0.8))
+        got = linear_gumbel_argmax(*head, **noise, impl="cpu")
+        assert_head_within_budget(got, *head, **noise)
 print("agree")
 """
 

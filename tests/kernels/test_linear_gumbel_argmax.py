@@ -1,4 +1,4 @@
-"""linear_gumbel_argmax: the reference against its formula, the CPU's slices against the reference, memory and rows."""
+"""linear_gumbel_argmax: the reference against its formula, the CPU's plans against the reference, memory and rows."""
 
 import math
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dllm_kernels import _impl, _linear, gumbel_argmax, linear_gumbel_argmax, philox
+from benchmarks.timing import PeakMemory
+from dllm_kernels import _impl, gumbel_argmax, linear_gumbel_argmax, philox
 from dllm_kernels._linear import linear
 from dllm_kernels.linear_gumbel_argmax import cpu
 from dllm_kernels.testing import (
@@ -26,8 +27,20 @@ BOTH = pytest.mark.parametrize("impl", ["reference", CPU])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = math.inf, math.nan
 
-# rows: one, around the multiple of 16 that libraries like; tokens: one, odd, around one slice (1024), several
-SHAPES = [(1, 8, 1), (15, 64, 97), (17, 33, 130), (16, 96, 1025), (33, 64, 5000)]
+# rows: around a vector (16), two, three and four of them, blocks of four; tokens: one, around what is multiplied (6, 8,
+# 12), turned (48) and reduced (384) at a time, a library's stripe (1024), several; an odd width
+SHAPES = [
+    (1, 8, 1),
+    (2, 1, 7),
+    (15, 64, 97),
+    (17, 33, 130),
+    (16, 96, 1025),
+    (33, 64, 5000),
+    (48, 7, 385),
+    (64, 16, 48),
+    (65, 10, 51),
+    (150, 5, 400),
+]
 
 
 @pytest.fixture
@@ -44,12 +57,21 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["a slice for each of two threads", "a slice for both"])
+@pytest.fixture
+def library(monkeypatch):
+    """torch multiplies slices of the vocabulary, whatever the rows and the machine."""
+    monkeypatch.setattr(cpu, "by_library", lambda n, dtype: True)
+    monkeypatch.setattr(cpu, "slice_width", lambda vocab_size: 2048)
+
+
+@pytest.fixture(params=["stripes", "slices of a library"])
 def plan(request, monkeypatch, threads):
-    """Room for the logits of two slices, and of one."""
+    """Both ways to multiply, by two threads."""
     threads(2)
-    room = 2048 if "each" in request.param else 1024
-    monkeypatch.setattr(cpu, "slice_width", lambda vocab_size: room)
+    if "library" in request.param:
+        request.getfixturevalue("library")
+    else:
+        monkeypatch.setattr(cpu, "by_library", lambda n, dtype: False)
 
 
 def scores(hidden, weight, bias, temperature, seeds, positions, step):
@@ -92,14 +114,14 @@ def test_reference_is_the_formula(temperature):
         assert got.lse[i].item() == pytest.approx(lse, abs=error)
 
 
-# slices against the reference
+# both plans against the reference
 
 
 @cpu_kernel
 @pytest.mark.parametrize(("rows", "width", "vocab_size"), SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_slices(plan, rows, width, vocab_size, dtype, temperature):
+def test_plans(plan, rows, width, vocab_size, dtype, temperature):
     head, noise = make_head(rows, width, vocab_size, dtype=dtype), make_noise(rows, torch.full((rows,), temperature))
     with poisoned_memory():
         got = linear_gumbel_argmax(*head, **noise, impl="cpu")
@@ -112,7 +134,7 @@ def test_slices(plan, rows, width, vocab_size, dtype, temperature):
 
 @cpu_kernel
 @pytest.mark.parametrize("bias", [True, False])
-def test_many_slices_and_blocks_of_rows(few_rows, plan, bias):
+def test_many_stripes_and_blocks_of_rows(few_rows, plan, bias):
     hidden, weight, bias = (*make_head(50, 40, 7001)[:2], make_head(1, 1, 7001)[2] if bias else None)
     noise = make_noise(50, torch.linspace(0, 2, 50))
     got = linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu")
@@ -199,15 +221,27 @@ def test_values_that_are_no_numbers(impl):
 
 @cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_results_do_not_depend_on_the_threads(monkeypatch, threads, dtype):
+def test_results_do_not_depend_on_the_threads(threads, dtype):
+    """Bit for bit."""
+    head, noise = make_head(33, 24, 20001, dtype=dtype), make_noise(33, torch.linspace(0, 2, 33))
+    found = []
+    for n in (1, 2, 3, 5):
+        threads(n)
+        found.append(linear_gumbel_argmax(*head, **noise, begin_suppress=torch.arange(20001) % 5 == 0, impl="cpu"))
+    assert all(same_bits(found[0], other) for other in found[1:])
+
+
+@cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_do_not_depend_on_threads_and_slices_of_a_library(library, monkeypatch, threads, dtype):
     """Bit for bit: logits are small integers, which every product has exactly."""
     draw = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randint(-2, 3, (n, 8), generator=draw).to(dtype) for n in (33, 20001))
     noise, begin = make_noise(33, torch.linspace(0, 2, 33)), torch.arange(20001) % 5 == 0
     found = []
-    for n, room in ((1, 1024), (1, 8192), (2, 2048), (2, 1024), (3, 4096), (3, 2048)):
+    for n, width in ((1, 1024), (1, 8192), (2, 2048), (3, 4096)):
         threads(n)
-        monkeypatch.setattr(cpu, "slice_width", lambda vocab_size, room=room: room)
+        monkeypatch.setattr(cpu, "slice_width", lambda vocab_size, width=width: width)
         found.append(linear_gumbel_argmax(hidden, weight, None, **noise, begin_suppress=begin, impl="cpu"))
     assert all(same_bits(found[0], other) for other in found[1:])
     stored = gumbel_argmax(hidden @ weight.t(), **noise, begin_suppress=begin, impl="cpu")
@@ -215,15 +249,41 @@ def test_results_do_not_depend_on_the_threads(monkeypatch, threads, dtype):
 
 
 @cpu_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_is_the_same_in_any_batch(dtype):
-    """Bit for bit, rows being multiples of 16: so have libraries and slices the same shapes but for the rows."""
-    (hidden, weight, bias), noise = make_head(48, 64, 5000, dtype=dtype), make_noise(48, torch.linspace(0, 2, 48))
+@pytest.mark.skipif(cpu.by_library(512, torch.bfloat16), reason="many rows are a library's on this machine")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_in_any_batch(monkeypatch, dtype):
+    """Bit for bit, alone and in any company, in vectors and blocks of other sizes and at other places of them."""
+    (hidden, weight, bias), noise = make_head(150, 50, 3001, dtype=dtype), make_noise(150, torch.linspace(0, 2, 150))
     together = linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu")
-    for rows in (slice(0, 16), slice(32, 48)):
+    monkeypatch.setattr(cpu, "BLOCK_R", 96)
+    for rows in (slice(0, 1), slice(149, 150), slice(3, 20), slice(40, 75), slice(1, 64), slice(10, 120)):
         mine = {name: x[rows] for name, x in noise.items()}
         alone = linear_gumbel_argmax(hidden[rows], weight, bias, **mine, impl="cpu")
         assert same_bits(alone, [field[rows] for field in together])
+
+
+@cpu_kernel
+def test_products_are_exact_where_float32_is(plan):
+    """Logits are integers below 2^24, also as sums of the largest products, and distinct: each token can win."""
+    weight = torch.zeros(997, 41)
+    weight[torch.arange(997), torch.arange(997) % 41] = torch.arange(997.0) + 1
+    for n in (1, 16, 41):
+        hidden = torch.eye(41)[:n] * 4096
+        got = linear_gumbel_argmax(hidden, weight, None, impl="cpu")
+        expected = (hidden.double() @ weight.double().t()).max(1)
+        assert torch.equal(got.token, expected.indices)
+        assert torch.equal(got.lse.double(), expected.values)  # gaps are 41 * 4096, beyond what a sum sees
+
+
+@cpu_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_err_no_more_than_plain_pytorch(dtype):
+    """Twice its largest error at most, however wide: of a head with one token, lse is the logit."""
+    hidden, weight, _ = make_head(64, 4096, 16, dtype=dtype)
+    got = torch.stack([linear_gumbel_argmax(hidden, token[None], impl="cpu").lse for token in weight], 1)
+    truth = hidden.double() @ weight.double().t()
+    error, of_plain = ((x.double() - truth).abs().max() for x in (got, F.linear(hidden, weight)))
+    assert 0 < error <= 2 * of_plain
 
 
 @BOTH
@@ -272,22 +332,8 @@ def test_strided_operands(plan):
 
 
 @cpu_kernel
-def test_product_with_other_arguments_is_not_called(monkeypatch):
-    """C++ passes its arguments by place: a list that a later torch makes longer would be read beyond its end."""
-    head = make_head(16, 24, 5000)
-    expected = gumbel_argmax(F.linear(*head), impl="cpu")
-    monkeypatch.setattr(_linear, "_SCHEMA", "_linear_pointwise(Tensor X, Tensor W) -> Tensor Y")
-    _linear._has_product.cache_clear()
-    try:
-        assert not _linear.by_onednn(*head[:2])
-        assert torch.equal(linear_gumbel_argmax(*head, impl="cpu").token, expected.token)
-    finally:
-        _linear._has_product.cache_clear()
-
-
-@cpu_kernel
-def test_error_in_a_worker_thread_reaches_the_caller(plan):
-    """And leaves no thread behind: the next call is as before."""
+def test_error_of_the_library_reaches_the_caller(library):
+    """And leaves nothing behind: the next call is as before."""
     hidden, weight, bias = make_head(16, 24, 5000)
     expected = linear_gumbel_argmax(hidden, weight, bias, impl="cpu")
     with pytest.raises(RuntimeError):  # nobody but the API checks the bias
@@ -295,27 +341,54 @@ def test_error_in_a_worker_thread_reaches_the_caller(plan):
     assert same_bits(linear_gumbel_argmax(hidden, weight, bias, impl="cpu"), expected)
 
 
+@pytest.mark.parametrize(
+    ("machine", "amx", "library"),
+    [
+        ("x86_64", False, []),
+        ("x86_64", True, [(65, torch.bfloat16), (65, torch.float16)]),
+        ("AMD64", False, []),
+        ("arm64", False, [(65, torch.float32), (65, torch.bfloat16), (65, torch.float16)]),
+    ],
+)
+def test_who_multiplies(monkeypatch, machine, amx, library):
+    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    asked = [(n, dtype) for n in (1, 64, 65) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    assert [case for case in asked if cpu.by_library(*case)] == library
+
+
 # memory and syncs
 
 
-# one thread, as many as have slices of their own, and more; none sees the others' memory, but each does the same
 @cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("n_threads", [1, 2, 4, 5])
 @pytest.mark.parametrize("rows", [64, 512])
-def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(threads, rows, n_threads, dtype):
-    vocab_size, s = 50368, dtype.itemsize
-    (hidden, weight, bias), noise = make_head(rows, 4, vocab_size, dtype=dtype), make_noise(rows, 1.0)
+def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(threads, rows, dtype):
+    n_threads, width, vocab_size = 2, 64, 50368
     threads(n_threads)
-    assert cpu.slice_width(vocab_size) == 4096  # 50368 / 10, rounded down to a multiple of 1024
-    width = 1024 if n_threads <= 4 else 4096
-    product = thread_peak_bytes(lambda: linear(hidden, weight[:width], bias[:width]))  # and what the library takes
+    head, noise = make_head(rows, width, vocab_size, dtype=dtype), make_noise(rows, 1.0)
+
+    def call():
+        linear_gumbel_argmax(*head, **noise, impl="cpu")
+
+    assert thread_peak_bytes(call) <= 100 * rows  # no tensor but the results and the noise's
+    with PeakMemory(torch.device("cpu")) as memory:
+        call()
+    if memory.bytes is None:
+        pytest.skip(memory.how)
+    formula = n_threads * (1600 * 64 + 44 * rows + 48 * width) + (4 * width + 140) * rows
+    waiting = 40 * rows * 20
+    assert 0 < memory.bytes <= formula + waiting + 2**17  # pages begun
+    assert formula < rows * vocab_size * dtype.itemsize / 10
+
+
+@cpu_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_of_a_library_is_one_slice(library, dtype):
+    (hidden, weight, bias), noise = make_head(512, 4, 50368, dtype=dtype), make_noise(512, 1.0)
+    product = thread_peak_bytes(lambda: F.linear(hidden, weight[:2048], bias[:2048]))  # and what the library takes
     peak = thread_peak_bytes(lambda: linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu"))
-    assert peak <= product + 100 * rows
-    assert peak >= width * s * rows or 2 <= n_threads <= 4  # where other threads may take all slices
-    slices = min(n_threads, 4)
-    turned = n_threads * 2**15 if dtype == torch.float32 else 0
-    assert (1024 * s + 40) * slices * rows + 140 * rows + turned < rows * vocab_size * s / 10
+    assert 2048 * dtype.itemsize * 512 <= peak <= product + 100 * 512
 
 
 @cpu_kernel
