@@ -3,9 +3,9 @@
     python benchmarks/cpu_head.py
 
 16, 64 and 512 rows, heads of ModernBERT-base and MiniLM, float32 and bfloat16, temperature 1. Two programs store the
-logits of all rows: one multiplies by F.linear, the other by the fastest library at hand (oneDNN's product in float32). Memory is the peak of resident
-memory in a call of its own, beyond its arguments. A table goes to stdout, a JSON row to the results folder, and the
-last line of stdout is one JSON object.
+logits of all rows: one multiplies by F.linear, the other by the fastest library at hand (oneDNN's product in float32).
+Memory is the peak of resident memory in a call of its own, beyond its arguments. A table goes to stdout, a JSON row to
+the results folder, and the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
