@@ -1,9 +1,9 @@
-"""The README's table of results, made from the rows listed in ``benchmarks/results/chosen.txt``.
+"""The tables of results, made from the rows listed in ``benchmarks/results/chosen.txt``.
 
-    python -m benchmarks.table            write the table between the README's markers
-    python -m benchmarks.table --check    only say whether the README is up to date; exit status 1 when it is not
+    python -m benchmarks.table            write all of them into benchmarks/RESULTS.md, the first ones into README.md
+    python -m benchmarks.table --check    only say whether both are up to date; exit status 1 when one is not
 
-So no number in the README was typed by hand, and each stands beside the command that measured it.
+So no number in a table was typed by hand, and each stands beside the command that measured it.
 """
 
 from __future__ import annotations
@@ -78,24 +78,29 @@ CACHED_PAIRS = (("bd3lm recomputed", "bd3lm cached"), ("full canvas", "dual cach
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write or check the README; 1 when a check fails, 2 when something is missing."""
+    """Write or check the documents; 1 when a check fails, 2 when something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--readme", type=Path, default=machine.ROOT / "README.md")
-    parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder with the rows and chosen.txt")
+    parser.add_argument("--root", type=Path, default=machine.ROOT, help="folder with README.md and benchmarks/")
     options = parser.parse_args(arguments)
     try:
-        before = options.readme.read_text()
-        after = replace_between_markers(before, table([report.read_row(path) for path in chosen(options.results)]))
+        rows = [report.read_row(path) for path in chosen(options.root / "benchmarks" / "results")]
+        files = {options.root / name: kinds for name, kinds in DOCUMENTS.items()}
+        before = {file: file.read_text() for file in files}
+        after = {
+            file: replace_between_markers(before[file], table([row for row in rows if row["kind"] in kinds]), file)
+            for file, kinds in files.items()
+        }
     except (OSError, ValueError) as error:
         print(f"benchmarks.table: {error}", file=sys.stderr)
         return 2
-    if options.check:
-        if before != after:
-            print(f"{options.readme.name} is out of date: run python -m benchmarks.table", file=sys.stderr)
-        return int(before != after)
-    options.readme.write_text(after)
-    return 0
+    stale = [file for file in files if before[file] != after[file]]
+    for file in stale:
+        if options.check:
+            print(f"{file.name} is out of date: run python -m benchmarks.table", file=sys.stderr)
+        else:
+            file.write_text(after[file])
+    return int(options.check and bool(stale))
 
 
 def chosen(folder: Path) -> list[Path]:
@@ -116,8 +121,8 @@ def chosen(folder: Path) -> list[Path]:
     return paths
 
 
-def replace_between_markers(text: str, block: str) -> str:
-    """`text` with everything between the two markers replaced by `block`.
+def replace_between_markers(text: str, block: str, file: Path) -> str:
+    """`text`, that of `file`, with everything between the two markers replaced by `block`.
 
     Raises:
         ValueError: a marker is missing.
@@ -125,7 +130,7 @@ def replace_between_markers(text: str, block: str) -> str:
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the README needs the lines {BEGIN} and {END}")
+        raise ValueError(f"{file.name} needs the lines {BEGIN} and {END}")
     lines = [BEGIN, block, END] if block else [BEGIN, END]
     return head + "\n".join(lines) + tail
 
@@ -326,6 +331,8 @@ KINDS = {
     "cached_decoding": (CACHED_HEAD, cached_lines),
     "quality": (QUALITY_HEAD, quality_lines),
 }
+# a document: the kinds of rows that it shows
+DOCUMENTS = {"README.md": ("sampler", "kernel", "cpu_head", "training_step"), "benchmarks/RESULTS.md": tuple(KINDS)}
 
 
 if __name__ == "__main__":

@@ -666,38 +666,49 @@ class TestQuality:
 
 class TestTable:
     @pytest.fixture
-    def files(self, run, tmp_path, capsys):
-        """A README with markers and a results folder with one chosen row."""
+    def root(self, run, tmp_path, capsys):
+        """Documents with markers, and a results folder with two chosen rows, one of them for RESULTS.md alone."""
         _, last, _, _ = run()
-        results = tmp_path / "rows"
-        (results / "chosen.txt").write_text(f"# the README's rows\n\n{Path(last['cases'][0]['row']).name}\n")
-        readme = tmp_path / "README.md"
-        readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
-        return ["--readme", str(readme), "--results", str(results)], readme
+        sampler = Path(last["cases"][0]["row"])
+        results = tmp_path / "root" / "benchmarks" / "results"
+        results.mkdir(parents=True)
+        shutil.copy(sampler, results)
+        answers = {"questions": 2, "task": "problems", "accuracy": 0.5, "interval_95": [0.1, 0.9]}
+        answers |= {"tokens_per_forward": 1.0, "tokens_per_step": 1}
+        settings = {"model": "shipped", "block_length": 8, "gen_length": 8}
+        quality = {"kind": "quality", "command": "asked so", "settings": settings, "results": [answers]}
+        (results / "quality.json").write_text(json.dumps(json.loads(sampler.read_text()) | quality))
+        (results / "chosen.txt").write_text(f"# two\n\n{sampler.name}\nquality.json\n")
+        for name in table.DOCUMENTS:
+            (tmp_path / "root" / name).write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+        return tmp_path / "root"
 
-    def test_writes_and_checks(self, files, capsys):
-        arguments, readme = files
+    def test_writes_and_checks(self, root, capsys):
+        arguments = ["--root", str(root)]
         assert table.main([*arguments, "--check"]) == 1
-        assert "out of date" in capsys.readouterr().err
+        assert capsys.readouterr().err.count("out of date") == 2
         assert table.main(arguments) == 0
-        text = readme.read_text()
-        assert text.startswith(f"before\n{table.BEGIN}\n| model |")
-        assert text.endswith(f"{table.END}\nafter\n")
-        assert "| tiny-bert float32 | 1 | 0 |" in text
-        assert "1. `python benchmarks/sampler_throughput.py" in text
+        readme, everything = ((root / name).read_text() for name in table.DOCUMENTS)
+        for text in (readme, everything):
+            assert text.startswith(f"before\n{table.BEGIN}\n| model |")
+            assert text.endswith(f"{table.END}\nafter\n")
+            assert "| tiny-bert float32 | 1 | 0 |" in text
+            assert "1. `python benchmarks/sampler_throughput.py" in text
+        assert "2. `asked so`" in everything and "asked so" not in readme
         assert table.main([*arguments, "--check"]) == 0
+        (root / "README.md").write_text(readme.replace("tiny-bert", "huge-bert"))
+        assert table.main([*arguments, "--check"]) == 1
+        assert capsys.readouterr().err == "README.md is out of date: run python -m benchmarks.table\n"
 
-    def test_nothing_chosen(self, files):
-        arguments, readme = files
-        (readme.parent / "rows" / "chosen.txt").write_text("# none yet\n")
-        assert table.main(arguments) == 0
-        assert readme.read_text() == f"before\n{table.BEGIN}\n{table.END}\nafter\n"
+    def test_nothing_chosen(self, root):
+        (root / "benchmarks" / "results" / "chosen.txt").write_text("# none yet\n")
+        assert table.main(["--root", str(root)]) == 0
+        assert (root / "README.md").read_text() == f"before\n{table.BEGIN}\n{table.END}\nafter\n"
 
-    def test_missing_markers(self, files, capsys):
-        arguments, readme = files
-        readme.write_text("nothing here")
-        assert table.main(arguments) == 2
-        assert table.BEGIN in capsys.readouterr().err
+    def test_missing_markers(self, root, capsys):
+        (root / "README.md").write_text("nothing here")
+        assert table.main(["--root", str(root)]) == 2
+        assert f"README.md needs the lines {table.BEGIN}" in capsys.readouterr().err
 
     def test_row_without_both_programs(self):
         row = {"kind": "sampler", "command": "c", "settings": {}, "providers": {"card": {"error": "no"}}}

@@ -125,9 +125,10 @@ def test_results_are_those_that_were_measured():
     assert done.returncode == 0, done.stderr
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", README.read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/RESULTS.md", "benchmarks/LOG.md"])
+def test_links_lead_somewhere(name):
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", (ROOT / name).read_text())
+    assert links and [link for link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
 
 
 def test_tree_shows_what_is_there():
