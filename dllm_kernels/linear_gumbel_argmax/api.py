@@ -118,7 +118,7 @@ def linear_gumbel_argmax(
         _checks.tensor(
             "unconditional", unconditional, dtypes=_checks.LOGIT_DTYPES, shape=(n_hidden, width), device=device
         )
-        unconditional = unconditional.to(hidden.dtype)
+        unconditional = unconditional.to(hidden.dtype).contiguous()  # the strides that the combination will have
     elif cfg_scale != 0:
         raise ValueError(f"cfg_scale {cfg_scale} needs unconditional: the hidden states without the prompt")
     if count is not None:

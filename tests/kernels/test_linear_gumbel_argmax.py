@@ -154,6 +154,9 @@ def test_guidance_is_combined_before_the_head(impl, dtype):
     assert torch.equal(got.token, expected.token)
     off = linear_gumbel_argmax(hidden, weight, bias, **noise, unconditional=blind, impl=impl)
     assert same_bits(off, linear_gumbel_argmax(hidden, weight, bias, **noise, impl=impl))
+    turned = blind.t().contiguous().t()  # of any strides, unlike hidden states
+    again = linear_gumbel_argmax(hidden, weight, bias, **noise, unconditional=turned, cfg_scale=1.5, impl=impl)
+    assert same_bits(again, got)
 
 
 @BOTH
