@@ -91,6 +91,8 @@ class Linear {
   using Input = typename Dtype::type;
   using Number = typename Factor::type;
   static constexpr bool kConverted = !std::is_same_v<Input, Number>;
+  static constexpr int64_t kLane = sizeof(vfloat) / kLanes;  // bytes
+  static_assert(kLane == Factor::kStep * sizeof(Number));
 
  public:
   Linear(const Tensor& hidden, int64_t n, const Tensor& weight, const std::optional<Tensor>& bias)
@@ -101,15 +103,15 @@ class Linear {
         vectors_((n + kLanes - 1) / kLanes), rows_(vectors_ * steps_) {
     const auto* h = static_cast<const Input*>(hidden.const_data_ptr());
     std::vector<Number> row(length());
-    auto* out = reinterpret_cast<Number*>(rows_.data());
+    auto* out = reinterpret_cast<char*>(rows_.data());
     for (int64_t block = 0; block < blocks(); ++block) {  // [steps, rows, kStep]
       const int64_t rows = (vector(block + 1) - vector(block)) * kLanes;
       for (int64_t i = 0; i < std::min(rows, n - first_row(block)); ++i) {
         convert(h + (first_row(block) + i) * hidden.stride(0), row.data());
         for (int64_t k = 0; k < steps_; ++k)
-          std::copy_n(&row[k * Factor::kStep], Factor::kStep, out + (k * rows + i) * Factor::kStep);
+          std::memcpy(out + (k * rows + i) * kLane, &row[k * Factor::kStep], kLane);
       }
-      out += rows * length();
+      out += rows * steps_ * kLane;
     }
   }
 
