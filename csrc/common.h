@@ -23,6 +23,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace dllm {
@@ -45,7 +47,7 @@ typedef uint32_t vuint __attribute__((vector_size(kLanes * 4)));
 typedef uint64_t vlong __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t vshort __attribute__((vector_size(kLanes * 2)));
 
-inline vfloat splat(float x) { return vfloat{} + x; }
+inline vfloat splat(float x) { return x - vfloat{}; }  // unlike x + 0, which is 0 for -0, x - 0 needs no instruction
 inline vfloat load(const float* p) { vfloat v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
 inline vfloat as_float(vint v) { return (vfloat)v; }  // the same bits
@@ -58,8 +60,10 @@ inline vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
-#elif defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__)
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif

@@ -33,8 +33,11 @@ def run(code, cache, **environment):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, timeout=300)
 
 
-# -m flags win over -march=native: the same source as 8 lanes (AVX2) and as 4 lanes without intrinsics
-@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-fma -mno-avx"])
+# -m flags win over -march=native: the same source as 8 lanes (AVX2), as 4 lanes where FMA is for 8, as 4 lanes without
+# intrinsics
+@pytest.mark.parametrize(
+    "flags", ["-mno-avx512f", "-mno-avx512f -mno-avx2", "-mno-avx512f -mno-avx2 -mno-fma -mno-avx"]
+)
 def test_narrower_vectors(tmp_path, flags):
     if os.uname().machine not in ("x86_64", "AMD64"):
         pytest.skip("flags of x86-64")
