@@ -54,7 +54,8 @@ def linear_gumbel_argmax(
     follows from shapes and the machine. All products accumulate in float32, so tokens of different plans are the same
     up to near ties in float32, and up to rounded logits in the others. In the fused plan and in stripes a row has the
     same bits alone and in any batch, with any number of threads; in the others as far as the library's product has
-    (pad the rows to a multiple of 16 on a CPU and of 64 on a GPU).
+    (pad the rows to a multiple of 16 on a CPU and of 64 on a GPU). Instructions of a CPU for bfloat16, which libraries
+    use too, take numbers below 2^-126 as 0.
 
     Memory beyond arguments and results, in bytes, with s the size of the dtype and N, R, H, V as below:
 
