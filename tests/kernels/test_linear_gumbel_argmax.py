@@ -210,14 +210,16 @@ def test_top_k_and_top_p(cut):
 
 
 @BOTH
-def test_values_that_are_no_numbers(impl):
-    hidden, weight, bias = make_head(16, 4, 200)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_that_are_no_numbers(impl, dtype):
+    hidden, weight, bias = make_head(16, 4, 200, dtype=dtype)
     hidden[3, 1], hidden[5] = NAN, INF
     weight[7] = NAN
     weight[150, 2], bias[9] = INF, -INF
     got = linear_gumbel_argmax(hidden, weight, bias, impl=impl)
-    expected = gumbel_argmax(F.linear(hidden, weight, bias), impl="reference")
-    assert torch.equal(got.token, expected.token) and got.token[3] == -1
+    product = torch.float32 if impl == "reference" else dtype  # that its logits have
+    logits = F.linear(*(x.to(product) for x in (hidden, weight, bias)))
+    assert torch.equal(got.token, gumbel_argmax(logits, impl="reference").token) and got.token[3] == -1
     assert not any(field.isnan().any() for field in got[1:])
     assert [field[3].item() for field in got] == [-1, -INF, 0.0, -INF, -INF]
 
@@ -332,6 +334,19 @@ def test_strided_operands(plan):
     assert torch.equal(got.token, expected.token)
     got = linear_gumbel_argmax(given[0], given[1].contiguous(), bias, **noise, impl="cpu")
     assert torch.equal(got.token, expected.token)
+
+
+@cpu_kernel
+@pytest.mark.parametrize("width", [23, 24])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_lies_between_rows_is_not_multiplied(monkeypatch, dtype, width):
+    """Not by zero either, with which an odd number of bfloat16 is made even."""
+    monkeypatch.setattr(cpu, "by_library", lambda n, dtype: False)
+    hidden, weight, bias = make_head(20, 26, 500, dtype=dtype)
+    hidden[:, width:] = weight[:, width:] = NAN
+    given = hidden[:, :width], weight[:, :width]
+    got = linear_gumbel_argmax(*given, bias, impl="cpu")
+    assert same_bits(got, linear_gumbel_argmax(*(x.contiguous() for x in given), bias, impl="cpu"))
 
 
 @cpu_kernel
