@@ -381,7 +381,8 @@ def test_who_multiplies(monkeypatch, machine, amx, library):
 @cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [64, 512])
-def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(threads, rows, dtype):
+def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(monkeypatch, threads, rows, dtype):
+    monkeypatch.setattr(cpu, "by_library", lambda n, dtype: False)
     n_threads, width, vocab_size = 2, 64, 50368
     threads(n_threads)
     head, noise = make_head(rows, width, vocab_size, dtype=dtype), make_noise(rows, 1.0)
@@ -396,7 +397,7 @@ def test_memory_is_the_formula_of_the_docstring_and_a_tenth_of_the_logits(thread
         pytest.skip(memory.how)
     formula = n_threads * (1600 * 64 + 44 * rows + 48 * width) + (4 * width + 140) * rows
     waiting = 40 * rows * 20
-    assert 0 < memory.bytes <= formula + waiting + 2**17  # pages begun
+    assert memory.bytes <= formula + waiting + 2**17  # pages begun
     assert formula < rows * vocab_size * dtype.itemsize / 10
 
 
