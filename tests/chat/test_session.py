@@ -7,6 +7,7 @@ import io
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -268,15 +269,11 @@ class TestProgram:
         terminal.until("you > ")
         shown = terminal.send("What is 8 * 4?\n", "you > ")
         assert "8 * 4 = 32." in shown and "tentative" in shown and "\033[3;33m" in shown and "tokens/s" in shown
-        for first in (8, 9, 7):  # what comes as a signal while Python cannot raise, in a destructor, goes nowhere
-            terminal.send(f"What is {first} - 4?\n", "step ")
-            stopped = terminal.send("\x03", "you > ")
-            if "stopped; this is no part of the conversation" in stopped:
-                break
-        else:
-            pytest.fail(stopped)
+        terminal.send("What is 8 - 4?\n", "step ")
+        stopped = terminal.send("\x03", "you > ")
+        assert "stopped; this is no part of the conversation" in stopped
         history = terminal.send("/history\n", "you > ")
-        assert "assistant: 8 * 4 = 32." in history and f"What is {first} - 4?" not in history
+        assert "assistant: 8 * 4 = 32." in history and "What is 8 - 4?" not in history
         terminal.insist("\x03", "leaves")
         terminal.send("/quit\n", None)
         assert terminal.exit_code() == 0
@@ -296,6 +293,7 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(folder)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job ignores it, and so would the program
             os.execve(words[0], words, environment)
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
 
