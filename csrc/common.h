@@ -47,8 +47,14 @@ typedef uint32_t vuint __attribute__((vector_size(kLanes * 4)));
 typedef uint64_t vlong __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t vshort __attribute__((vector_size(kLanes * 2)));
 
-inline vfloat splat(float x) { return x - vfloat{}; }  // unlike x + 0, which is 0 for -0, x - 0 needs no instruction
-inline vfloat load(const float* p) { vfloat v; std::memcpy(&v, p, sizeof v); return v; }
+typedef float vfloat8 __attribute__((vector_size(32)));
+typedef float vfloat4 __attribute__((vector_size(16)));
+
+template <typename Vector = vfloat>
+Vector splat(float x) { return x - Vector{}; }  // unlike x + 0, which is 0 for -0, x - 0 needs no instruction
+
+template <typename Vector = vfloat>
+Vector load(const float* p) { Vector v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
 inline vfloat as_float(vint v) { return (vfloat)v; }  // the same bits
 inline vint as_int(vfloat v) { return (vint)v; }
@@ -57,17 +63,19 @@ inline vint as_int(vfloat v) { return (vint)v; }
 inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 inline vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 
-inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
 #if defined(__AVX512F__)
-  return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__) && defined(__FMA__)
-  return _mm256_fmadd_ps(a, b, c);
-#elif defined(__aarch64__)
-  return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#else
-  return a * b + c;
+inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) { return _mm512_fmadd_ps(a, b, c); }
 #endif
+#if defined(__AVX2__) && defined(__FMA__)
+inline vfloat8 multiply_add(vfloat8 a, vfloat8 b, vfloat8 c) { return _mm256_fmadd_ps(a, b, c); }
+inline vfloat4 multiply_add(vfloat4 a, vfloat4 b, vfloat4 c) { return _mm_fmadd_ps(a, b, c); }
+#elif defined(__aarch64__)
+inline vfloat4 multiply_add(vfloat4 a, vfloat4 b, vfloat4 c) {
+  return (vfloat4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
+#elif !defined(__AVX512F__)
+inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) { return a * b + c; }
+#endif
 
 inline float largest(vfloat v) {
   float found = v[0];

@@ -1,9 +1,9 @@
 // Logits of a few tokens, for the thread that consumes them at once: the product of hidden states with part of a head.
 //
-// A vector holds one number of each of kLanes rows, and each number of the weight, read where it lies, meets up to four
-// such vectors. So the weight is not rearranged, which takes a library longer than the product where rows are few, and
-// nothing is as large as a row of logits. A logit is a sum of float32 chains along the hidden dimension that begin and
-// end at the same places: it has the same bits whatever is computed beside it.
+// A vector holds one number of each of its rows, 16 where registers are as wide, and each number of the weight, read
+// where it lies, meets up to four such vectors. So the weight is not rearranged, which takes a library longer than the
+// product where rows are few, and nothing is as large as a row of logits. A logit is a sum of float32 chains along the
+// hidden dimension that begin and end at the same places: it has the same bits whatever is computed beside it.
 
 #pragma once
 
@@ -19,7 +19,11 @@ namespace dllm {
 struct Single {
   using type = float;
   static constexpr int kStep = 1;
-  static vfloat multiply_add(const float* w, vfloat h, vfloat sum) { return dllm::multiply_add(splat(*w), h, sum); }
+
+  template <typename Vector>
+  static Vector multiply_add(const float* w, Vector h, Vector sum) {
+    return dllm::multiply_add(splat<Vector>(*w), h, sum);
+  }
 };
 
 template <typename Dtype>
@@ -30,12 +34,24 @@ template <>
 struct Factor<BFloat16> {
   using type = uint16_t;
   static constexpr int kStep = 2;
-  static vfloat multiply_add(const uint16_t* w, vfloat h, vfloat sum) {
+
+  template <typename Vector>
+  static Vector multiply_add(const uint16_t* w, Vector h, Vector sum) {
     int32_t pair;
     std::memcpy(&pair, w, sizeof pair);
-    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)h);
+    if constexpr (sizeof(Vector) == 64) return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)h);
+    else if constexpr (sizeof(Vector) == 32)
+      return _mm256_dpbf16_ps(sum, (__m256bh)_mm256_set1_epi32(pair), (__m256bh)h);
+    else return _mm_dpbf16_ps(sum, (__m128bh)_mm_set1_epi32(pair), (__m128bh)h);
   }
 };
+#endif
+
+// Fewer rows than lanes take narrower vectors, whose additions cost less and are the same.
+#if defined(__AVX2__) && defined(__FMA__)
+constexpr int kFewestLanes = 4;
+#else
+constexpr int kFewestLanes = kLanes;
 #endif
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -43,29 +59,31 @@ constexpr int kAccumulators = 24;  // of 32 registers
 #else
 constexpr int kAccumulators = 12;  // of 16
 #endif
-constexpr int64_t kChain = 128;         // steps of a sum; such sums are added up, or else errors would grow with the width
+constexpr int64_t kChain = 128;         // steps of a sum; such sums are added up, or errors would grow with the width
 constexpr int kVectors = 4;             // of rows in a block
 constexpr int64_t kGroup = 48;          // tokens whose products are turned at a time
 constexpr int64_t kStripe = 384;        // tokens of which a block of rows has logits at a time
 constexpr int64_t kRow = kStripe + 16;  // distance of its rows: a power of two would put them into the same cache sets
 template <int V>
-constexpr int kTokens = std::min(12, kAccumulators / V);  // that V vectors of rows meet at a time
+constexpr int kTokens = std::min(8, kAccumulators / V);  // that V vectors meet at a time: more would share cache sets
 static_assert(kStripe % kGroup == 0 && kGroup % kLanes == 0);
 
 // The products of V vectors of rows with kTokens<V> tokens. `ahead`: the weights to be read after these and the next.
-template <typename Factor, int V>
+template <typename Factor, typename Vector, int V>
 void multiply(
-    const vfloat* rows, const typename Factor::type* weight, int64_t stride, int64_t steps,
-    const typename Factor::type* ahead, vfloat (*out)[V]) {
+    const float* rows, const typename Factor::type* weight, int64_t stride, int64_t steps,
+    const typename Factor::type* ahead, Vector (*out)[V]) {
   constexpr int64_t kLine = 64 / (Factor::kStep * sizeof(typename Factor::type));
+  constexpr int64_t kWidth = sizeof(Vector) / sizeof(float);
   for (int64_t k = 0; k < steps;) {
-    vfloat sums[kTokens<V>][V] = {};
-    for (const int64_t end = std::min(k + kChain, steps); k < end; ++k, rows += V) {
+    Vector sums[kTokens<V>][V] = {};
+    for (const int64_t end = std::min(k + kChain, steps); k < end; ++k, rows += V * kWidth) {
       if (k % kLine == 0)
         for (int t = 0; t < kTokens<V>; ++t) __builtin_prefetch(ahead + t * stride + k * Factor::kStep, 0, 2);
       for (int t = 0; t < kTokens<V>; ++t)
         for (int v = 0; v < V; ++v)
-          sums[t][v] = Factor::multiply_add(weight + t * stride + k * Factor::kStep, rows[v], sums[t][v]);
+          sums[t][v] = Factor::multiply_add(
+              weight + t * stride + k * Factor::kStep, load<Vector>(rows + v * kWidth), sums[t][v]);
     }
     for (int t = 0; t < kTokens<V>; ++t)
       for (int v = 0; v < V; ++v) out[t][v] = k <= kChain ? sums[t][v] : out[t][v] + sums[t][v];
@@ -100,12 +118,13 @@ class Linear {
         stride_(weight.stride(0)), vocab_size_(weight.size(0)),
         weight_(static_cast<const Input*>(weight.const_data_ptr())),
         bias_(bias ? static_cast<const Input*>(bias->const_data_ptr()) : nullptr),
-        vectors_((n + kLanes - 1) / kLanes), rows_(vectors_ * steps_) {
+        lanes_(lanes(n)), vectors_((n + lanes_ - 1) / lanes_),
+        rows_((vectors_ * steps_ * lanes_ + kLanes - 1) / kLanes) {
     const auto* h = static_cast<const Input*>(hidden.const_data_ptr());
     std::vector<Number> row(length());
     auto* out = reinterpret_cast<char*>(rows_.data());
     for (int64_t block = 0; block < blocks(); ++block) {  // [steps, rows, kStep]
-      const int64_t rows = (vector(block + 1) - vector(block)) * kLanes;
+      const int64_t rows = (vector(block + 1) - vector(block)) * lanes_;
       for (int64_t i = 0; i < std::min(rows, n - first_row(block)); ++i) {
         convert(h + (first_row(block) + i) * hidden.stride(0), row.data());
         for (int64_t k = 0; k < steps_; ++k)
@@ -118,28 +137,36 @@ class Linear {
   int64_t blocks() const { return (vectors_ + kVectors - 1) / kVectors; }
 
   // Blocks are as even as whole vectors make them.
-  int64_t first_row(int64_t block) const { return std::min(vector(block) * kLanes, n_); }
+  int64_t first_row(int64_t block) const { return std::min(vector(block) * lanes_, n_); }
 
   // What a thread writes into.
   struct Workspace {
     std::vector<float> logits;
     std::vector<Number> converted;  // weights
 
-    explicit Workspace(const Linear& linear)
-        : logits(std::min<int64_t>(linear.vectors_, kVectors) * kLanes * kRow) {}
+    explicit Workspace(const Linear& linear) : logits(std::min<int64_t>(linear.n_, kVectors * kLanes) * kRow) {}
   };
 
   // Logits of a block's rows and of tokens `begin` to `end`, which are at most kStripe: [rows, kRow].
   const float* operator()(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
+    if constexpr (kFewestLanes < kLanes)
+      if (lanes_ < kLanes)
+        return lanes_ == 4 ? logits<vfloat4, 1>(block, begin, end, to) : logits<vfloat8, 1>(block, begin, end, to);
     switch (vector(block + 1) - vector(block)) {
-      case 1: return logits<1>(block, begin, end, to);
-      case 2: return logits<2>(block, begin, end, to);
-      case 3: return logits<3>(block, begin, end, to);
-      default: return logits<4>(block, begin, end, to);
+      case 1: return logits<vfloat, 1>(block, begin, end, to);
+      case 2: return logits<vfloat, 2>(block, begin, end, to);
+      case 3: return logits<vfloat, 3>(block, begin, end, to);
+      default: return logits<vfloat, 4>(block, begin, end, to);
     }
   }
 
  private:
+  static int64_t lanes(int64_t n) {
+    int64_t lanes = kFewestLanes;
+    while (lanes < n && lanes < kLanes) lanes *= 2;
+    return lanes;
+  }
+
   int64_t length() const { return steps_ * Factor::kStep; }  // of a row with its zeros
 
   // The first vector of a block.
@@ -160,20 +187,21 @@ class Linear {
     }
   }
 
-  template <int V>
+  template <typename Vector, int V>
   const float* logits(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
-    vfloat products[kGroup][V];
+    const float* rows = reinterpret_cast<const float*>(rows_.data()) + vector(block) * steps_ * lanes_;
+    Vector products[kGroup][V];
     for (int64_t group = begin; group < end; group += kGroup) {
       const int64_t group_end = std::min(group + kGroup, end);
-      multiply_group(&rows_[vector(block) * steps_], group, group_end, to.converted, products);
-      turn_group(products, group, group_end, &to.logits[group - begin]);
+      multiply_group(rows, group, group_end, to.converted, products);
+      turn_group(products, group, group_end, first_row(block + 1) - first_row(block), &to.logits[group - begin]);
     }
     return to.logits.data();
   }
 
-  template <int V>
+  template <typename Vector, int V>
   void multiply_group(
-      const vfloat* rows, int64_t begin, int64_t end, std::vector<Number>& converted, vfloat (&out)[kGroup][V]) const {
+      const float* rows, int64_t begin, int64_t end, std::vector<Number>& converted, Vector (&out)[kGroup][V]) const {
     constexpr int64_t kTogether = kTokens<V>;
     static_assert(kGroup % kTogether == 0);
     for (int64_t first = begin; first < end; first += kTogether) {
@@ -181,26 +209,26 @@ class Linear {
       if (!kConverted && length() == width_ && tokens == kTogether) {
         const Number* w = reinterpret_cast<const Number*>(weight_) + first * stride_;
         const int64_t ahead = std::min(2 * kTogether, vocab_size_ - kTogether - first);
-        multiply<Factor, V>(rows, w, stride_, steps_, w + ahead * stride_, out + (first - begin));
+        multiply<Factor>(rows, w, stride_, steps_, w + ahead * stride_, out + (first - begin));
       } else {
         converted.resize(kTogether * length());
         const Number* w = converted.data();
         for (int64_t t = 0; t < tokens; ++t) convert(weight_ + (first + t) * stride_, &converted[t * length()]);
-        multiply<Factor, V>(rows, w, length(), steps_, w, out + (first - begin));
+        multiply<Factor>(rows, w, length(), steps_, w, out + (first - begin));
       }
     }
   }
 
   // Tokens into lanes, with the bias, rounded as a library's product is.
-  template <int V>
-  void turn_group(const vfloat (&products)[kGroup][V], int64_t begin, int64_t end, float* out) const {
+  template <typename Vector, int V>
+  void turn_group(const Vector (&products)[kGroup][V], int64_t begin, int64_t end, int64_t rows, float* out) const {
     for (int64_t first = 0; first < end - begin; first += kLanes) {
       const vfloat offsets = bias(begin + first, end);
       for (int v = 0; v < V; ++v) {
-        std::array<vfloat, kLanes> square;
-        for (int i = 0; i < kLanes; ++i) square[i] = products[first + i][v];
+        std::array<vfloat, kLanes> square = {};
+        for (int i = 0; i < kLanes; ++i) std::memcpy(&square[i], &products[first + i][v], sizeof(Vector));
         transpose(square);
-        for (int i = 0; i < kLanes; ++i)
+        for (int64_t i = 0; i < std::min<int64_t>(kLanes, rows - v * kLanes); ++i)
           store(out + (v * kLanes + i) * kRow + first, rounded<Dtype>(square[i] + offsets));
       }
     }
@@ -215,7 +243,7 @@ class Linear {
 
   int64_t n_, width_, steps_, stride_, vocab_size_;
   const Input *weight_, *bias_;
-  int64_t vectors_;
+  int64_t lanes_, vectors_;  // `lanes_` of rows are a vector
   std::vector<vfloat> rows_;
 };
 
