@@ -1,8 +1,10 @@
 # Everything runs in .venv, which `make setup` makes.
 export PYTHON TORCH
 RUN := .venv/bin/python
-# test files that run at a time: threads that wait for others sleep (passive), or else one process holds up the next
+# test files that run at a time
 JOBS ?= 2
+# threads that wait sleep, or else the processes that run at a time hold each other up
+test: export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo test lint bench clean
 .DEFAULT_GOAL := help
@@ -24,7 +26,7 @@ lint: setup ## style, format and import contracts
 	$(RUN) -c "from importlinter.cli import lint_imports_command as lint; lint()"
 
 test: lint ## lint and all tests; natively on a GPU where there is one
-	OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 bench: setup ## measure sampling against the model card's loop
 	$(RUN) benchmarks/sampler_throughput.py $(ARGS)
