@@ -118,7 +118,7 @@ def measure(
 ) -> dict[str, object]:
     """Time and memory of the programs, which take turns."""
     case = make_case(head, rows, DTYPES[dtype], options.temperature)
-    text = f"{head} {rows} rows {dtype}"
+    text = f"{head} {report.count(rows, 'row')} {dtype}"
     begin(f"{text}: memory")
     peaks = {name: peak_bytes(program, case) for name, program in PROGRAMS.items()}
     begin(text)
@@ -168,7 +168,7 @@ def cells(result: dict[str, object]) -> list[str]:
     """A line of the table."""
     seconds, peaks, share = result["seconds"], result["peak_bytes"], result["share_of_memory"]
     return [
-        f"{result['head']}, {result['rows']} rows, {result['dtype']}",
+        f"{result['head']}, {report.count(result['rows'], 'row')}, {result['dtype']}",
         *(f"{1000 * seconds[name]['median']:.1f}" for name in PROGRAMS),
         *(f"{factor:.2f}x" for factor in result["speedup"].values()),
         *("n/a" if peaks[name] is None else f"{peaks[name] / 1e6:.1f}" for name in PROGRAMS),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import machine
+from benchmarks import machine, report
 
 KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
 HEAD_HEAD = (
@@ -53,7 +53,8 @@ def head_lines(row: dict, commands: list[str]) -> list[list[str]]:
     """A line for each head, number of rows and dtype of a cpu_head row."""
     return [
         [
-            f"{result['head']} {result['dtype']}, {result['rows']} rows, T {row['settings']['temperature']:g}",
+            f"{result['head']} {result['dtype']}, {report.count(result['rows'], 'row')}, "
+            f"T {row['settings']['temperature']:g}",
             machine.short_name(row["machine"]),
             *(f"{1000 * result['seconds'][name]['median']:.1f}" for name in ("eager", "ours")),
             *(f"{result['speedup'][name]:.1f}x" for name in ("eager", "stored")),

@@ -63,6 +63,11 @@ def _plain_lines(total: int, begun: Iterator[int]) -> Callable[[str], None]:
     return begin
 
 
+def count(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """A table on stdout, as wide as it needs where stdout is no terminal, with notes below it."""
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
