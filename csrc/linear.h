@@ -50,9 +50,29 @@ struct Factor<BFloat16> {
 // Fewer rows than lanes take narrower vectors, whose additions cost less and are the same.
 #if defined(__AVX2__) && defined(__FMA__)
 constexpr int kFewestLanes = 4;
+using Narrowest = vfloat4;
 #else
 constexpr int kFewestLanes = kLanes;
+using Narrowest = vfloat;
 #endif
+
+// How rows lie in memory: a number of each lane, or of a single row, which every lane gets.
+template <typename Vector>
+struct Lanes {
+  static constexpr int kStored = sizeof(Vector) / sizeof(float);
+  using type = Vector;
+  static Vector load(const float* rows) { return dllm::load<Vector>(rows); }
+};
+
+struct OneRow {
+  static constexpr int kStored = 1;
+  using type = Narrowest;
+  static Narrowest load(const float* row) {
+    Narrowest copies;  // of bits, which need not be those of a float
+    for (size_t i = 0; i < sizeof copies / sizeof *row; ++i) std::memcpy(reinterpret_cast<float*>(&copies) + i, row, 4);
+    return copies;
+  }
+};
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kAccumulators = 24;  // of 32 registers
@@ -69,21 +89,20 @@ constexpr int kTokens = std::min(8, kAccumulators / V);  // that V vectors meet 
 static_assert(kStripe % kGroup == 0 && kGroup % kLanes == 0);
 
 // The products of V vectors of rows with kTokens<V> tokens. `ahead`: the weights to be read after these and the next.
-template <typename Factor, typename Vector, int V>
+template <typename Factor, typename Rows, int V>
 void multiply(
     const float* rows, const typename Factor::type* weight, int64_t stride, int64_t steps,
-    const typename Factor::type* ahead, Vector (*out)[V]) {
+    const typename Factor::type* ahead, typename Rows::type (*out)[V]) {
   constexpr int64_t kLine = 64 / (Factor::kStep * sizeof(typename Factor::type));
-  constexpr int64_t kWidth = sizeof(Vector) / sizeof(float);
   for (int64_t k = 0; k < steps;) {
-    Vector sums[kTokens<V>][V] = {};
-    for (const int64_t end = std::min(k + kChain, steps); k < end; ++k, rows += V * kWidth) {
+    typename Rows::type sums[kTokens<V>][V] = {};
+    for (const int64_t end = std::min(k + kChain, steps); k < end; ++k, rows += V * Rows::kStored) {
       if (k % kLine == 0)
         for (int t = 0; t < kTokens<V>; ++t) __builtin_prefetch(ahead + t * stride + k * Factor::kStep, 0, 2);
       for (int t = 0; t < kTokens<V>; ++t)
         for (int v = 0; v < V; ++v)
           sums[t][v] = Factor::multiply_add(
-              weight + t * stride + k * Factor::kStep, load<Vector>(rows + v * kWidth), sums[t][v]);
+              weight + t * stride + k * Factor::kStep, Rows::load(rows + v * Rows::kStored), sums[t][v]);
     }
     for (int t = 0; t < kTokens<V>; ++t)
       for (int v = 0; v < V; ++v) out[t][v] = k <= kChain ? sums[t][v] : out[t][v] + sums[t][v];
@@ -149,19 +168,22 @@ class Linear {
 
   // Logits of a block's rows and of tokens `begin` to `end`, which are at most kStripe: [rows, kRow].
   const float* operator()(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
+    if (lanes_ == 1) return logits<OneRow, 1>(block, begin, end, to);
     if constexpr (kFewestLanes < kLanes)
       if (lanes_ < kLanes)
-        return lanes_ == 4 ? logits<vfloat4, 1>(block, begin, end, to) : logits<vfloat8, 1>(block, begin, end, to);
+        return lanes_ == 4 ? logits<Lanes<vfloat4>, 1>(block, begin, end, to)
+                           : logits<Lanes<vfloat8>, 1>(block, begin, end, to);
     switch (vector(block + 1) - vector(block)) {
-      case 1: return logits<vfloat, 1>(block, begin, end, to);
-      case 2: return logits<vfloat, 2>(block, begin, end, to);
-      case 3: return logits<vfloat, 3>(block, begin, end, to);
-      default: return logits<vfloat, 4>(block, begin, end, to);
+      case 1: return logits<Lanes<vfloat>, 1>(block, begin, end, to);
+      case 2: return logits<Lanes<vfloat>, 2>(block, begin, end, to);
+      case 3: return logits<Lanes<vfloat>, 3>(block, begin, end, to);
+      default: return logits<Lanes<vfloat>, 4>(block, begin, end, to);
     }
   }
 
  private:
   static int64_t lanes(int64_t n) {
+    if (n == 1) return 1;
     int64_t lanes = kFewestLanes;
     while (lanes < n && lanes < kLanes) lanes *= 2;
     return lanes;
@@ -187,21 +209,22 @@ class Linear {
     }
   }
 
-  template <typename Vector, int V>
+  template <typename Rows, int V>
   const float* logits(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
     const float* rows = reinterpret_cast<const float*>(rows_.data()) + vector(block) * steps_ * lanes_;
-    Vector products[kGroup][V];
+    typename Rows::type products[kGroup][V];
     for (int64_t group = begin; group < end; group += kGroup) {
       const int64_t group_end = std::min(group + kGroup, end);
-      multiply_group(rows, group, group_end, to.converted, products);
+      multiply_group<Rows>(rows, group, group_end, to.converted, products);
       turn_group(products, group, group_end, first_row(block + 1) - first_row(block), &to.logits[group - begin]);
     }
     return to.logits.data();
   }
 
-  template <typename Vector, int V>
+  template <typename Rows, int V>
   void multiply_group(
-      const float* rows, int64_t begin, int64_t end, std::vector<Number>& converted, Vector (&out)[kGroup][V]) const {
+      const float* rows, int64_t begin, int64_t end, std::vector<Number>& converted,
+      typename Rows::type (&out)[kGroup][V]) const {
     constexpr int64_t kTogether = kTokens<V>;
     static_assert(kGroup % kTogether == 0);
     for (int64_t first = begin; first < end; first += kTogether) {
@@ -209,12 +232,12 @@ class Linear {
       if (!kConverted && length() == width_ && tokens == kTogether) {
         const Number* w = reinterpret_cast<const Number*>(weight_) + first * stride_;
         const int64_t ahead = std::min(2 * kTogether, vocab_size_ - kTogether - first);
-        multiply<Factor>(rows, w, stride_, steps_, w + ahead * stride_, out + (first - begin));
+        multiply<Factor, Rows>(rows, w, stride_, steps_, w + ahead * stride_, out + (first - begin));
       } else {
         converted.resize(kTogether * length());
         const Number* w = converted.data();
         for (int64_t t = 0; t < tokens; ++t) convert(weight_ + (first + t) * stride_, &converted[t * length()]);
-        multiply<Factor>(rows, w, length(), steps_, w, out + (first - begin));
+        multiply<Factor, Rows>(rows, w, length(), steps_, w, out + (first - begin));
       }
     }
   }
@@ -243,7 +266,7 @@ class Linear {
 
   int64_t n_, width_, steps_, stride_, vocab_size_;
   const Input *weight_, *bias_;
-  int64_t lanes_, vectors_;  // `lanes_` of rows are a vector
+  int64_t lanes_, vectors_;  // `lanes_` of rows are stored of a vector
   std::vector<vfloat> rows_;
 };
 

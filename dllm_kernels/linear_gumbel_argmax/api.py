@@ -63,8 +63,8 @@ def linear_gumbel_argmax(
         GPU, slices   2^25 + 28 R ceil(V / 8192)
         GPU, top-k/p  max(2^25, 16 V s) and what :func:`gumbel_argmax` takes for its rows
         CPU, stripes  T (1600 min(R, 64) + 44 R + 32 H) + (4 H + 68) R for T threads, R being at most 512 and rounded up
-                      to 4, 8 or a multiple of 16; and 40 R for each stripe that waits for a lower one whose thread was
-                      held up
+                      to 1, 4, 8 or a multiple of 16; and 40 R for each stripe that waits for a lower one whose thread
+                      was held up
         CPU, slices   (1024 s + 40) S R + 68 R, R being at most 512, and what the library's products take; the S
                       thousands of a slice are V / 10240, at least 1 and at most 8
         CPU, top-k/p  64 V s and what :func:`gumbel_argmax` takes for its rows
