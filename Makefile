@@ -4,15 +4,15 @@ RUN := .venv/bin/python
 # test files that run at a time
 JOBS ?= 2
 # threads that wait sleep, or else the processes that run at a time hold each other up
-test: export OMP_WAIT_POLICY := passive
+test test-all: export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-all lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 18
 	@echo "PYTHON=python3.12 names the interpreter, TORCH='torch==2.12.0' the torch to install,"
-	@echo "ARGS='...' what is passed on by test (to pytest), bench and demo."
+	@echo "ARGS='...' what is passed on by test and test-all (to pytest), bench and demo."
 
 setup: ## make .venv with everything (quick when nothing has changed)
 	@bash scripts/setup.sh
@@ -25,8 +25,11 @@ lint: setup ## style, format and import contracts
 	$(RUN) -m ruff format --check .
 	$(RUN) -c "from importlinter.cli import lint_imports_command as lint; lint()"
 
-test: lint ## lint and all tests; natively on a GPU where there is one
+test: lint ## lint and the tests; natively on a GPU where there is one
 	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+test-all: lint ## as test, with the exhaustive sweeps
+	$(RUN) -m pytest --exhaustive --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 bench: setup ## measure sampling against the model card's loop
 	$(RUN) benchmarks/sampler_throughput.py $(ARGS)

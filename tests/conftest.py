@@ -1,4 +1,4 @@
-"""What every test shares: the interpreter switch, the device, real weights and the `gpu` marker."""
+"""What every test shares: the interpreter switch, the device, real weights, and the markers `gpu` and `exhaustive`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ if workers > 1:  # programs that tests start share the cores with other workers
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="run the tests marked `exhaustive` as well")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("exhaustive"):
+        config.hook.pytest_deselected(items=[item for item in items if "exhaustive" in item.keywords])
+        items[:] = [item for item in items if "exhaustive" not in item.keywords]
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
