@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dllm.data.encoding import Encoded
+from dllm.data.messages import Message, beginning_of, check_messages, tools_of
+from dllm.data.template import Rendering
+
+__all__ = ["ANSWERS", "IGNORE", "check_answers", "check_messages", "default_sft_map_fn"]
+
+_log = logging.getLogger("dllm")
+
 IGNORE = -100
+ANSWERS = ("last", "all")
+_said: set[str] = set()  # what this process has logged
 
 
-def default_sft_map_fn(row: Mapping[str, Any], *, tokenizer: Any, mask_prompt_loss: bool = True) -> dict[str, Any]:
+def default_sft_map_fn(
+    row: Mapping[str, Any], *, tokenizer: Any, mask_prompt_loss: bool = True, answers: str = "last"
+) -> dict[str, Any]:
     """A conversation as token ids: what the tokenizer's chat template makes of it, to be mapped over a data set.
 
     The last message is the answer that is learnt. All before it, with the beginning of the answer that the template
-    writes, is the prompt: its labels are -100, so that it is never masked.
+    writes, is the prompt: its labels are -100, so that it is never masked. How the answer is found is told in
+    :meth:`dllm.data.template.Rendering.span`.
+
+    All that is said must be in the text that the template writes: contents, reasoning, tool calls, tools. Text that
+    spells the mask token is encoded as ordinary text (:mod:`dllm.data.encoding`).
 
     Args:
-        row: has `messages`, each {"role": "system", "user" or "assistant", "content": text}, as tulu-3 and smoltalk
-            have them; the last is the assistant's.
+        row: has `messages`, each {"role": "system", "user", "assistant" or "tool", "content": text}, as tulu-3 and
+            smoltalk have them, also with `reasoning_content` and `tool_calls`; the last is the assistant's. An answer
+            with `weight` 0 is not learnt. `tools`, if the row has them, are given to the template.
         tokenizer: with a chat template.
         mask_prompt_loss: False to learn the prompt, too.
+        answers: "last" to learn the last answer, "all" for every message of the assistant.
 
     Returns:
-        `input_ids`, `labels`, and, if the prompt is not learnt, `prompt_len`.
+        `input_ids`, `labels`, and, if the prompt is not learnt, `prompt_len`: the tokens before the first label.
 
     Raises:
-        ValueError: no messages, a message without role or content, an unknown role, a last message of someone else.
+        ValueError: no messages, a message without role or content, an unknown role, a last message of someone else; a
+            template that refuses the conversation, leaves out a part of it, or does not let the answer be told from the
+            prompt. Reasoning of an answer that is not learnt may be left out, as many templates do; a log line says so
+            once.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -34,33 +55,83 @@ def default_sft_map_fn(row: Mapping[str, Any], *, tokenizer: Any, mask_prompt_lo
         >>> len(sample["input_ids"]) == len(sample["labels"]), sample["prompt_len"]
         (True, 4)
     """
+    check_answers(answers, mask_prompt_loss)
+    try:
+        return _sample(row, tokenizer, mask_prompt_loss, answers)
+    except ValueError as error:
+        raise ValueError(f"{error} (in {beginning_of(row)})") from error
+
+
+def check_answers(answers: str, mask_prompt_loss: bool) -> None:
+    """Check what :func:`default_sft_map_fn` is asked for.
+
+    Raises:
+        ValueError: neither "last" nor "all"; or "all" where the prompt is learnt, too, and with it all answers.
+    """
+    if answers not in ANSWERS:
+        raise ValueError(f"answers must be one of {', '.join(ANSWERS)}, got {answers!r}")
+    if answers == "all" and not mask_prompt_loss:
+        raise ValueError("mask_prompt_loss=False learns all messages, so answers must be 'last', got 'all'")
+
+
+def _sample(row: Mapping[str, Any], tokenizer: Any, mask_prompt_loss: bool, answers: str) -> dict[str, Any]:
     messages = check_messages(row.get("messages"))
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"the last message must be the assistant's, got the role {messages[-1]['role']!r}")
-    template = dict(tokenize=True, return_dict=False)
-    tokens = list(tokenizer.apply_chat_template(messages, add_generation_prompt=False, **template))
+    plain = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
+    rendering = Rendering.of(tokenizer, plain, tools_of(row))
+    learnt = _learnt(messages, "all" if not mask_prompt_loss else answers)
+    _check_carried(row, rendering, learnt)
+    _warn_of_early_ends(row, tokenizer, [messages[number] for number in learnt])
+    encoded = Encoded(rendering.text, tokenizer)
     if not mask_prompt_loss:
-        return {"input_ids": tokens, "labels": list(tokens)}
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **template)
-    # a tokenizer may merge the end of the prompt with the beginning of the answer: such a token is the answer's
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, tokens, strict=False))
-    length = sum(1 for _ in same)
-    return {"input_ids": tokens, "labels": [IGNORE] * length + tokens[length:], "prompt_len": length}
+        unlearnt = [number for number, message in enumerate(messages) if not message.get("weight", 1)]
+        return {"input_ids": encoded.ids, "labels": _without(encoded.ids, _token_spans(encoded, rendering, unlearnt))}
+    labels = [IGNORE] * len(encoded.ids)
+    for start, stop in _token_spans(encoded, rendering, learnt):
+        labels[start:stop] = encoded.ids[start:stop]
+    length = next((n for n, label in enumerate(labels) if label != IGNORE), len(labels))
+    return {"input_ids": encoded.ids, "labels": labels, "prompt_len": length}
 
 
-def check_messages(messages: Any) -> Sequence[Mapping[str, str]]:
-    """The messages as they are.
+def _learnt(messages: Sequence[Message], answers: str) -> list[int]:
+    """The numbers of the answers that are learnt."""
+    said = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    chosen = said if answers == "all" else said[-1:]
+    return [number for number in chosen if messages[number].get("weight", 1)]
 
-    Raises:
-        ValueError: see :func:`default_sft_map_fn`.
-    """
-    if not messages or isinstance(messages, str):
-        raise ValueError(f"a row must have a list of messages with at least one in it, got {messages!r}")
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"a message must have a role and a content, got {message!r}")
-        if message["role"] not in ("system", "user", "assistant"):
-            raise ValueError(f"a message's role must be system, user or assistant, got {message['role']!r}")
-        if not isinstance(message["content"], str):
-            raise ValueError(f"a message's content must be text, got {message['content']!r}")
-    return messages
+
+def _without(labels: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+    labels = list(labels)
+    for start, stop in spans:
+        labels[start:stop] = [IGNORE] * (stop - start)
+    return labels
+
+
+def _token_spans(encoded: Encoded, rendering: Rendering, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    return [tuple(encoded.tokens_before(end) for end in rendering.span(number)) for number in numbers]
+
+
+def _check_carried(row: Mapping[str, Any], rendering: Rendering, learnt: Sequence[int]) -> None:
+    """Check that the template writes all that is said, but for the reasoning of answers that are not learnt."""
+    for lost in rendering.left_out():
+        if lost.message is None:
+            raise ValueError(f"the chat template leaves out the {lost.part}")
+        role = rendering.messages[lost.message]["role"]
+        if lost.message in learnt or role != "assistant" or not lost.is_reasoning:
+            raise ValueError(f"the chat template leaves out the {lost.part} of message {lost.message} ({role})")
+        _say_once(f"the chat template leaves out the {lost.part} of answers that are not learnt", row)
+
+
+def _warn_of_early_ends(row: Mapping[str, Any], tokenizer: Any, answers: Sequence[Message]) -> None:
+    """Say so where an answer spells what ends an answer: a model that learns it stops there."""
+    ends = {end for name in ("eos_token", "eot_token") if (end := getattr(tokenizer, name, None))}
+    for end in sorted(ends):
+        if any(end in (answer["content"] or "").strip().removesuffix(end) for answer in answers):
+            _say_once(f"an answer has {end!r} in it, at which a model that learns it ends its own answers", row)
+
+
+def _say_once(what: str, row: Mapping[str, Any]) -> None:
+    if what not in _said:
+        _said.add(what)
+        _log.warning("%s; the first is in %s", what, beginning_of(row))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.data.chat import IGNORE
+from dllm.data.encoding import encode_texts
 
 
 def tokenize_and_group(
@@ -29,6 +30,9 @@ def tokenize_and_group(
 
     A token attends to all others of its sample, to those of another text too, as in the pre-training of BERT's and
     LLaDA's successors; :mod:`dllm.data.packing` keeps texts apart.
+
+    Text that spells the mask token is encoded as ordinary text: there is nothing to learn at a mask. Other special
+    tokens that a text spells out, such as an end of sequence between documents, are those tokens.
 
     Args:
         examples: a batch of rows, by column.
@@ -61,8 +65,7 @@ def tokenize_and_group(
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"{text_field} must be text, got {text!r}")
-    # not verbose: that a text is longer than the model takes is no fault here
-    found = tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)["input_ids"] if texts else []
+    found = encode_texts(texts, tokenizer, add_special_tokens)
     if insert_eos:
         found = [_ended(tokens, tokenizer.eos_token_id) for tokens in found]
     tokens = list(itertools.chain.from_iterable(found))

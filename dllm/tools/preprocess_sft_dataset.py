@@ -43,13 +43,16 @@ def preprocess(options: argparse.Namespace) -> str:
     """
     from dllm.configs import DataArguments
     from dllm.data import load_sft_dataset
+    from dllm.data.chat import check_answers
     from dllm.data.lengths import post_process_dataset
     from dllm.models import get_tokenizer
     from dllm.tools.shards import save_samples, uncached
 
     to_sample = find_function(options.sft_map_fn_path)
     tokenizer = get_tokenizer(model_name_or_path=options.model_name_or_path)
-    to_sample = functools.partial(to_sample, tokenizer=tokenizer, mask_prompt_loss=options.mask_prompt_loss)
+    check_answers(options.answers, options.mask_prompt_loss)
+    chosen = {} if options.answers == "last" else {"answers": options.answers}  # another function may not know it
+    to_sample = functools.partial(to_sample, tokenizer=tokenizer, mask_prompt_loss=options.mask_prompt_loss, **chosen)
     workers = None if options.num_proc == 1 else options.num_proc
 
     def to_samples(rows: Any) -> Any:
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="function of a row, tokenizer and mask_prompt_loss that gives a sample (default: %(default)s)",
     )
     add("--mask_prompt_loss", type=yes_or_no, default=True, help="learn the answers only (default: %(default)s)")
+    add("--answers", choices=("last", "all"), default="last", help="which are learnt (default: %(default)s)")
     add("--max_length", type=at_least_one, default=None, help="most tokens of a sample (default: any number)")
     add("--truncation", choices=("right", "filter"), default="right", help="longer ones: cut, or left out")
     add("--remove_columns", type=yes_or_no, default=True, help="keep samples only (default: %(default)s)")

@@ -43,17 +43,6 @@ def test_the_prompt_is_learnt_on_request(tokenizer):
     assert sample == {"input_ids": sample["input_ids"], "labels": sample["input_ids"]}
 
 
-def test_a_token_that_spans_prompt_and_answer_is_the_answers():
-    class Merging:
-        """Token "ab" where the prompt ends with a and the answer begins with b."""
-
-        def apply_chat_template(self, messages, add_generation_prompt, **options):
-            return [1, 2, 7] if add_generation_prompt else [1, 2, 9, 8]
-
-    sample = default_sft_map_fn({"messages": TALK}, tokenizer=Merging())
-    assert sample == {"input_ids": [1, 2, 9, 8], "labels": [-100, -100, 9, 8], "prompt_len": 2}
-
-
 @pytest.mark.parametrize(
     ("messages", "rule"),
     [
