@@ -5,13 +5,17 @@ A data set is known by its columns, not by its name, so that a copy of it on dis
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-Row = Mapping[str, Any]
-Messages = list[dict[str, str]]
+from dllm.data.messages import CALLS, REASONING
 
-# Who speaks, in the words of ShareGPT and its kin.
+Row = Mapping[str, Any]
+Messages = list[dict[str, Any]]
+
+# Who speaks, in the words of ShareGPT and its kin. What calls a function is written as JSON.
+CALLER = "function_call"
 _SPEAKERS = {
     "system": "system",
     "human": "user",
@@ -22,7 +26,14 @@ _SPEAKERS = {
     "bing": "assistant",
     "bard": "assistant",
     "model": "assistant",
+    CALLER: "assistant",
+    "observation": "tool",
+    "tool": "tool",
 }
+# Columns with what a system message says.
+SYSTEM_COLUMNS = ("system", "system_prompt")
+# What a message may have beside its role and its content.
+MORE = (*REASONING, *CALLS, "tool_call_id", "name", "weight")
 # Where the running text of a data set is, the first that it has: wikitext, C4, FineWeb, DCLM and OpenCoder's corpora
 # call it text, tiny-shakespeare Text, RefinedWeb and StarCoder content, RedPajama raw_content.
 TEXT_COLUMNS = ("text", "Text", "content", "raw_content")
@@ -91,27 +102,57 @@ def text_column(columns: Iterable[str]) -> str | None:
     return next((column for column in TEXT_COLUMNS if column in present), None)
 
 
+def with_system(row: Row, messages: Messages) -> Messages:
+    """The messages, and before them what a column of the row, system or system_prompt, says.
+
+    Raises:
+        ValueError: the messages begin with another system message.
+
+    Example:
+        >>> with_system({"system": "Be brief."}, [{"role": "user", "content": "Hello"}])[0]
+        {'role': 'system', 'content': 'Be brief.'}
+    """
+    said = next((row[column] for column in SYSTEM_COLUMNS if row.get(column)), None)
+    if said is None or not messages:
+        return messages
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": said}, *messages]
+    if messages[0]["content"] != said:
+        raise ValueError(f"a row must have one system message, got {said!r} and {messages[0]['content']!r}")
+    return messages
+
+
 def _plain(row: Row) -> Messages:
-    """`messages` (tulu-3, smoltalk, ultrachat_200k), without what else is noted of a message."""
+    """`messages` (tulu-3, smoltalk, ultrachat_200k), without notes that no template reads."""
     if not isinstance(row["messages"], (list, tuple)):
         raise ValueError(f"messages must be a list, got {row['messages']!r}")
-    return [_said(message, "role", "content") for message in row["messages"]]
+    return with_system(row, [_said(message, "role", "content") for message in row["messages"]])
 
 
 def _sharegpt(row: Row) -> Messages:
     """`conversations` of {"from", "value"} (ShareGPT, OpenHermes, Infinity-Instruct), or of role and content."""
-    messages = [
-        _said(turn, *(("from", "value") if "from" in turn else ("role", "content"))) for turn in row["conversations"]
-    ]
-    for message in messages:
-        if message["role"] not in _SPEAKERS:
+    messages = []
+    for turn in row["conversations"]:
+        message = _said(turn, *(("from", "value") if "from" in turn else ("role", "content")))
+        speaker = message["role"]
+        if speaker not in _SPEAKERS:
             known = ", ".join(_SPEAKERS)
-            raise ValueError(f"a turn of a conversation must be from one of {known}, got {message['role']!r}")
-        message["role"] = _SPEAKERS[message["role"]]
-    opening = row.get("system_prompt") or row.get("system")
-    if opening and messages and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": opening})
-    return messages
+            raise ValueError(f"a turn of a conversation must be from one of {known}, got {speaker!r}")
+        message["role"] = _SPEAKERS[speaker]
+        if speaker == CALLER:
+            message |= {"content": None, "tool_calls": _calls(message["content"])}
+        messages.append(message)
+    return with_system(row, messages)
+
+
+def _calls(text: Any) -> list[dict[str, Any]]:
+    """The calls that a turn from function_call writes as JSON: one, or a list of them."""
+    try:
+        found = json.loads(text)
+        found = found if isinstance(found, list) else [found]
+        return [{"type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}} for c in found]
+    except (TypeError, ValueError, LookupError) as error:
+        raise ValueError(f"a turn from {CALLER} must be JSON with name and arguments, got {text!r}") from error
 
 
 def _alternating(row: Row) -> Messages:
@@ -119,21 +160,37 @@ def _alternating(row: Row) -> Messages:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(row["data"])]
 
 
-def _said(message: Any, role: str, content: str) -> dict[str, str]:
-    if not isinstance(message, Mapping) or not {role, content} <= message.keys():
+def _said(message: Any, role: str, content: str) -> dict[str, Any]:
+    calls = isinstance(message, Mapping) and any(message.get(name) for name in CALLS)
+    if not isinstance(message, Mapping) or role not in message or not (content in message or calls):
         raise ValueError(f"a message must have a {role} and a {content}, got {message!r}")
-    return {"role": message[role], "content": message[content]}
+    more = {name: message[name] for name in MORE if message.get(name) is not None}
+    return {"role": message[role], "content": message.get(content), **more}
 
 
-def _pair(user: str, assistant: str, more: str | None = None, system: str | None = None) -> Format:
-    """One question and its answer; `more` is a column that the question goes on in, where it is not empty."""
+def _pair(user: str, assistant: str, more: str | None = None) -> Format:
+    """One question and its answer; `more` is a column that the question goes on in, where it is not empty. Earlier
+    questions and answers may stand in the column history, what a system message says in one of SYSTEM_COLUMNS."""
 
     def read(row: Row) -> Messages:
-        opening = [{"role": "system", "content": row[system]}] if system and row.get(system) else []
+        if isinstance(row[user], list) and isinstance(row[assistant], list):  # messages, both of them
+            return with_system(row, [_said(message, "role", "content") for message in (*row[user], *row[assistant])])
         question = f"{row[user]}\n\n{row[more]}" if more and row.get(more) else row[user]
-        return [*opening, {"role": "user", "content": question}, {"role": "assistant", "content": row[assistant]}]
+        asked = []
+        for earlier, answer in [*_history(row), (question, row[assistant])]:
+            asked += [{"role": "user", "content": earlier}, {"role": "assistant", "content": answer}]
+        return with_system(row, asked)
 
     return Format((user, assistant), read)
+
+
+def _history(row: Row) -> list[Any]:
+    """Earlier turns, as alpaca has them in LLaMA-Factory: pairs of a question and an answer."""
+    history = row.get("history") or []
+    pairs = isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)
+    if not pairs:
+        raise ValueError(f"history must be a list of pairs [question, answer], got {history!r}")
+    return history
 
 
 FORMATS = (
@@ -141,7 +198,7 @@ FORMATS = (
     Format(("conversations",), _sharegpt),
     _pair("instruction", "output", more="input"),  # alpaca, opc-sft-stage1 and -stage2
     _pair("instruction", "response", more="context"),  # dolly
-    _pair("question", "response", system="system_prompt"),  # OpenOrca
+    _pair("question", "response"),  # OpenOrca
     _pair("question", "answer"),  # gsm8k
     _pair("query", "response"),  # MetaMathQA
     _pair("prompt", "response"),

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dllm.data.chat import check_messages
+from dllm.data.columns import features, names_of, row_of
 from dllm.data.files import local_path, need_datasets, open_saved, open_source
-from dllm.data.formats import CHAT_SPLITS, FORMATS, LANGUAGE_COLUMNS, TEXT_COLUMNS, conversation_format, text_column
+from dllm.data.formats import (
+    CHAT_SPLITS,
+    FORMATS,
+    LANGUAGE_COLUMNS,
+    SYSTEM_COLUMNS,
+    TEXT_COLUMNS,
+    conversation_format,
+    text_column,
+    with_system,
+)
 from dllm.data.spec import Source, read_sources
 from dllm.data.splits import column_names, join, row_count, take_counts
 
@@ -29,8 +38,9 @@ def load_sft_dataset(dataset_args: str, load_preprocessed_data: bool = False) ->
             has saved; they come back as they are.
 
     Rows may be in any format that is published (:mod:`dllm.data.formats`): messages (tulu-3, smoltalk, ultrachat_200k),
-    conversations (ShareGPT), instruction and output (alpaca, opc-sft), and others. A single data set with messages
-    keeps its other columns.
+    conversations (ShareGPT), instruction and output (alpaca, opc-sft), and others; with `system` and `history`
+    (alpaca), `tools`, and what a message has beside its content (`tool_calls`, `reasoning_content`, `weight`, ...). A
+    single data set with messages keeps its other columns; where several are joined, calls and tools are JSON.
 
     Raises:
         FileNotFoundError, ConnectionError: there is no such data set; the Hub cannot be reached.
@@ -52,7 +62,13 @@ def load_sft_dataset(dataset_args: str, load_preprocessed_data: bool = False) ->
     sources = read_sources(dataset_args)
     if load_preprocessed_data:
         return datasets.DatasetDict(_saved(sources, streaming=False))
-    parts = [_conversations(source, alone=len(sources) == 1) for source in sources]
+    parts = [_conversations(source) for source in sources]
+    every = [rows for part in parts for rows in part.values()]
+    names = set().union(*(names_of(rows, conversation_format(rows.column_names)) for rows in every))
+    parts = [
+        {split: _with_messages(source.name, rows, names, alone=len(sources) == 1) for split, rows in part.items()}
+        for source, part in zip(sources, parts, strict=True)
+    ]
     return datasets.DatasetDict(join(sources, parts))
 
 
@@ -101,36 +117,41 @@ def _saved(sources: list[Source], streaming: bool) -> dict[str, Any]:
     return join(sources, parts)
 
 
-def _conversations(source: Source, alone: bool) -> dict[str, Any]:
+def _conversations(source: Source) -> dict[str, Any]:
+    """The splits as they are, of which each is known to hold conversations."""
     found = open_source(source)
     if CHAT_SPLITS.keys() & found.keys():
         found = {new: found[old] for old, new in CHAT_SPLITS.items() if old in found}
     kept = take_counts({split: _in_language(source, rows) for split, rows in found.items()}, source, in_order=False)
-    return {split: _with_messages(source.name, split, rows, alone) for split, rows in kept.items()}
+    for split, rows in kept.items():
+        _check_rows(source.name, split, rows)
+        if conversation_format(rows.column_names) is None:
+            known = "; ".join(" and ".join(format.columns) for format in FORMATS)
+            raise ValueError(
+                f"rows of {source.name} must have messages, or columns that become messages ({known}); "
+                f"got {', '.join(rows.column_names)} in {split!r}"
+            )
+    return kept
 
 
-def _with_messages(name: str, split: str, rows: Any, alone: bool) -> Any:
-    import datasets
-
-    columns = column_names(rows)
-    _check_rows(name, split, rows)
-    found = conversation_format(columns)
-    if found is None:
-        known = "; ".join(" and ".join(format.columns) for format in FORMATS)
-        raise ValueError(
-            f"rows of {name} must have messages, or columns that become messages ({known}); "
-            f"got {', '.join(columns)} in {split!r}"
-        )
-    # lists of dicts of texts, as every data set has them when they are joined
-    text = datasets.Value("string")
-    plain = datasets.Features({"messages": [{"role": text, "content": text}]})
-    if found.columns == ("messages",) and (alone or rows.features == plain):
+def _with_messages(name: str, rows: Any, names: set[str], alone: bool) -> Any:
+    """Rows with messages; those of several data sets with the features of these names."""
+    found, given = conversation_format(rows.column_names), features(names)
+    if found.columns == ("messages",) and alone:
+        if not set(SYSTEM_COLUMNS) & set(rows.column_names):
+            return rows
+        return rows.map(lambda row: {"messages": with_system(row, row["messages"])}, desc=f"messages of {name}")
+    if rows.features == given:
         return rows
+
+    def read(row: Any, number: int) -> dict[str, Any]:
+        try:
+            return row_of(row, found, names)
+        except ValueError as error:
+            raise ValueError(f"row {number} of {name}: {error}") from error
+
     return rows.map(
-        lambda row: {"messages": check_messages(found.read(row))},
-        remove_columns=columns,
-        features=plain,
-        desc=f"messages of {name}",
+        read, with_indices=True, remove_columns=rows.column_names, features=given, desc=f"messages of {name}"
     )
 
 

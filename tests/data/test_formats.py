@@ -1,8 +1,11 @@
 """Conversations and texts in the formats that they are published in: rows with the columns of the data set named."""
 
+import json
+
 import pytest
 
 from dllm.data import load_pt_dataset, load_sft_dataset
+from dllm.data.chat import check_messages
 from dllm.data.formats import DEFAULT_PARTS, default_parts
 from tests.data.rows import questions, talk, write
 
@@ -36,7 +39,16 @@ CONVERSATIONS = {
     "AI-MO/NuminaMath-1.5": ({"problem": "Q", "solution": "A", "answer": "x"}, [Q, A]),
     "openbmb/UltraChat": ({"id": "1", "data": ["Q", "A", "Q", "A"]}, [Q, A, Q, A]),
     "prompts and completions": ({"prompt": "Q", "completion": "A"}, [Q, A]),
+    "prompts and completions of messages": ({"prompt": [SYSTEM, Q], "completion": [A]}, [SYSTEM, Q, A]),
+    "alpaca with a system message": ({"instruction": "Q", "output": "A", "system": "S"}, [SYSTEM, Q, A]),
+    "alpaca with a history": (
+        {"instruction": "Q", "input": "I", "output": "A", "history": [["Q", "A"], ["Q", "A"]]},
+        [Q, A, Q, A, {"role": "user", "content": "Q\n\nI"}, A],
+    ),
+    "messages with a system column": ({"messages": [Q, A], "system": "S"}, [SYSTEM, Q, A]),
 }
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
 
 TEXTS = {
     "mlfoundations/dclm-baseline-1.0": {"bff_contained_ngram_count_before_dedupe": 1, "text": "T", "url": "x"},
@@ -94,3 +106,47 @@ def test_a_speaker_of_unknown_role(folder):
     row = {"conversations": [{"speaker": "human"}]}
     with pytest.raises(ValueError, match="a message must have a role and a content"):
         load_sft_dataset(write(folder / "other.jsonl", [row]))
+
+
+def test_what_messages_have_beside_their_content_is_joined(folder):
+    """Tools, calls, reasoning and weights of one data set, beside another that has none of them."""
+    called = [Q, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "1"}]
+    weighed = [{"from": "human", "value": "Q", "weight": 0}, {"from": "gpt", "value": "A", "weight": 1}]
+    thought = {**A, "reasoning_content": "R"}
+    rows = [
+        {"messages": [*called, A], "tools": TOOLS},
+        {"conversations": weighed},
+        {"messages": [Q, thought], "note": "x"},
+        {"instruction": "Q", "output": "A"},
+    ]
+    names = [write(folder / f"{number}.jsonl", [row]) for number, row in enumerate(rows)]
+    joined = load_sft_dataset("+".join(names))["train"]
+    assert [json.loads(row["tools"] or "null") for row in joined] == [TOOLS, None, None, None]
+    first, second, third, fourth = (check_messages(row["messages"]) for row in joined)
+    assert first == [Q, {"role": "assistant", "content": None, "tool_calls": [CALL]}, called[2], A]
+    assert second == [Q, {**A, "weight": 1.0}] and third == [Q, thought] and fourth == [Q, A]
+
+
+def test_calls_of_sharegpt(folder):
+    turns = [("human", "Q"), ("function_call", json.dumps(CALL["function"])), ("observation", "1"), ("gpt", "A")]
+    row = {"conversations": [{"from": who, "value": said} for who, said in turns], "tools": json.dumps(TOOLS)}
+    found = load_sft_dataset(write(folder / "train.jsonl", [row]))["train"][0]
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert check_messages(found["messages"]) == [Q, called, {"role": "tool", "content": "1"}, A]
+    assert json.loads(found["tools"]) == TOOLS
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ({"conversations": [{"from": "function_call", "value": "add(1)"}]}, "must be JSON with name and arguments"),
+        ({"instruction": "Q", "output": "A", "history": [["Q"]]}, r"pairs \[question, answer\], got \[\['Q'\]\]"),
+        ({"conversations": [{"from": "system", "value": "S"}], "system": "T"}, "one system message, got 'T' and 'S'"),
+        ({"instruction": "Q", "output": None}, "row 1 of .*train.jsonl: a message's content must be text, got None"),
+    ],
+)
+def test_what_cannot_be_carried_names_the_row(folder, row, rule):
+    good = {name: "Q" if isinstance(value, str) or value is None else [] for name, value in row.items()}
+    good |= {"conversations": [{"from": "human", "value": "Q"}]} if "conversations" in row else {}
+    with pytest.raises(ValueError, match=rule):
+        load_sft_dataset(write(folder / "train.jsonl", [good | {"system": None}, row]))
