@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import importlib.util
+import io
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dllm.configs import resolve_with_base_env
 from dllm.data.formats import default_parts
@@ -115,8 +117,9 @@ def check_whole(path: Path) -> None:
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{path} is empty")
+    _check_encoding(path)
     with path.open("rb") as file:
-        first = file.read(64).lstrip()[:4]
+        first = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:4]
         file.seek(max(0, size - _LAST_BYTES))
         last = file.read().rstrip()
     if path.suffix == ".parquet" and not (first == last[-4:] == b"PAR1"):
@@ -124,8 +127,8 @@ def check_whole(path: Path) -> None:
     if path.suffix == ".json" and {b"[": b"]", b"{": b"}"}.get(first[:1], b"") != last[-1:]:
         raise ValueError(f"{path} does not end as JSON does: written by half?")
     seen = b"\n" in last or size <= _LAST_BYTES  # the whole of the last line
-    if path.suffix == ".jsonl" and seen and not _is_json(last[last.rfind(b"\n") + 1 :]):
-        raise ValueError(f"the last line of {path} is no JSON: written by half?")
+    if path.suffix == ".jsonl" and seen and (fault := _json_fault(last[last.rfind(b"\n") + 1 :])):
+        raise ValueError(f"the last line of {path} is no {fault}: written by half?")
 
 
 def need_datasets() -> None:
@@ -162,10 +165,17 @@ def _from_files(path: Path, part: str | None, unit: str, streaming: bool) -> Any
     options = _reading(kind, files, unit)
     try:
         if path.is_file():
-            return datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **options)
-        return datasets.load_dataset(str(path), part if described else None, streaming=streaming, **options)
+            found = datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **options)
+        else:
+            found = datasets.load_dataset(str(path), part if described else None, streaming=streaming, **options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{path} cannot be read: {_first_fault(files) or error.__cause__ or error}") from error
+    # datasets 5 reads a packed text without the encoding that is asked for
+    return found.map(_without_mark) if kind == "text" and any(map(_begins_with_mark, files)) else found
+
+
+def _without_mark(row: dict[str, str]) -> dict[str, str]:
+    return {name: text.removeprefix("\ufeff") for name, text in row.items()}
 
 
 def _data_files(path: Path) -> Iterator[Path]:
@@ -193,17 +203,40 @@ def _one_kind(path: Path, files: list[Path]) -> str:
 
 
 def _reading(kind: str, files: list[Path], unit: str) -> dict[str, Any]:
-    """How files are read: what a row of text is; and a table's cells as the text that they are, 007 and NA too."""
+    """How files are read: what a row of text is; a table's cells as the text that they are, 007 and NA too; and a byte
+    order mark, as spreadsheets write it, is no text."""
     if kind == "text":
         return dict(sample_by=unit)
+    options: dict[str, Any] = {}
+    if kind != "parquet" and any(map(_begins_with_mark, files)):
+        options["encoding"] = "utf-8-sig"
     if kind == "csv":
         import datasets
 
-        with (gzip.open if files[0].suffix == ".gz" else open)(files[0], "rt", encoding="utf-8", newline="") as file:
-            columns = next(csv.reader(file), [])
-        features = datasets.Features({column: datasets.Value("string") for column in columns})
-        return dict(features=features, keep_default_na=False)
-    return {}
+        text = datasets.Value("string")
+        options["features"] = datasets.Features(dict.fromkeys(_header(files[0]), text))
+        options["keep_default_na"] = False
+    return options
+
+
+def _header(path: Path) -> list[str]:
+    """The names of a table's columns.
+
+    Raises:
+        ValueError: two of one name; a first row with more cells than that, which pandas would take for row names.
+    """
+    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+        try:
+            table = csv.reader(lines)
+            header = next(table, [])
+            row = next((row for row in table if row), [])
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+    if twice := [column for number, column in enumerate(header) if column in header[:number]]:
+        raise ValueError(f"{path} must have columns of different names, got {twice[0]!r} twice")
+    if len(row) > len(header):
+        raise ValueError(f"{path} must have {len(header)} cells in each row, got {len(row)} in the first: quote commas")
+    return header
 
 
 def _first_fault(files: list[Path]) -> str | None:
@@ -213,14 +246,33 @@ def _first_fault(files: list[Path]) -> str | None:
             continue
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip() and not _is_json(line):
-                    return f"line {number} of {file} is no JSON"
+                if line.strip() and (fault := _json_fault(line)):
+                    return f"line {number} of {file} is no {fault}"
     return None
 
 
-def _is_json(text: bytes) -> bool:
+def _json_fault(text: bytes) -> str | None:
+    """What a line is not."""
     try:
         json.loads(text)
-    except ValueError:  # of which not being JSON and not being UTF-8 are kinds
-        return False
-    return True
+    except UnicodeDecodeError:
+        return "UTF-8"
+    except ValueError:
+        return "JSON"
+    return None
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _check_encoding(path: Path) -> None:
+    with _open(path) as file:
+        first = file.read(4)
+    if kind_of(path) != "parquet" and first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(f"{path} must be UTF-8, got UTF-16: iconv -f UTF-16 -t UTF-8 rewrites it")
+
+
+def _begins_with_mark(path: Path) -> bool:
+    with _open(path) as file:
+        return file.read(3) == codecs.BOM_UTF8

@@ -1,5 +1,7 @@
 """Data sets from local files."""
 
+import codecs
+import functools
 import gzip
 import json
 import logging
@@ -97,6 +99,48 @@ def test_cells_of_a_table_are_text(folder):
     numbers = write(folder / "b.jsonl", [{"question": "1 + 1?", "answer": 2}])
     with pytest.raises(ValueError, match="content must be text, got 2"):
         load_sft_dataset(numbers)
+
+
+MARK = codecs.BOM_UTF8
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_byte_order_mark_is_no_text(folder, pack):
+    """As spreadsheets and Windows write files, with its line ends, too."""
+    end, rows = ".gz" if pack is gzip.compress else "", [{"instruction": "1?", "output": "1."}] * 2
+    lines = "\r\n\r\n".join(map(json.dumps, rows)) + "\r\n \r\n"
+    files = {"a.jsonl": lines, "b.json": json.dumps(rows), "c.csv": "instruction,output\r\n1?,1.\r\n\r\n1?,1.\r\n"}
+    for name, text in files.items():
+        (folder / f"{name}{end}").write_bytes(pack(MARK + text.encode()))
+        assert questions(load_sft_dataset(str(folder / f"{name}{end}"))["train"]) == [1, 1], name
+    (folder / f"d.txt{end}").write_bytes(pack(MARK + b"one\r\n\r\ntwo"))
+    (folder / f"e.jsonl{end}").write_bytes(pack(MARK + b'{"text": "one"}\r\n\r\n{"text": "two"}'))
+    for name in ("d.txt", "e.jsonl"):
+        for streaming in (True, False):
+            found = load_pt_dataset(f"{folder / name}{end}[train:2]", streaming=streaming)
+            assert texts(found["train"]) == ["one", "two"], (name, streaming)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("a.jsonl", '{"text": "x"}'.encode("utf-16"), "a.jsonl must be UTF-8, got UTF-16"),
+        ("a.csv", "instruction,output\nQ,A\n".encode("utf-16"), "a.csv must be UTF-8, got UTF-16"),
+        ("a.txt.gz", gzip.compress("x".encode("utf-16")), "a.txt.gz must be UTF-8, got UTF-16"),
+        ("a.jsonl", '{"text": "é"}'.encode("latin-1"), "last line of .*a.jsonl is no UTF-8"),
+        ("a.csv", "instruction,output\né,A\n".encode("latin-1"), "a.csv cannot be read: 'utf-8' codec"),
+        ("a.csv", b"instruction,output,output\nQ,A,B\n", "columns of different names, got 'output' twice"),
+        ("a.csv", b"instruction,output\nadd 1, 2,3\n", "must have 2 cells in each row, got 3 in the first"),
+        ("a.csv", b"instruction,output\nQ,A\nadd 1, 2,3\n", "a.csv cannot be read: .*Expected 2 fields in line 3"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_sft_dataset, load_pt_dataset])
+def test_text_of_another_kind(folder, name, content, rule, load):
+    if load is load_pt_dataset and "line 3" in rule:
+        load = functools.partial(load, streaming=False)
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rule):
+        load(str(folder / name))
 
 
 @pytest.mark.parametrize("streaming", [True, False])
