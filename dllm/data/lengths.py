@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dllm.configs import DataArguments
+
+_log = logging.getLogger("dllm")
 
 # What has an entry for each token.
 PER_TOKEN = ("input_ids", "labels", "attention_mask", "token_type_ids", "position_ids")
@@ -36,8 +40,9 @@ def clip_row(row: dict[str, Any], max_length: int, truncation: str = "right") ->
 
 
 def post_process_dataset(dataset: Any, data_args: DataArguments) -> Any:
-    """Samples of at most `data_args.max_length` tokens: longer ones are cut on the right or left out. Where they are
-    cut, samples of which only the prompt would be left, which has nothing to learn, are left out.
+    """Samples of at most `data_args.max_length` tokens: longer ones are cut on the right or left out. Samples of which
+    nothing would be learnt are left out, too: only their prompt is left, or all their answers have weight 0. A log line
+    says how many samples are cut and left out.
 
     Args:
         dataset: of the package datasets, its rows with `input_ids` and perhaps `labels` and `prompt_len`; one or
@@ -51,11 +56,31 @@ def post_process_dataset(dataset: Any, data_args: DataArguments) -> Any:
         >>> post_process_dataset(samples, DataArguments(max_length=2, num_proc=1))[0]["labels"]
         [-100, 6]
     """
+    if isinstance(dataset, Mapping):
+        return type(dataset)({split: _processed(rows, data_args, split) for split, rows in dataset.items()})
+    return _processed(dataset, data_args, "the data")
+
+
+def _processed(rows: Any, data_args: DataArguments, name: str) -> Any:
     longest, workers = data_args.max_length, data_args.num_proc
-    if data_args.truncation == "filter":
-        return dataset.filter(lambda row: _fits(row, longest), num_proc=workers, desc="short enough")
-    kept = dataset.filter(lambda row: _teaches(row, longest), num_proc=workers, desc="prompts short enough")
+    fits = _fits if data_args.truncation == "filter" else _teaches
+    kept = rows.filter(lambda row: fits(row, longest), num_proc=workers, desc="samples to learn from")
+    if out := len(rows) - len(kept):
+        why = "nothing of them would be learnt"
+        why += "" if fits is _teaches else f" or have more than max_length = {longest} tokens"
+        _log.warning("%d of %d samples of %s are left out: %s", out, len(rows), name, why)
+    if fits is _fits or not (cut := sum(length > longest for length in _lengths(kept))):
+        return kept
+    _log.warning("%d of %d samples of %s are cut to max_length = %d tokens", cut, len(kept), name, longest)
     return kept.map(lambda row: clip_row(row, longest), num_proc=workers, desc="cut to length")
+
+
+def _lengths(rows: Any) -> Iterator[int]:
+    """Tokens of each sample."""
+    import pyarrow.compute as pc
+
+    for batch in rows.select_columns("input_ids").with_format("arrow").iter(batch_size=10_000):
+        yield from pc.list_value_length(batch["input_ids"]).to_pylist()
 
 
 def clip_row_streaming(row: dict[str, Any], max_length: int, truncation: str = "right") -> dict[str, Any]:
@@ -86,10 +111,10 @@ def post_process_dataset_streaming(dataset: Any, data_args: DataArguments) -> An
 
 
 def _fits(row: dict[str, Any], longest: int) -> bool:
-    return len(row["input_ids"]) <= longest
+    return len(row["input_ids"]) <= longest and _teaches(row, longest)
 
 
 def _teaches(row: dict[str, Any], longest: int) -> bool:
     """Whether more than the prompt is left of a sample that is cut."""
     prompt = row.get("prompt_len")
-    return prompt is None or prompt < longest
+    return prompt is None or prompt < min(longest, len(row["input_ids"]))

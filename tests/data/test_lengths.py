@@ -1,5 +1,7 @@
 """Samples that are longer than they may be."""
 
+import logging
+
 import pytest
 
 from dllm.configs import DataArguments
@@ -45,3 +47,19 @@ def test_samples_without_prompts():
 def test_what_cannot_be_cut(options, rule):
     with pytest.raises(ValueError, match=rule):
         clip_row({"input_ids": [5]}, *options)
+
+
+def test_what_is_cut_and_left_out_is_counted(caplog):
+    rows = [*ROWS, dict(input_ids=[5, 6], labels=[-100, -100], prompt_len=2)]  # the last teaches nothing
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(ROWS[:1]))
+    with caplog.at_level(logging.WARNING, logger="dllm"):
+        found = post_process_dataset(splits, DataArguments(max_length=5, num_proc=1))
+        assert [len(row["input_ids"]) for row in found["train"]] == [2, 4, 5]
+        found = post_process_dataset(splits["train"], DataArguments(max_length=4, num_proc=1, truncation="filter"))
+    assert [len(row["input_ids"]) for row in found] == [2, 4]
+    nothing = "4 samples of {} are left out: nothing of them would be learnt"
+    assert caplog.messages == [
+        f"1 of {nothing.format('train')}",
+        "1 of 3 samples of train are cut to max_length = 5 tokens",
+        f"2 of {nothing.format('the data')} or have more than max_length = 4 tokens",
+    ]
