@@ -177,7 +177,8 @@ def _fields(shape: str | None, config: transformers.PretrainedConfig) -> dict[st
         if not (name and sign and text):
             raise ValueError(f"shape must be field=value,field=value, got {part!r} in it")
         check_name("shape", name, config.to_dict())
-        fields[name] = _as_before(name, yaml.safe_load(text), getattr(config, name))
+        before = getattr(config, name)
+        fields[name] = text if isinstance(before, str) else _as_before(name, yaml.safe_load(text), before)
     return fields
 
 

@@ -17,6 +17,7 @@ from dllm.core.trainers import MDLMConfig
 from dllm.recipes import RECIPES, Recipe
 from dllm.startup import SECRET
 from dllm.training_command.values import kinds_of, typed
+from dllm.training_command.yaml_file import yaml_settings
 
 
 class Settings(NamedTuple):
@@ -76,21 +77,22 @@ def read_settings(words: Sequence[str]) -> Settings:
 
 
 def from_file(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file.
+    """The settings of a YAML file. A value is the text that stands there, as on a command line, so that `no` is a word
+    where a field takes words, and false where it takes truth values; `null` is no value. Inside lists and mappings,
+    whose fields have no types, values are those of YAML 1.2: of the words only true and false are truth values.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no YAML, or no mapping of names to values.
+        ValueError: it is no YAML, no mapping of names to values, or names one of them twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml_settings(path.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{path} must hold lines `name: value`, got {type(found).__name__}")
-    return found
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
 
 
 def from_flags(words: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any
 
-_WORDS = {"true": True, "yes": True, "false": False, "no": False}
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NOTHING = ("none", "null", "~")
 
 
@@ -82,7 +82,7 @@ def _number(value: Any, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | kind):
         return _NO
     try:
-        return kind(value)
+        return kind(value.replace(".inf", "inf").replace(".nan", "nan") if isinstance(value, str) else value)
     except ValueError:
         return _NO
 

@@ -73,8 +73,33 @@ def test_what_makes_no_sense(words, rule):
         read_settings([*base, *words])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_words_of_a_file_are_words_where_a_field_takes_words(encoding, tmp_path):
+    """YAML 1.1 reads no as false, 007 as 7, 12:30 as a number, 2026-01-01 as a date; and 1e-5 as a text."""
+    base = "model_name_or_path: m\ndataset_args: 2026-01-01\noutput_dir: 12:30\nreport_to: none\n"
+    words = "run_name: 007\neval_strategy: no\nsave_strategy: 'no'\noptim: sgd\nlogging_strategy: no\n"
+    others = "bf16: off\nlora: yes\nmax_grad_norm: .inf\neval_steps:\nlr_scheduler_kwargs: {min_lr: 1e-6, x: no}\n"
+    (tmp_path / "run.yaml").write_text(base + words + others + "label_names: [no, on]\n", encoding=encoding)
+    found = read_settings([str(tmp_path / "run.yaml")])
+    assert (found.data.dataset_args, found.training.output_dir) == ("2026-01-01", "12:30")
+    assert found.training.run_name == "007" and found.training.label_names == ["no", "on"]
+    assert [getattr(found.training, f"{name}_strategy") for name in ("eval", "save", "logging")] == ["no"] * 3
+    assert found.training.bf16 is False and found.model.lora is True and found.training.eval_steps is None
+    assert found.training.max_grad_norm == float("inf")
+    assert found.training.lr_scheduler_kwargs == {"min_lr": 1e-6, "x": "no"}
+    (tmp_path / "again.yaml").write_text(written(found))
+    assert read_settings([str(tmp_path / "again.yaml")])[:3] == found[:3]
+
+
 @pytest.mark.parametrize(
-    ("text", "rule"), [("- a\n- b\n", "got list"), ("a: [1", "must be YAML"), ("", "NoneType"), ("1: 2", "lines `name")]
+    ("text", "rule"),
+    [
+        ("- a\n- b\n", "got list"),
+        ("a: [1", "must be YAML"),
+        ("", "NoneType"),
+        ("1: 2", "lines `name"),
+        ("seed: 1\nbf16: true\nseed: 2", "must give seed once, got it twice"),
+    ],
 )
 def test_a_file_that_holds_no_settings(text, rule, tmp_path):
     (tmp_path / "run.yaml").write_text(text)
