@@ -14,7 +14,8 @@ def sample_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> lis
     """What a sampler's `sample` added to each prompt, up to the end of the answer.
 
     The end is the first end-of-sequence or end-of-turn token behind the prompt, or the end of turn spelled out:
-    BERT-chat's, `[/Answer]`, is a text of several tokens. Special tokens are left out.
+    BERT-chat's, `[/Answer]`, is a text of several tokens. Special tokens are left out, masks that a sampler left among
+    them (:attr:`dllm.fast.Stats.masks_left` counts those).
 
     Args:
         tokenizer: its `eos_token_id`, `eot_token_id`, `eos_token` and `eot_token` are used where it has them.

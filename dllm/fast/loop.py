@@ -70,7 +70,8 @@ class Denoiser:
     """One call's run over a batch. Rows that have finished leave the batch (eager) and cost nothing more.
 
     After a run: `forwards` of the model, `spent` (int64 [B], those that each row took part in), `clock`, `graphed`,
-    `capture_seconds`, `graph_bytes`, `cache_bytes`, `note` and `rows_note` tell what it cost.
+    `capture_seconds`, `graph_bytes`, `cache_bytes`, `note` and `rows_note` tell what it cost, `masks_left` how many
+    masks are left in the canvases.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Denoiser:
         self.captured: graphs.CapturedSteps | None = None
         self.cache: KeyValueCache | None = None
         self.capture_seconds, self.graph_bytes, self.cache_bytes = 0.0, 0, 0
+        self.masks_left = 0
 
     @property
     def graphed(self) -> bool:
@@ -129,6 +131,7 @@ class Denoiser:
             self._denoise(most_steps)
             self._retire(torch.ones_like(self.active, dtype=torch.bool))
             self._raise_if_failed()
+            self._count_masks()
             return self.canvas
         finally:
             if self.captured is not None:
@@ -273,6 +276,19 @@ class Denoiser:
                 "the model commits its mask token so often that masked positions had to wait for the head %d times; "
                 "on a CPU none waits, and the tokens may differ",
                 waited,
+            )
+
+    def _count_masks(self) -> None:
+        """Masks that are left in the canvases: tokens that were never committed, or committed as what they were."""
+        column = torch.arange(self.canvas.shape[1], device=self.canvas.device)
+        left = (self.canvas == self.policy.mask_id) & (column < self.work.length[:, None])
+        if masks := int(left.sum()):
+            self.masks_left = masks
+            _log.warning(
+                "%d of the generated tokens are still the mask token, the first in row %d: the model chose it, or the "
+                "steps were too few; suppress_tokens of a sampler keeps it from being chosen",
+                masks,
+                int(left.any(1).int().argmax()),
             )
 
     def _progress(self) -> tuple[int, int, int, int]:

@@ -22,6 +22,7 @@ class Stats:
         s; None where steps were replayed as a CUDA graph.
     tokens: generated tokens, all rows.
     useful_tokens: generated tokens up to the first EOS of each row, that one included.
+    masks_left: generated tokens that are still the mask token: the model chose it, or the steps were too few.
     mode: "eager" or "graph".
     note: why not "graph"; whether rows of unequal length ran without their padding.
     cache_bytes: memory of the keys and values that the steps kept, 0 without a cache.
@@ -43,6 +44,7 @@ class Stats:
     cache_bytes: int = 0
     capture_seconds: float = 0.0
     graph_bytes: int = 0
+    masks_left: int = 0
 
     @property
     def idle_forwards(self) -> int:
@@ -77,4 +79,5 @@ def stats_of(denoiser: Denoiser, tokens: Tensor, generated: Tensor, eos_id: int 
         cache_bytes=denoiser.cache_bytes,
         capture_seconds=denoiser.capture_seconds,
         graph_bytes=denoiser.graph_bytes,
+        masks_left=denoiser.masks_left,
     )

@@ -200,3 +200,16 @@ def test_it_can_be_sent_to_another_process():
 def _plain(collator):
     names = ("base", "scheduler", "mask_id", "pad_id", "vocab_size", "seed")
     return {name: getattr(collator, name) for name in names}
+
+
+def test_a_mask_in_the_data_is_never_learnt(caplog):
+    """Nothing could be predicted at it; the prompt, whose labels are -100, may have one."""
+    tokens = torch.tensor([[MASK_ID, 5, MASK_ID, 6], [7, 8, 9, 10]])
+    labels = torch.where(torch.tensor([[False, True, True, True]] * 2), tokens, -100)
+    collate = collator_of(lambda _: {"input_ids": tokens.clone(), "labels": labels.clone()}, low=0.999)
+    with caplog.at_level(logging.WARNING, "dllm"):
+        corruption = [collate([])["corruption"] for _ in range(2)][-1]
+    assert corruption["targets"].tolist() == [5, 6, 8, 9, 10] and corruption["maskable"].tolist() == [2, 3]
+    assert caplog.messages == [
+        "the data hold the mask token (1 of a batch, first at row 0, position 2): it is not learnt"
+    ]

@@ -62,9 +62,10 @@ class MDLMCollator:
     Args:
         base: a collator that gives `input_ids` [B, L], padded on the right, and may give `labels` [B, L] (-100 where a
             token is never masked, else the token itself) and `attention_mask` [B, L]. Without labels every token that
-            is attended to may be masked. Two more entries take the place of what would be drawn: `times`, float32 [B],
-            the t of each sample, from 0 to 1 whatever `low` and `high`; and `seeds`, int64 [B], of each sample, where a
-            text comes more than once in an epoch and must not always lose its tokens in the same order.
+            is attended to may be masked. A mask token in the data is never learnt; a log line says so once. Two more
+            entries take the place of what would be drawn: `times`, float32 [B], the t of each sample, from 0 to 1
+            whatever `low` and `high`; and `seeds`, int64 [B], of each sample, where a text comes more than once in an
+            epoch and must not always lose its tokens in the same order.
         scheduler: alpha(t), and w(t) for the weight "scheduler".
         mask_id, pad_id: the mask token; the padding token, None if there is none.
         vocab_size: token ids lie below it.
@@ -117,6 +118,7 @@ class MDLMCollator:
     right_shift: bool = False
     _epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
     _warned: bool = False
+    _warned_of_masks: bool = False
 
     @property
     def epoch(self) -> int:
@@ -137,7 +139,7 @@ class MDLMCollator:
         check_draws(times, seeds, len(tokens))
         if attention_mask is not None and bool((attention_mask != 0).all()):
             del batch["attention_mask"]  # says nothing, and many models wait for the device to find that out
-        maskable = labels != IGNORE
+        maskable = (labels != IGNORE) & ~self._masks_in(tokens, labels)
         times, noised = self._corrupt(tokens, maskable, attention_mask, times, seeds)
         attended = torch.ones_like(tokens) if attention_mask is None else (attention_mask != 0).long()
         counts = dict(maskable=maskable.sum(1), lengths=attended.sum(1))
@@ -181,6 +183,20 @@ class MDLMCollator:
         predicted_at = (position - 1).clamp(min=0) if self.right_shift else position
         rows = row * tokens.shape[1] + predicted_at
         return dict(rows=rows, targets=tokens[row, position], weight=weight[row, position].float())
+
+    def _masks_in(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Masks that the data have where a token is to be learnt, bool [B, L]: there is nothing to predict at them."""
+        found = (tokens == self.mask_id) & (labels != IGNORE)
+        if not self._warned_of_masks and bool(found.any()):
+            self._warned_of_masks = True
+            row, position = found.nonzero()[0].tolist()
+            _log.warning(
+                "the data hold the mask token (%d of a batch, first at row %d, position %d): it is not learnt",
+                int(found.sum()),
+                row,
+                position,
+            )
+        return found
 
     def _warn_once_of_nothing(self, maskable: Tensor) -> None:
         if not self._warned and int(maskable.sum()) == 0:
