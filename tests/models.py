@@ -71,6 +71,13 @@ def _build(family: str, options: dict) -> nn.Module:
     raise ValueError(f"unknown family {family!r}")
 
 
+def kind_of(model: nn.Module) -> str:
+    """How the logits of a model came about when it was used last: "linear", "module" or "logits"."""
+    from dllm.fast import head_use
+
+    return next(reversed(head_use._known[model.get_output_embeddings()].values())).kind
+
+
 def make_prompt(model: nn.Module, batch: int, length: int, seed: int = 0) -> Tensor:
     """int64 [batch, length] of ordinary tokens."""
     generator = torch.Generator().manual_seed(seed)

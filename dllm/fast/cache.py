@@ -232,7 +232,7 @@ def _known(tap: HeadTap) -> tuple[Layout, tuple[int, torch.dtype]]:
     known = _layouts.get(eager.model)
     if known is not None and known[0] == state:
         return known[1]
-    with undeferred(tap.head):
+    with undeferred():
         found, meaningful = _inspect(eager)
     if meaningful:
         _layouts[eager.model] = (state, found)

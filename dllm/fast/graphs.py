@@ -27,7 +27,8 @@ from torch import nn
 
 from dllm.fast.cache import KeyValueCache
 from dllm.fast.denoise import Clock, Policy, State, denoise_step
-from dllm.fast.head import HeadTap, around_forward, configuration
+from dllm.fast.head import HeadTap, configuration
+from dllm.fast.head_use import around_forward, setting
 from dllm.fast.passes import Pass
 
 MAX_GRAPHS = 8  # buckets
@@ -283,17 +284,8 @@ def bucket(tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | No
 def settings(model: nn.Module) -> Hashable:
     """What a forward may read besides tensors: the modules' own numbers, names and switches (which adapters are active
     and how much they count), hooks, and the configuration."""
-    modules = tuple((around_forward(module), _plain(vars(module))) for module in model.modules())
+    modules = tuple((around_forward(module), setting(vars(module))) for module in model.modules())
     return hash(modules), configuration(model)
-
-
-def _plain(value: object) -> Hashable:
-    """A number or text, or what is made of them; of anything else, nothing."""
-    if isinstance(value, dict):
-        return frozenset((_plain(name), _plain(part)) for name, part in value.items())  # bypassing a head reorders
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_plain, value))
-    return value if isinstance(value, (bool, int, float, str)) else None
 
 
 def _check_one_device(model: nn.Module, device: torch.device) -> None:

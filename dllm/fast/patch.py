@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.deferred import DeferredHead, put_off
-from dllm.fast.head import _alone, output_head
-from dllm.fast.training import _kind, unwrapped
+from dllm.fast.head import output_head
+from dllm.fast.head_use import why_not_linear
+from dllm.fast.interception import own_forward
+from dllm.fast.training import unwrapped
 
 
 class Patch:
@@ -68,18 +70,16 @@ def patch(model: nn.Module) -> Patch:
         torch.Size([2, 3, 50])
     """
     head = output_head(unwrapped(model))
-    with _alone(head):
-        if isinstance(head, DeferredHead):
-            return Patch(model, made=False)
-        if type(head) is not nn.Linear:
-            kind = type(head)
-            raise ValueError(f"the head must be an nn.Linear, got {kind.__module__}.{kind.__qualname__}")
-        if "forward" in head.__dict__:
-            raise ValueError("the head must have the forward of its class, got one of the instance's own")
-        _, why = _kind(model, head, {"input_ids": _example(head)})
-        if why:
-            raise ValueError(f"the model's logits must be its head's output: {type(unwrapped(model)).__name__}: {why}")
-        put_off(head, unwrapped(model))
+    if isinstance(head, DeferredHead):
+        return Patch(model, made=False)
+    if type(head) is not nn.Linear:
+        kind = type(head)
+        raise ValueError(f"the head must be an nn.Linear, got {kind.__module__}.{kind.__qualname__}")
+    if own_forward(head) is not None:
+        raise ValueError("the head must have the forward of its class, got one of the instance's own")
+    if why := why_not_linear(model, head, {"input_ids": _example(head)}):
+        raise ValueError(f"the model's logits must be its head's output: {type(unwrapped(model)).__name__}: {why}")
+    put_off(head, unwrapped(model))
     return Patch(model, made=True)
 
 
@@ -99,11 +99,10 @@ def unpatch(model: nn.Module) -> None:
         <class 'torch.nn.modules.linear.Linear'>
     """
     head = output_head(unwrapped(model))
-    with _alone(head):
-        if type(head) is DeferredHead:
-            head.__class__ = nn.Linear
-        elif isinstance(head, DeferredHead):
-            raise RuntimeError(f"the head must be as patch left it, got {type(head).__qualname__}: undo that first")
+    if type(head) is DeferredHead:
+        head.__class__ = nn.Linear
+    elif isinstance(head, DeferredHead):
+        raise RuntimeError(f"the head must be as patch left it, got {type(head).__qualname__}: undo that first")
 
 
 def _example(head: nn.Linear) -> Tensor:

@@ -7,30 +7,22 @@ holds, and the loss then leaves through the model's own output, as DDP and FSDP 
 
 from __future__ import annotations
 
-import logging
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dllm.fast.deferred import undeferred
-from dllm.fast.head import _alone, logits_of, output_head
+from dllm.fast.head import output_head
+from dllm.fast.head_use import logits_of, use_of
+from dllm.fast.interception import replaced_forward
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
-_log = logging.getLogger("dllm.fast")
-
-# Whose hooks may stay on a head that computes the loss: they gather and move weights and leave values alone.
-_HARMLESS = ("accelerate", "deepspeed", "torch.distributed")
 # Tokens of the forward in which a head is looked at.
 _EXAMPLE = 16
-
-_losses: weakref.WeakKeyDictionary[nn.Module, _LossInHead] = weakref.WeakKeyDictionary()
-_losses_lock = threading.Lock()
 
 
 class MaskedLoss(NamedTuple):
@@ -57,9 +49,11 @@ def masked_loss(
     more, on a few tokens, to see how its logits come about:
 
     - the head is an nn.Linear and its output is the logits: the loss is computed from the head's input and weight;
-    - the head is something else (LoRA, quantised), or accelerate moves its weights: the head is called on the rows;
-    - the model does more after its head (softcap, scaling, slicing), or someone's hook watches the head's output: all
-      logits are computed and rows of them are taken. Correct, slower, and logged.
+    - the head is something else that treats every row by itself (LoRA), or accelerate moves its weights: the head is
+      called on the rows;
+    - the model computes with its head's output (softcap, scale, a second bias: whatever their values are), rows depend
+      on each other, or someone's hook watches the head: all logits are computed and rows of them are taken. Correct,
+      slower, and logged. So it is where a gradient checkpoint reaches around the head.
 
     Args:
         model: a module with `get_output_embeddings()` whose output has `.logits`; or one wrapped by DDP, FSDP2,
@@ -92,15 +86,15 @@ def masked_loss(
     """
     check_arguments(inputs, rows, targets, row_weight)
     head = output_head(unwrapped(model))
-    with _alone(head), undeferred(head):
-        loss_in_head = _loss_of(head)
-        if loss_in_head.seen != _state(head):
-            _inspect(model, head, loss_in_head, inputs)
-        if loss_in_head.kind == "logits":
-            logits = logits_of(model(**inputs))
-            return _from_logits(logits.flatten(0, -2).index_select(0, rows), targets, row_weight)
-        with loss_in_head.working(head, _Job(rows, targets, row_weight)) as job:
+    kind = use_of(model, head, _beginning(inputs)).kind
+    job = _Job(head, kind, rows, targets, row_weight)
+    with undeferred():
+        if kind == "logits":
+            return job.of_logits(logits_of(model(**inputs)))
+        with replaced_forward(head, job.run):
             handed_out = logits_of(model(**inputs))
+    if job.checkpointed:
+        return job.of_logits(handed_out)
     if job.loss is None or handed_out.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
     return MaskedLoss(_Carried.apply(handed_out.reshape(()), job.loss), job.nll)
@@ -154,11 +148,34 @@ def _from_logits(logits: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedL
 class _Job:
     """What one forward is to compute, and its result: what the model's output has no place or no precision for."""
 
+    head: nn.Module
+    kind: str
     rows: Tensor
     targets: Tensor
     row_weight: Tensor
     loss: Tensor | None = None
     nll: Tensor | None = None
+    recording: tuple[bool, object] = field(default_factory=lambda: _recording())
+    checkpointed: bool = False
+
+    def run(self, original: Callable[..., Tensor], hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The forward of the head, which returns its loss, [1, 1, 1], in the place of logits."""
+        if _recording() != self.recording:  # a checkpoint, which runs the head again when this job is long over
+            self.checkpointed = True
+            return original(hidden, *args, **kwargs)
+        hidden = hidden.flatten(0, -2)
+        if self.kind == "linear":
+            given = self.rows, self.targets, self.row_weight
+            loss, nll = _from_hidden(hidden, self.head.weight, self.head.bias, *given)
+        else:
+            logits = original(hidden.index_select(0, self.rows), *args, **kwargs)
+            loss, nll = _from_logits(logits, self.targets, self.row_weight)
+        self.loss, self.nll = loss.detach(), nll
+        return loss.view(1, 1, 1).clone()  # FSDP warns of views
+
+    def of_logits(self, logits: Tensor) -> MaskedLoss:
+        """The loss from all logits [B, L, V]."""
+        return _from_logits(logits.flatten(0, -2).index_select(0, self.rows), self.targets, self.row_weight)
 
 
 class _Carried(torch.autograd.Function):
@@ -174,111 +191,20 @@ class _Carried(torch.autograd.Function):
         return grad, None
 
 
-class _LossInHead:
-    """The forward of a head that returns its loss, [1, 1, 1], in the place of logits. One object per head, always the
-    same, so that torch.compile, which calls it as a black box, has no reason to compile again."""
-
-    def __init__(self) -> None:
-        self.seen: tuple | None = None  # the state of the head when it was looked at
-        self.kind = "logits"
-        self.head: Callable[[], nn.Module | None] = lambda: None
-        self.original: Callable[..., Tensor] | None = None
-        self.job: _Job | None = None
-        self.forward = torch.compiler.disable(self._forward)  # here, because it loads the compiler
-
-    def _forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
-        job, hidden = self.job, hidden.flatten(0, -2)
-        if self.kind == "linear":
-            head = self.head()
-            loss, nll = _from_hidden(hidden, head.weight, head.bias, job.rows, job.targets, job.row_weight)
-        else:
-            logits = self.original(hidden.index_select(0, job.rows), *args, **kwargs)
-            loss, nll = _from_logits(logits, job.targets, job.row_weight)
-        job.loss, job.nll = loss.detach(), nll
-        return loss.view(1, 1, 1).clone()  # FSDP warns of views
-
-    @contextmanager
-    def working(self, head: nn.Module, job: _Job) -> Iterator[_Job]:
-        """Within this context the head's forward is this object's; afterwards it is what it was."""
-        self.head, self.original, self.job = weakref.ref(head), head.forward, job
-        try:
-            with _replaced_forward(head, self.forward):
-                yield job
-        finally:
-            self.original = self.job = None
+def _recording() -> tuple[bool, object]:
+    """Whether gradients are recorded, and who packs what is saved for them, where that is a checkpoint."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    of_checkpoint = hooks and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
+    return torch.is_grad_enabled(), hooks[0] if of_checkpoint else None
 
 
-def _loss_of(head: nn.Module) -> _LossInHead:
-    with _losses_lock:
-        if head not in _losses:
-            _losses[head] = _LossInHead()
-        return _losses[head]
-
-
-@contextmanager
-def _replaced_forward(head: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """The instance's forward replaced, its hooks left alone; afterwards whatever forward the instance had, if any."""
-    own = head.__dict__.get("forward")
-    head.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del head.__dict__["forward"]
-        if own is not None:
-            head.__dict__["forward"] = own
-
-
-def _state(head: nn.Module) -> tuple:
-    """What decides how a head is used; torch numbers hooks and never reuses a number."""
-    return type(head), id(head.__dict__.get("forward")), tuple(head._forward_hooks)
-
-
-def _inspect(model: nn.Module, head: nn.Module, loss_in_head: _LossInHead, inputs: Mapping[str, object]) -> None:
-    """Find out how the model's logits come about, from one forward on the beginning of the first row."""
+def _beginning(inputs: Mapping[str, object]) -> dict[str, Tensor]:
+    """The beginning of the first row, for the forward in which the head is looked at."""
     beginning = {"input_ids": inputs["input_ids"][:1, :_EXAMPLE]}
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         beginning["attention_mask"] = mask[:1, :_EXAMPLE]
-    kind, why = _kind(model, head, beginning)
-    if why:
-        _log.warning("%s: training from full logits, because %s", type(unwrapped(model)).__name__, why)
-    loss_in_head.seen, loss_in_head.kind = _state(head), kind
-
-
-def _kind(model: nn.Module, head: nn.Module, example: Mapping[str, Tensor]) -> tuple[str, str | None]:
-    """ "linear", "module" or "logits", and for the last the reason."""
-    for hook in head._forward_hooks.values():
-        if not (getattr(hook, "__module__", None) or "").startswith(_HARMLESS):
-            return "logits", f"a hook watches its head's output ({getattr(hook, '__qualname__', hook)})"
-    plain = type(head).forward is nn.Linear.forward and "forward" not in head.__dict__
-    forward, calls = head.forward, []
-
-    @torch.compiler.disable
-    def watched(hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
-        logits = forward(hidden, *args, **kwargs)
-        alone = None if plain else forward(hidden.flatten(0, -2).flip(0), *args, **kwargs)
-        calls.append((logits, alone))
-        return logits
-
-    with torch.no_grad(), evaluating(unwrapped(model)), _replaced_forward(head, watched):
-        given_out = logits_of(model(**example))
-    if len(calls) != 1:
-        return "logits", f"its forward calls the head {len(calls)} times"
-    logits, alone = calls[0]
-    if logits.shape != given_out.shape:
-        return "logits", f"the head returns {list(logits.shape)} and the model {list(given_out.shape)}"
-    # the same numbers give the same bits: a tolerance would hide a softcap on small logits
-    if not torch.equal(logits.to(given_out.dtype), given_out):
-        difference = (logits.to(given_out.dtype) - given_out).abs().max()
-        return "logits", f"its logits differ from the head's output by up to {float(difference):.3g}"
-    if plain:
-        return "linear", None
-    logits = logits.flatten(0, -2)
-    difference = (alone.flip(0) - logits).abs().max()
-    # another shape may be another algorithm: 64 ulp of the largest logit
-    if bool(difference <= 64 * torch.finfo(logits.dtype).eps * logits.abs().max()):
-        return "module", None
-    return "logits", f"its head depends on a row's place: rows in another order differ by up to {float(difference):.3g}"
+    return beginning
 
 
 @contextmanager

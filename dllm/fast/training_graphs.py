@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from dllm.fast import graphs
 from dllm.fast.graphs import WORTH_CAPTURING, CaptureError
+from dllm.fast.head_use import around_forward, hooks_of
 from dllm.fast.training import MaskedLoss, check_arguments, masked_loss
 
 # Only the static inputs belong to one graph alone: memory for activations is shared by all, and many shapes come up.
@@ -35,7 +36,6 @@ _BLOCK, _SHARE = 64, 8
 
 # Whose hooks of modules compute nothing but tensors, so that a replay does what they do.
 _HARMLESS = ("accelerate", "peft", "torch", "transformers")
-_MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -291,10 +291,7 @@ def _bucket(model: nn.Module, batch: Batch) -> Hashable:
         (name, (tuple(v.shape), v.dtype, str(v.device)) if isinstance(v, Tensor) else (type(v), v))
         for name, v in batch.inputs.items()
     )
-    around = tuple(
-        (id(module.__dict__.get("forward")), *(tuple(getattr(module, kind)) for kind in _MODULE_HOOKS))
-        for module in model.modules()
-    )
+    around = tuple(around_forward(module) for module in model.modules())
     trained = tuple(p.requires_grad for p in model.parameters())
     return inputs, batch.capacity, hash((around, trained)), graphs.circumstances(model, batch.device)
 
@@ -305,10 +302,9 @@ def _watcher(model: nn.Module) -> str | None:
         if any(getattr(parameter, kind, None) for kind in _GRADIENT_HOOKS):
             return f"the gradient of {name} has a hook"
     for name, module in model.named_modules():
-        for kind in _MODULE_HOOKS:
-            for hook in getattr(module, kind).values():
-                if (getattr(hook, "__module__", None) or "").partition(".")[0] not in _HARMLESS:
-                    return f"{name or 'the model'} has a hook ({getattr(hook, '__qualname__', hook)})"
+        for hook in hooks_of(module):
+            if (getattr(hook, "__module__", None) or "").partition(".")[0] not in _HARMLESS:
+                return f"{name or 'the model'} has a hook ({getattr(hook, '__qualname__', hook)})"
     return None
 
 

@@ -86,7 +86,7 @@ def _why_not(tap: HeadTap) -> str | None:
         return known[1]
     eager = copy.copy(tap)
     eager.model = model  # what torch.compile made of it need not compile for this
-    with undeferred(tap.head), torch.no_grad():
+    with undeferred(), torch.no_grad():
         why, meaningful = _inspect(eager)
     if meaningful:
         _found[model] = (state, why)

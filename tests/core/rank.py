@@ -17,11 +17,11 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import fully_shard
 
 from dllm.core.trainers import BD3LMTrainer, MDLMTrainer
-from dllm.fast import training
 from dllm.fast.training import unwrapped
 from tests import launch
 from tests.core.reference import Objective
 from tests.core.runs import KINDS, Gradients, model_of, samples_of, trainer_of
+from tests.models import kind_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def run(out: str, settings: dict) -> dict:
     trainer.train(resume_from_checkpoint=settings["resume"])
     if settings["saved"]:
         trainer.save_model(settings["saved"])
-    used = training._losses[unwrapped(trainer.model_wrapped).get_output_embeddings()].kind
+    used = kind_of(unwrapped(trainer.model_wrapped))
     return dict(gradients=watch.seen, logs=trainer.state.log_history, evaluation=trainer.evaluate(), used=used)
 
 

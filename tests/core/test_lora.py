@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dllm.fast import training
 from tests.core.reference import Objective
 from tests.core.runs import VOCABULARY, Gradients, Loose, model_of, samples_of, trainer_of
 from tests.core.test_mdlm import check, close, truth
+from tests.models import kind_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,10 +28,6 @@ def adapted(target_modules, **options):
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=target_modules, init_lora_weights=False, **options)
     return get_peft_model(model_of(tie_word_embeddings=False), config)
-
-
-def used(model):
-    return training._losses[model.get_output_embeddings()].kind
 
 
 # "all-linear" leaves the head out; a regular expression and modules_to_save reach it
@@ -57,7 +53,7 @@ def test_one_step(norm, kind, target_modules, peft_options, options, tmp_path):
     trainer = trainer_of(tmp_path, model, samples, objective, callbacks=[watch], **RUN, **options)
     trainer.train()
     check(trainer, watch.seen, before, samples, objective)
-    assert used(model) == kind
+    assert kind_of(model) == kind
     at_head = any(p.requires_grad for p in model.get_output_embeddings().parameters())
     assert at_head == (kind == "module")
 

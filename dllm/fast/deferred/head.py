@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ from dllm.fast.deferred import loss, tokens, views  # noqa: F401  what a deferre
 from dllm.fast.deferred.tensor import defer, told_once
 from dllm_kernels._checks import LOGIT_DTYPES
 
+
+class _Plain(threading.local):
+    depth = 0
+
+
+_plain = _Plain()
 # Whose head it is.
 _models: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
 
@@ -27,6 +34,8 @@ class DeferredHead(nn.Linear):
 
     @torch._disable_dynamo  # torch.compiler.disable, but for loading the compiler when it decorates
     def forward(self, hidden: Tensor) -> Tensor:
+        if _plain.depth:
+            return super().forward(hidden)
         why = self._why_not(hidden)
         if why:
             told_once(f"not here, because {why}")
@@ -75,13 +84,10 @@ def _lent(head: nn.Linear) -> str | None:
 
 
 @contextmanager
-def undeferred(head: nn.Module) -> Iterator[None]:
-    """Within this context a deferred head is the plain one that it was."""
-    if type(head) is not DeferredHead:
-        yield
-        return
-    head.__class__ = nn.Linear
+def undeferred() -> Iterator[None]:
+    """Within this context deferred heads are, for the calling thread, the plain ones that they were."""
+    _plain.depth += 1
     try:
         yield
     finally:
-        head.__class__ = DeferredHead
+        _plain.depth -= 1

@@ -1,0 +1,283 @@
+"""What a model does with its LM head: found by following a marked tensor through one forward.
+
+Values cannot tell: a scale of 1, a bias of 0 or a high softcap leaves them as they are, until it is trained. So the
+head hands out a tensor that notes every operator that meets it, and the model's logits are the head's output only if
+nothing but copies and casts did. A head that is not a plain linear layer is followed in the same way: it may be called
+on chosen rows only if each operator treats every row by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dllm.fast.deferred import DeferredHead, undeferred
+from dllm.fast.interception import own_forward, replaced_forward
+from dllm.fast.marked import ROWS, Marked, is_handed_on, keeps_rows
+
+_log = logging.getLogger("dllm.fast")
+
+# Whose hooks may stay on a head that is used on chosen rows: they gather and move weights and leave values alone.
+_HARMLESS = ("accelerate", "deepspeed", "torch.distributed")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+# What hangs beside the way to the head and has more modules than this is the model's body, which runs before the head.
+_SMALL = 16
+_MAX_STATES = 8  # of a head that are remembered
+
+_known: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, HeadUse]] = weakref.WeakKeyDictionary()
+_ways: weakref.WeakKeyDictionary[nn.Module, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+class HeadUse(NamedTuple):
+    """How a model's logits come about.
+
+    kind is one of
+        "linear"  logits = hidden @ weight.T + bias, by the forward of nn.Linear;
+        "module"  the head's own forward (LoRA, offloaded weights) treats every row by itself: it is called on rows;
+        "logits"  the model computes with its head's output (softcap, scale, second bias), someone's hook watches the
+                  head, or its rows depend on each other: the model's own logits are needed, and `why` says why.
+    """
+
+    kind: str
+    why: str | None = None
+
+
+def use_of(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> HeadUse:
+    """How the logits of a model come about, found once for each state of what lies between head and logits.
+
+    Args:
+        model: as it is called.
+        head: of that model.
+        example: a few tokens that it can be called with.
+    """
+    use, new = _find(model, head, example)
+    if new and use.why:
+        _log.warning("%s: samples and trains from full logits, because %s", type(model).__name__, use.why)
+    return use
+
+
+def why_not_linear(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> str | None:
+    """Why the logits are not those of a linear head, None where they are."""
+    use, _ = _find(model, head, example)
+    return None if use.kind == "linear" else use.why or "its head has a forward of its own"
+
+
+def is_linear(head: nn.Module) -> bool:
+    """Whether it computes as nn.Linear does, by a weight of numbers: LoRA, a quantised layer or weight, or a forward of
+    the instance's own do not. A deferred head does."""
+    of_class = type(head).forward is nn.Linear.forward or type(head) is DeferredHead
+    return of_class and own_forward(head) is None and _is_plain(head.weight)
+
+
+def hooks_of(module: nn.Module) -> list[Callable[..., object]]:
+    """All hooks of a module, also those of its gradients."""
+    return [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
+
+
+def around_forward(module: nn.Module) -> tuple:
+    """What an instance carries around its forward; torch numbers hooks and never reuses a number."""
+    return (id(own_forward(module)), *(tuple(getattr(module, kind)) for kind in _HOOKS))
+
+
+def _find(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> tuple[HeadUse, bool]:
+    """The use, and whether it was found just now."""
+    with _lock:
+        state = _state(model, head)
+        known = _known.setdefault(head, OrderedDict())
+        new = state not in known
+        if new:
+            known[state] = _look(model, head, example)
+            if len(known) > _MAX_STATES:
+                known.popitem(last=False)
+        known.move_to_end(state)
+        return known[state], new
+
+
+def _look(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> HeadUse:
+    for hook in hooks_of(head):
+        if not (getattr(hook, "__module__", None) or "").startswith(_HARMLESS):
+            return HeadUse("logits", f"a hook watches its head ({getattr(hook, '__qualname__', hook)})")
+    if getattr(getattr(model, "dynamo_ctx", None), "fullgraph", False):
+        return HeadUse("logits", "fullgraph=True compiles what must not depend on the calling thread")
+    calls: list[tuple[Tensor, str | None, bool]] = []
+
+    def watched(original: Callable[..., object], hidden: Tensor, *args: object, **kwargs: object) -> object:
+        linear = is_linear(head)  # here, where FSDP has gathered its weight
+        logits = original(hidden, *args, **kwargs)
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"its head returns a {type(logits).__name__}")
+        probe = _ramp(logits.shape, logits)
+        calls.append((probe, None if linear else _mixes_rows(original, hidden, args, kwargs), linear))
+        return Marked(probe, is_handed_on)
+
+    with torch.inference_mode(False), torch.no_grad(), undeferred(), _unnoticed(model):
+        try:
+            with replaced_forward(head, watched):
+                logits = logits_of(model(**example))
+        except Exception as error:
+            if not calls and not isinstance(error, TypeError):
+                raise
+            model(**example)  # is it the model's own error?
+            return HeadUse("logits", f"what it does with its head cannot be followed: {_first_line(error)}")
+    if len(calls) != 1:
+        return HeadUse("logits", f"its forward calls the head {len(calls)} times")
+    probe, mixing, linear = calls[0]
+    if why := _difference(probe, logits):
+        return HeadUse("logits", why)
+    if mixing:
+        return HeadUse("logits", f"its head may depend on a row's place: {mixing}")
+    return HeadUse("linear" if linear else "module")
+
+
+def _difference(probe: Tensor, logits: Tensor) -> str | None:
+    """Why logits are not the head's output, which was replaced by `probe`."""
+    if not isinstance(logits, Marked):
+        return "its logits do not come from its head"
+    if logits.trace.exception:
+        return f"it computes with its head's output: {logits.trace.exception}"
+    if logits.shape != probe.shape:
+        return f"the head returns {list(probe.shape)} and the model {list(logits.shape)}"
+    if not torch.equal(logits.values, probe.to(logits.dtype)):
+        return "its logits differ from its head's output"
+    return None
+
+
+def _mixes_rows(original: Callable[..., object], hidden: Tensor, args: tuple, kwargs: dict) -> str | None:
+    """The first thing in a head's forward that is not known to treat every row by itself."""
+    rows = Marked(_ramp((1, ROWS, hidden.shape[-1]), hidden), keeps_rows)
+    try:
+        logits = original(rows, *args, **kwargs)
+    except Exception as error:
+        return _first_line(error)
+    if not isinstance(logits, Marked):
+        return "what it returns does not come from its input"
+    return rows.trace.exception
+
+
+def _ramp(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Numbers of both signs and many sizes that no neighbour shares, without a random one."""
+    size = torch.Size(shape).numel()
+    ramp = torch.arange(size, device=like.device, dtype=torch.float32).remainder_(8191).sub_(4096).div_(3)
+    return ramp.view(shape).to(like.dtype)
+
+
+def _is_plain(weight: object) -> bool:
+    """A tensor of numbers: neither quantised, nor packed, nor of a class that computes in its own way."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.layout == torch.strided
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits of a model's output: `.logits`, the first element of a tuple, or the tensor itself."""
+    if isinstance(output, Tensor):
+        return output
+    return output.logits if hasattr(output, "logits") else output[0]
+
+
+@contextmanager
+def _unnoticed(model: nn.Module) -> Iterator[None]:
+    """A forward within this context runs eagerly, in the modes that the model has, and leaves neither other random
+    numbers, nor other buffers (running means), nor a warning behind."""
+    modules, state = list(model.modules()), random.getstate()
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with ExitStack() as stack:
+        if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if not any(module.training for module in modules):
+            yield
+            return
+        stack.enter_context(torch.random.fork_rng(devices, device_type="cuda"))
+        if any(getattr(module, "gradient_checkpointing", False) for module in modules):
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # checkpoints say that nothing here has a gradient
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _state(model: nn.Module, head: nn.Module) -> Hashable:
+    """What can act between head and logits: the modules on the way from the model to the head, with their forwards,
+    hooks and settings, what small modules hang beside them, and the configurations."""
+    weight = type(getattr(head, "weight", None)), getattr(getattr(head, "weight", None), "dtype", None)
+    states, way = [], _way(model, head)
+    for module in way:
+        states.append(_state_of(module))
+        for child in module._modules.values():
+            if child is not None and child is not head and not any(child is other for other in way):
+                states.append(_state_beside(child))
+    return id(model), id(head), type(head), weight, *around_forward(head), tuple(states)
+
+
+def _state_of(module: nn.Module) -> Hashable:
+    children = tuple(id(child) for child in module._modules.values())
+    return id(module), id(type(module).forward), around_forward(module), children, setting(vars(module))
+
+
+def _state_beside(module: nn.Module) -> Hashable:
+    inside = []
+    for part in module.modules():
+        inside.append(part)
+        if len(inside) > _SMALL:
+            return id(module), around_forward(module)
+    return tuple(_state_of(part) for part in inside)
+
+
+def _way(model: nn.Module, head: nn.Module) -> list[nn.Module]:
+    """The modules from the model down to that which holds the head; the model alone where none does."""
+    known = _ways.get(model)
+    if known is None or known[0] != id(head) or (way := _along(model, known[1], head)) is None:
+        names = next((name for name, module in model.named_modules() if module is head), "").split(".")
+        _ways[model] = id(head), tuple(names)
+        way = _along(model, names, head)
+    return [model] if way is None else way
+
+
+def _along(model: nn.Module, names: tuple[str, ...], head: nn.Module) -> list[nn.Module] | None:
+    way, module = [], model
+    for name in names:
+        way.append(module)
+        module = module._modules.get(name)
+        if module is None:
+            return None
+    return way if module is head else None
+
+
+def setting(value: object) -> Hashable:
+    """What a setting says: a number, a text or a switch, what is made of them, and which function it is; a
+    configuration's own. Of anything else, nothing."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        # a forward stands elsewhere; in any order
+        return frozenset((name, setting(part)) for name, part in value.items() if name != "forward")
+    if isinstance(value, (list, tuple)):
+        return tuple(map(setting, value))
+    if isinstance(value, (nn.Module, Tensor, type)) or value is None:
+        return None
+    if callable(value):
+        return id(value)
+    inside = getattr(value, "__dict__", None)
+    return setting(inside) if inside and _is_configuration(value) else None
+
+
+def _is_configuration(value: object) -> bool:
+    return hasattr(value, "to_dict") or type(value).__module__ == "types"
