@@ -28,7 +28,7 @@ from torch import nn
 from dllm.fast.cache import KeyValueCache
 from dllm.fast.denoise import Clock, Policy, State, denoise_step
 from dllm.fast.head import HeadTap, configuration
-from dllm.fast.head_use import around_forward, setting
+from dllm.fast.head_use import around_forward, settings_of_module
 from dllm.fast.passes import Pass
 
 MAX_GRAPHS = 8  # buckets
@@ -284,7 +284,7 @@ def bucket(tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | No
 def settings(model: nn.Module) -> Hashable:
     """What a forward may read besides tensors: the modules' own numbers, names and switches (which adapters are active
     and how much they count), hooks, and the configuration."""
-    modules = tuple((around_forward(module), setting(vars(module))) for module in model.modules())
+    modules = tuple((around_forward(module), settings_of_module(module)) for module in model.modules())
     return hash(modules), configuration(model)
 
 

@@ -8,6 +8,7 @@ on chosen rows only if each operator treats every row by itself.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import threading
@@ -32,6 +33,7 @@ _HARMLESS = ("accelerate", "deepspeed", "torch.distributed")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # What hangs beside the way to the head and has more modules than this is the model's body, which runs before the head.
 _SMALL = 16
+_OF_ALL_MODULES = {*vars(nn.Module())} - {"training"} | {"forward", "config"}
 _MAX_STATES = 8  # of a head that are remembered
 
 _known: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, HeadUse]] = weakref.WeakKeyDictionary()
@@ -201,9 +203,8 @@ def _unnoticed(model: nn.Module) -> Iterator[None]:
             yield
             return
         stack.enter_context(torch.random.fork_rng(devices, device_type="cuda"))
-        if any(getattr(module, "gradient_checkpointing", False) for module in modules):
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")  # checkpoints say that nothing here has a gradient
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # checkpoints say that nothing here has a gradient
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             yield
@@ -224,21 +225,19 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
         for child in module._modules.values():
             if child is not None and child is not head and not any(child is other for other in way):
                 states.append(_state_beside(child))
-    return id(model), id(head), type(head), weight, *around_forward(head), tuple(states)
+    configurations = {id(config): config for module in way if (config := vars(module).get("config")) is not None}
+    said = tuple(setting(vars(config)) for config in configurations.values() if hasattr(config, "__dict__"))
+    return id(model), id(head), type(head), weight, *around_forward(head), tuple(states), said
 
 
 def _state_of(module: nn.Module) -> Hashable:
     children = tuple(id(child) for child in module._modules.values())
-    return id(module), id(type(module).forward), around_forward(module), children, setting(vars(module))
+    return id(module), id(type(module).forward), around_forward(module), children, settings_of_module(module)
 
 
 def _state_beside(module: nn.Module) -> Hashable:
-    inside = []
-    for part in module.modules():
-        inside.append(part)
-        if len(inside) > _SMALL:
-            return id(module), around_forward(module)
-    return tuple(_state_of(part) for part in inside)
+    parts = list(itertools.islice(module.modules(), _SMALL + 1))
+    return tuple(map(_state_of, parts[:1] if len(parts) > _SMALL else parts))
 
 
 def _way(model: nn.Module, head: nn.Module) -> list[nn.Module]:
@@ -261,23 +260,22 @@ def _along(model: nn.Module, names: tuple[str, ...], head: nn.Module) -> list[nn
     return way if module is head else None
 
 
+def settings_of_module(module: nn.Module) -> Hashable:
+    """A module's own numbers, names, switches and functions, besides its forward and what every module has."""
+    return frozenset((name, setting(value)) for name, value in vars(module).items() if name not in _OF_ALL_MODULES)
+
+
 def setting(value: object) -> Hashable:
-    """What a setting says: a number, a text or a switch, what is made of them, and which function it is; a
-    configuration's own. Of anything else, nothing."""
-    if isinstance(value, (bool, int, float, str)):
+    """What a setting says: a number, a text or a switch, what is made of them, and which function it is; of a part of a
+    configuration, its own. Of anything else, nothing."""
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
-        # a forward stands elsewhere; in any order
-        return frozenset((name, setting(part)) for name, part in value.items() if name != "forward")
+        return frozenset((name, setting(part)) for name, part in value.items())  # in any order
     if isinstance(value, (list, tuple)):
         return tuple(map(setting, value))
-    if isinstance(value, (nn.Module, Tensor, type)) or value is None:
+    if isinstance(value, (nn.Module, Tensor, type)):
         return None
     if callable(value):
         return id(value)
-    inside = getattr(value, "__dict__", None)
-    return setting(inside) if inside and _is_configuration(value) else None
-
-
-def _is_configuration(value: object) -> bool:
-    return hasattr(value, "to_dict") or type(value).__module__ == "types"
+    return setting(vars(value)) if hasattr(value, "to_diff_dict") else None

@@ -217,11 +217,14 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
 def input_embedding(model: nn.Module) -> Tensor:
     """The model's input embedding weight [V, H], or its output head's where it names no input embedding."""
     get = getattr(model, "get_input_embeddings", None)
-    embedding = get() if callable(get) else None
-    weight = getattr(embedding, "weight", None)
-    if weight is None:
-        weight = model.get_output_embeddings().weight
-    return weight
+    weight = _weight_of(get() if callable(get) else None)
+    return _weight_of(model.get_output_embeddings()) if weight is None else weight
+
+
+def _weight_of(module: nn.Module | None) -> Tensor | None:
+    """A module's weight; a quantised one has it as a method."""
+    weight = getattr(module, "weight", None)
+    return weight() if callable(weight) else weight
 
 
 def position_limit(model: nn.Module) -> int | None:

@@ -74,8 +74,8 @@ class _Dispatcher:
     def __deepcopy__(self, memo: dict) -> object:
         if self.own is not None:
             return self.own
-        module = self.module()
-        return type(module).forward.__get__(memo.get(id(module), module))
+        copied = memo.get(id(self.module()), self.module())  # maybe of another class
+        return type(copied).forward.__get__(copied)
 
     def __reduce__(self) -> tuple:
         return getattr, (self.module(), "forward")  # loaded before the instance has one: that of its class

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dllm.fast.head import HeadTap, guide
@@ -51,14 +52,13 @@ def propose(
     hidden = [body.index_select(0, index) for body in bodies.hidden]
     options = dict(
         temperature=policy.temperature,
-        suppress=suppress,
-        begin_suppress=begin_suppress,
         statistics="tempered" if policy.tempered else "raw",
         top_k=policy.top_k,
         top_p=policy.top_p,
         impl=policy.impl,
     )
-    drawn = _draw(tap, hidden, listed, policy.cfg_scale, options)
+    never = dict(suppress=suppress, begin_suppress=begin_suppress)
+    drawn = _draw(tap, hidden, listed, policy.cfg_scale, never, options)
     if policy.rule == "coin":
         coin = position_noise(listed.seed, listed.position, listed.step, impl=policy.impl)
         return drawn.token, -coin, coin
@@ -78,7 +78,12 @@ def _rank(drawn: GumbelArgmax, listed: Listed, policy: Policy) -> Tensor:
 
 
 def _draw(
-    tap: HeadTap, hidden: list[Tensor], listed: Listed, cfg_scale: float, options: dict[str, object]
+    tap: HeadTap,
+    hidden: list[Tensor],
+    listed: Listed,
+    cfg_scale: float,
+    never: dict[str, Tensor | None],
+    options: dict[str, object],
 ) -> GumbelArgmax:
     """What one pass over the vocabulary tells of rows of hidden states [N, H]."""
     head = tap.head
@@ -91,6 +96,7 @@ def _draw(
             positions=listed.position,
             step=listed.step,
             count=listed.count,
+            **_as_wide(never, len(head.weight)),
             **options,
         )
     chunk, found = HEAD_ROWS.get(listed.row.device.type, HEAD_ROWS["cuda"]), []
@@ -106,7 +112,16 @@ def _draw(
                 positions=listed.position[part],
                 step=listed.step[part],
                 count=listed.count - begin,
+                **_as_wide(never, logits.shape[-1]),
                 **options,
             )
         )
     return GumbelArgmax(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _as_wide(lookups: dict[str, Tensor | None], width: int) -> dict[str, Tensor | None]:
+    """Tables of tokens [V] as wide as the logits, which a model may cut or pad to another width than its embedding."""
+    return {
+        name: table if table is None or len(table) == width else F.pad(table, (0, width - len(table)))
+        for name, table in lookups.items()
+    }

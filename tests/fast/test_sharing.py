@@ -1,13 +1,17 @@
 """One model in several hands: threads, changed configurations, weights that are kept elsewhere."""
 
+import copy
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dllm.fast import generate
+from dllm.fast import generate, patch
+from dllm.fast.training import masked_loss
+from tests.fast.test_masked_loss import batch_of, model_of
 from tests.models import MASK_ID, tiny
 
 ARGUMENTS = dict(steps=4, gen_length=8, block_length=4, mask_id=MASK_ID, remasking="low_confidence", cuda_graph=False)
@@ -44,6 +48,67 @@ def test_threads_share_a_model():
     assert wrong == []
     assert "forward" not in model.get_output_embeddings().__dict__
     assert model(given[0]).logits.shape[-1] == model.config.vocab_size
+
+
+def loss_of(model, batch):
+    result = masked_loss(model, **batch)
+    return [result.loss.detach(), result.nll, *torch.autograd.grad(result.loss, list(model.parameters()))]
+
+
+def logits_of_copies(model, batch):
+    return [model(**batch["inputs"]).logits, copy.deepcopy(model)(**batch["inputs"]).logits]
+
+
+def patched_loss(model, batch):
+    logits = model(**batch["inputs"]).logits.flatten(0, 1)[batch["rows"]]
+    return [torch.nn.functional.cross_entropy(logits, batch["targets"]).detach()]
+
+
+USERS = {
+    "sampling": lambda model, batch: [generate(model, prompts(), **ARGUMENTS)],
+    "guided": lambda model, batch: [generate(model, prompts(3), cfg_scale=0.5, **ARGUMENTS)],
+    "training": loss_of,
+    "logits": logits_of_copies,
+    "a patched script": patched_loss,
+}
+
+
+@pytest.mark.parametrize("kind", ["linear", "module", "logits", "patched"])
+def test_whoever_else_uses_the_model_sees_it_unchanged(kind):
+    """Sampling, training and plain calls at once, each result compared with that of the same call alone."""
+    model = model_of()  # without dropout, whose numbers would go to whoever comes first
+    head, batch = model.get_output_embeddings(), batch_of(model)
+    if kind == "module":
+        head.forward = lambda hidden: torch.nn.Linear.forward(head, hidden)
+    if kind == "logits":
+        model.register_forward_hook(lambda module, args, out: type(out)(logits=out.logits * 2))
+    own = vars(head).get("forward")
+    expected = {name: use(model, batch) for name, use in USERS.items()}
+    if kind == "patched":
+        patch(model)
+        expected = {name: use(model, batch) for name, use in USERS.items()}
+    wrong, end = [], time.monotonic() + 2
+
+    def work(name):
+        try:
+            while time.monotonic() < end and not wrong:
+                found = USERS[name](model, batch)
+                if not all(map(torch.equal, found, expected[name])):
+                    wrong.append(name)
+        except Exception as error:
+            wrong.append(f"{name}: {error!r}")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=work, args=(name,)) for name in USERS]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == [] and vars(head).get("forward") is own
 
 
 class Capped(torch.nn.Module):

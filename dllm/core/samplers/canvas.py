@@ -131,7 +131,7 @@ def lookup(tokens: Sequence[int], model: nn.Module) -> Tensor | None:
     """bool [V], true for some tokens; None for none."""
     if not tokens:
         return None
-    weight = output_head(model).weight
-    found = torch.zeros(weight.shape[0], dtype=torch.bool)
+    embedding = input_embedding(model)
+    found = torch.zeros(len(embedding), dtype=torch.bool)
     found[list(tokens)] = True
-    return found.to(input_embedding(model).device)
+    return found.to(embedding.device)
