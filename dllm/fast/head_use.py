@@ -72,7 +72,7 @@ def use_of(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> 
 def why_not_linear(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> str | None:
     """Why the logits are not those of a linear head, None where they are."""
     use, _ = _find(model, head, example)
-    return None if use.kind == "linear" else use.why or "its head has a forward of its own"
+    return None if use.kind == "linear" else use.why or "its head computes in its own way"
 
 
 def is_linear(head: nn.Module) -> bool:
