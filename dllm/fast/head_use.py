@@ -217,7 +217,11 @@ def _unnoticed(model: nn.Module) -> Iterator[None]:
 
 def _state(model: nn.Module, head: nn.Module) -> Hashable:
     """What can act between head and logits: the modules on the way from the model to the head, with their forwards,
-    hooks and settings, what small modules hang beside them, and the configurations."""
+    hooks and settings, what small modules hang beside them, and the configurations.
+
+    Ranks that share a model must look at it at the same time. So of what one of them may change alone (where it saves,
+    it writes into its configuration) nothing counts.
+    """
     weight = type(getattr(head, "weight", None)), getattr(getattr(head, "weight", None), "dtype", None)
     states, way = [], _way(model, head)
     for module in way:
@@ -225,6 +229,8 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
         for child in module._modules.values():
             if child is not None and child is not head and not any(child is other for other in way):
                 states.append(_state_beside(child))
+    if _is_distributed():
+        return id(model), id(head), type(head), weight, *around_forward(head), tuple(states)
     configurations = {id(config): config for module in way if (config := vars(module).get("config")) is not None}
     said = tuple(setting(vars(config)) for config in configurations.values() if hasattr(config, "__dict__"))
     return id(model), id(head), type(head), weight, *around_forward(head), tuple(states), said
@@ -232,7 +238,8 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
 
 def _state_of(module: nn.Module) -> Hashable:
     children = tuple(id(child) for child in module._modules.values())
-    return id(module), id(type(module).forward), around_forward(module), children, settings_of_module(module)
+    settings = module.training if _is_distributed() else settings_of_module(module)
+    return id(module), id(type(module).forward), around_forward(module), children, settings
 
 
 def _state_beside(module: nn.Module) -> Hashable:
@@ -258,6 +265,10 @@ def _along(model: nn.Module, names: tuple[str, ...], head: nn.Module) -> list[nn
         if module is None:
             return None
     return way if module is head else None
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def settings_of_module(module: nn.Module) -> Hashable:
