@@ -51,8 +51,9 @@ def generate(
 
     Args:
         model: a masked language model: called as model(input_ids=, attention_mask=), output with `.logits`, and
-            `get_output_embeddings()` naming its LM head. Left exactly as it was, also when interrupted. Under flash
-            attention rows of unequal length run without their padding, where the model can do so (`Stats.note`).
+            `get_output_embeddings()` naming its LM head. Left exactly as it was, also when interrupted, and other
+            threads may use it meanwhile. Under flash attention rows of unequal length run without their padding, where
+            the model can do so (`Stats.note`).
         prompt: int64 [B, P], on the model's device, without mask tokens. P or B may be 0.
         steps: denoising steps in all, a multiple of the number of blocks.
         gen_length: tokens to generate, a multiple of block_length (the card's table calls it max_new_tokens).

@@ -222,7 +222,8 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
     Ranks that share a model must look at it at the same time. So of what one of them may change alone (where it saves,
     it writes into its configuration) nothing counts.
     """
-    weight = type(getattr(head, "weight", None)), getattr(getattr(head, "weight", None), "dtype", None)
+    weight = head._parameters.get("weight")  # a parametrized one would be computed here
+    of_head = id(model), id(head), type(head), type(weight), getattr(weight, "dtype", None), *around_forward(head)
     states, way = [], _way(model, head)
     for module in way:
         states.append(_state_of(module))
@@ -230,10 +231,10 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
             if child is not None and child is not head and not any(child is other for other in way):
                 states.append(_state_beside(child))
     if _is_distributed():
-        return id(model), id(head), type(head), weight, *around_forward(head), tuple(states)
+        return of_head, tuple(states)
     configurations = {id(config): config for module in way if (config := vars(module).get("config")) is not None}
     said = tuple(setting(vars(config)) for config in configurations.values() if hasattr(config, "__dict__"))
-    return id(model), id(head), type(head), weight, *around_forward(head), tuple(states), said
+    return of_head, tuple(states), said
 
 
 def _state_of(module: nn.Module) -> Hashable:
