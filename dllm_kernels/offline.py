@@ -1,6 +1,6 @@
 """Compile every Triton kernel for GPUs that are not there, and print what each takes of one.
 
-    python -m dllm_kernels.offline [--target sm_90 ...] [--json]
+    python -m dllm_kernels.offline [--target sm_90 ...] [--named 'head, 64 rows' ...] [--json]
 
 The launchers themselves run, on meta tensors: a stand-in for Triton's driver names the target, and a launch compiles
 instead of running. So what is compiled is what a call with such arguments would launch, flag for flag.
@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -172,8 +172,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "k window 64, 64-bit mask_id", transfer(64, mask_id=2**40, k=meta(8))
 
 
-def compile_all(target: str, named: str = "") -> list[Compiled]:
-    """Compile every configuration for one target, or those with `named` in their name.
+def compile_all(target: str, named: Sequence[str] = ()) -> list[Compiled]:
+    """Compile every configuration for one target, or those whose name contains one of `named`.
 
     Raises:
         RuntimeError: Triton's interpreter is on (TRITON_INTERPRET=1): then there is nothing to compile.
@@ -182,7 +182,7 @@ def compile_all(target: str, named: str = "") -> list[Compiled]:
         raise RuntimeError("TRITON_INTERPRET=1 turns kernels into Python functions: unset it to compile them")
     rows = {}
     for configuration, call in configurations():
-        if named in configuration:
+        if not named or any(text in configuration for text in named):
             for key, row in compile_call(call, target, configuration).items():
                 rows.setdefault(key, row)  # a kernel that another configuration had compiled already
     return list(rows.values())
@@ -281,6 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; what a target cannot compile ends it with Triton's error."""
     parser = argparse.ArgumentParser(prog="python -m dllm_kernels.offline", description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all of them")
+    parser.add_argument(
+        "--named", nargs="+", default=[], metavar="TEXT", help="only configurations with one of these in their name"
+    )
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
     options = parser.parse_args(arguments)
     if missing := _impl.why_not_triton():
@@ -290,7 +293,8 @@ def main(arguments: list[str] | None = None) -> int:
         return subprocess.run([sys.executable, "-m", "dllm_kernels.offline", *sys.argv[1:]], env=environment).returncode
     rows = []
     with ProcessPoolExecutor(min(2, len(options.target)), mp_context=get_context("spawn")) as pool:
-        for target, compiled in zip(options.target, pool.map(compile_all, options.target), strict=True):
+        tables = pool.map(partial(compile_all, named=options.named), options.target)
+        for target, compiled in zip(options.target, tables, strict=True):
             print(f"{target}: {len(compiled)} kernels compiled", file=sys.stderr)
             rows += compiled
     print(json.dumps([row._asdict() for row in rows]) if options.json else _table(rows))

@@ -138,8 +138,15 @@ class TestSamplerThroughput:
         assert row["providers"]["ours-eager"]["same_tokens"] == 1
         assert row["providers"]["ours-eager"]["useful_tokens"] == 24
 
-    @pytest.mark.parametrize("temperature", [0.0, 1.0])
-    @pytest.mark.parametrize("cached", [False, True])
+    @pytest.mark.parametrize(
+        ("cached", "temperature"),
+        [
+            (False, 1.0),
+            (True, 0.0),
+            pytest.param(False, 0.0, marks=pytest.mark.exhaustive),
+            pytest.param(True, 1.0, marks=pytest.mark.exhaustive),
+        ],
+    )
     def test_every_other_sampler_against_its_authors_loop(
         self, run, folder, llama_folder, cached, temperature, tmp_path
     ):

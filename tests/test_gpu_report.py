@@ -98,8 +98,18 @@ def rows(measured) -> list[dict]:
 
 
 class TestDryRun:
-    def test_all_sections_run_and_nothing_is_timed(self, tmp_path, capsys):
-        asked = ["tests", "ceilings", "kernels-sampling", "kernels-loss", "sampling-8b", "sampling-cached", "training"]
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            ["ceilings", "kernels-loss", "sampling-cached"],  # a section of each kind
+            pytest.param(
+                ["tests", "ceilings", "kernels-sampling", "kernels-loss", "sampling-8b", "sampling-cached", "training"],
+                marks=pytest.mark.exhaustive,
+            ),
+        ],
+        ids=["some", "all"],
+    )
+    def test_sections_run_and_nothing_is_timed(self, asked, tmp_path, capsys):
         assert command.main(["--out", str(tmp_path), "--section", *asked]) == 0
         printed = capsys.readouterr().out
         assert printed.startswith(command.DRY)

@@ -23,7 +23,7 @@ from dllm_kernels import _impl, _tuned, offline
 def kernels(target: str, named: str = "") -> list[dict[str, object]]:
     """Every kernel in every configuration of :mod:`dllm_kernels.offline`, and how many fit a multiprocessor at once."""
     rows = []
-    for row in offline.compile_all(target, named):
+    for row in offline.compile_all(target, [named]):
         bound = occupancy(target, warps=row.warps, registers=row.registers, shared=row.shared)
         held = {"programs_per_multiprocessor": bound.programs, "warps_per_multiprocessor": bound.warps}
         rows.append(row._asdict() | held | {"bound_by": bound.bound})
