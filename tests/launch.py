@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests import programs
 
 
 def two_ranks(folder: Path, module: str, *arguments: str) -> list[Any]:
@@ -19,18 +18,20 @@ def two_ranks(folder: Path, module: str, *arguments: str) -> list[Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    words = [sys.executable, "-m", module, str(folder), *arguments]
+    words = ["-m", module, str(folder), *arguments]
     world = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
     processes = []
     for rank in "01":
-        environment = os.environ | world | dict(RANK=rank, LOCAL_RANK=rank, PYTHONPATH=str(ROOT))
-        with (folder / f"rank{rank}.log").open("w") as log:
-            processes.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        log = folder / f"rank{rank}.log"
+        streams = [Path(os.devnull), log, log]
+        processes.append(programs.start(words, environment=world | dict(RANK=rank, LOCAL_RANK=rank), streams=streams))
     try:
-        codes = [process.wait(timeout=900) for process in processes]
+        for process in processes:
+            process.join(900)
     finally:
         for process in processes:
             process.kill()
+    codes = [process.exitcode for process in processes]
     assert codes == [0, 0], "\n".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in "01")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in "01"]
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # what makes a run of minutes one of seconds; each must occur
@@ -48,26 +50,47 @@ def test_links_lead_somewhere(page):
             assert section in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
+# bash reads the tutorial and notes its commands, a folder each: words, and what was piped in. torchrun with one process
+# is that process
+NOTES = """
+note() {
+  local folder="$NOTES/$(ls "$NOTES" | wc -l)"
+  mkdir "$folder"; printf '%s\\0' "$@" >"$folder/words"
+  if [[ -p /dev/stdin ]]; then cat; fi >"$folder/stdin"
+}
+dllm() { note -m dllm.cli "$@"; }
+torchrun() { [[ "$1 $2" == "--nproc-per-node 1" ]] && note "${@:3}"; }
+python() { case $1 in -c) command python "$@" ;; -u) note "${@:2}" ;; *) note "$@" ;; esac; }
+"""
+
+
+def commands(script: str, folder: Path) -> list[tuple[list[str], str]]:
+    """Words and input of the programs that a shell script starts, in order; it stops at the first line that fails."""
+    folder.mkdir()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path, "NOTES": str(folder)}
+    line = ["bash", "-euo", "pipefail", "-c", NOTES + script]
+    done = subprocess.run(line, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    noted = [folder / str(number) for number in range(len(list(folder.iterdir())))]
+    return [((one / "words").read_text().split("\0")[:-1], (one / "stdin").read_text()) for one in noted]
+
+
 def test_the_tutorial_runs(tmp_path):
-    """In a folder of its own beside the examples; all in one shell, which stops at the first command that fails."""
+    """In a folder of its own beside the examples."""
     for name in ("examples", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     script = "\n".join(blocks(DOCS / "teach-a-bert-to-chat.md", "sh"))
     for long, short in SHORTER.items():
         assert long in script, long
         script = script.replace(long, short)
-    lines = ['dllm() { python -m dllm.cli "$@"; }']  # where the package is not installed
-    lines += [line for line in script.splitlines() if not SETS_UP.match(line)]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = "\n".join(line for line in script.splitlines() if not SETS_UP.match(line))
+    found = commands(script, tmp_path / "notes")
+    assert len(found) == 6
+    told = ""
+    for words, lines in found:
+        done = programs.run(*words, cwd=tmp_path, lines=lines, environment={"HF_HUB_OFFLINE": "1"})
+        assert done.returncode == 0, (words, done.stderr[-3000:])
+        told += done.stdout
     assert (tmp_path / "models/minilm-chat/checkpoint-final/model.safetensors").exists()
-    assert '"questions": 3' in done.stdout
+    assert '"questions": 3' in told

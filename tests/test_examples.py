@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dllm.demo.shipped import SHIPPED
+from tests import programs
 
 ROOT = Path(__file__).parents[1]
 for package in ("accelerate", "chatterbot_corpus", "datasets"):
@@ -19,10 +17,8 @@ for package in ("accelerate", "chatterbot_corpus", "datasets"):
 
 def run(*words: str, cwd: Path) -> str:
     """What a program of this repository prints."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(cwd / "hf")}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / words[0]), *words[1:]], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+    environment = {"OMP_NUM_THREADS": "1", "HF_HOME": str(cwd / "hf")}
+    done = programs.run(ROOT / words[0], *words[1:], cwd=cwd, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

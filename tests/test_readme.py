@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
@@ -40,7 +42,7 @@ def commands() -> list[list[str]]:
 @functools.cache
 def help_text(*program: str) -> str:
     """What a program of this repository prints for --help."""
-    done = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = programs.run(*program, "--help")
     assert done.returncode == 0, done.stderr
     return done.stdout
 

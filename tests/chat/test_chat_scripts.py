@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dllm.chat import text
 from dllm.demo.shipped import SHIPPED
+from tests import programs
 
 ROOT = Path(__file__).parents[2]
 # what such scripts consist of: dataclasses, get_model and get_tokenizer by them, a sampler, the chat
@@ -51,9 +49,7 @@ dllm.utils.TerminalVisualizer(tokenizer=tokenizer).visualize(outputs.histories, 
 
 def run(script: Path, *words: str, lines: str = "", cwd: Path, code: int = 0) -> tuple[str, str]:
     """What a script prints to stdout and to stderr."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-u", str(script), *words]
-    done = subprocess.run(command, input=lines, cwd=cwd, env=environment, capture_output=True, text=True)
+    done = programs.run(script, *words, lines=lines, cwd=cwd, environment={"OMP_NUM_THREADS": "1"})
     assert done.returncode == code, done.stderr[-3000:]
     return done.stdout, done.stderr
 

@@ -8,7 +8,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from dllm.chat.screen import Screen
 from dllm.chat.session import Session
 from dllm.chat.talk import Continuation, Conversation
 from dllm.core.samplers import EntropyBoundSampler
+from tests import programs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
@@ -229,9 +229,7 @@ def environment(**more: str) -> dict[str, str]:
 
 class TestProgram:
     def test_pipes(self, tmp_path):
-        done = subprocess.run(
-            command(), input="What is 8 * 4?\n/quit\n", cwd=tmp_path, env=environment(), capture_output=True, text=True
-        )
+        done = programs.run(*command()[1:], lines="What is 8 * 4?\n/quit\n", cwd=tmp_path, environment=environment())
         assert (done.returncode, done.stdout, done.stderr) == (0, "8 * 4 = 32.\n", "")
 
     @pytest.mark.parametrize(

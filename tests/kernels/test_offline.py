@@ -26,7 +26,9 @@ ONCE += ("bfloat16 scaled", "k window 64", "noise of positions, gumbel")
 def compiled(request, tmp_path_factory):
     """The command's rows, from an empty cache: nothing is taken from an earlier run."""
     others = [target for target in TARGETS if target != "sm_90"]
-    runs = [["--target", *TARGETS]] if request.param else [["--target", "sm_90"], ["--target", *others, "--named", *ONCE]]
+    runs = (
+        [["--target", *TARGETS]] if request.param else [["--target", "sm_90"], ["--target", *others, "--named", *ONCE]]
+    )
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "dllm_kernels.offline", "--json"]
     rows = []

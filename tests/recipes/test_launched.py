@@ -66,8 +66,6 @@ def data(tmp_path_factory) -> Path:
     return file
 
 
-
-
 def launch(config: str, folder: Path, data: Path, kind: str) -> list[dict]:
     launcher = ["-m", "accelerate.commands.launch", "--config_file", f"scripts/accelerate_configs/{config}.yaml"]
     options = ["--num_processes", "2", "--main_process_port", "0"]

@@ -1,8 +1,6 @@
 """Samples made once and saved: python -m dllm.tools.preprocess_{sft,pt}_dataset."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -11,6 +9,7 @@ from dllm.data.chat import default_sft_map_fn
 from dllm.data.tokens import tokenize_and_group
 from dllm.demo.shipped import SHIPPED, load_shipped
 from dllm.tools import preprocess_pt_dataset, preprocess_sft_dataset, shards
+from tests import programs
 
 datasets = pytest.importorskip("datasets")
 TALKS = [
@@ -131,7 +130,7 @@ def test_options_that_make_no_sense(folder, change):
 
 
 def test_it_is_a_program(folder):
-    command = [sys.executable, "-m", "dllm.tools.preprocess_sft_dataset", "--model_name_or_path", str(folder / "none")]
+    command = ["-m", "dllm.tools.preprocess_sft_dataset", "--model_name_or_path", str(folder / "none")]
     command += ["--dataset_args", str(folder / "talks.jsonl"), "--output_dir", str(folder / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = programs.run(*command)
     assert done.returncode == 1 and "error: " in done.stderr and "Traceback" not in done.stderr
