@@ -1,4 +1,4 @@
-"""What every test shares: the interpreter switch, the device, real weights, and the markers `gpu` and `exhaustive`."""
+"""What every test shares: the interpreter switch, the device, real weights, and what the markers mean."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `from tests.models import 
 
 import pytest
 import torch
+
+from tests.covering import covering
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: nothing above does
@@ -30,13 +32,28 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("exhaustive"):
-        config.hook.pytest_deselected(items=[item for item in items if "exhaustive" in item.keywords])
-        items[:] = [item for item in items if "exhaustive" not in item.keywords]
+        left_out = [item for item in items if "exhaustive" in item.keywords] + beyond_covering(items)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def beyond_covering(items):
+    """Cases of tests marked `covering(strength)` that such an array does without."""
+    grids = {}
+    for item in items:
+        if "exhaustive" not in item.keywords and (mark := item.get_closest_marker("covering")):
+            grids.setdefault((item.parent, item.originalname, *mark.args), []).append(item)
+    left_out = []
+    for (_, _, strength), cases in grids.items():
+        values = [{name: id(value) for name, value in case.callspec.params.items()} for case in cases]
+        kept = set(covering(values, strength))
+        left_out += [case for number, case in enumerate(cases) if number not in kept]
+    return left_out
 
 
 @pytest.fixture(scope="session")

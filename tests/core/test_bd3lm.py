@@ -162,6 +162,7 @@ def test_mask_of_padded_rows():
             assert bool(mask[row, q, k]) == (q == k or (bool(whole[q, k]) and k % length < n))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, attention, tmp_path):

@@ -80,6 +80,7 @@ def compare(found, expected):
     assert ours.averaged.updates == theirs.averaged.updates
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("cuda_graph", [None, True])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_run_equals_the_eager_one(cuda_graph, accumulation, stand_in, tmp_path):

@@ -31,6 +31,7 @@ def adapted(target_modules, **options):
 
 
 # "all-linear" leaves the head out; a regular expression and modules_to_save reach it
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     "kind, target_modules, peft_options, options",
     [

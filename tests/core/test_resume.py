@@ -57,7 +57,10 @@ def run(folder, *callbacks, resume=None, **options):
 
 
 # in the first epoch; at an epoch's end; early and late in the second; workers outlive an epoch
-@pytest.mark.parametrize("killed, workers", [(2, 0), (3, 0), (4, 0), (5, 0), (3, 1), (4, 1)])
+@pytest.mark.parametrize(
+    "killed, workers",
+    [(2, 0), (4, 0), (3, 1), *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in [(3, 0), (5, 0), (4, 1)])],
+)
 def test_a_resumed_run_follows_the_uninterrupted_one(killed, workers, tmp_path):
     options = dict(ema_decay=0.9, dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0)
     whole, steps = run(tmp_path / "whole", **options)

@@ -40,6 +40,7 @@ CALLS = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("name", CALLS)
 def test_replays_give_the_eager_tokens(stand_in, monkeypatch, name, stops):

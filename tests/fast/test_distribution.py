@@ -47,6 +47,7 @@ def many(model, n: int, *arguments, **options) -> torch.Tensor:
     return generate(model, prompt, *arguments, mask_id=MASK_ID, **options)[:, 2:].cpu()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 @pytest.mark.parametrize("temperature, scale", [(0.5, 0.0), (1.0, 0.0), (1.0, 0.7), (1.7, 0.7)])
 def test_one_token_follows_softmax(model, temperature, scale, impl):

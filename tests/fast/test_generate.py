@@ -72,6 +72,7 @@ def judged(family, device, shape, scale, temperature, remasking):
     return model, prompt, reference(model, prompt, *arguments, seeds=7, trace=trace), trace
 
 
+@pytest.mark.covering(3)
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 @pytest.mark.parametrize("shape, scale, temperature, remasking", GRID)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,6 +132,7 @@ def test_the_grid_is_not_trivial(device, capsys):
         assert all(not torch.equal(a, b) for a, b in [(outputs[0], outputs[1]), (outputs[0], outputs[2])])
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 @pytest.mark.parametrize("temperature, remasking, scale", [(0.0, LOW, 0.0), (0.0, LOW, 1.5), (0.9, "random", 0.5)])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -180,6 +182,7 @@ def test_attention_mask_of_ones_changes_nothing(dtype, device):
     assert torch.equal(call(attention_mask=torch.ones_like(prompt, dtype=dtype)), call())
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("temperature, remasking", [(0.0, LOW), (1.0, LOW), (1.0, "random"), (0.7, "none")])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_early_stop_at_eos(family, temperature, remasking, device):
@@ -539,6 +542,7 @@ HEADS = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 @pytest.mark.parametrize("kind", HEADS)

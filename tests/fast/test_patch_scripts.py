@@ -183,6 +183,7 @@ def test_lora_on_the_head(said):
     assert after(input_ids=IDS).logits.equal(expected) and len(said()) == 1 and "add" in said()[0]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("first", ["patch", "compile"])
 def test_compiled_models(first, labels, said):

@@ -103,6 +103,7 @@ def least_exact(candidates, true):
 # against float64
 
 
+@pytest.mark.covering(2)
 @KERNELS
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("upstream", UPSTREAM)

@@ -147,6 +147,7 @@ def test_log():
 
 
 # one token, one group of four and around it, around one pass over 1024 tokens; two chunks as they come
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("vocab_size", [1, 2, 3, 7, 1025, 8195])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -357,6 +358,7 @@ def fast_floor(logits, **arguments):
 
 
 # one token, one group of four, one pass over 4096 tokens and one more
+@pytest.mark.covering(1)
 @remarks
 @pytest.mark.parametrize("vocab_size", [1, 2, 3, 50, 97, 4096, 8193])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -601,6 +603,7 @@ def random_case(seed, window, distinct=8):
 
 
 # windows: one column, below, at and above the narrowest block, several warps
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("window", [1, 5, 32, 33, 200])
 @pytest.mark.parametrize("rule", [{}, dict(threshold=0.375), dict(factor=1.25), dict(budget=1.3)], ids=str)
 def test_transfer(window, rule):

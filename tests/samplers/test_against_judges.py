@@ -68,6 +68,7 @@ MDLM = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("scheduler", [None, CosineAlphaScheduler()], ids=["linear", "cosine"])
 @pytest.mark.parametrize("family", ["modernbert", "bert", "roberta"])
 @pytest.mark.parametrize("name", MDLM)

@@ -101,6 +101,7 @@ BD3LM = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
 @pytest.mark.parametrize("name", BD3LM)
@@ -215,6 +216,7 @@ FAST = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 @pytest.mark.parametrize("family", ["Llama", "Qwen3"])
 @pytest.mark.parametrize("name", FAST)
@@ -279,6 +281,7 @@ def llada2(
     return row.trace()
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("steps, threshold", [(3, 0.95), (8, 0.2), (8, 0.95), (20, 0.3)])
 @pytest.mark.parametrize("blocks_from", ["row", "prompt"])
 @pytest.mark.parametrize("family", ["Llama", "Qwen3"])
@@ -299,6 +302,7 @@ EDITS = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("family", ["Llama", "Qwen3"])
 @pytest.mark.parametrize("name", EDITS)

@@ -88,6 +88,7 @@ CASES = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("family", ["Llama", "Qwen3"])
 @pytest.mark.parametrize("name", CASES)
