@@ -7,15 +7,13 @@ Faults of code with several options nearly always need one or two of them; all c
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 
 def covering(cases: Sequence[Mapping[str, Hashable]], strength: int) -> list[int]:
     """Indices, in order, of cases in which every combination of `strength` values that occurs in all does occur.
 
-    Greedy: next comes the case with the most combinations that are still missing; of several the one whose values were
-    used least, so that each value meets different others.
+    Greedy: next comes the case with the most combinations that are still missing, the first of several.
 
     Args:
         cases: values by parameter, the same parameters in all.
@@ -26,14 +24,11 @@ def covering(cases: Sequence[Mapping[str, Hashable]], strength: int) -> list[int
         >>> covering(grid, 1), covering(grid, 2)
         ([0, 7], [0, 3, 5, 6])
     """
-    values = [sorted(case.items()) for case in cases]
-    combinations = [set(itertools.combinations(each, min(strength, len(each)))) for each in values]
+    combinations = [set(itertools.combinations(sorted(case.items()), min(strength, len(case)))) for case in cases]
     missing = set().union(*combinations)
-    used: Counter = Counter()
     kept = []
     while missing:
-        best = max(range(len(cases)), key=lambda i: (len(combinations[i] & missing), -sum(used[v] for v in values[i])))
+        best = max(range(len(cases)), key=lambda i: len(combinations[i] & missing))
         missing -= combinations[best]
-        used.update(values[best])
         kept.append(best)
     return sorted(kept)
