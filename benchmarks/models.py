@@ -8,7 +8,8 @@ both sides. A model is built on its device in its dtype, after a check that it f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,13 @@ import transformers
 from torch import nn
 
 from benchmarks import machine
+from dllm.configs import ModelArguments
+from dllm.models import get_config, get_model, get_tokenizer, new_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
 
 
-class NotEnoughMemoryError(RuntimeError):
+class NotEnoughMemoryError(MemoryError):
     """A model and the loop's temporaries do not fit; the message states the bytes needed and those free."""
 
 
@@ -165,11 +167,12 @@ def load(
     if name in PRESETS:
         preset = PRESETS[name]
         config = getattr(transformers, preset.config_class)(**preset.settings)
-        model_class = getattr(transformers, preset.model_class)
+        make = getattr(transformers, preset.model_class)
     elif Path(name).is_dir():
         preset = None
-        config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
-        model_class = _class_of(config)
+        config = get_config(model_name_or_path=name)
+        arguments = ModelArguments(model_name_or_path=name, dtype=str(dtype))
+        make = functools.partial(new_model, model_args=arguments)
     else:
         raise ValueError(f"expected one of {', '.join(PRESETS)} or a local folder, got {name!r}")
     see_both_sides(config)
@@ -177,13 +180,13 @@ def load(
         config._attn_implementation = attention  # transformers' own name for it, in a config that is there already
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # transformers 4.57 would compile ModernBERT unasked, in every provider
-    check_weights_fit(name, model_class, config, dtype, device)
+    check_weights_fit(name, make, config, dtype, device)
     if preset:
         torch.manual_seed(seed)
         with device, _default_dtype(dtype):
-            model = model_class(config)
+            model = make(config)
     else:
-        model = model_class.from_pretrained(name, config=config, dtype=dtype, local_files_only=True).to(device)
+        model = get_model(arguments, config=config).to(device)
     see_both_sides(model)
     model.eval().requires_grad_(False)
     if mask_id is None:
@@ -207,14 +210,14 @@ def see_both_sides(target: nn.Module | transformers.PretrainedConfig) -> None:
 
 def check_weights_fit(
     name: str,
-    model_class: type[nn.Module],
+    make: Callable[[transformers.PretrainedConfig], nn.Module],
     config: transformers.PretrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
     """Refuse a model whose weights do not fit, before anything is allocated."""
     with torch.device("meta"):
-        needed = sum(parameter.numel() for parameter in model_class(config).parameters()) * dtype.itemsize
+        needed = sum(parameter.numel() for parameter in make(config).parameters()) * dtype.itemsize
     _refuse_if_short(f"the weights of {name} in {dtype}", needed, device)
 
 
@@ -234,26 +237,14 @@ def _refuse_if_short(what: str, needed: int, device: torch.device) -> None:
         raise NotEnoughMemoryError(f"{what} need {needed:,} bytes on {device}, {free:,} are free")
 
 
-def _class_of(config: transformers.PretrainedConfig) -> type[nn.Module]:
-    """The class that gives a config's model its language-model head: masked where there is one, else causal."""
-    if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
-        return transformers.MODEL_FOR_MASKED_LM_MAPPING[type(config)]
-    if config.model_type in ("llama", "qwen2"):
-        return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    raise ValueError(f"expected a masked language model, Llama or Qwen2, got a {config.model_type} folder")
-
-
 def _mask_id(folder: str, config: transformers.PretrainedConfig) -> int:
     """The mask token named by a folder's config or, failing that, by its tokenizer."""
     if getattr(config, "mask_token_id", None) is not None:
         return config.mask_token_id
-    # without its files transformers 5 makes up an empty tokenizer, whose mask token means nothing
-    if not any((Path(folder) / file).exists() for file in TOKENIZER_FILES):
-        raise ValueError(f"{folder} has no mask_token_id in its config and no tokenizer; pass --mask-id")
-    found = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).mask_token_id
-    if found is None:
-        raise ValueError(f"the tokenizer in {folder} has no mask token; pass --mask-id")
-    return found
+    try:
+        return get_tokenizer(model_name_or_path=folder).mask_token_id
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} names no mask token in its config, and {error}; pass --mask-id") from error
 
 
 @contextlib.contextmanager

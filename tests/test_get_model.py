@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 from dllm.configs import DataArguments, ModelArguments
 from dllm.demo.shipped import SHIPPED
 from dllm.models import get_model, get_tokenizer
-from dllm.models import load as loading
 
 MODEL = ModelArguments(model_name_or_path=str(SHIPPED), dtype="float32")
 
@@ -51,7 +50,7 @@ def test_lora_trains_the_adapter_only():
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"dllm\[lora\]"):
         get_model(MODEL, lora=True)
     with pytest.raises(ImportError, match=r"dllm\[4bit\]"):

@@ -12,27 +12,27 @@ import torch
 from dllm.chat.session import Session
 from dllm.chat.talk import Continuation, Conversation
 from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
+from dllm.exits import usage
 from dllm.models import get_model, get_tokenizer
+from dllm.models.sources import device_named
 
 Loader = Callable[[torch.device, torch.dtype], tuple[Any, Any]]
 
 
 def main(options: argparse.Namespace, load_shipped: Loader) -> int:
-    """Chat; 0, 1 if a line that was piped in could not be carried out, 2 for a model or an option that makes no sense,
-    130 when interrupted.
+    """Chat; 0, or 1 if a line that was piped in could not be carried out.
 
     Args:
         options: those of `dllm chat --help`.
         load_shipped: gives model and tokenizer where none is named, for a device and a dtype.
+
+    Raises:
+        UsageError: a model or an option that makes no sense.
+        KeyboardInterrupt: Ctrl-C, and no one types.
     """
-    try:
-        return _session(options, load_shipped).run(f"chat with {options.model or 'the shipped model'}")
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        print(f"dllm chat: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("dllm chat: interrupted", file=sys.stderr)
-        return 130
+    with usage():
+        session = _session(options, load_shipped)
+    return session.run(f"chat with {options.model or 'the shipped model'}")
 
 
 def _session(options: argparse.Namespace, load_shipped: Loader) -> Session:
@@ -60,24 +60,10 @@ def _config(options: argparse.Namespace) -> MDLMSamplerConfig:
 
 
 def _sampler(options: argparse.Namespace, load_shipped: Loader) -> MDLMSampler:
-    device = _device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_named(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if options.model is None:
         return MDLMSampler(*load_shipped(device, getattr(torch, dtype)))
-    try:
-        tokenizer = get_tokenizer(model_name_or_path=options.model)
-        model = get_model(model_name_or_path=options.model, dtype=dtype)
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise OSError(
-            f"expected a folder with a model, or its name on the Hub, got {options.model!r}: {reason}"
-        ) from error
+    tokenizer = get_tokenizer(model_name_or_path=options.model)
+    model = get_model(model_name_or_path=options.model, dtype=dtype)
     return MDLMSampler(model.eval().requires_grad_(False).to(device), tokenizer)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        torch.zeros(0, device=name)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"expected a device of this machine, such as cpu or cuda, got {name!r}") from error
-    return torch.device(name)

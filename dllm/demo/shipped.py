@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from dllm.models.bidirectional import SERVED, bidirectional
+from dllm.models import get_model, get_tokenizer
 
 SHIPPED = Path(__file__).parent / "model"
 
@@ -30,11 +30,7 @@ def load_shipped(
 def load(
     source: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
-    """A masked language model of transformers, in evaluation mode, and its tokenizer. Runs no code that comes with it.
-
-    One of a causal architecture, as `python -m dllm.demo.train --architecture llama` saves it, has `"is_causal": false`
-    in its config.json and is made bidirectional (:func:`dllm.models.bidirectional`). transformers 5 reads that key
-    itself; 4.57 does not, so there any other way of loading gives a causal model.
+    """A model (:func:`dllm.models.get_model`), in evaluation mode, and its tokenizer. Runs no code that comes with it.
 
     Args:
         source: a folder, or a name on the Hugging Face Hub.
@@ -42,31 +38,12 @@ def load(
         dtype: of its weights.
 
     Raises:
-        OSError: there is no such folder and no such name, or no network to look it up.
-        ValueError: what is there is no masked language model; of a causal architecture: its config.json lacks that key.
+        OSError, ValueError: as :func:`dllm.models.get_model` and :func:`dllm.models.get_tokenizer`.
     """
-    try:
-        with quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            model = _kind(source).from_pretrained(source, dtype=dtype)
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise OSError(
-            f"expected a folder with a model, or its name on the Hub, got {str(source)!r}: {reason}"
-        ) from error
-    model = bidirectional(model) if type(model).__name__ in SERVED else model
+    with quiet_transformers():
+        tokenizer = get_tokenizer(model_name_or_path=source)
+        model = get_model(model_name_or_path=str(source), dtype=dtype)
     return model.eval().requires_grad_(False).to(device), tokenizer
-
-
-def _kind(source: Path | str) -> type:
-    """The class of transformers that loads the model."""
-    config = transformers.AutoConfig.from_pretrained(source)
-    causal = [name for name in getattr(config, "architectures", None) or () if name in SERVED]
-    if not causal:
-        return transformers.AutoModelForMaskedLM
-    if getattr(config, "is_causal", True):
-        raise ValueError(f'expected "is_causal": false in the config.json of a {causal[0]}, as it is for diffusion')
-    return transformers.AutoModelForCausalLM
 
 
 class quiet_transformers:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 SERVED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")  # names: transformers imports them when asked
+SERVED_TYPES = ("llama", "qwen2", "qwen3")  # of their configurations
 ATTENTION = ("eager", "sdpa", "flex_attention")  # and all that is flash attention, which takes no 4-D mask
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-import transformers
-
-_ADAPTER = "adapter_config.json"
 # [Question]\nHow are you?\n[/Question]\n\n[Answer]\nI am fine.\n[/Answer]\n\n
 BERT_CHAT = (
     "{% for message in messages %}"
@@ -60,30 +55,3 @@ def family_of(model_type: str | None) -> Family | None:
         'bert'
     """
     return next((family for family in FAMILIES if model_type in family.model_types), None)
-
-
-def model_type_at(source: str | Path) -> str | None:
-    """The model type that is written down at a folder or a name on the Hub, of the base model where an adapter lies
-    there; None if nothing is. No code that comes with a model is run.
-
-    Raises:
-        OSError: there is no such folder or name.
-
-    Example:
-        >>> from dllm.demo.shipped import SHIPPED
-        >>> model_type_at(SHIPPED)
-        'modernbert'
-    """
-    if adapter_at(source):
-        source = json.loads((Path(source) / _ADAPTER).read_text())["base_model_name_or_path"]
-    return transformers.PretrainedConfig.get_config_dict(source)[0].get("model_type")
-
-
-def adapter_at(source: str | Path) -> bool:
-    """Whether a folder holds an adapter of peft, to be laid over its base model.
-
-    Example:
-        >>> adapter_at("answerdotai/ModernBERT-base")
-        False
-    """
-    return (Path(source) / _ADAPTER).is_file()

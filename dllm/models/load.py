@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import json
 import os
+import warnings
+from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 
 from dllm.configs import ModelArguments
-from dllm.models.families import adapter_at, family_of, model_type_at
+from dllm.models.bidirectional import SERVED, SERVED_TYPES, bidirectional
+from dllm.models.families import family_of
+from dllm.models.sources import (
+    ADAPTER_WEIGHTS,
+    adapter_at,
+    base_of,
+    check_source,
+    dtype_named,
+    file_at,
+    get_config,
+    need,
+    reading,
+)
 
 
 def get_model(model_args: ModelArguments | None = None, config: Any = None, **options: Any) -> nn.Module:
@@ -28,8 +40,12 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
         options: fields of :class:`~dllm.configs.ModelArguments`, in place of `model_args` or over its values.
 
     On a machine with a GPU the model is on that of this process (`LOCAL_RANK`), unless accelerate is to shard it.
-    Weights are read from safetensors only. A folder with an adapter of peft gives the base model with it. Code that
-    comes with a model is run with `trust_remote_code` only.
+    Weights are read from safetensors only. An adapter of peft, in a folder or on the Hub, gives its base model with it
+    (:func:`adapted`). Code that comes with a model is run with `trust_remote_code` only.
+
+    One of a causal architecture, as `python -m dllm.demo.train --architecture llama` saves it, has `"is_causal": false`
+    in its config.json and is made bidirectional (:func:`dllm.models.bidirectional`). transformers 5 reads that key
+    itself; 4.57 does not, so there any other way of loading gives a causal model.
 
     `attn_implementation` goes to transformers as it is: "eager", "sdpa", "flex_attention", "flash_attention_2",
     "flash_attention_3" or what else it knows. Under flash attention samplers run rows of unequal length without their
@@ -38,8 +54,9 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     Raises:
         OSError: there is no such folder or name on the Hub, or no safetensors in it, or damaged ones.
         TypeError: an unknown option.
-        ValueError: what is there is no masked language model, or needs `trust_remote_code`; a dtype that is none; an
-            attention that transformers does not have for this model.
+        ValueError: what is there is no masked language model, or one that does not fit its configuration, or needs
+            `trust_remote_code`; a causal architecture that lacks that key; a dtype that is none; an attention that
+            transformers does not have for this model.
         ImportError: 4-bit, LoRA or flash attention is asked for and its extra is not installed.
 
     Example:
@@ -50,23 +67,41 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     chosen = chosen_arguments(model_args, options)
     source = check_source(chosen.model_name_or_path)
     dtype = dtype_named(chosen.dtype)
-    given = dict(dtype=dtype, config=config, attn_implementation=chosen.attn_implementation)
+    if config is None:
+        config = get_config(chosen)
+    given = dict(dtype=dtype, config=config, trust_remote_code=chosen.trust_remote_code)
+    given["use_safetensors"] = True  # pickled weights would run code while they are read
+    if chosen.attn_implementation is not None:
+        given["attn_implementation"] = chosen.attn_implementation
     if chosen.load_in_4bit:
         given["quantization_config"] = _four_bit(dtype)
-    given = {name: value for name, value in given.items() if value is not None}
-    # pickled weights would run code while they are read
-    given |= dict(use_safetensors=True, trust_remote_code=chosen.trust_remote_code)
-    try:
-        model = _auto_class(source, config).from_pretrained(source, **given)
-    except SafetensorError as error:
-        raise OSError(f"the weights at {source} are damaged, or were not written to their end: {error}") from error
-    except ImportError as error:
-        if "flash" not in (chosen.attn_implementation or ""):
-            raise
-        raise ImportError(
-            f"{chosen.attn_implementation} cannot run: pip install 'dllm[flash]' brings flash_attention_2. {error}"
-        ) from error
-    return load_peft(_placed(model), chosen)
+    base = base_of(source)
+    with _attention_named(chosen.attn_implementation), reading("weights", base):
+        model = _auto_class(config).from_pretrained(base, **given)
+    return adapted(_placed(_both_sides(model)), chosen)
+
+
+def new_model(config: transformers.PretrainedConfig, model_args: ModelArguments) -> nn.Module:
+    """A masked language model with random weights, on the device of the context (`with torch.device(...)`).
+
+    Args:
+        config: of the model.
+        model_args: its dtype, its attention, and whether code that comes with it may run.
+
+    Raises:
+        ValueError: there is no such masked language model, or sizes that cannot be.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> arguments = ModelArguments(model_name_or_path=str(SHIPPED), dtype="float32")
+        >>> type(new_model(get_config(arguments), arguments)).__name__
+        'ModernBertForMaskedLM'
+    """
+    given = dict(dtype=dtype_named(model_args.dtype), trust_remote_code=model_args.trust_remote_code)
+    if model_args.attn_implementation is not None:
+        given["attn_implementation"] = model_args.attn_implementation
+    with _attention_named(model_args.attn_implementation), reading("configuration", model_args.model_name_or_path):
+        return _both_sides(_auto_class(config).from_config(config, **given))
 
 
 def chosen_arguments(model_args: Any, options: dict[str, Any]) -> ModelArguments:
@@ -96,6 +131,42 @@ def _placed(model: nn.Module) -> nn.Module:
     return model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
 
 
+def adapted(model: nn.Module, model_args: ModelArguments, *, weights: bool = True) -> nn.Module:
+    """The model with the adapter that lies at `model_args.model_name_or_path`; if none does, with a new one where it is
+    asked for (:func:`load_peft`). With `model_args.lora` the adapter is trained, and nothing else; without, nothing of
+    a model with an adapter is.
+
+    Args:
+        model: the base model.
+        model_args: which adapter.
+        weights: read those of an adapter that lies there; without, only its shape counts.
+
+    Raises:
+        ImportError: peft is not installed.
+        OSError: there are no weights of the adapter in safetensors, or damaged ones.
+        ValueError: the adapter is not of this model.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> arguments = ModelArguments(model_name_or_path=str(SHIPPED))
+        >>> model = get_model(arguments)
+        >>> adapted(model, arguments) is model
+        True
+    """
+    if adapter_at(model_args.model_name_or_path) is None:
+        return load_peft(model, model_args)
+    need("peft", "lora")
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers has, where it lies beside the model's weights
+        if model_args.lora:
+            raise ValueError(f"an adapter to train must be in a folder of its own, got a model's, {model.name_or_path}")
+        return model
+    if model_args.load_in_4bit and model_args.lora:
+        import peft
+
+        model = peft.prepare_model_for_kbit_training(model)
+    return with_adapter(model, model_args.model_name_or_path, trained=model_args.lora, weights=weights)
+
+
 def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
     """The model with a new LoRA adapter, the only part of it that is trained; as it is if `model_args.lora` is not set,
     or if it has an adapter already.
@@ -114,7 +185,7 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
     """
     if not model_args.lora:
         return model
-    _need("peft", "lora")
+    need("peft", "lora")
     import peft
 
     if isinstance(model, peft.PeftModel):
@@ -132,56 +203,68 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
-def check_source(source: str) -> str:
-    """A folder that is there, or what may be a name on the Hub, as it is.
+def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weights: bool = True) -> nn.Module:
+    """The model with the adapter at a folder or a name on the Hub laid over it.
 
     Raises:
-        FileNotFoundError: it can only be a folder, and there is none.
-        OSError: an adapter whose weights are not there as safetensors.
-
-    Example:
-        >>> check_source("answerdotai/ModernBERT-base")
-        'answerdotai/ModernBERT-base'
-        >>> check_source("/no/such/model")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: there is no folder /no/such/model
+        OSError: its weights are damaged, or not there in safetensors.
+        ValueError: it is not of this model.
     """
-    path = Path(source)
-    named_as_folder = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
-    if named_as_folder and not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {source}")
-    if adapter_at(source):
-        _need("peft", "lora")
-        if not (path / "adapter_model.safetensors").is_file():
-            raise OSError(f"the adapter at {source} must have its weights in adapter_model.safetensors, got none")
-    return source
+    import peft
+
+    file = file_at(source, ADAPTER_WEIGHTS)
+    if file is None:
+        raise OSError(f"the adapter at {source} must have its weights in {ADAPTER_WEIGHTS}, got none")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        try:
+            with reading("adapter's weights", source):
+                if not weights:
+                    config = peft.PeftConfig.from_pretrained(str(file.parent))
+                    config.inference_mode = not trained
+                    return peft.get_peft_model(model, config)
+                return peft.PeftModel.from_pretrained(model, str(file.parent), is_trainable=trained)
+        except ValueError as error:  # other shapes, other names
+            raise ValueError(f"{source} is no adapter of {_name(model)}: {error}") from error
 
 
-def dtype_named(name: str | torch.dtype) -> torch.dtype:
-    """A floating-point dtype by its name in torch.
-
-    Raises:
-        ValueError: it names none.
-
-    Example:
-        >>> dtype_named("bfloat16")
-        torch.bfloat16
-    """
-    dtype = getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must name a floating-point dtype of torch, got {name!r}")
-    return dtype
+def _name(model: nn.Module) -> str:
+    return getattr(model, "name_or_path", "") or type(model).__name__
 
 
-def _auto_class(source: str, config: Any) -> Any:
-    """Of transformers, the class that loads models of the family."""
-    family = family_of(model_type_at(source) if config is None else config.model_type)
-    return getattr(transformers, family.auto_class if family else "AutoModelForMaskedLM")
+@contextlib.contextmanager
+def _attention_named(name: str | None) -> Iterator[None]:
+    """Within it an error of import names the extra that brings flash attention, where that is asked for."""
+    try:
+        yield
+    except ImportError as error:
+        if "flash" not in (name or ""):
+            raise
+        raise ImportError(f"{name} cannot run: pip install 'dllm[flash]' brings flash_attention_2. {error}") from error
+
+
+def _auto_class(config: transformers.PretrainedConfig) -> Any:
+    """Of transformers, the class that loads models of this configuration."""
+    family = family_of(config.model_type)
+    if family is not None:
+        return getattr(transformers, family.auto_class)
+    if config.model_type in SERVED_TYPES:
+        if getattr(config, "is_causal", True):
+            name = (getattr(config, "architectures", None) or [config.model_type])[0]
+            raise ValueError(f'expected "is_causal": false in the config.json of a {name}, as it is for diffusion')
+        return transformers.AutoModelForCausalLM
+    if type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "auto_map", None):
+        raise ValueError(f"transformers has no masked language model of type {config.model_type!r}")
+    return transformers.AutoModelForMaskedLM
+
+
+def _both_sides(model: nn.Module) -> nn.Module:
+    """One of a causal architecture is made bidirectional, which its configuration asks for."""
+    return bidirectional(model) if type(model).__name__ in SERVED else model
 
 
 def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    _need("bitsandbytes", "4bit")
+    need("bitsandbytes", "4bit")
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -200,8 +283,3 @@ def _targets(text: str) -> str | list[str]:
 def _words(text: str | None) -> list[str] | None:
     """The words of a list that is separated by commas."""
     return None if text is None else [word.strip() for word in text.split(",")]
-
-
-def _need(package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{package} is not installed: pip install 'dllm[{extra}]'")

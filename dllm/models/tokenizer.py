@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import transformers
 
 from dllm.configs import resolve_with_base_env
-from dllm.models.families import family_of, model_type_at
-from dllm.models.load import check_source
+from dllm.models.families import family_of
+from dllm.models.sources import adapter_at, base_of, check_source, file_at, model_type_at, reading
+
+# One of these is there wherever a tokenizer is.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTrainedTokenizerBase:
@@ -21,7 +33,7 @@ def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTra
         options: of `AutoTokenizer.from_pretrained`; or `model_name_or_path` in place of `model_args`.
 
     Raises:
-        OSError: there is no such folder or name.
+        OSError: there is no such folder or name, or no tokenizer in it.
         ValueError: the tokenizer has no mask token, or none of padding, end and beginning of sequence.
 
     Example:
@@ -29,14 +41,16 @@ def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTra
         >>> get_tokenizer(model_name_or_path=SHIPPED).eot_token
         '[/Answer]'
     """
-    source = options.pop("model_name_or_path", None) or getattr(model_args, "model_name_or_path", None)
+    source = options.pop("model_name_or_path", None)
+    source = getattr(model_args, "model_name_or_path", None) if source is None else source
     if source is None:
         raise ValueError("expected model_args or model_name_or_path, got neither")
     source = check_source(resolve_with_base_env(str(source), "BASE_MODELS_DIR"))
     # said either way: transformers would ask at the terminal
     options.setdefault("trust_remote_code", getattr(model_args, "trust_remote_code", False))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="right", **options)
-    family = family_of(model_type_at(source))
+    family, files = family_of(model_type_at(source)), _files_of(source)
+    with reading("tokenizer", files):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files, padding_side="right", **options)
     if tokenizer.mask_token_id is None and family is not None and family.mask_token is not None:
         tokenizer.add_special_tokens({"mask_token": family.mask_token})
     if tokenizer.mask_token_id is None:
@@ -46,6 +60,23 @@ def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTra
         tokenizer.eot_token = family.end_of_turn
         tokenizer.chat_template = tokenizer.chat_template or family.chat_template
     return tokenizer
+
+
+def _files_of(source: str) -> str:
+    """Where the tokenizer's files lie: at the source; at the base model, where an adapter came without.
+
+    Raises:
+        OSError: it is a folder, and there are none in it.
+    """
+    if adapter_at(source) is not None and not _has_files(source):
+        source = base_of(source)
+    if Path(source).is_dir() and not _has_files(source):
+        raise OSError(f"{source} must hold a tokenizer, got none of {', '.join(FILES)}")
+    return source
+
+
+def _has_files(source: str) -> bool:
+    return any(file_at(source, name) for name in FILES)
 
 
 def _fill_in(tokenizer: transformers.PreTrainedTokenizerBase) -> None:

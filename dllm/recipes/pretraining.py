@@ -16,8 +16,8 @@ from dllm.data.collators import RandomTruncateWrapper
 from dllm.data.load import load_pt_dataset
 from dllm.data.splits import column_names
 from dllm.data.tokens import tokenize_and_group
-from dllm.models import get_model, get_tokenizer, load_peft
-from dllm.models.load import dtype_named
+from dllm.models import get_config, get_model, get_tokenizer, load_peft, new_model
+from dllm.models.sources import reading
 from dllm.recipes import sft
 from dllm.recipes.run import Recipe
 from dllm.startup import init_device_context_manager
@@ -131,11 +131,8 @@ def model(model_args: PretrainingModel, tokenizer: Any) -> nn.Module:
     """The model that is named, or one of its shape with random weights, made on the device that trains it."""
     if not model_args.random:
         return get_model(model_args)
-    config, dtype = shaped(model_args, tokenizer), dtype_named(model_args.dtype)
-    given = dict(dtype=dtype, attn_implementation=model_args.attn_implementation)
-    given = {name: value for name, value in given.items() if value is not None}
     with init_device_context_manager():
-        made = transformers.AutoModelForMaskedLM.from_config(config, **given)
+        made = new_model(shaped(model_args, tokenizer), model_args)
     return load_peft(made, model_args)
 
 
@@ -157,7 +154,7 @@ def shaped(model_args: PretrainingModel, tokenizer: Any) -> transformers.Pretrai
         check_name("model_type", model_args.model_type, transformers.CONFIG_MAPPING)
         made = functools.partial(transformers.AutoConfig.for_model, model_args.model_type)
     else:
-        made = functools.partial(transformers.AutoConfig.from_pretrained, model_args.model_name_or_path)
+        made = functools.partial(get_config, model_args)
     config = made()
     given = _fields(model_args.shape, config)
     words = len(tokenizer) if model_args.model_type else max(config.vocab_size, len(tokenizer))
@@ -166,7 +163,8 @@ def shaped(model_args: PretrainingModel, tokenizer: Any) -> transformers.Pretrai
     if "num_hidden_layers" in given and getattr(config, "layer_types", None):
         given.setdefault("layer_types", None)  # as the configuration makes them, for the new number of layers
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
-    return made(**{name: value for name, value in special.items() if value is not None}, **given)
+    with reading("shape", model_args.model_name_or_path):
+        return made(**{name: value for name, value in special.items() if value is not None}, **given)
 
 
 def _fields(shape: str | None, config: transformers.PretrainedConfig) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from dllm.data.chat import check_answers, default_sft_map_fn
 from dllm.data.collators import NoAttentionMaskWrapper
 from dllm.data.lengths import post_process_dataset
 from dllm.data.load import load_sft_dataset
-from dllm.models import get_model, get_tokenizer
-from dllm.models.load import check_source
+from dllm.models import get_config, get_model, get_tokenizer
 from dllm.recipes.run import Recipe
 
 
@@ -73,9 +72,7 @@ def model(model_args: ModelArguments, tokenizer: Any) -> nn.Module:
 
 def config(model_args: ModelArguments, tokenizer: Any) -> transformers.PretrainedConfig:
     """Of the model that is named."""
-    return transformers.AutoConfig.from_pretrained(
-        check_source(model_args.model_name_or_path), trust_remote_code=model_args.trust_remote_code
-    )
+    return get_config(model_args)
 
 
 SFT = Recipe("sft", ModelArguments, SFTData, get_tokenizer, config, model, samples, collator)

@@ -17,7 +17,8 @@ from dllm.configs import ModelArguments
 from dllm.core.trainers import MDLMConfig
 from dllm.fast.head import output_head
 from dllm.fast.training import unwrapped
-from dllm.models.load import dtype_named, load_peft
+from dllm.models import load_peft, new_model
+from dllm.models.load import adapted
 
 # Values that an optimizer keeps for each trained weight, in the weight's dtype; of other optimizers nothing is known.
 _KEPT = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
@@ -90,12 +91,13 @@ def estimate(
 
 def outline(config: transformers.PretrainedConfig, model_args: ModelArguments) -> nn.Module:
     """The model as it will be trained, on the meta device."""
-    given = dict(dtype=dtype_named(model_args.dtype), attn_implementation=model_args.attn_implementation)
-    given = {name: value for name, value in given.items() if value is not None}
     with torch.device("meta"), _no_initial_weights():
-        model = transformers.AutoModelForMaskedLM.from_config(config, **given)
+        model = new_model(config, model_args)
         model.tie_weights()
-        return load_peft(model, replace(model_args, load_in_4bit=False)).train()
+        model_args = replace(model_args, load_in_4bit=False)
+        # one with random weights begins without the adapter that may lie where its shape does
+        fresh = getattr(model_args, "random", False)
+        return (load_peft(model, model_args) if fresh else adapted(model, model_args, weights=False)).train()
 
 
 def kept_for_backward(model: nn.Module, rows: int, length: int, half: torch.dtype | None = None) -> int:

@@ -1,0 +1,223 @@
+"""Where a model comes from: a folder, a name on the Hub, an adapter of peft that names its base model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers.utils import cached_file
+
+from dllm.configs import resolve_with_base_env
+
+_ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def check_source(source: str) -> str:
+    """A folder that is there, or what may be a name on the Hub, as it is.
+
+    Raises:
+        FileNotFoundError: it can only be a folder, and there is none.
+        OSError: an adapter whose weights are not there as safetensors.
+
+    Example:
+        >>> check_source("answerdotai/ModernBERT-base")
+        'answerdotai/ModernBERT-base'
+        >>> check_source("/no/such/model")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: there is no folder /no/such/model
+    """
+    path = Path(source)
+    named_as_folder = path.is_absolute() or path.is_file() or source.startswith((".", "~")) or source.count("/") > 1
+    if named_as_folder and not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {source}")
+    if not source:
+        raise FileNotFoundError("a model must be named by a folder or a name on the Hub, got an empty text")
+    if (path / _ADAPTER).is_file():
+        need("peft", "lora")
+        if not (path / ADAPTER_WEIGHTS).is_file():
+            raise OSError(f"the adapter at {source} must have its weights in {ADAPTER_WEIGHTS}, got none")
+    return source
+
+
+def base_of(source: str | Path) -> str:
+    """The source of a model's weights and configuration: the base model that an adapter names; else the source itself.
+    A folder with an adapter and a configuration is its own base model.
+
+    Raises:
+        OSError: the adapter's base model is not there.
+        ValueError: the adapter does not name one.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> base_of(SHIPPED) == str(SHIPPED)
+        True
+    """
+    source = str(source)
+    adapter = adapter_at(source)
+    if adapter is None or (Path(source) / "config.json").is_file():
+        return source
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"the adapter at {source} does not name its base model")
+    try:
+        return check_source(resolve_with_base_env(base, "BASE_MODELS_DIR"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the base model of the adapter at {source} is not there: {error}") from error
+
+
+def adapter_at(source: str | Path) -> dict[str, Any] | None:
+    """The configuration of the adapter of peft at a folder or a name on the Hub; None if there is none.
+
+    Raises:
+        ValueError: its file is no JSON object.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> adapter_at(SHIPPED) is None
+        True
+    """
+    file = file_at(source, _ADAPTER)
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} must be JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must hold a JSON object, got {type(found).__name__}")
+    return found
+
+
+def file_at(source: str | Path, name: str) -> Path | None:
+    """A file of a folder or of a name on the Hub; None if it is not there, or cannot be reached."""
+    if Path(source).is_dir():
+        file = Path(source) / name
+        return file if file.is_file() else None
+    return _on_hub(str(source), name)
+
+
+@functools.lru_cache(maxsize=64)  # the Hub is asked once
+def _on_hub(name: str, file: str) -> Path | None:
+    lenient = ("gated_repo", "missing_entries", "connection_errors")
+    found = cached_file(name, file, **{f"_raise_exceptions_for_{what}": False for what in lenient})
+    return None if found is None else Path(found)
+
+
+def model_type_at(source: str | Path) -> str | None:
+    """The model type that is written down at a folder or a name on the Hub, of the base model where an adapter lies
+    there; None if nothing is. No code that comes with a model is run.
+
+    Raises:
+        OSError: there is no such folder or name.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> model_type_at(SHIPPED)
+        'modernbert'
+    """
+    base = base_of(source)
+    if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+        return None
+    with reading("configuration", base):
+        return transformers.PretrainedConfig.get_config_dict(base)[0].get("model_type")
+
+
+def get_config(model_args: Any = None, **options: Any) -> transformers.PretrainedConfig:
+    """The configuration of a model, that of the base model where an adapter is named.
+
+    Args:
+        model_args: any object with `model_name_or_path` and, perhaps, `trust_remote_code`.
+        options: the same two, in place of `model_args` or over its values; and fields of the configuration.
+
+    Raises:
+        OSError: there is no such folder or name, or no configuration in it.
+        ValueError: what is there is no configuration, or needs `trust_remote_code`.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> get_config(model_name_or_path=SHIPPED).model_type
+        'modernbert'
+    """
+    given = {"trust_remote_code": getattr(model_args, "trust_remote_code", False)} | options
+    source = given.pop("model_name_or_path", None) or model_args.model_name_or_path
+    base = base_of(check_source(str(source)))
+    if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+        raise OSError(f"{base} must hold a model, got no config.json")
+    with reading("configuration", base):
+        return transformers.AutoConfig.from_pretrained(base, **given)
+
+
+@contextlib.contextmanager
+def reading(what: str, source: str | Path) -> Iterator[None]:
+    """Within it, whatever transformers raises over files that cannot be used becomes one OSError or ValueError that
+    names them: damaged ones show as errors of any type.
+
+    Raises:
+        OSError: there are no such files, or the weights are damaged.
+        ValueError: what they hold cannot be used.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"the {what} at {source} are damaged, or were not written to their end: {error}") from error
+    except OSError as error:
+        raise OSError(f"the {what} at {source} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ValueError as error:
+        raise ValueError(f"the {what} at {source} cannot be used: {error}") from error
+    except Exception as error:
+        if "mismatch" in str(error):  # transformers' error about shapes, which refers to what it has logged
+            raise ValueError(f"the {what} at {source} do not fit its configuration: shapes differ") from error
+        raise ValueError(f"the {what} at {source} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def dtype_named(name: str | torch.dtype) -> torch.dtype:
+    """A floating-point dtype by its name in torch.
+
+    Raises:
+        ValueError: it names none.
+
+    Example:
+        >>> dtype_named("bfloat16")
+        torch.bfloat16
+    """
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must name a floating-point dtype of torch, got {name!r}")
+    return dtype
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """A device on which this machine can make tensors.
+
+    Raises:
+        ValueError: it has none of that name.
+
+    Example:
+        >>> device_named("cpu")
+        device(type='cpu')
+    """
+    try:
+        return torch.zeros(0, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"expected a device of this machine, such as cpu or cuda, got {str(name)!r}") from error
+
+
+def need(package: str, extra: str) -> None:
+    """Check that an optional package is installed.
+
+    Raises:
+        ImportError: it is not; the extra of dllm that brings it is named.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{package} is not installed: pip install 'dllm[{extra}]'")
