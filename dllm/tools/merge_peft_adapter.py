@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dllm.tools.command import check_free, exit_code, whole_folder
+from dllm.exits import exit_code
+from dllm.tools.command import check_free, whole_folder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -42,11 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"{options.output_model_name_or_path}: base model and adapter as one")
 
-    return exit_code(work)
+    return exit_code("merge_peft_adapter", work)
 
 
 def merge(adapter: str, output: Path, *, base: str | None = None, dtype: str = "bfloat16") -> None:
-    """Save base model + adapter as a model of its own: for a LoRA adapter W + (alpha / r) B A, in float32.
+    """Save base model + adapter as a model of its own: for a LoRA adapter W + (alpha / r) B A, in float32. Where the
+    head is the embedding (tied weights) and the adapter changes one of them, the saved model has both.
 
     Args:
         adapter: a folder, or a name on the Hub, with an adapter in safetensors.
@@ -57,23 +61,30 @@ def merge(adapter: str, output: Path, *, base: str | None = None, dtype: str = "
     Raises:
         ImportError: peft is not installed.
         OSError: there is no such adapter, or no such model.
-        ValueError: an adapter that is not whole or not of this model, weights that are not finite, an unknown dtype, an
-            output that exists.
+        ValueError: an adapter that is not of this model, or that cannot be merged; weights that are not finite, an
+            unknown dtype, an output that exists.
     """
     if importlib.util.find_spec("peft") is None:
         raise ImportError("peft is not installed: pip install 'dllm[lora]'")
-    import peft
     import torch
+
+    from dllm.models import get_model
+    from dllm.models.load import with_adapter
+    from dllm.models.sources import base_of
 
     check_free(output)
     kind = getattr(torch, dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     folder = _adapter_folder(adapter)
-    base = base or peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base:
-        raise ValueError(f"{folder} does not name its base model: name it by --base_model_name_or_path")
-    merged = _with_adapter(base, folder).merge_and_unload(progressbar=True, safe_merge=True).to(kind)
+        try:
+            base = base_of(folder)
+        except ValueError as error:
+            raise ValueError(f"{error}: name it by --base_model_name_or_path") from error
+    _check_whole(folder / WEIGHTS)  # before the base model is read
+    model = with_adapter(get_model(model_name_or_path=base, dtype="float32"), str(folder))
+    merged = _merged(model.eval(), folder).to(kind)
     with whole_folder(output) as building:
         merged.save_pretrained(building, safe_serialization=True)
         _tokenizer(folder, base).save_pretrained(building)
@@ -93,31 +104,58 @@ def _adapter_folder(adapter: str) -> Path:
     return folder
 
 
-def _with_adapter(base: str, folder: Path) -> Any:
-    import peft
+def _check_whole(file: Path) -> None:
     import safetensors
 
-    from dllm.models import get_model
-
     try:
-        with safetensors.safe_open(folder / WEIGHTS, framework="pt") as weights:
+        with safetensors.safe_open(file, framework="pt") as weights:
             weights.keys()
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is no whole file of safetensors: {error}") from error
-    model = get_model(model_name_or_path=base, dtype="float32")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*missing adapter keys.*")
-        try:
-            return peft.PeftModel.from_pretrained(model, str(folder))
-        except (RuntimeError, UserWarning) as error:  # other shapes; other names
-            raise ValueError(f"{folder} is no adapter of {base}: {error}") from error
+        raise ValueError(f"{file} is no whole file of safetensors: {error}") from error
+
+
+def _merged(model: nn.Module, folder: Path) -> nn.Module:
+    """The model with its adapter merged into it.
+
+    Raises:
+        ValueError: an adapter for which that gives another model.
+    """
+    import torch
+
+    from dllm.models.tied import separate, shares_weights
+
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    probe = torch.linspace(0, vocabulary - 1, 16).long()[None]
+    with torch.no_grad():
+        truth = model(input_ids=probe).logits
+        if shares_weights(model) and _at_the_ends(model):
+            separate(model)
+        merged = model.merge_and_unload(progressbar=True, safe_merge=True)
+        found = merged(input_ids=probe).logits
+    error, largest = float((found - truth).abs().max()), float(truth.abs().max())
+    # rounding leaves far more than half of the digits of float32
+    if not error <= torch.finfo(torch.float32).eps ** 0.5 * largest:
+        raise ValueError(
+            f"the adapter at {folder} cannot be merged: logits up to {largest:.3g} would change by up to {error:.3g}"
+        )
+    return merged
+
+
+def _at_the_ends(model: nn.Module) -> bool:
+    """Whether the adapter is at the embedding or the head: in the place of either peft puts a module of its own."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return any(type(end).__module__.partition(".")[0] == "peft" for end in ends)
 
 
 def _tokenizer(folder: Path, base: str) -> Any:
     import transformers
 
+    from dllm.models.sources import reading
+
     own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return transformers.AutoTokenizer.from_pretrained(folder if own else base)
+    source = folder if own else base
+    with reading("tokenizer", source):
+        return transformers.AutoTokenizer.from_pretrained(source)
 
 
 def _parser() -> argparse.ArgumentParser:
