@@ -12,6 +12,8 @@ from torch import nn
 
 from dllm.configs import DataArguments, ModelArguments
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
+from dllm.core.trainers.interruption import stopped_by_signals
+from dllm.data.splits import row_count
 from dllm.startup import initial_training_setup, print_main
 
 # Under the output folder: what a run leaves at its end.
@@ -59,14 +61,22 @@ def run(recipe: Recipe, model_args: ModelArguments, data_args: DataArguments, tr
         OSError: no such model or data.
         ValueError: a model, data or arguments that cannot be used, or a checkpoint that cannot be gone on from.
         ImportError: an extra that is asked for is not installed.
+        Interrupted: Ctrl-C or SIGTERM; at the end of the step, which a checkpoint holds.
     """
     return finished(prepared(recipe, model_args, data_args, training_args))
 
 
 def finished(trainer: MDLMTrainer) -> MDLMTrainer:
-    """The trainer of :func:`prepared`, once it has trained and saved."""
-    trainer.train(resume_from_checkpoint=resumed_from(trainer.args))
-    trainer.save_model(str(Path(trainer.args.output_dir) / FINAL))
+    """The trainer of :func:`prepared`, once it has trained and saved.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; at the end of the step, which a checkpoint holds.
+    """
+    go_on = "--resume_from_checkpoint {checkpoint} goes on from there"
+    with stopped_by_signals(trainer, go_on) as stop:
+        trainer.train(resume_from_checkpoint=resumed_from(trainer.args))
+        if stop.stopped is None:
+            trainer.save_model(str(Path(trainer.args.output_dir) / FINAL))
     return trainer
 
 
@@ -81,9 +91,11 @@ def prepared(
     initial_training_setup(model_args, data_args, training_args)
     tokenizer = recipe.tokenizer(model_args)
     splits = samples(recipe, data_args, training_args, tokenizer)
+    model = recipe.model(model_args, tokenizer)
+    check_trained(any(weight.requires_grad for weight in model.parameters()), model_args)
     return MDLMTrainer(
         args=training_args,
-        model=recipe.model(model_args, tokenizer),
+        model=model,
         tokenizer=tokenizer,
         train_dataset=splits["train"],
         eval_dataset=splits.get("test"),
@@ -91,12 +103,29 @@ def prepared(
     )
 
 
+def check_trained(trained: object, model_args: ModelArguments) -> None:
+    """Check that there is something to train.
+
+    Args:
+        trained: whether there is, or how many weights.
+        model_args: name the model.
+
+    Raises:
+        ValueError: there is nothing: the model is an adapter's folder, and `lora` is not set.
+    """
+    if not trained:
+        raise ValueError(
+            f"nothing at {model_args.model_name_or_path} would be trained: with lora the adapter that lies there is; "
+            "python -m dllm.tools.merge_peft_adapter makes a model of it, all of which is"
+        )
+
+
 def samples(recipe: Recipe, data_args: DataArguments, training_args: MDLMConfig, tokenizer: Any) -> Mapping[str, Any]:
     """The data of a run by split. One process of a machine prepares, the others find it cached. Where no split is named
     test, nothing is evaluated, which is printed.
 
     Raises:
-        ValueError: no data are named, or there is no split named train.
+        ValueError: no data are named, or there is no split named train, or nothing in it.
     """
     import accelerate
 
@@ -106,6 +135,10 @@ def samples(recipe: Recipe, data_args: DataArguments, training_args: MDLMConfig,
         splits = recipe.samples(data_args, tokenizer)
     if "train" not in splits:
         raise ValueError(f"{data_args.dataset_args} must have a split named train, got {', '.join(splits)}")
+    if row_count(splits["train"]) == 0:
+        raise ValueError(
+            f"no sample of {data_args.dataset_args} is left to train on: max_length is {data_args.max_length}"
+        )
     if "test" not in splits and training_args.eval_strategy != "no":
         print_main("nothing is evaluated: the data set has no split named test")
         training_args.eval_strategy = "no"

@@ -19,7 +19,8 @@ from dllm.core.trainers import ema
 from dllm.core.trainers.collator import CORRUPTION, MDLMCollator, padding_collator
 from dllm.core.trainers.graphed import training_graphs
 from dllm.core.trainers.hooks import Hooks
-from dllm.core.trainers.resume import checkpoint_to_resume, discard_state
+from dllm.core.trainers.interruption import StopOnSignal
+from dllm.core.trainers.resume import checkpoint_to_resume, whole_checkpoint
 from dllm.core.trainers.sharding import check_fsdp, keep_fsdp
 from dllm.core.trainers.utils.curve import draw_curve
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric
@@ -196,7 +197,9 @@ class MDLMTrainer(transformers.Trainer):
         self._noise = {True: self._collator(), False: self._collator()}  # while training; in evaluation, epoch 0
         self._order = torch.Generator()  # of the samples in an epoch
         self._resumed_from: str | None = None
+        self.stop = StopOnSignal()
         self.add_callback(Hooks(self))
+        self.add_callback(self.stop)
 
     # What transformers calls, in the order of a run.
 
@@ -253,7 +256,10 @@ class MDLMTrainer(transformers.Trainer):
         normalizer = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             normalizer += self._normalizer(batch).to(device)
-        return batches, self.accelerator.reduce(normalizer, reduction="sum")
+        counts = torch.stack([normalizer, torch.full_like(normalizer, bool(self.stop.asked))])
+        normalizer, asked = self.accelerator.reduce(counts, reduction="sum")
+        self.stop.agreed(asked)
+        return batches, normalizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
@@ -354,9 +360,8 @@ class MDLMTrainer(transformers.Trainer):
                 self.averaged.save(output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None, **kwargs: Any) -> None:
-        if self.args.should_save:  # a run before this one may have left a state there, which says that all is written
-            discard_state(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
-        with self.throughput.paused():
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with self.throughput.paused(), whole_checkpoint(folder) if self.args.should_save else nullcontext():
             super()._save_checkpoint(model, trial, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

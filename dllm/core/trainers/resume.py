@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 _log = logging.getLogger("dllm")
 
 _STATE = "trainer_state.json"
+# In the messages of torch.save where a file cannot be written.
+_WRITING = ("PytorchStreamWriter", "inline_container", "iostream")
 
 
 def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> str | None:
@@ -40,9 +45,23 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> s
     return str(found)
 
 
-def discard_state(checkpoint: Path) -> None:
-    """What is about to be written over is no whole checkpoint from now on."""
+@contextlib.contextmanager
+def whole_checkpoint(checkpoint: Path) -> Iterator[None]:
+    """Within it a checkpoint is written: what fails or is interrupted leaves nothing of it.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full, for example; torch says so by a RuntimeError.
+    """
+    # a run before this one may have left a state there, which says that all is written
     (checkpoint / _STATE).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        if not _is_whole(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _WRITING):
+            raise OSError(f"{checkpoint} could not be written: {error}") from error
+        raise
 
 
 def _last_whole(output_dir: Path) -> Path:
