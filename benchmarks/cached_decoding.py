@@ -26,6 +26,7 @@ from torch import nn
 from benchmarks import models, report, timing
 from benchmarks.models import DTYPES
 from dllm.core import samplers
+from dllm.exits import exit_code
 from dllm.models import bidirectional
 
 COLUMNS = ("loop", "call s", "step ms", "first of a block", "others", "cache MB", "speed-up")
@@ -187,7 +188,4 @@ def cells(result: dict[str, object]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("cached_decoding", main))

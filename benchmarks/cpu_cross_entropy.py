@@ -30,6 +30,7 @@ from torch import Tensor
 
 from benchmarks import report, timing
 from benchmarks.models import DTYPES
+from dllm.exits import exit_code
 
 CPU = torch.device("cpu")
 HEADS = {"minilm": (384, 30522), "modernbert-base": (768, 50368)}  # width, vocabulary
@@ -222,7 +223,4 @@ def cells(result: dict[str, object]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("cpu_cross_entropy", main))

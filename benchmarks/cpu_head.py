@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks import report, timing
 from benchmarks.models import DTYPES
+from dllm.exits import exit_code
 
 CPU = torch.device("cpu")
 HEADS = {"modernbert-base": (768, 50368), "minilm": (384, 30522)}  # width, vocabulary
@@ -177,7 +178,4 @@ def cells(result: dict[str, object]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("cpu_head", main))

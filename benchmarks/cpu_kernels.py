@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks import card_loop, machine, report, timing
 from benchmarks.models import DTYPES
+from dllm.exits import exit_code
 
 CPU = torch.device("cpu")
 CACHE_BYTES = 2**28
@@ -148,7 +149,4 @@ def cells(result: dict[str, object]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("cpu_kernels", main))

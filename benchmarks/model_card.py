@@ -24,6 +24,7 @@ from dllm.demo import dialogues, gauge, lessons, problems
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load
 from dllm.demo.train import Settings
+from dllm.exits import exit_code
 
 TITLES = {
     "problems": "word problems: numbers never trained on",
@@ -232,4 +233,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("model_card", main))

@@ -27,6 +27,7 @@ from benchmarks.models import DTYPES
 from benchmarks.table import sampler_in_words
 from dllm.demo import gauge, samplers
 from dllm.demo.shipped import SHIPPED, load
+from dllm.exits import exit_code
 
 COLUMNS = (
     "asked",
@@ -184,7 +185,4 @@ def cells(result: dict[str, object]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("quality", main))

@@ -31,6 +31,7 @@ from benchmarks import machine, models, providers, report
 from benchmarks.measure import measure
 from benchmarks.providers import Case
 from dllm.demo import samplers
+from dllm.exits import exit_code
 
 COLUMNS = (
     "provider",
@@ -242,7 +243,4 @@ def last_line(rows: list[dict], paths: list[Path], plot: Path | None) -> dict[st
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("sampler_throughput", main))

@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import kernel_tables, machine, report
 from benchmarks.kernel_tables import megabytes
 from dllm.demo import samplers
+from dllm.exits import exit_code
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SAMPLER_HEAD = (
@@ -336,4 +337,4 @@ DOCUMENTS = {"README.md": ("sampler", "kernel", "cpu_head", "training_step"), "b
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("table", main))

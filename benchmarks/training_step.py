@@ -35,6 +35,7 @@ from benchmarks import losses, models, report, timing
 from benchmarks.losses import PROGRAMS, Batch, Program, Truth
 from benchmarks.measure import Result, failures_in
 from dllm.core.trainers.utils.throughput import Flops
+from dllm.exits import exit_code
 
 Begin = Callable[[str], None]  # says what begins, see report.progress
 MAPPED = 2**16  # bytes from which on a tensor is a mapping of its own where memory is measured
@@ -381,7 +382,4 @@ def cells(name: str, result: Result) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("training_step", main))

@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dllm.exits import TRACEBACK, exit_code
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 if all is well, 1 if not, 2 for a command line that makes no sense.
+    """Run one command and return its exit code (:mod:`dllm.exits`).
 
     Example:
         >>> main(["--version"])
@@ -18,17 +20,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options, others = parser.parse_known_args(arguments)
-    if options.run is _train:
-        return _train(options, others)
-    if others:
+    if others and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    return options.run(options)
+    return exit_code(f"dllm {options.command}", lambda: options.run(options, others))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dllm", description="Masked-diffusion language models, fast and exact.")
+    parser = argparse.ArgumentParser(
+        prog="dllm",
+        description="Masked-diffusion language models, fast and exact.",
+        epilog=f"What goes wrong is said in one line; with the environment variable {TRACEBACK}=1 in full.",
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     _add_generate(commands)
     _add_chat(commands)
     # its settings are read by the command itself, from the words that are left over here
@@ -102,13 +106,13 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _generate(options: argparse.Namespace) -> int:
+def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
     from dllm.demo import generate
 
     return generate.main(options)
 
 
-def _chat(options: argparse.Namespace) -> int:
+def _chat(options: argparse.Namespace, _: Sequence[str]) -> int:
     from dllm.chat import program
     from dllm.demo.shipped import load_shipped
 
@@ -121,7 +125,7 @@ def _train(options: argparse.Namespace, words: Sequence[str]) -> int:
     return training_command.main(options, words)
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
     from dllm import doctor
 
     return doctor.main(as_json=options.json)

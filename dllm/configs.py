@@ -133,7 +133,7 @@ class TrainingArguments(_AnyTransformers):
     are left out, and a log line says so.
 
     Raises:
-        ValueError: what transformers refuses, or a warmup_ratio outside [0, 1].
+        ValueError: what transformers refuses, or a number out of its range, which is named.
 
     Example:
         >>> arguments = TrainingArguments(output_dir="out", report_to="none", use_cpu=True)
@@ -166,6 +166,7 @@ class TrainingArguments(_AnyTransformers):
     def __post_init__(self):
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1], got {self.warmup_ratio}")
+        self._check_numbers()
         self._apply_dropped()
         if not self.save_safetensors:  # pickled weights run code when they are loaded
             _say_once("save_safetensors no longer acts: weights are always written as safetensors")
@@ -182,6 +183,18 @@ class TrainingArguments(_AnyTransformers):
         if self.warmup_steps > 0:
             return super().get_warmup_steps(num_training_steps)
         return math.ceil(num_training_steps * self.warmup_ratio)
+
+    def _check_numbers(self) -> None:
+        """What transformers finds out in the middle of its work, and not always in words."""
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise ValueError(f"learning_rate must be finite and at least 0, got {self.learning_rate}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
+        if self.dataloader_num_workers < 0:
+            raise ValueError(f"dataloader_num_workers must be at least 0, got {self.dataloader_num_workers}")
 
     def _apply_dropped(self) -> None:
         default = {known.name: known.default for known in fields(self)}

@@ -12,6 +12,7 @@ from dllm.chat.talk import Continuation, Conversation, Prompt, Reply, Talk, TooL
 from dllm.chat.text import banner_line
 from dllm.chat.view import open_view, plain_text
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
+from dllm.exits import explanation, foreseen
 from dllm.fast import Step
 
 
@@ -85,8 +86,11 @@ class Session:
                 self._ask(line)
         except TooLong as error:
             self.screen.complain(f"{error}. {self._way_out()}")
-        except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-            self.screen.complain(str(error))
+        except Exception as error:
+            # a chat outlives what its model or device does; where nobody reads it ends
+            if isinstance(error, BrokenPipeError) or not (foreseen(error) or isinstance(error, RuntimeError)):
+                raise
+            self.screen.complain(explanation(error))
         except KeyboardInterrupt:
             if not self.screen.interactive:
                 raise

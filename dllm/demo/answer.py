@@ -21,8 +21,10 @@ def encode(tokenizer: object, questions: Sequence[str], room: int | None = None)
         TypeError: a question is not text.
         ValueError: no question, an empty one, or one that does not fit.
     """
-    if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
+    if isinstance(questions, str) or not all(isinstance(q, str) for q in questions):
         raise TypeError(f"expected a list of texts, got {questions!r}")
+    for question in questions:
+        question.encode()  # UnicodeEncodeError, a ValueError, for what is no text
     if not questions:
         raise ValueError("expected at least one question, got none")
     if not all(question.strip() for question in questions):
@@ -62,6 +64,10 @@ def answer(
         ['6 * 7 = 42.']
     """
     positions = getattr(model.config, "max_position_embeddings", None)
+    if gen_length < 1:
+        raise ValueError(f"gen_length must be at least 1, got {gen_length}")
+    if positions is not None and gen_length >= positions:
+        raise ValueError(f"gen_length must be less than the model's {positions} positions, got {gen_length}")
     room = None if positions is None else positions - gen_length
     prompt, attention_mask = encode(tokenizer, questions, room)
     canvas, stats = generate(

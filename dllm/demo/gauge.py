@@ -30,6 +30,7 @@ from torch import nn
 from dllm.demo import samplers
 from dllm.demo.answer import answer
 from dllm.demo.problems import HELD_OUT_PHRASINGS, PHRASINGS, final_answer, held_out
+from dllm.exits import exit_code, usage
 from dllm.fast import Stats
 
 QUESTIONS = 500
@@ -265,31 +266,34 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the choice of questions and of the noise")
     add("--batch-size", type=int, default=BATCH_SIZE, help="questions answered together (default: %(default)s)")
     add("--impl", default="auto", help="of the kernels: auto, reference, triton or cpu")
-    add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure by the command line's options and print the result; 2 for options that make no sense."""
-    from dllm.demo.shipped import SHIPPED, load
+    """Measure by the command line's options and print the result; returns the exit code (:mod:`dllm.exits`)."""
+    options = parse(arguments)
+    return exit_code("dllm.demo.gauge", lambda: _measure_and_print(options))
 
-    settings = {name: value for name, value in vars(parse(arguments)).items() if value is not None}
+
+def _measure_and_print(options: argparse.Namespace) -> None:
+    from dllm.demo.shipped import SHIPPED, load
+    from dllm.models.sources import device_named
+
+    settings = {name: value for name, value in vars(options).items() if value is not None}
     settings = {"block_length": settings["gen_length"]} | settings
     source, device, dtype = settings.pop("model", None), settings.pop("device"), settings.pop("dtype")
     sampler = settings["sampler"]
     if samplers.steps_of(sampler):
         settings.setdefault("tokens_per_step", 1)
-    try:
+    with usage():
         settings |= samplers.options_of(sampler, **{n: settings.pop(n) for n in samplers.OPTIONS if n in settings})
-        score = measure(*load(source or SHIPPED, device, getattr(torch, dtype)), **settings)
-    except (OSError, ValueError, TypeError) as error:
-        print(f"dllm.demo.gauge: {error}", file=sys.stderr)
-        return 2
+        loaded = load(SHIPPED if source is None else source, device_named(device), getattr(torch, dtype))
+        score = measure(*loaded, **settings)
     _print(score, settings)
     row = {"approximate": samplers.is_approximate(sampler), "model": source or "shipped", "device": str(device)}
     print(json.dumps({**settings, **row, "dtype": dtype} | score.row()))
-    return 0
 
 
 def _print(score: Score, settings: dict[str, object]) -> None:

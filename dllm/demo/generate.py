@@ -11,24 +11,22 @@ import torch
 
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load
+from dllm.exits import usage
 from dllm.fast import Step
+from dllm.models.sources import device_named
 
 SECONDS_PER_FRAME = 0.06
 
 
 def main(options: argparse.Namespace) -> int:
-    """Answer `options.prompt`; 0, or 2 for a question, a model or an option that makes no sense, 130 when interrupted.
+    """Answer `options.prompt`; returns 0. The options are those of `dllm generate --help`.
 
-    The options are those of `dllm generate --help`.
+    Raises:
+        UsageError: a question, a model or an option that makes no sense.
+        NoFiniteLogit: what the model computes is not finite.
     """
-    try:
+    with usage():
         reply, summary = _answer(options)
-    except (OSError, ValueError) as error:
-        print(f"dllm generate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("dllm generate: interrupted", file=sys.stderr)
-        return 130
     print(reply, flush=True)
     print(summary, file=sys.stderr)
     return 0
@@ -40,7 +38,7 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
     if not prompt.strip():
         raise ValueError("expected a question, got an empty text")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = load(options.model or SHIPPED, _device(device))
+    model, tokenizer = load(SHIPPED if options.model is None else options.model, device_named(device))
     length = options.gen_length
     with _view(options.live, tokenizer, prompt, length) as show:
         (reply,), stats = answer(
@@ -58,14 +56,6 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
             on_step=show,
         )
     return reply, f"{stats.useful_tokens} tokens in {stats.forwards} forward passes, {stats.seconds:.2f} s"
-
-
-def _device(name: str) -> torch.device:
-    try:
-        torch.zeros(0, device=name)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"expected a device of this machine, such as cpu or cuda, got {name!r}") from error
-    return torch.device(name)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import importlib.util
 import json
 import math
 import operator
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -38,10 +39,12 @@ from transformers import (
 )
 
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
+from dllm.core.trainers.interruption import stopped_by_signals
 from dllm.demo import gauge
 from dllm.demo.curriculum import FORWARDS, Curriculum
 from dllm.demo.lessons import MAX_LENGTH, Lessons, vocabulary
 from dllm.demo.optimizer import MuonAdamW, schedule
+from dllm.exits import exit_code, usage
 from dllm.models import bidirectional
 
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 25, 100, 600
@@ -217,7 +220,8 @@ def new_run(folder: Path, settings: Settings, *, cpu: bool) -> Teacher:
 def finish(run: Teacher) -> None:
     """Train to the last step, from the last checkpoint if there is one, then save the model in half precision."""
     folder = Path(run.args.output_dir)
-    run.train(resume_from_checkpoint=any(folder.glob("checkpoint-*/trainer_state.json")))
+    with stopped_by_signals(run, "the same command goes on from there"):
+        run.train(resume_from_checkpoint=any(folder.glob("checkpoint-*/trainer_state.json")))
     run.save_state()
     if run.args.should_save:
         run.model.half().save_pretrained(folder / "model")
@@ -246,8 +250,8 @@ def save_tokenizer(tokenizer: object, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train by the command line's settings."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train by the command line's settings; returns the exit code (:mod:`dllm.exits`)."""
     defaults = Settings()
     parser = argparse.ArgumentParser(description="Train the model that dllm ships, or continue a run.")
     parser.add_argument("folder", type=Path, help="where the run lives; a run that is there is continued")
@@ -269,12 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder, cpu = options.pop("folder"), options.pop("cpu")
     if importlib.util.find_spec("accelerate") is None:
         parser.error("training needs accelerate, which is not installed: pip install 'dllm[demo,train]'")
-    try:
-        run = new_run(folder, Settings(**options), cpu=cpu)
-    except ValueError as error:
-        parser.error(str(error))
-    finish(run)
+
+    def work() -> None:
+        with usage():
+            run = new_run(folder, Settings(**options), cpu=cpu)
+        finish(run)
+
+    return exit_code("dllm.demo.train", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,6 +24,10 @@ POLL_EVERY = {"cpu": 1, "cuda": 8}
 _log = logging.getLogger("dllm.fast")
 
 
+class NoFiniteLogit(FloatingPointError, RuntimeError):
+    """A model's logits were NaN or infinite where a token had to be chosen."""
+
+
 class Step(NamedTuple):
     """What a live view is shown after each denoising step; tensors are copies, in the caller's layout.
 
@@ -270,7 +274,7 @@ class Denoiser:
         """What only the device saw, read once at the end."""
         for row, step in enumerate(self.failed.tolist()):
             if step >= 0:
-                raise RuntimeError(f"row {row}: no logit was finite at step {step}, so no token could be chosen")
+                raise NoFiniteLogit(f"row {row}: no logit was finite at step {step}, so no token could be chosen")
         if waited := int(self.state.waited):
             _log.warning(
                 "the model commits its mask token so often that masked positions had to wait for the head %d times; "

@@ -6,13 +6,14 @@ import argparse
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-INTERRUPTED = 130
+from dllm import exits
+from dllm.exits import Interrupted
+
 _CAN_MASK = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
@@ -46,21 +47,20 @@ def at_least_one(text: str) -> int:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Do the work: 0 if it was done, 1 if it could not be, which stderr says why, 130 if it was interrupted.
+    """:func:`dllm.exits.exit_code` of a program that goes on where it was interrupted.
 
     Example:
         >>> exit_code(lambda: "done")
         0
     """
-    try:
-        work()
-    except KeyboardInterrupt:
-        print("interrupted: what is done is kept, the same command goes on from there", file=sys.stderr)
-        return INTERRUPTED
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def resumable() -> object:
+        try:
+            return work()
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted: what is done is kept, the same command goes on from there") from None
+
+    return exits.exit_code("error", resumable)
 
 
 @contextmanager

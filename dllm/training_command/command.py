@@ -1,21 +1,19 @@
-"""The command itself: read, show or run, and say in one line what is wrong."""
+"""The command itself: read, show or run."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 from dllm.core.trainers.resume import checkpoint_to_resume
 from dllm.data.splits import row_count
-from dllm.recipes import RECIPES, prepared
-from dllm.recipes.run import finished, resumed_from, samples
+from dllm.exits import usage
+from dllm.recipes import RECIPES, run
+from dllm.recipes.run import check_trained, resumed_from, samples
 from dllm.startup import initial_training_setup, print_main
 from dllm.training_command.estimate import estimate, optimizer_steps
 from dllm.training_command.settings import Settings, listing, read_settings, written
-
-_WRONG = (ImportError, OSError, TypeError, ValueError)
 
 
 def main(options: argparse.Namespace, words: Sequence[str]) -> int:
@@ -26,25 +24,22 @@ def main(options: argparse.Namespace, words: Sequence[str]) -> int:
         words: all other words of the command line (:func:`~dllm.training_command.settings.read_settings`).
 
     Returns:
-        0; 1 if the model or the data cannot be used; 2 if the settings make no sense. What goes wrong in training
-        itself is raised.
+        0.
+
+    Raises:
+        UsageError: the settings make no sense.
+        As :func:`~dllm.recipes.run`.
     """
     if options.help:
         print(_usage(words))
         return 0
-    try:
+    with usage():
         settings = read_settings(words)
-    except _WRONG as error:
-        return _wrong(error, 2)
-    try:
-        if options.dry_run:
-            print_main(report(settings))
-            return 0
-        checkpoint_to_resume(resumed_from(settings.training), settings.training.output_dir)
-        trainer = prepared(*settings[:4])
-    except _WRONG as error:
-        return _wrong(error, 1)
-    finished(trainer)
+    if options.dry_run:
+        print_main(report(settings))
+        return 0
+    checkpoint_to_resume(resumed_from(settings.training), settings.training.output_dir)
+    run(*settings[:4])
     return 0
 
 
@@ -61,6 +56,7 @@ def report(settings: Settings) -> str:
     tokenizer = recipe.tokenizer(model_args)
     config = recipe.config(model_args, tokenizer)
     found = estimate(config, model_args, data_args.max_length, training_args)
+    check_trained(found.trained, model_args)
     count = row_count(samples(recipe, data_args, training_args, tokenizer)["train"])
     lines = [
         *shown.splitlines(),
@@ -100,8 +96,3 @@ def _usage(words: Sequence[str]) -> str:
         "Several processes: accelerate launch --module dllm.cli train ...\n\nsettings: type, meaning, [default]\n"
         + listing(RECIPES.get(task or "sft", RECIPES["sft"]))
     )
-
-
-def _wrong(error: Exception, code: int) -> int:
-    print(f"dllm train: {error}", file=sys.stderr)
-    return code

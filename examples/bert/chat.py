@@ -24,6 +24,7 @@ import transformers
 
 import dllm
 from dllm.demo.shipped import SHIPPED
+from dllm.exits import exit_code
 
 
 @dataclass
@@ -60,9 +61,4 @@ def chat() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(chat())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, ValueError) as error:
-        sys.exit(f"chat.py: {error}")
+    sys.exit(exit_code("chat.py", chat))

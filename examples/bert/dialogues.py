@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from dllm.demo.dialogues import canonical, dialogues, subjects
+from dllm.exits import exit_code
 
 HELD_OUT_SHARE = 0.1
 SEED = 2026
@@ -60,4 +62,5 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where train.jsonl and test.jsonl go")
-    main(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    sys.exit(exit_code("dialogues.py", lambda: main(folder)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 import dllm
 from dllm.demo.gauge import Score
+from dllm.exits import exit_code
 from dllm.fast import Stats, generate
 
 BATCH_SIZE = 25
@@ -99,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("exact_match.py", main))

@@ -27,12 +27,14 @@ Every field of the argument classes below and of transformers.TrainingArguments 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import transformers
 
 import dllm
 from dllm import recipes
+from dllm.exits import exit_code
 
 
 @dataclass
@@ -55,6 +57,10 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
     per_device_eval_batch_size: int = 16
 
 
-if __name__ == "__main__":
+def train() -> None:
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     recipes.run(recipes.PRETRAINING, *parser.parse_args_into_dataclasses())
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("pt.py", train))

@@ -20,6 +20,7 @@ import transformers
 
 import dllm
 from dllm.demo.shipped import SHIPPED
+from dllm.exits import exit_code
 
 QUESTIONS = [
     "Lily can run 12 kilometers per hour for 4 hours. After that, she runs 6 kilometers per hour. "
@@ -85,7 +86,4 @@ def sample() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sample()
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"sample.py: {error}")
+    sys.exit(exit_code("sample.py", sample))

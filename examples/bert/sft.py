@@ -34,12 +34,14 @@ Every field of the argument classes below and of transformers.TrainingArguments 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import transformers
 
 import dllm
 from dllm import recipes
+from dllm.exits import exit_code
 
 
 @dataclass
@@ -58,6 +60,10 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
     learning_rate: float = 1e-4
 
 
-if __name__ == "__main__":
+def train() -> None:
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     recipes.run(recipes.SFT, *parser.parse_args_into_dataclasses())
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("sft.py", train))

@@ -139,7 +139,7 @@ class TestMeasure:
             ({"questions": True}, TypeError, "questions must be an integer, got True"),
             ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
             ({"tokens_per_step": 3}, ValueError, "tokens_per_step must divide gen_length 64, got 3"),
-            ({"gen_length": 200}, ValueError, "at most -8 tokens"),
+            ({"gen_length": 200}, ValueError, "gen_length must be less than the model's 192 positions, got 200"),
             ({"temperature": -1.0}, ValueError, "temperature"),
             ({"remasking": "no"}, ValueError, "remasking must be one of"),
             ({"stepz": 3}, TypeError, "stepz"),
