@@ -83,6 +83,7 @@ class StopOnSignal(transformers.TrainerCallback):
 def stopped_by_signals(trainer: MDLMTrainer, how_to_go_on: str) -> Iterator[StopOnSignal]:
     """Within it SIGINT (Ctrl-C) and SIGTERM stop the training of `trainer` at the end of a step, with a checkpoint; a
     second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, which alone hears signals, nothing changes.
+    torchrun passes both signals on, and kills what has not ended 30 seconds later: a step and its checkpoint must fit.
 
     Args:
         trainer: that trains within it.
