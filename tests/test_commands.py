@@ -80,11 +80,11 @@ FOLDERS = {
     "tokenizer damaged": (lambda f: _write(f / "tokenizer.json", "{}"), "tokenizer at", 2),
     "template raises": (
         lambda f: _write(f / TEMPLATE, "{{ raise_exception('no role') }}"),
-        "template failed: no role",
+        "no role",
         1,
     ),
-    "template cut": (lambda f: _write(f / TEMPLATE, "{% for m in"), "the chat template failed", 1),
-    "template of another": (lambda f: _write(f / TEMPLATE, "{{ messages.a.b }}"), "the chat template failed", 1),
+    "template cut": (lambda f: _write(f / TEMPLATE, "{% for m in"), "the chat template", 1),
+    "template of another": (lambda f: _write(f / TEMPLATE, "{{ messages.a.b }}"), "the chat template", 1),
     "not finite": (_not_finite, "no logit was finite at step 0", 1),
 }
 
