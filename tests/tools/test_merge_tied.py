@@ -57,9 +57,14 @@ def adapt(folder, family: str, options: dict) -> torch.nn.Module:
 
 
 def logits(model: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    tokens = torch.randint(FIRST_WORD, 97, (2, 12), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(FIRST_WORD, 97, (32, 12), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return model.to(dtype).eval()(input_ids=tokens).logits.double()
+
+
+def error(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Of each row, the largest."""
+    return (found - truth).abs().amax((1, 2))
 
 
 # every case of ModernBERT; those of others that differ in their names, their second tied weight, their classes
@@ -70,7 +75,8 @@ GRID += [("bert", "head"), ("bert", "embedding saved"), ("llama", "both"), ("lla
 @pytest.mark.parametrize("family, case", GRID)
 def test_the_merged_model_is_the_adapted_one(case, family, tmp_path):
     """The adapter's own error in float32 against float64 says what rounding does; the merged model may err twice as
-    much, and by the one rounding of each merged weight, which is of the same size."""
+    much, and by the one rounding of each merged weight. Of 32 rows the median counts: a row whose rounding happens to
+    grow says nothing of the merge. All rows agree to half of the digits of float32."""
     options, parted = CASES[case]
     saved = adapt(tmp_path, family, options(family))
     words = ["--adapter_model_name_or_path", tmp_path / "adapter", "--dtype", "float32"]
@@ -83,9 +89,10 @@ def test_the_merged_model_is_the_adapted_one(case, family, tmp_path):
     plain, found = logits(adapted, torch.float32), logits(merged, torch.float32)
     truth, base = logits(adapted, torch.float64), logits(load("base"), torch.float64)
     assert torch.equal(plain, logits(saved, torch.float32))
-    bound = 2 * (plain - truth).abs().max() + len(list(merged.parameters())) * 2**-24 * truth.abs().max()
-    assert (found - truth).abs().max() <= bound
-    assert (base - truth).abs().max() > 1000 * bound
+    bound = 2 * error(plain, truth).median() + len(list(merged.parameters())) * 2**-24 * truth.abs().max()
+    assert error(found, truth).median() <= bound
+    assert error(found, truth).max() <= 2**-12 * truth.abs().max()
+    assert error(base, truth).median() > 1000 * bound
     if parted is not None:
         assert (merged.get_output_embeddings().weight is merged.get_input_embeddings().weight) is not parted
         assert merged.config.tie_word_embeddings is not parted
