@@ -225,6 +225,29 @@ vfloat rounded(vfloat v) {
   return Dtype::load(numbers);
 }
 
+// float32 numbers as `n` of the dtype. What lies behind them may be read, and is not written.
+template <typename Dtype>
+void write_all(typename Dtype::type* out, const float* in, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Dtype::write(out + i, load(in + i));
+  if (i == n) return;
+  typename Dtype::type last[kLanes];
+  Dtype::write(last, load(in + i));
+  std::memcpy(out + i, last, (n - i) * sizeof *last);
+}
+
+// Calls `use` with the dtype of `t`.
+template <typename Use>
+void with_dtype_of(const Tensor& t, const Use& use) {
+  using torch::headeronly::ScalarType;
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return use(Float32());
+    case ScalarType::BFloat16: return use(BFloat16());
+    case ScalarType::Half: return use(Float16());
+    default: STD_TORCH_CHECK(false, "the dtype must be float32, bfloat16 or float16");
+  }
+}
+
 // A per-row argument: its pointer and stride (0 when one value serves every row).
 template <typename T>
 struct PerRow {

@@ -235,18 +235,6 @@ struct Sampling {
   }
 };
 
-// Calls `use` with the dtype that `logits` have.
-template <typename Use>
-void with_dtype_of(const Tensor& logits, const Use& use) {
-  using torch::headeronly::ScalarType;
-  switch (logits.scalar_type()) {
-    case ScalarType::Float: return use(Float32());
-    case ScalarType::BFloat16: return use(BFloat16());
-    case ScalarType::Half: return use(Float16());
-    default: STD_TORCH_CHECK(false, "logits must be float32, bfloat16 or float16");
-  }
-}
-
 struct Results {
   int64_t* token;
   float *log_prob, *margin, *neg_entropy, *lse;

@@ -3,14 +3,17 @@
 // A vector holds one number of each of its rows, 16 where registers are as wide, and each number of the weight, read
 // where it lies, meets up to four such vectors. So the weight is not rearranged, which takes a library longer than the
 // product where rows are few, and nothing is as large as a row of logits. A logit is a sum of float32 chains along the
-// hidden dimension that begin and end at the same places: it has the same bits whatever is computed beside it.
+// hidden dimension that begin and end at the same places: it has the same bits whatever is computed beside it. Where the
+// CPU has matrix tiles, bfloat16 takes them for every number of rows (tiles.h), of the same layout.
 
 #pragma once
 
 #include "common.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <vector>
 
 namespace dllm {
@@ -133,7 +136,7 @@ class Linear {
 
  public:
   Linear(const Tensor& hidden, int64_t n, const Tensor& weight, const std::optional<Tensor>& bias)
-      : n_(n), width_(hidden.size(1)), steps_((width_ + Factor::kStep - 1) / Factor::kStep),
+      : n_(n), width_(hidden.size(1)), steps_(steps(width_)),
         stride_(weight.stride(0)), vocab_size_(weight.size(0)),
         weight_(static_cast<const Input*>(weight.const_data_ptr())),
         bias_(bias ? static_cast<const Input*>(bias->const_data_ptr()) : nullptr),
@@ -182,7 +185,19 @@ class Linear {
   }
 
  private:
+#if defined(DLLM_TILES)
+  static bool tiles() { return std::is_same_v<Dtype, BFloat16> && tiles_allowed(); }
+#else
+  static constexpr bool tiles() { return false; }
+#endif
+
+  static int64_t steps(int64_t width) {
+    const int64_t together = Factor::kStep * (tiles() ? kTileSteps : 1);
+    return (width + together - 1) / together * (together / Factor::kStep);
+  }
+
   static int64_t lanes(int64_t n) {
+    if (tiles()) return kLanes;
     if (n == 1) return 1;
     int64_t lanes = kFewestLanes;
     while (lanes < n && lanes < kLanes) lanes *= 2;
@@ -213,8 +228,9 @@ class Linear {
   const float* logits(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
     const float* rows = reinterpret_cast<const float*>(rows_.data()) + vector(block) * steps_ * lanes_;
     typename Rows::type products[kGroup][V];
-    for (int64_t group = begin; group < end; group += kGroup) {
-      const int64_t group_end = std::min(group + kGroup, end);
+    const int64_t together = tiles() ? kTileTokens : kGroup;
+    for (int64_t group = begin; group < end; group += together) {
+      const int64_t group_end = std::min(group + together, end);
       multiply_group<Rows>(rows, group, group_end, to.converted, products);
       turn_group(products, group, group_end, first_row(block + 1) - first_row(block), &to.logits[group - begin]);
     }
@@ -225,21 +241,37 @@ class Linear {
   void multiply_group(
       const float* rows, int64_t begin, int64_t end, std::vector<Number>& converted,
       typename Rows::type (&out)[kGroup][V]) const {
-    constexpr int64_t kTogether = kTokens<V>;
-    static_assert(kGroup % kTogether == 0);
-    for (int64_t first = begin; first < end; first += kTogether) {
-      const int64_t tokens = std::min(kTogether, end - first);
-      if (!kConverted && length() == width_ && tokens == kTogether) {
-        const Number* w = reinterpret_cast<const Number*>(weight_) + first * stride_;
-        const int64_t ahead = std::min(2 * kTogether, vocab_size_ - kTogether - first);
-        multiply<Factor, Rows>(rows, w, stride_, steps_, w + ahead * stride_, out + (first - begin));
-      } else {
-        converted.resize(kTogether * length());
-        const Number* w = converted.data();
-        for (int64_t t = 0; t < tokens; ++t) convert(weight_ + (first + t) * stride_, &converted[t * length()]);
-        multiply<Factor, Rows>(rows, w, length(), steps_, w, out + (first - begin));
+#if defined(DLLM_TILES)
+    if constexpr (std::is_same_v<Dtype, BFloat16> && std::is_same_v<Rows, Lanes<vfloat>>)
+      if (tiles()) {
+        const auto [w, stride, ahead] = weights<kTileTokens>(begin, end, converted);
+        return multiply_tiles<V>(rows, w, stride, steps_, ahead, out);
       }
+#endif
+    static_assert(kGroup % kTokens<V> == 0);
+    for (int64_t first = begin; first < end; first += kTokens<V>) {
+      const auto [w, stride, ahead] = weights<kTokens<V>>(first, end, converted);
+      multiply<Factor, Rows>(rows, w, stride, steps_, ahead, out + (first - begin));
     }
+  }
+
+  struct Weights {
+    const Number* first;
+    int64_t stride;
+    const Number* ahead;  // what will be read after these and the next
+  };
+
+  // Those of kTogether tokens, where they lie or, if they must be converted or are fewer, in `converted`.
+  template <int64_t kTogether>
+  Weights weights(int64_t first, int64_t end, std::vector<Number>& converted) const {
+    const int64_t tokens = std::min(kTogether, end - first);
+    if (!kConverted && length() == width_ && tokens == kTogether) {
+      const Number* w = reinterpret_cast<const Number*>(weight_) + first * stride_;
+      return {w, stride_, w + std::min(2 * kTogether, vocab_size_ - kTogether - first) * stride_};
+    }
+    converted.resize(kTogether * length());
+    for (int64_t t = 0; t < tokens; ++t) convert(weight_ + (first + t) * stride_, &converted[t * length()]);
+    return {converted.data(), length(), converted.data()};
   }
 
   // Tokens into lanes, with the bias, rounded as a library's product is.
@@ -269,5 +301,18 @@ class Linear {
   int64_t lanes_, vectors_;  // `lanes_` of rows are stored of a vector
   std::vector<vfloat> rows_;
 };
+
+// Every thread takes the next stripe of tokens until there is none, and calls with (stripe, begin, end) what `start`
+// returned to it.
+template <typename Start>
+void for_each_stripe(int64_t vocab_size, const Start& start) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+    [[maybe_unused]] const TileScope scope;
+    auto take = start();
+    for (int64_t stripe; (stripe = next++) * kStripe < vocab_size;)
+      take(stripe, stripe * kStripe, std::min((stripe + 1) * kStripe, vocab_size));
+  });
+}
 
 }  // namespace dllm

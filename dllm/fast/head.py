@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dllm.fast.deferred import DeferredHead, undeferred
 from dllm.fast.head_use import hooks_of, is_linear, logits_of, use_of
 from dllm.fast.interception import replaced_forward
-from dllm_kernels._linear import linear
+from dllm_kernels._linear import by_blocks, linear
 
 
 class HeadTap:
@@ -60,7 +60,8 @@ class HeadTap:
             return hidden
         if self.kind == "module":
             with undeferred():
-                return self.head(hidden)
+                # whatever the module multiplies by, a row's bits must not depend on how many rows there are
+                return by_blocks(self.head, hidden) if hidden.device.type == "cpu" else self.head(hidden)
         return linear(hidden.to(self.head.weight.dtype), self.head.weight, self.head.bias)
 
 

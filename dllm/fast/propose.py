@@ -15,8 +15,8 @@ from dllm_kernels import GumbelArgmax, gumbel_argmax, linear_gumbel_argmax, posi
 if TYPE_CHECKING:
     from dllm.fast.denoise import Policy
 
-# Libraries switch algorithms for very few rows and the last bits with them: the head always sees multiples of this. On
-# CPUs a row's bits are the same from 4 rows on (tested), and unused rows cost time.
+# On GPUs libraries switch algorithms for very few rows and the last bits with them: the head always sees multiples of
+# this. On CPUs a row's bits are the same in any number of rows, of which vectors hold 16.
 ROW_MULTIPLE = {"cpu": 16, "cuda": 64}
 # Rows of logits that exist at once where the head is more than a product: what a CPU's cache keeps, and on a GPU few
 # enough to keep memory small.

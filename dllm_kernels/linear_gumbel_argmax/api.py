@@ -48,13 +48,11 @@ def linear_gumbel_argmax(
     logits stay float32. With more of them a library multiplies slices of the vocabulary that stay in cache, with logits
     rounded to the dtype of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them. On a CPU each
     thread multiplies stripes of 384 tokens with up to 64 rows at a time and reduces them while they are in its cache,
-    the logits rounded as a library's; only where torch has matrix instructions that this does not use (AMX for 16-bit
-    dtypes; whatever is not x86) more than 64 rows are multiplied by torch, a slice of the vocabulary at a time. With
-    `top_k` or `top_p`, which look at whole rows, a library multiplies blocks of rows instead of slices. Which one
-    follows from shapes and the machine. All products accumulate in float32, so tokens of different plans are the same
-    up to near ties in float32, and up to rounded logits in the others. In the fused plan and in stripes a row has the
-    same bits alone and in any batch, with any number of threads; in the others as far as the library's product has
-    (pad the rows to a multiple of 16 on a CPU and of 64 on a GPU). Instructions of a CPU for bfloat16, which libraries
+    the logits rounded as a library's. With `top_k` or `top_p`, which look at whole rows, the product is that of blocks
+    of rows instead. Which one follows from shapes and the machine. All products accumulate in float32, so tokens of
+    different plans are the same up to near ties in float32, and up to rounded logits in the others. On a CPU and in the
+    fused plan a row has the same bits alone and in any batch, with any number of threads; in a GPU's other plans as far
+    as the library's product has (pad the rows to a multiple of 64). Instructions of a CPU for bfloat16, which libraries
     use too, take numbers below 2^-126 as 0.
 
     Memory beyond arguments and results, in bytes, with s the size of the dtype and N, R, H, V as below:
@@ -65,9 +63,7 @@ def linear_gumbel_argmax(
         CPU, stripes  T (1600 min(R, 64) + 44 R + 32 H) + (4 H + 68) R for T threads, R being at most 512 and rounded up
                       to 1, 4, 8 or a multiple of 16; and 40 R for each stripe that waits for a lower one whose thread
                       was held up
-        CPU, slices   (1024 s + 40) S R + 68 R, R being at most 512, and what the library's products take; the S
-                      thousands of a slice are V / 10240, at least 1 and at most 8
-        CPU, top-k/p  64 V s and what :func:`gumbel_argmax` takes for its rows
+        CPU, top-k/p  64 V s, what stripes take for 64 rows, and what :func:`gumbel_argmax` takes for its rows
 
     besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts.
 

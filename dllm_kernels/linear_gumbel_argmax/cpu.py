@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,6 @@ from dllm_kernels.gumbel_argmax.cpu import adjacent, outputs
 from dllm_kernels.linear_gumbel_argmax import sliced
 
 BLOCK_R = 512
-FEW_ROWS = 64  # up to here reading the weight takes longer than multiplying, whatever the instructions
 WHOLE_ROWS = 64  # with top_k or top_p, which need a row's whole vocabulary
 
 
@@ -58,34 +55,7 @@ def _by_tokens(
 ) -> tuple[Tensor, ...]:
     """The results of a block of rows."""
     out = outputs(len(hidden), hidden.device)
-    width = slice_width(len(weight)) if by_library(len(hidden), hidden.dtype) else 0
     noise = (temperature, seeds, positions, step)
     flags = (adjacent(suppress), adjacent(begin_suppress))
-    torch.ops.dllm_kernels.linear_gumbel_argmax(hidden, weight, bias, width, *noise, *flags, tempered, count, *out)
+    torch.ops.dllm_kernels.linear_gumbel_argmax(hidden, weight, bias, *noise, *flags, tempered, count, *out)
     return out
-
-
-def by_library(n: int, dtype: torch.dtype) -> bool:
-    """Whether torch multiplies n rows with the head: many of them, where it has instructions that csrc/linear.h lacks,
-    AMX on x86 (not for float32) and what other architectures have.
-
-    Example:
-        >>> by_library(16, torch.bfloat16)
-        False
-    """
-    if n <= FEW_ROWS:
-        return False
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    return dtype != torch.float32 and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-
-
-def slice_width(vocab_size: int) -> int:
-    """How many tokens have logits at a time where a library makes them: a multiple of 1024, less than a tenth of the
-    vocabulary where it has as many, and not more than 64 rows keep in cache.
-
-    Example:
-        >>> slice_width(50368)
-        4096
-    """
-    return min(max(vocab_size // 10 // 1024, 1) * 1024, 8192)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_kernels._linear import by_blocks
 from dllm_kernels.gumbel_argmax.reference import gumbel_argmax
 from dllm_kernels.truncation_floor.reference import truncation_floor
 
@@ -27,7 +28,8 @@ def linear_gumbel_argmax(
 ) -> tuple[Tensor, ...]:
     """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked.
 
-    Products are float32 whatever the dtype, and float64 of float64: that is the truth of the tests.
+    Products are float32 whatever the dtype, and float64 of float64: that is the truth of the tests. They are of blocks
+    of rows, so that a row's bits do not depend on how many rows there are.
 
     Example:
         >>> head = torch.eye(3, 2, dtype=torch.float64)
@@ -38,7 +40,8 @@ def linear_gumbel_argmax(
     h = hidden.to(real)
     if unconditional is not None:
         h = ((cfg_scale + 1) * h - cfg_scale * unconditional.to(real)).to(hidden.dtype).to(real)
-    logits = F.linear(h, weight.to(real), None if bias is None else bias.to(real))
+    w, b = weight.to(real), None if bias is None else bias.to(real)
+    logits = by_blocks(lambda rows: F.linear(rows, w, b), h)
     if rows is not None:
         nothing = logits.new_full((1, len(weight)), -torch.inf)
         inside = (rows >= 0) & (rows < len(hidden))

@@ -102,8 +102,8 @@ def fitting(n_bytes: int, each: int, multiple: int) -> int:
 def by_blocks(
     n: int, block_r: int, count: Tensor | None, options: dict, reduce: Callable[..., tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """Blocks of rows one after the other, as even as multiples of 16 make them: libraries switch algorithms for very
-    few rows, and the last bits with them."""
+    """Blocks of rows one after the other, as even as multiples of 16 make them: on GPUs libraries switch algorithms for
+    very few rows, and the last bits with them."""
     blocks = max(-(-n // block_r), 1)
     block_r = -(-n // (16 * blocks)) * 16
     parts = []

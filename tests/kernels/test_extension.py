@@ -1,8 +1,10 @@
 """The C++ extension: built once, for every vector width, and missed politely."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,45 @@ def test_narrower_vectors(tmp_path, flags):
         pytest.skip("flags of x86-64")
     done = run(AGREE, tmp_path, CXX=f"{_extension.find_compiler()} {flags}")
     assert done.stdout.strip() == "agree", done.stderr
+
+
+TILES = """
+import ctypes
+import torch
+import torch.nn.functional as F
+from dllm_kernels import linear_gumbel_argmax
+from dllm_kernels._linear import linear
+from dllm_kernels.testing import assert_head_within_budget, make_head
+torch.set_num_threads(2)
+# widths and tokens around a tile's and a pair of tiles', several stripes; rows in one to four vectors and two blocks
+for width, vocab_size in ((1, 40), (31, 33), (32, 800), (100, 500), (160, 31)):
+    hidden, weight, bias = make_head(70, width, vocab_size, dtype=torch.bfloat16)
+    full = linear(hidden, weight, bias)
+    truth = F.linear(hidden.double(), weight.double(), bias.double())
+    assert ((full - truth).abs() <= truth.abs() * 2.0**-8 + width * 2.0**-20).all()
+    for rows in (1, 2, 15, 16, 17, 33, 48, 50, 64, 65):
+        assert torch.equal(linear(hidden[:rows], weight, bias), full[:rows])
+        assert torch.equal(linear(hidden[70 - rows:], weight, bias), full[70 - rows:])
+    apart = torch.zeros(vocab_size, width + 3, dtype=torch.bfloat16)[:, :width].copy_(weight)
+    assert torch.equal(linear(hidden, apart, bias), full)
+    assert_head_within_budget(linear_gumbel_argmax(hidden, weight, bias, impl="cpu"), hidden, weight, bias)
+print("agree", ctypes.CDLL(None).tiles_multiplied())
+"""
+
+
+@pytest.mark.skipif(not (sys.platform == "linux" and os.uname().machine == "x86_64"), reason="needs Linux on x86-64")
+def test_matrix_tiles(tmp_path):
+    """Where a CPU has none, a stand-in runs their instructions, as Intel's manual describes them."""
+    cpu = Path("/proc/cpuinfo").read_text()
+    if "avx512_bf16" not in cpu:
+        pytest.skip("needs AVX-512 BF16")
+    compiler, stand_in = _extension.find_compiler(), tmp_path / "tiles.so"
+    source = Path(__file__).parents[1] / "tiles_stand_in.cpp"
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", str(source), "-o", str(stand_in), "-ldl"]
+    subprocess.run([*shlex.split(compiler), *flags], check=True)
+    done = run(TILES, tmp_path, CXX=f"{compiler} -mamx-tile -mamx-bf16", LD_PRELOAD=str(stand_in))
+    word, _, multiplied = done.stdout.strip().partition(" ")
+    assert word == "agree" and (int(multiplied) > 0 or "amx_bf16" in cpu), done.stderr
 
 
 def test_built_once(tmp_path):

@@ -28,7 +28,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = math.inf, math.nan
 
 # rows: around a vector (4, 8, 16), two, three and four of the widest, blocks of four; tokens: one, around what is
-# multiplied (3 to 8), turned (48) and reduced (384) at a time, a library's stripe (1024), several; an odd width
+# multiplied (3 to 8), turned (48) and reduced (384) at a time, several stripes; an odd width
 SHAPES = [
     (1, 8, 1),
     (2, 1, 7),
@@ -62,20 +62,8 @@ def threads():
 
 
 @pytest.fixture
-def library(monkeypatch):
-    """torch multiplies slices of the vocabulary, whatever the rows and the machine."""
-    monkeypatch.setattr(cpu, "by_library", lambda n, dtype: True)
-    monkeypatch.setattr(cpu, "slice_width", lambda vocab_size: 2048)
-
-
-@pytest.fixture(params=["stripes", "slices of a library"])
-def plan(request, monkeypatch, threads):
-    """Both ways to multiply, by two threads."""
+def two_threads(threads):
     threads(2)
-    if "library" in request.param:
-        request.getfixturevalue("library")
-    else:
-        monkeypatch.setattr(cpu, "by_library", lambda n, dtype: False)
 
 
 def scores(hidden, weight, bias, temperature, seeds, positions, step):
@@ -118,14 +106,14 @@ def test_reference_is_the_formula(temperature):
         assert got.lse[i].item() == pytest.approx(lse, abs=error)
 
 
-# both plans against the reference
+# the CPU's plan against the reference
 
 
 @cpu_kernel
 @pytest.mark.parametrize(("rows", "width", "vocab_size"), SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_plans(plan, rows, width, vocab_size, dtype, temperature):
+def test_against_the_truth(two_threads, rows, width, vocab_size, dtype, temperature):
     head, noise = make_head(rows, width, vocab_size, dtype=dtype), make_noise(rows, torch.full((rows,), temperature))
     with poisoned_memory():
         got = linear_gumbel_argmax(*head, **noise, impl="cpu")
@@ -138,7 +126,7 @@ def test_plans(plan, rows, width, vocab_size, dtype, temperature):
 
 @cpu_kernel
 @pytest.mark.parametrize("bias", [True, False])
-def test_many_stripes_and_blocks_of_rows(few_rows, plan, bias):
+def test_many_stripes_and_blocks_of_rows(few_rows, two_threads, bias):
     hidden, weight, bias = (*make_head(50, 40, 7001)[:2], make_head(1, 1, 7001)[2] if bias else None)
     noise = make_noise(50, torch.linspace(0, 2, 50))
     got = linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu")
@@ -189,7 +177,7 @@ def test_count_over_blocks_of_rows(few_rows, impl, count):
 
 @BOTH
 @pytest.mark.parametrize("statistics", ["raw", "tempered"])
-def test_suppressed_tokens_and_statistics(plan, impl, statistics):
+def test_suppressed_tokens_and_statistics(two_threads, impl, statistics):
     head, noise = make_head(16, 24, 3000), make_noise(16, torch.linspace(0, 2, 16))
     suppress, begin = torch.arange(3000) % 3 == 0, torch.arange(3000) % 5 == 0
     hidden = dict(suppress=suppress, begin_suppress=begin, statistics=statistics)
@@ -242,24 +230,6 @@ def test_results_do_not_depend_on_the_threads(threads, dtype):
 
 @cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_results_do_not_depend_on_threads_and_slices_of_a_library(library, monkeypatch, threads, dtype):
-    """Bit for bit: logits are small integers, which every product has exactly."""
-    draw = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randint(-2, 3, (n, 8), generator=draw).to(dtype) for n in (33, 20001))
-    noise, begin = make_noise(33, torch.linspace(0, 2, 33)), torch.arange(20001) % 5 == 0
-    found = []
-    for n, width in ((1, 1024), (1, 8192), (2, 2048), (3, 4096)):
-        threads(n)
-        monkeypatch.setattr(cpu, "slice_width", lambda vocab_size, width=width: width)
-        found.append(linear_gumbel_argmax(hidden, weight, None, **noise, begin_suppress=begin, impl="cpu"))
-    assert all(same_bits(found[0], other) for other in found[1:])
-    stored = gumbel_argmax(hidden @ weight.t(), **noise, begin_suppress=begin, impl="cpu")
-    assert torch.equal(found[0].token, stored.token) and torch.equal(found[0].margin > 0, stored.margin > 0)
-
-
-@cpu_kernel
-@pytest.mark.skipif(cpu.by_library(512, torch.bfloat16), reason="many rows are a library's on this machine")
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_in_any_batch(monkeypatch, dtype):
     """Bit for bit, alone and in any company, in vectors and blocks of other sizes and at other places of them."""
     (hidden, weight, bias), noise = make_head(150, 300, 3001, dtype=dtype), make_noise(150, torch.linspace(0, 2, 150))
@@ -273,7 +243,7 @@ def test_a_row_is_the_same_in_any_batch(monkeypatch, dtype):
 
 
 @cpu_kernel
-def test_products_are_exact_where_float32_is(plan):
+def test_products_are_exact_where_float32_is(two_threads):
     """Logits are integers below 2^24, also as sums of the largest products, and distinct: each token can win."""
     weight = torch.zeros(997, 41)
     weight[torch.arange(997), torch.arange(997) % 41] = torch.arange(997.0) + 1
@@ -316,7 +286,7 @@ def test_autocast_and_gradients(impl):
 
 @cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_worker_threads_take_tensors_of_inference_mode(plan, dtype):
+def test_worker_threads_take_tensors_of_inference_mode(two_threads, dtype):
     """They do not know that the caller is in it."""
     noise, expected = (
         make_noise(16, 1.0),
@@ -330,7 +300,7 @@ def test_worker_threads_take_tensors_of_inference_mode(plan, dtype):
 
 
 @cpu_kernel
-def test_strided_operands(plan):
+def test_strided_operands(two_threads):
     hidden, weight, bias = make_head(32, 48, 5000)
     noise = make_noise(16, 1.0)
     given = hidden[::2, :24], weight[:, :24], bias
@@ -344,40 +314,13 @@ def test_strided_operands(plan):
 @cpu_kernel
 @pytest.mark.parametrize("width", [23, 24])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_lies_between_rows_is_not_multiplied(monkeypatch, dtype, width):
+def test_what_lies_between_rows_is_not_multiplied(dtype, width):
     """Not by zero either, with which an odd number of bfloat16 is made even."""
-    monkeypatch.setattr(cpu, "by_library", lambda n, dtype: False)
     hidden, weight, bias = make_head(20, 26, 500, dtype=dtype)
     hidden[:, width:] = weight[:, width:] = NAN
     given = hidden[:, :width], weight[:, :width]
     got = linear_gumbel_argmax(*given, bias, impl="cpu")
     assert same_bits(got, linear_gumbel_argmax(*(x.contiguous() for x in given), bias, impl="cpu"))
-
-
-@cpu_kernel
-def test_error_of_the_library_reaches_the_caller(library):
-    """And leaves nothing behind: the next call is as before."""
-    hidden, weight, bias = make_head(16, 24, 5000)
-    expected = linear_gumbel_argmax(hidden, weight, bias, impl="cpu")
-    with pytest.raises(RuntimeError):  # nobody but the API checks the bias
-        cpu.linear_gumbel_argmax(hidden, weight, bias[:3000])
-    assert same_bits(linear_gumbel_argmax(hidden, weight, bias, impl="cpu"), expected)
-
-
-@pytest.mark.parametrize(
-    ("machine", "amx", "library"),
-    [
-        ("x86_64", False, []),
-        ("x86_64", True, [(65, torch.bfloat16), (65, torch.float16)]),
-        ("AMD64", False, []),
-        ("arm64", False, [(65, torch.float32), (65, torch.bfloat16), (65, torch.float16)]),
-    ],
-)
-def test_who_multiplies(monkeypatch, machine, amx, library):
-    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    asked = [(n, dtype) for n in (1, 64, 65) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
-    assert [case for case in asked if cpu.by_library(*case)] == library
 
 
 # memory and syncs
@@ -391,8 +334,7 @@ def test_who_multiplies(monkeypatch, machine, amx, library):
         (8, 8192, 3001, torch.float16),  # a narrow vector; weights are converted
     ],
 )
-def test_memory_is_the_formula_of_the_docstring(monkeypatch, threads, rows, width, vocab_size, dtype):
-    monkeypatch.setattr(cpu, "by_library", lambda n, dtype: False)
+def test_memory_is_the_formula_of_the_docstring(threads, rows, width, vocab_size, dtype):
     n_threads = 2
     threads(n_threads)
     head, noise = make_head(rows, width, vocab_size, dtype=dtype), make_noise(rows, 1.0)
@@ -410,15 +352,6 @@ def test_memory_is_the_formula_of_the_docstring(monkeypatch, threads, rows, widt
     assert memory.bytes <= formula + waiting + 2**17  # pages begun
     if rows >= 64:
         assert formula < rows * vocab_size * dtype.itemsize / 10  # of what all logits would take
-
-
-@cpu_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_memory_of_a_library_is_one_slice(library, dtype):
-    (hidden, weight, bias), noise = make_head(512, 4, 50368, dtype=dtype), make_noise(512, 1.0)
-    product = thread_peak_bytes(lambda: F.linear(hidden, weight[:2048], bias[:2048]))  # and what the library takes
-    peak = thread_peak_bytes(lambda: linear_gumbel_argmax(hidden, weight, bias, **noise, impl="cpu"))
-    assert 2048 * dtype.itemsize * 512 <= peak <= product + 100 * 512
 
 
 @cpu_kernel
