@@ -8,7 +8,13 @@ import torch.nn.functional as F
 
 from dllm_kernels import linear_cross_entropy
 from dllm_kernels.linear_cross_entropy import chunked, reference
-from dllm_kernels.testing import assert_no_worse, make_rows, plain_cross_entropy, poisoned_memory
+from dllm_kernels.testing import (
+    assert_no_worse,
+    make_rows,
+    operand_rounding,
+    plain_cross_entropy,
+    poisoned_memory,
+)
 from tests.kernels.test_masked_cross_entropy import ALL, CPU, CUDA, DTYPES, KERNELS, OPTIONS, UPSTREAM, objective, place
 from tests.watch import LiveBytes, Products, SyncWatch
 
@@ -431,11 +437,13 @@ def test_autocast(impl, upstream):
     got, yardstick = results(fast, [x.to(at) for x in tensors], upstream), results(by_hand, tensors, upstream)
     assert all(got[name].dtype == torch.float32 for name in got)
     exact = [x.bfloat16().double() for x in tensors]
-    truth = results(lambda *x: reference.linear_cross_entropy(*x, targets, weight.double(), ROWS), exact, upstream)
-    for name in truth:
-        scale, budget = truth[name].abs().max(), torch.finfo(torch.bfloat16).eps
-        errors = [((x[name].cpu() - truth[name]).abs().max() / scale).item() for x in (got, yardstick)]
-        assert errors[0] <= 2 * max(errors[1], budget)
+
+    def true():
+        return results(lambda *x: reference.linear_cross_entropy(*x, targets, weight.double(), ROWS), exact, upstream)
+
+    rounding = operand_rounding(true, exact, torch.bfloat16)
+    flat = [{name: x[name].flatten() for name in rounding} for x in (got, yardstick, true(), rounding)]
+    assert_no_worse(*flat[:3], rounding=flat[3])
 
 
 @KERNELS
