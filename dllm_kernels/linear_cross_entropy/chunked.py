@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dllm_kernels import _checks
-from dllm_kernels._linear import linear
+from dllm_kernels._linear import by_library
 from dllm_kernels.masked_cross_entropy import autograd
 
 CHUNK_ROWS = 2048
@@ -218,7 +218,7 @@ def _sweep(call: Call, row_scale: Tensor, wanted: Wanted) -> tuple[Tensor, Forme
     with torch.autocast(hidden.device.type, enabled=False):
         for part in chunks:
             h, source, targets = _gather(call, part, row_weight)
-            logits = linear(h, weight, bias)
+            logits = by_library(h, weight, bias)
             gradient = logits if any(wanted) else None  # written over them
             nll[part] = autograd.kernels(call.impl).masked_cross_entropy(
                 *(logits, targets, row_weight[part], row_scale[part], gradient),
@@ -256,7 +256,7 @@ def _kept_slopes(call: Call) -> tuple[Tensor, Kept] | None:
     nll = 0.0 * row_weight  # NaN stays
     with torch.autocast(call.hidden.device.type, enabled=False):
         h, source, targets = _gather(call, chosen, row_weight)
-        slopes = linear(h, call.weight.to(call.dtype), bias)
+        slopes = by_library(h, call.weight.to(call.dtype), bias)
         weight = row_weight[chosen]
         nll[chosen] = autograd.kernels(call.impl).masked_cross_entropy(
             *(slopes, targets, weight, torch.where(weight == 0, 0.0, weight / weight), slopes),  # NaN stays
