@@ -75,7 +75,7 @@ class Recipe:
             return F.linear(self._rows(rows.flatten()).view(*rows.shape, self.hidden.shape[-1]), self.weight, self.bias)
 
     def chunks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
-        """Logits [<= size, V] of rows, a chunk at a time, by the fastest product."""
+        """Logits [<= size, V] of rows, a chunk at a time; on a CPU a row has the same bits in any chunk."""
         weight, bias = (None if part is None else part.to(self.dtype) for part in (self.weight, self.bias))
         with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             for part in rows.split(size):
