@@ -61,8 +61,8 @@ def linear_gumbel_argmax(
         GPU, slices   2^25 + 28 R ceil(V / 8192)
         GPU, top-k/p  max(2^25, 16 V s) and what :func:`gumbel_argmax` takes for its rows
         CPU, stripes  T (1600 min(R, 64) + 44 R + 32 H) + (4 H + 68) R for T threads, R being at most 512 and rounded up
-                      to 1, 4, 8 or a multiple of 16; and 40 R for each stripe that waits for a lower one whose thread
-                      was held up
+                      to 1, 4, 8 or a multiple of 16 (of 16 only, and 64 H for 32 H, where bfloat16 has matrix tiles);
+                      and 40 R for each stripe that waits for a lower one whose thread was held up
         CPU, top-k/p  64 V s, what stripes take for 64 rows, and what :func:`gumbel_argmax` takes for its rows
 
     besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts.
