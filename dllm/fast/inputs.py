@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,17 @@ from torch import Tensor, nn
 
 from dllm_kernels import _checks, philox
 from dllm_kernels.transfer_tokens.api import MAX_WINDOW
+
+# Names of tables of positions, perhaps inside an adapter, and of modules whose positions do not end.
+_TABLE = re.compile(r"(^|\.)((?!rel)\w*position(s|al)?(_embeddings?)?|wpe|pos_emb)(\.(base_layer|original_module))?$")
+_ENDLESS = re.compile(r"[Rr]otary|RoPE|Rope|ALiBi|Alibi")
+# Of a configuration, what only models have whose positions do not end.
+_SAYS_ENDLESS = ("rope_theta", "rope_parameters", "alibi", "relative_attention")
+# What configurations call the number of positions.
+_POSITIONS = ("max_position_embeddings", "max_sequence_length", "n_positions", "max_seq_len")
+
+_log = logging.getLogger("dllm.fast")
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 # The model card's table and its code use different words for the same thing.
 REMASKING = {
@@ -100,9 +114,7 @@ def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int
         lowest, highest = int(prompt.min()), int(prompt.max())
         if lowest < 0 or highest >= vocab_size:
             raise ValueError(f"prompt tokens must lie in [0, {vocab_size}), got {lowest if lowest < 0 else highest}")
-    columns, positions = prompt.shape[1] + gen_length, position_limit(model)
-    if positions is not None and columns > positions:
-        raise ValueError(f"prompt and gen_length must fit the model's {positions} positions, got {columns}")
+    check_positions(model, prompt.shape[1] + gen_length, "prompt and gen_length must fit")
 
 
 def check_no_masks(prompt: Tensor, lengths: Tensor, mask_id: int) -> None:
@@ -227,16 +239,47 @@ def _weight_of(module: nn.Module | None) -> Tensor | None:
     return weight() if callable(weight) else weight
 
 
-def position_limit(model: nn.Module) -> int | None:
-    """How many positions the model has, or None where it does not say.
+def positions_of(model: nn.Module) -> tuple[int | None, bool]:
+    """How many positions a model has, None where it does not say; and whether it has no more than these.
 
-    RoBERTa-like models number positions from padding_idx + 1 on, so that many rows of their table are never used.
+    A table of positions ends. Rotary positions and ALiBi do not: there the number is that of the configuration, which
+    the model was trained for. Of a model that shows neither, the configuration's number is taken for its end.
+    RoBERTa-like tables begin with rows that are never used.
     """
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and _TABLE.search(name):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - unused
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+            return module.num_embeddings - max(unused, getattr(module, "offset", 0)), True
+    config = getattr(model, "config", None)
+    count = next((value for name in _POSITIONS if isinstance(value := getattr(config, name, None), int)), None)
+    endless = any(getattr(config, name, None) for name in _SAYS_ENDLESS)
+    endless = endless or any(_ENDLESS.search(type(module).__name__) for module in model.modules())
+    return count, count is not None and not endless
+
+
+def check_positions(model: nn.Module, columns: int, rule: str, where: str = "") -> None:
+    """Check that rows of so many columns fit the model; where they are only longer than what it was trained for, that
+    is logged, once per model.
+
+    Args:
+        rule, where: what must fit, "every row must fit", and where that many columns are, for the error.
+
+    Raises:
+        ValueError: the model has fewer positions.
+    """
+    positions, ends = positions_of(model)
+    if positions is None or columns <= positions:
+        return
+    if ends:
+        raise ValueError(f"{rule} the model's {positions} positions, got {columns}{where}")
+    if model not in _warned:
+        _warned.add(model)
+        _log.warning(
+            "rows of %d tokens are longer than the %d that %s was made for: its positions go on, its answers may not",
+            columns,
+            positions,
+            type(model).__name__,
+        )
 
 
 def _mask_id_at(name_or_path: str) -> int | None:

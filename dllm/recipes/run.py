@@ -14,6 +14,7 @@ from dllm.configs import DataArguments, ModelArguments
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from dllm.core.trainers.interruption import stopped_by_signals
 from dllm.data.splits import row_count
+from dllm.fast.inputs import check_positions
 from dllm.startup import initial_training_setup, print_main
 
 # Under the output folder: what a run leaves at its end.
@@ -90,8 +91,9 @@ def prepared(
     """
     initial_training_setup(model_args, data_args, training_args)
     tokenizer = recipe.tokenizer(model_args)
-    splits = samples(recipe, data_args, training_args, tokenizer)
     model = recipe.model(model_args, tokenizer)
+    check_positions(model, data_args.max_length, "max_length must fit")  # before hours may go into the samples
+    splits = samples(recipe, data_args, training_args, tokenizer)
     check_trained(any(weight.requires_grad for weight in model.parameters()), model_args)
     return MDLMTrainer(
         args=training_args,

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from dllm.configs import ModelArguments
 from dllm.core.trainers import MDLMConfig
 from dllm.fast.head import output_head
+from dllm.fast.inputs import check_positions
 from dllm.fast.training import unwrapped
 from dllm.models import load_peft, new_model
 from dllm.models.load import adapted
@@ -63,7 +64,7 @@ def estimate(
         args: batch size, optimizer, precision and averaged weights.
 
     Raises:
-        ValueError: transformers knows no masked language model of this configuration.
+        ValueError: transformers knows no masked language model of this configuration; samples do not fit its positions.
 
     Example:
         >>> config = transformers.BertConfig(
@@ -74,6 +75,7 @@ def estimate(
         5130
     """
     model = outline(config, model_args)
+    check_positions(model, max_length, "max_length must fit")
     with FakeTensorMode():
         _without_numbers(model)
         weights = list(model.parameters())

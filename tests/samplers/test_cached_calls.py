@@ -282,7 +282,6 @@ BAD = [
     (samplers.FastDLLMSampler, dict(cache="suffix"), ValueError, "cache must be one of prefix, dual, got 'suffix'"),
     (samplers.FastDLLMSampler, dict(factor=1.0), ValueError, "at most one of threshold and factor, got 0.9 and 1.0"),
     (samplers.FastDLLMSampler, dict(threshold=None, factor=0.0), ValueError, "factor must be above 0, got 0.0"),
-    (samplers.BD3LMSampler, dict(max_new_tokens=63), ValueError, "every row must fit the model's 64 positions, got 65"),
 ]
 
 

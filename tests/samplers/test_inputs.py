@@ -13,7 +13,7 @@ from dllm.core.schedulers import LinearAlphaScheduler
 from dllm.fast import generate
 from dllm.models import bidirectional
 from tests import reference_samplers as judges
-from tests.models import MASK_ID, POSITIONS, make_prompt, shared, tiny
+from tests.models import MASK_ID, make_prompt, shared, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -202,7 +202,6 @@ BAD = [
     (dict(remasking="high_confidence"), ValueError, "remasking must be one of low_confidence, random, got 'high_conf"),
     (dict(suppress_tokens=[97]), ValueError, r"suppress_tokens must lie in \[0, 97\), got 97"),
     (dict(begin_suppress_tokens=7), TypeError, "begin_suppress_tokens must be a list of token ids, got 7"),
-    (dict(max_new_tokens=POSITIONS), ValueError, f"every row must fit the model's {POSITIONS} positions, got"),
     (dict(step=5), TypeError, "MDLMSamplerConfig has no setting step"),
     (dict(on_step=3), TypeError, "on_step must be callable, got int"),
     (dict(seed=[1, 2]), ValueError, "seed must be one integer or one per row, got 2 for 1 rows"),

@@ -68,6 +68,12 @@ def test_a_run_and_its_resumption(words, tmp_path, capsys):
         (["--dataset_args", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["--streaming", "--max_steps", "-1", "--dry-run"], 1, "max_steps must be set"),
         (["--dataset_args="], 1, "dataset_args must name the data"),
+        (
+            ["--model_type", "bert", "--max_length", "1024"],
+            1,
+            "max_length must fit the model's 512 positions, got 1024",
+        ),
+        (["--model_type", "bert", "--max_length", "1024", "--dry-run"], 1, "the model's 512 positions, got 1024"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_line(words, more, code, said, capsys):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.head import output_head
-from dllm.fast.inputs import find_mask_id, input_embedding, position_limit
+from dllm.fast.inputs import check_positions, find_mask_id, input_embedding
 from dllm_kernels import _checks
 
 Rows = Tensor | Sequence[Tensor | Sequence[int]] | Mapping[str, Any]
@@ -84,12 +84,13 @@ def check_rows(model: nn.Module, rows: Sequence[Tensor], mask_id: int) -> None:
     Raises:
         ValueError: a token is outside the vocabulary, or a row is too long for the model.
     """
-    vocab_size, positions = len(input_embedding(model)), position_limit(model)
+    vocab_size = len(input_embedding(model))
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"the mask token must lie in the vocabulary of {vocab_size} tokens, got {mask_id}")
+    lengths = [len(row) for row in rows]
+    longest = max(lengths, default=0)
+    check_positions(model, longest, "every row must fit", f" in row {lengths.index(longest)}" if rows else "")
     for number, row in enumerate(rows):
-        if positions is not None and len(row) > positions:
-            raise ValueError(f"every row must fit the model's {positions} positions, got {len(row)} in row {number}")
         if len(row) and not (0 <= int(row.min()) and int(row.max()) < vocab_size):
             wrong = int(row.min()) if int(row.min()) < 0 else int(row.max())
             raise ValueError(f"tokens must lie in [0, {vocab_size}), got {wrong} in row {number}")

@@ -74,6 +74,7 @@ class MDLMCollator:
         antithetic: spread the times of a batch evenly.
         uniform_weight: weight 1 instead of w(t).
         right_shift: the token at p is predicted at p - 1 (Dream, A2D), at 0 that at 0.
+        positions: that the model has; None where they do not end.
 
     A batch has the model's inputs, `input_ids` corrupted, no labels, no attention mask where it would be all ones, and
     under "corruption", with N masked tokens of nonzero weight:
@@ -87,8 +88,8 @@ class MDLMCollator:
 
     Raises:
         TypeError, ValueError: labels that differ from the tokens, token ids outside the vocabulary, padding on the
-            left, shapes that do not fit, times outside [0, 1]; weights of the scheduler that are negative or not
-            finite.
+            left, shapes that do not fit, more tokens than positions, times outside [0, 1]; weights of the scheduler
+            that are negative or not finite.
 
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
@@ -116,6 +117,7 @@ class MDLMCollator:
     antithetic: bool = False
     uniform_weight: bool = False
     right_shift: bool = False
+    positions: int | None = None
     _epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
     _warned: bool = False
     _warned_of_masks: bool = False
@@ -136,6 +138,7 @@ class MDLMCollator:
         if labels is None:
             labels = tokens if attention_mask is None else torch.where(attention_mask != 0, tokens, IGNORE)
         check_batch(tokens, labels, attention_mask, self.vocab_size)
+        check_fits(tokens, batch.get("position_ids"), self.positions)
         check_draws(times, seeds, len(tokens))
         if attention_mask is not None and bool((attention_mask != 0).all()):
             del batch["attention_mask"]  # says nothing, and many models wait for the device to find that out
@@ -244,6 +247,26 @@ def check_batch(tokens: object, labels: object, attention_mask: object, vocab_si
             raise ValueError(
                 "attention_mask must be right padding: in each row ones, then zeros (tokenizer.padding_side = 'right')"
             )
+
+
+def check_fits(tokens: Tensor, position_ids: object, positions: int | None) -> None:
+    """Check that rows, padding included, fit the positions of a model; None where these do not end. Where samples are
+    packed, `position_ids` say how long the longest is.
+
+    Raises:
+        ValueError: they are longer.
+
+    Example:
+        >>> check_fits(torch.tensor([[5, 6, 7]]), None, positions=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: a row of a batch must fit the model's 2 positions, got 3: set max_length
+    """
+    width = tokens.shape[1]
+    if isinstance(position_ids, Tensor) and position_ids.numel():
+        width = int(position_ids.max() - position_ids.min()) + 1
+    if positions is not None and width > positions:
+        raise ValueError(f"a row of a batch must fit the model's {positions} positions, got {width}: set max_length")
 
 
 def check_draws(times: object, seeds: object, samples: int) -> None:
