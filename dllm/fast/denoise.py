@@ -21,7 +21,7 @@ from dllm.fast.cache import KeyValueCache
 from dllm.fast.head import HeadTap
 from dllm.fast.passes import Now, Pass, canvas, run
 from dllm.fast.propose import ROW_MULTIPLE, Listed, propose
-from dllm.fast.unpadded import real_cells
+from dllm.fast.unpadded import Apart, real_cells
 from dllm_kernels import transfer_tokens
 
 # On a GPU, where the number of masked positions stays on the device, the head has room for a whole block in every row
@@ -134,11 +134,12 @@ class State:
     suppress: Tensor | None  # bool [V], tokens that are never proposed
     begin_suppress: Tensor | None  # bool [V], tokens that may be proposed, with no confidence
     real: Tensor | None = None  # int64 [T], the cells that are no padding, where rows run without it
+    apart: Apart | None = None  # how rows run, where they do not run together; never in captured steps
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
     def copy(self) -> State:
         """The same on memory of its own."""
@@ -149,11 +150,13 @@ class State:
         kept = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and field.name not in ("waited", "suppress", "begin_suppress", "real"):
+            if value is not None and field.name not in ("waited", "suppress", "begin_suppress", "real", "apart"):
                 value = value.index_select(0, index)
             kept[field.name] = value
         if self.real is not None:
             kept["real"] = real_cells(kept["attention_mask"])
+        if self.apart is not None:
+            kept["apart"] = self.apart.rows(index.tolist())
         return State(**kept)
 
 

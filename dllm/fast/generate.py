@@ -53,7 +53,8 @@ def generate(
         model: a masked language model: called as model(input_ids=, attention_mask=), output with `.logits`, and
             `get_output_embeddings()` naming its LM head. Left exactly as it was, also when interrupted, and other
             threads may use it meanwhile. Under flash attention rows of unequal length run without their padding, where
-            the model can do so (`Stats.note`).
+            the model can do so; where it sees padding whatever `attention_mask` says, or takes none, those of one
+            length run together (`Stats.note`). That is tried on a few tokens, once per model (:mod:`dllm.fast.trial`).
         prompt: int64 [B, P], on the model's device, without mask tokens. P or B may be 0.
         steps: denoising steps in all, a multiple of the number of blocks.
         gen_length: tokens to generate, a multiple of block_length (the card's table calls it max_new_tokens).
@@ -78,7 +79,9 @@ def generate(
         int64 [B, P + gen_length], the prompts with what was generated; with `return_stats` a pair with :class:`Stats`.
 
     Raises:
-        TypeError, ValueError: an argument breaks a rule above; the model has not run.
+        TypeError, ValueError: an argument breaks a rule above, or prompt and gen_length exceed the model's table of
+            positions; the model has not run.
+        ValueError: the model is causal, which was tried on a few tokens.
         RuntimeError: a row's logits had no finite number (names row and step), an explicit `impl` is not available,
             or cuda_graph=True and the step cannot be captured.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dllm.fast import graphs, unpadded
+from dllm.fast import graphs, trial, unpadded
 from dllm.fast.cache import POOL, KeyValueCache, layout_of, said_of
 from dllm.fast.denoise import Clock, Policy, State, denoise_step
 from dllm.fast.head import HeadTap
@@ -104,6 +104,7 @@ class Denoiser:
         """The finished canvases [B, L], packed as the work's were.
 
         Raises:
+            ValueError: the model is causal, or does not see what a mask of blocks shows it.
             RuntimeError: a row's logits had no finite number, or a capture that was insisted on failed.
         """
         self.work, self.canvas, device = work, work.tokens.clone(), work.tokens.device
@@ -119,9 +120,10 @@ class Denoiser:
         self.state = self._initial_state()
         _warn_of_dropout(self.model)
         self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
-        if not self.policy.keeps_to_blocks:
-            runs, self.rows_note = unpadded.wanted(self.tap, padded=self.state.attention_mask is not None)
-            self.state.real = unpadded.real_cells(self.state.attention_mask) if runs else None
+        self._arrange_rows()
+        if self.state.apart is not None and capturing:
+            capturing = False
+            self._leave_graphs(graphs.CaptureError("rows run in several forwards of a step"))
         # a row that stops early ends; it is never ahead of its schedule
         known = self.policy.cache is not None and not self.policy.adapts
         self.begins = _beginnings(work.schedule) if known else None
@@ -145,6 +147,24 @@ class Denoiser:
             if self.cache is not None:
                 POOL.give_back(self.cache)
                 self.cache = None
+
+    def _arrange_rows(self) -> None:
+        """How rows run, by what was found of the model on a few tokens."""
+        device = self.canvas.device
+        if self.policy.keeps_to_blocks:
+            if len(self.canvas) > 1 and (why := trial.why_rows_run_alone(self.model, device)):
+                raise ValueError(
+                    f"beside a cache, or a mask of blocks, rows run together, and {why}: give one at a time"
+                )
+            if self.policy.cache is None:  # else its layout is found by such a trial
+                trial.check_blocks(self.model, device)
+            return
+        trial.check_both_sides(self.model, device)
+        canvases = 1 if self.policy.cfg_scale == 0 else 2
+        as_one, self.state.apart, self.rows_note = unpadded.arranged(
+            self.tap, self.work.length.tolist(), canvases, device
+        )
+        self.state.real = unpadded.real_cells(self.state.attention_mask) if as_one else None
 
     def _denoise(self, most_steps: int) -> None:
         poll_every = POLL_EVERY.get(self.canvas.device.type, 1)

@@ -125,7 +125,7 @@ def _window(
     if policy.cfg_scale > 0:
         canvases.append(torch.where(state.given, policy.mask_id, state.tokens))
     if cache is None and policy.block_causal is None:
-        both = unpadded.run(tap, torch.cat(canvases), state.attention_mask, state.real)
+        both = unpadded.run(tap, torch.cat(canvases), state.attention_mask, state.real, state.apart)
         return list(both.chunk(len(canvases))), everyone, torch.zeros_like(now.begin)
     row = everyone if one.beginning is None else _first(meant, one.beginning)
     begin, first, length = (values[row] for values in (now.begin, state.begin[:, 0], state.length))

@@ -43,6 +43,9 @@ def patch(model: nn.Module) -> Patch:
     "dllm.fast" says who asked. In the backward, rows whose upstream gradient is zero cost nothing on the CPU. Second
     derivatives (`create_graph=True`) are refused.
 
+    Nothing is asked of what the model sees, or of how long its rows may be: a script that exists has its own masks and
+    its own objective, a causal one too, and the patched model does with them what the unpatched one does.
+
     A head that is made anew (`resize_token_embeddings`) is not patched: call this again. Copies, pickles and
     checkpoints of a patched model are those of the unpatched one.
 

@@ -14,7 +14,8 @@ class Stats:
     """What a call cost.
 
     forwards: how often the model ran (under guidance one run serves both canvases; beside a cache, a step in which only
-        some rows begin a block runs their canvas and the windows of the others, and counts once). On a GPU it runs on
+        some rows begin a block runs their canvas and the windows of the others, and counts once; so does a step whose
+        rows run apart, see `note`). On a GPU it runs on
         for a few steps after the last row has finished: `idle_forwards` of these were that.
     row_forwards: for each row the runs that it took part in; a row that has finished takes part in no more.
     seconds: wall time of the call, s.
@@ -24,7 +25,7 @@ class Stats:
     useful_tokens: generated tokens up to the first EOS of each row, that one included.
     masks_left: generated tokens that are still the mask token: the model chose it, or the steps were too few.
     mode: "eager" or "graph".
-    note: why not "graph"; whether rows of unequal length ran without their padding.
+    note: why not "graph"; whether rows of unequal length ran without their padding, or apart, and why.
     cache_bytes: memory of the keys and values that the steps kept, 0 without a cache.
     capture_seconds: what of `seconds` went into capturing graphs, s: 0 where earlier calls have captured all.
     graph_bytes: memory that graphs work in, those of other shapes on the device too, as they share it; 0 without one,

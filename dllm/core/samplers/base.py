@@ -166,7 +166,9 @@ class BaseSampler(ABC):
             :class:`BaseSamplerOutput`.
 
         Raises:
-            TypeError, ValueError: an argument breaks a rule; the model has not run.
+            TypeError, ValueError: an argument breaks a rule, or a row exceeds the model's table of positions; the model
+                has not run.
+            ValueError: the model is causal, which was tried on a few tokens.
             RuntimeError: as :func:`dllm.fast.generate`.
         """
         began, config = time.perf_counter(), self._settings(config, overrides)
