@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from dllm.core.schedulers import BaseAlphaScheduler
@@ -98,17 +99,20 @@ class BD3LMTrainer(MDLMTrainer):
         if not isinstance(args, BD3LMConfig):
             raise TypeError(f"args must be a BD3LMConfig, got {type(args).__name__}")
         super().__init__(args, scheduler, **options)
-        self._block_inputs, self._checked = BlockInputs.of(self.model), False
+        self._block_inputs = BlockInputs.of(self.model)
 
     def _collator(self, kind: type[MDLMCollator] = BD3LMCollator, **options: Any) -> MDLMCollator:
         blocks = dict(block_size=self.args.block_size, time_per_block=self.args.time_per_block)
         return super()._collator(kind, **blocks, **options)
 
+    def _try(self, model: nn.Module, device: torch.device) -> None:
+        check_sees_blocks(model, self._block_inputs)  # padding too is what its mask shows
+
+    def _text_columns(self, inputs: Mapping[str, Any]) -> int:
+        return super()._text_columns(inputs) // 2
+
     def _model_inputs(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         given = super()._model_inputs(model, inputs)
-        if not self._checked:
-            check_sees_blocks(model, self._block_inputs)
-            self._checked = True
         padding, dtype = given.pop("attention_mask", None), input_embedding(unwrapped(model)).dtype
         made = self._block_inputs(given["input_ids"], self.args.block_size, dtype=dtype, attention_mask=padding)
         return made | given  # positions and types of tokens that the batch has stay

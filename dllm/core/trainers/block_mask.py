@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dllm.fast.head import logits_of
 from dllm.fast.inputs import input_embedding
 from dllm.fast.training import evaluating, unwrapped
+from dllm.fast.trial import rounding_error, two_rows
 
 ATTENTION = ("eager", "sdpa")
 
@@ -144,12 +145,16 @@ def check_sees_blocks(model: nn.Module, block_inputs: BlockInputs) -> None:
         ValueError: it sees more, or less, or numbers its positions otherwise.
         TypeError: its forward does not take the inputs.
     """
-    length, block_size = 4, 2
     inner = unwrapped(model)
     weight = input_embedding(inner)
     eager = getattr(model, "_orig_mod", model)  # not to be compiled for these few tokens
-    same = torch.arange(length, device=weight.device).repeat(2).expand(2 * length, -1)  # x_t = x_0
-    other = same + length * torch.eye(2 * length, dtype=same.dtype, device=same.device)  # row i: another token at i
+    text, others = (torch.tensor(row, device=weight.device) for row in two_rows(inner))
+    if (length := len(text)) < 2:
+        return
+    block_size = length // 2
+    same = text.repeat(2).expand(2 * length, -1)  # x_t = x_0
+    other = same.clone()
+    other.diagonal().copy_(others.repeat(2))  # row i: another token at i
     inputs = block_inputs(same, block_size, dtype=weight.dtype)
     with evaluating(inner):
         before, after = (logits_of(eager(input_ids=tokens, **inputs)) for tokens in (same, other))
@@ -167,7 +172,7 @@ def check_sees_blocks(model: nn.Module, block_inputs: BlockInputs) -> None:
     # where x_t = x_0 both halves are the same text in the same context; they differ by rounding, far from its root
     halves = before[0].double().chunk(2)
     apart = (halves[0] - halves[1]).abs().max()
-    if not bool(apart <= torch.finfo(before.dtype).eps ** 0.5 * before.abs().max()):
+    if not bool(apart <= rounding_error(inner, before) ** 0.5 * before.abs().max()):
         raise ValueError(
             f"block diffusion needs a model that takes position_ids: both halves of [x_t ; x_0] have the same; where "
             f"x_t = x_0, logits of {name} differ by {float(apart):.3g}"

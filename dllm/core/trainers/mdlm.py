@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dllm.configs import TrainingArguments
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.core.trainers import ema
+from dllm.core.trainers.checks import check_packing, check_padding, check_samples, check_unpadded
 from dllm.core.trainers.collator import CORRUPTION, MDLMCollator, padding_collator
 from dllm.core.trainers.graphed import training_graphs
 from dllm.core.trainers.hooks import Hooks
@@ -26,7 +27,7 @@ from dllm.core.trainers.utils.curve import draw_curve
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
 from dllm.fast.graphs import check_choice
-from dllm.fast.inputs import find_mask_id, input_embedding
+from dllm.fast.inputs import check_positions, find_mask_id, input_embedding, positions_of
 from dllm.fast.training import masked_loss
 
 WEIGHT_TYPES = ("scheduler", "uniform")
@@ -113,6 +114,11 @@ class MDLMTrainer(transformers.Trainer):
     few shapes. Gradients lie in the same memory at every step. Where a hook of someone's would have to be called in the
     step, or a layer is dropped by numbers that the host draws, steps are eager.
 
+    The first batch is preceded by five forwards of at most 20 tokens, in which every rank tries what the model sees
+    (:mod:`dllm.fast.trial`): a causal model is refused, and so are padded batches where padding is seen. Samples that
+    exceed the model's positions are refused before the first step where the data set is in memory and the collator only
+    pads, else in their batch; beyond what rotary positions were made for there is one warning.
+
     Args:
         args: :class:`MDLMConfig`.
         scheduler: alpha(t); linear if not given.
@@ -125,7 +131,8 @@ class MDLMTrainer(transformers.Trainer):
     Raises:
         TypeError: args that are no MDLMConfig, both names of the tokenizer, or arguments that transformers refuses.
         ValueError: no mask token is known; several GPUs in one process; compute_metrics or compute_loss_func (there
-            are no logits); `cuda_graph=True` where no graph can be captured. While training: what
+            are no logits); `cuda_graph=True` where no graph can be captured. In `train`: a causal model, samples that
+            exceed the model's positions, padded batches where padding is seen, what
             :class:`~dllm.core.trainers.collator.MDLMCollator` refuses. In `train(resume_from_checkpoint=...)`: a
             checkpoint that holds weights only.
         RuntimeError: in training, `cuda_graph=True` and a step that cannot be captured.
@@ -184,9 +191,10 @@ class MDLMTrainer(transformers.Trainer):
             **options,
         )
         self.graphs, self._in_training_step = training_graphs(self, MDLMTrainer.compute_loss), False
+        self._positions, self._positions_end = positions_of(self.model)
         if self.graphs is not None and data_collator is None:
-            positions = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
-            self.data_collator = padding_collator(tokenizer, few_shapes=True, positions=positions)
+            self.data_collator = padding_collator(tokenizer, few_shapes=True, positions=self._positions)
+        self._tried, self._why_not_padded = False, None
         self.model_accepts_loss_kwargs = True  # transformers 4: training_step divides by nothing
         # kept in samples even where the model itself takes none
         self.label_names = list(dict.fromkeys(["labels", *(args.label_names or ())]))
@@ -374,6 +382,7 @@ class MDLMTrainer(transformers.Trainer):
     def _weighted_loss(self, model: nn.Module, inputs: Mapping[str, Any], scale: Tensor) -> tuple[Tensor, Tensor]:
         """Loss times `scale`, and each sample's sum of w CE, float32 [B]."""
         chosen, tokens = inputs[CORRUPTION], inputs["input_ids"]
+        self._check(model, inputs)
         sample = chosen["rows"] // tokens.shape[1]
         weight = chosen["weight"]
         if self.args.loss_norm_type == "sequence":
@@ -389,6 +398,26 @@ class MDLMTrainer(transformers.Trainer):
         if replayed:
             loss.requires_grad_()  # a leaf: the backward that transformers calls finds nothing left to do
         return loss, nll.new_zeros(len(tokens)).index_add_(0, sample, chosen["weight"] * nll)
+
+    def _check(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """That the model, once it is wrapped, can do what the batch asks of it."""
+        if not self._tried:
+            self._try(model, inputs["input_ids"].device)
+            self._tried = True
+        check_unpadded(inputs.get("attention_mask"), self._why_not_padded)
+        if self._positions is not None and "position_ids" not in inputs:
+            columns = self._text_columns(inputs)
+            if columns > self._positions:  # of positions that end the collator has told
+                check_positions(self.model, columns, "a row of a batch must fit")
+
+    def _try(self, model: nn.Module, device: torch.device) -> None:
+        """What the model sees, on a few tokens, by every rank alike."""
+        self._why_not_padded = check_padding(model, device)
+        check_packing(model, self.data_collator, device)
+
+    def _text_columns(self, inputs: Mapping[str, Any]) -> int:
+        """Positions that a row of the batch takes."""
+        return inputs["input_ids"].shape[1]
 
     def _model_inputs(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the model, wrapped or not, is called with."""
@@ -413,6 +442,7 @@ class MDLMTrainer(transformers.Trainer):
             antithetic=args.antithetic_time,
             uniform_weight=args.loss_weight_type == "uniform",
             right_shift=args.right_shift_logits,
+            positions=self._positions if self._positions_end else None,
             **options,
         )
 
@@ -443,6 +473,8 @@ class MDLMTrainer(transformers.Trainer):
 
     def _begin(self) -> None:
         """At the start of `train`, weights in place and nothing trained yet."""
+        for name in ("train_dataset", "eval_dataset"):
+            check_samples(self.model, getattr(self, name), self.data_collator, name)
         self.nll.reset()
         self.throughput = Throughput(self.args.device)
         half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None

@@ -1,0 +1,130 @@
+"""What can be known of a run before its first step: that the model sees what the loss assumes, and that samples fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from dllm.core.trainers.collator import OnGrid
+from dllm.data.collators import CollatorWrapper
+from dllm.data.packing import PackingCollator
+from dllm.fast.inputs import check_positions
+from dllm.fast.training import unwrapped
+from dllm.fast.trial import check_both_sides, forget, two_rows, who_sees_whom, why_not_padded
+
+_PADDING = (OnGrid, transformers.DataCollatorForSeq2Seq, transformers.DataCollatorWithPadding)
+
+
+def check_padding(model: nn.Module, device: torch.device) -> str | None:
+    """Try on a few tokens that a model sees both sides, and whether padding is seen.
+
+    Args:
+        model: wrapped or not; every rank calls this.
+        device: of its inputs.
+
+    Returns:
+        Why rows may not be padded, None where they may.
+
+    Raises:
+        ValueError: the model is causal.
+    """
+    forget(model)
+    check_both_sides(model, device)
+    return why_not_padded(model, device)
+
+
+def check_packing(model: nn.Module, collator: Any, device: torch.device) -> None:
+    """Try on a few tokens that samples of one row do not see each other, where the collator packs.
+
+    Raises:
+        ValueError: they do.
+    """
+    collator, (tokens, _) = _innermost(collator), two_rows(unwrapped(model))
+    if not isinstance(collator, PackingCollator) or len(tokens) < 2:
+        return
+    half = len(tokens) // 2
+    row = {"input_ids": tokens, "position_ids": [*range(half), *range(len(tokens) - half)]}
+    given = collator([row] * (1 + len(tokens)))
+    inputs = {name: _to(given[name], device) for name in ("position_ids", "attention_mask")}
+    sees = who_sees_whom(model, device, **inputs)
+    if sees is not None and bool(sees[:half, half:].any() or sees[half:, :half].any()):
+        raise ValueError(
+            f"samples of one row must not see each other, and in {type(unwrapped(model)).__name__} they do, whatever "
+            "attention_mask says: train without packing"
+        )
+
+
+def _to(mask: Any, device: torch.device) -> Any:
+    return {name: _to(part, device) for name, part in mask.items()} if isinstance(mask, dict) else mask.to(device)
+
+
+def _innermost(collator: Any) -> Any:
+    """The collator inside our wrappers, which leave samples as long as they are, or lengthen them."""
+    while isinstance(collator, CollatorWrapper) and type(collator).__module__.startswith("dllm."):
+        collator = collator.collator
+    return collator
+
+
+def check_unpadded(attention_mask: object, why: str | None) -> None:
+    """Check that no row of a batch is padded where `why` says that none may be.
+
+    Raises:
+        ValueError: one is.
+
+    Example:
+        >>> check_unpadded(torch.tensor([[1, 1], [1, 0]]), "Net takes no attention_mask")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: rows of a batch must be of one length, because Net takes no attention_mask: cut or fill ...
+    """
+    if why is not None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        raise ValueError(
+            f"rows of a batch must be of one length, because {why}: cut or fill samples to one length, or set "
+            "per_device_train_batch_size to 1"
+        )
+
+
+def check_samples(model: nn.Module, samples: Any, collator: Any, name: str) -> None:
+    """Check that the longest sample fits the model's positions, where that can be told without making batches: of a
+    list or a data set in memory, whose samples the collator only pads.
+
+    Args:
+        model: the model.
+        samples: the data set `name`, several by name, or None.
+        collator: of batches.
+
+    Raises:
+        ValueError: the longest sample has more tokens than the model has positions.
+    """
+    if isinstance(samples, dict):
+        for split, part in samples.items():
+            check_samples(model, part, collator, f"{name}[{split!r}]")
+        return
+    collator = _innermost(collator)
+    if type(collator) in _PADDING or collator is transformers.default_data_collator:
+        longest = longest_sample(samples)
+        if longest is not None:
+            check_positions(model, longest, f"the longest sample of {name} must fit", ": set max_length")
+
+
+def longest_sample(samples: Any) -> int | None:
+    """Tokens of the longest sample of a list, or of a data set of the package datasets that is no stream; None where
+    that cannot be told at once.
+
+    Example:
+        >>> longest_sample([{"input_ids": [5]}, {"input_ids": [6, 7]}])
+        2
+    """
+    if isinstance(samples, (list, tuple)) and all(isinstance(s, Mapping) and "input_ids" in s for s in samples):
+        return max((len(sample["input_ids"]) for sample in samples), default=0)
+    if not hasattr(samples, "__len__") or "input_ids" not in (getattr(samples, "column_names", None) or ()):
+        return None
+    import pyarrow.compute
+
+    parts = samples.select_columns("input_ids").with_format("arrow").iter(batch_size=10_000)
+    lengths = (pyarrow.compute.max(pyarrow.compute.list_value_length(part["input_ids"])).as_py() for part in parts)
+    return max((length or 0 for length in lengths), default=0)
