@@ -142,8 +142,9 @@ class Probe:
         self.tokens, self.others = (torch.tensor(row, dtype=torch.int64, device=device) for row in rows)
 
     def __call__(self, tokens: Tensor, **inputs: Any) -> Tensor:
-        """Logits [B, L, V]."""
-        return logits_of(self.model(input_ids=tokens, **inputs))
+        """Logits [B, L, V], 0 where a token can never be."""
+        logits = logits_of(self.model(input_ids=tokens, **inputs))
+        return logits.masked_fill(logits == -torch.inf, 0)
 
     def each_changed(self) -> tuple[Tensor, Tensor]:
         """Rows [1 + n, n], and the same with another token in column i - 1 of row i; row 0 is the control."""
