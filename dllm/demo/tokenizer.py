@@ -61,6 +61,7 @@ def build_tokenizer(
     backend.add_special_tokens([AddedToken(tag, normalized=False, **sides) for tag, sides in TAGS.items()])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
+        add_prefix_space=True,  # in tokenizer_config.json, without which transformers 4.57 sets it back to False
         mask_token=MASK,
         eos_token=END_OF_ANSWER,
         pad_token=END_OF_ANSWER,

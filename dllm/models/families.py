@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # [Question]\nHow are you?\n[/Question]\n\n[Answer]\nI am fine.\n[/Answer]\n\n
+# As in dLLM 0.1, white space around a message is dropped, and no answer is opened after an answer.
 BERT_CHAT = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}[SYS]\n{{ message['content'] }}\n[/SYS]\n\n"
-    "{% elif message['role'] == 'user' %}[Question]\n{{ message['content'] }}\n[/Question]\n\n"
-    "{% elif message['role'] == 'assistant' %}[Answer]\n{{ message['content'] }}\n[/Answer]\n\n"
+    "{% if message['role'] == 'system' %}[SYS]\n{{ message['content'] | trim }}\n[/SYS]\n\n"
+    "{% elif message['role'] == 'user' %}[Question]\n{{ message['content'] | trim }}\n[/Question]\n\n"
+    "{% elif message['role'] == 'assistant' %}[Answer]\n{{ message['content'] | trim }}\n[/Answer]\n\n"
     "{% else %}{{ raise_exception('expected the role system, user or assistant, got ' + message['role']) }}"
     "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}[Answer]\n{% endif %}"
+    "{% if add_generation_prompt and (not messages or messages[-1]['role'] != 'assistant') %}[Answer]\n{% endif %}"
 )
 
 

@@ -47,11 +47,14 @@ class TestTokenizer:
         assert tokenizer.mask_token_id not in ids
 
     def test_template_is_bert_chats(self, tokenizer):
-        text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
-        assert text == (
-            "[SYS]\nBe kind.\n[/SYS]\n\n[Question]\nHow are you?\n[/Question]\n\n"
-            "[Answer]\nFine.\n[/Answer]\n\n[Answer]\n"
-        )
+        """White space around a message is dropped, and an answer is begun after a question only."""
+        spaced = [message | {"content": f" {message['content']}\n"} for message in CONVERSATION]
+        asked = "[SYS]\nBe kind.\n[/SYS]\n\n[Question]\nHow are you?\n[/Question]\n\n[Answer]\n"
+        for messages in (CONVERSATION, spaced):
+            written = [
+                tokenizer.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=True) for n in (2, 3)
+            ]
+            assert written == [asked, f"{asked}Fine.\n[/Answer]\n\n"]
 
     def test_line_breaks_of_the_template_cost_nothing(self, tokenizer):
         text = tokenizer.apply_chat_template(CONVERSATION[1:], tokenize=False)
@@ -70,6 +73,7 @@ class TestTokenizer:
         text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
         assert shipped.apply_chat_template(CONVERSATION, tokenize=False) == text
         assert shipped(text).input_ids == tokenizer(text).input_ids
+        assert shipped.chat_template == tokenizer.chat_template
         assert (shipped.mask_token_id, shipped.eos_token_id) == (tokenizer.mask_token_id, tokenizer.eos_token_id)
 
 
