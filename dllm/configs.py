@@ -209,18 +209,24 @@ class TrainingArguments(_AnyTransformers):
 
 
 def resolve_with_base_env(path: str, env_name: str) -> str:
-    """The path under the folder that an environment variable names, if something is there; else as it is: an absolute
-    path, one that exists from here, or a name on the Hub.
+    """The path under the folder that an environment variable names; as it is where the variable is not set, and where
+    the path is absolute, begins with ~ or exists from here.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name under the folder: a run on a machine that keeps its models in a
+            folder of its own downloads nothing from the Hub by mistake.
 
     Example:
         >>> resolve_with_base_env("answerdotai/ModernBERT-base", "NO_SUCH_VARIABLE")
         'answerdotai/ModernBERT-base'
     """
-    base = os.environ.get(env_name)
-    if not base or os.path.isabs(path) or os.path.exists(path):
+    base = os.environ.get(env_name, "").strip()
+    if not base or os.path.isabs(path) or path.startswith("~") or os.path.exists(path):
         return path
     inside = os.path.join(base, path)
-    return inside if os.path.exists(inside) else path
+    if not os.path.exists(inside):
+        raise FileNotFoundError(f"Path not found: {inside} ({env_name} is set: there must be a {path} under it)")
+    return inside
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:

@@ -81,14 +81,15 @@ def print_args(*arguments: Any) -> None:
             print(f"  {field.name}: {_shown(field.name, getattr(each, field.name))}")
 
 
-def print_args_main(*arguments: Any) -> None:
-    """:func:`print_args`, by the first process only.
+def print_args_main(*arguments: Any, model_args: Any = None, data_args: Any = None, training_args: Any = None) -> None:
+    """:func:`print_args` of all that is given, by position or by name, by the first process only.
 
     Raises:
         TypeError: something else than a dataclass.
     """
+    named = [each for each in (model_args, data_args, training_args) if each is not None]
     if is_main():
-        print_args(*arguments)
+        print_args(*arguments, *named)
 
 
 def get_default_logger(name: str) -> logging.Logger:

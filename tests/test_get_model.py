@@ -79,6 +79,9 @@ def test_attention_goes_to_transformers():
 def test_models_below_a_base_folder(monkeypatch):
     monkeypatch.setenv("BASE_MODELS_DIR", str(SHIPPED.parent))
     assert ModelArguments(model_name_or_path=SHIPPED.name).model_name_or_path == str(SHIPPED)
+    with pytest.raises(FileNotFoundError, match=r"Path not found: .*some/name \(BASE_MODELS_DIR is set"):
+        ModelArguments(model_name_or_path="some/name")
+    monkeypatch.setenv("BASE_MODELS_DIR", "")
     assert ModelArguments(model_name_or_path="some/name").model_name_or_path == "some/name"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -13,11 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from dllm.chat.film import Film, film_of
+from dllm.chat.film import Film, Frame, film_of
 from dllm.chat.gif import animated
 from dllm.chat.page import replay_page
 from dllm.chat.replay import Replay
 from dllm.chat.save import write
+from dllm.chat.tokens import pieces
 from dllm.chat.view import PlainView, Progress, View, is_terminal
 
 
@@ -56,6 +58,7 @@ class TerminalVisualizer(BaseVisualizer):
         fps: float = 16,
         rich: bool = True,
         title: str = "dllm",
+        max_chars: int | None = None,
         every_n_steps: int = 1,
     ) -> None:
         """Play the steps.
@@ -65,6 +68,7 @@ class TerminalVisualizer(BaseVisualizer):
             fps: frames per second.
             rich: redraw in colors; False, or an output that is no terminal, gives a few plain lines.
             title: of the panels.
+            max_chars: most characters that are shown of a row, its first; None shows all.
             every_n_steps: leave out the steps between; the last is always shown.
 
         Raises:
@@ -75,6 +79,8 @@ class TerminalVisualizer(BaseVisualizer):
             raise ValueError(f"fps must be above 0, got {fps}")
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if max_chars is not None and max_chars < 1:
+            raise ValueError(f"max_chars must be at least 1 or None, got {max_chars}")
         film = film_of(self.tokenizer, history)
         titles = _titles(title, len(film.rows))
         live = rich and is_terminal(sys.stdout)
@@ -85,8 +91,18 @@ class TerminalVisualizer(BaseVisualizer):
                 frames = [frames[step] for frames in film.rows]
                 kept = sum(frame.committed for frame in frames)
                 if step == steps or (step % every_n_steps == 0 and (live or view.due(step, steps))):
-                    view.draw(frames, Progress(step, steps, kept, None))
+                    view.draw(
+                        [self._beginning(frame, max_chars) for frame in frames], Progress(step, steps, kept, None)
+                    )
                     time.sleep(1 / fps if live else 0)
+
+    def _beginning(self, frame: Frame, max_chars: int | None) -> Frame:
+        """The tokens of a frame that end within its first `max_chars` characters."""
+        if max_chars is None:
+            return frame
+        ends = itertools.accumulate(len(text) for text in pieces(self.tokenizer, frame.tokens))
+        shown = sum(end <= max_chars for end in ends)
+        return Frame(*(each[:shown] for each in frame))
 
     def _live(self, titles: Sequence[str], film: Film) -> View:
         if importlib.util.find_spec("rich") is None:

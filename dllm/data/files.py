@@ -81,15 +81,17 @@ def local_path(name: str) -> Path | None:
     it can only be on the Hub.
 
     Raises:
-        FileNotFoundError: it lies nowhere, and no data set of the Hub can have such a name.
+        FileNotFoundError: it lies nowhere, and BASE_DATASETS_DIR is set or no data set of the Hub can have such a name.
     """
-    path = Path(resolve_with_base_env(name, "BASE_DATASETS_DIR")).expanduser()
-    if path.exists():
-        return path
-    if kind_of(path) is None and _HUB_NAME.fullmatch(name) and not name.startswith("."):
-        return None
-    base = os.environ.get("BASE_DATASETS_DIR")
-    under = f", nor under BASE_DATASETS_DIR={base}" if base else ""
+    under = ""
+    try:
+        path = Path(resolve_with_base_env(name, "BASE_DATASETS_DIR")).expanduser()
+        if path.exists():
+            return path
+        if kind_of(path) is None and _HUB_NAME.fullmatch(name) and not name.startswith("."):
+            return None
+    except FileNotFoundError:
+        under = f", nor under BASE_DATASETS_DIR={os.environ['BASE_DATASETS_DIR']}"
     raise FileNotFoundError(f"there is no file or folder {name} in {Path.cwd()}{under}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ class Source:
             raise ValueError(f"by of {self.name} must be one of {', '.join(UNITS)}, got {self.unit!r}")
 
 
-def parse_spec(text: str) -> tuple[str | None, dict[str, Any]]:
-    """A name with settings in brackets, `name[key:value,...]`; or settings alone, `key=value,...`, and no name.
+def parse_spec(spec: str) -> tuple[str | None, dict[str, Any]]:
+    """A name with settings in brackets, `name[key:value,...]`, whole numbers as integers; or settings alone,
+    `key=value,...`, all of them texts, and no name.
 
     Raises:
         ValueError: brackets that do not close, or a setting that is none.
@@ -59,15 +61,15 @@ def parse_spec(text: str) -> tuple[str | None, dict[str, Any]]:
         >>> parse_spec("name[a:b,train:5000]")
         ('name', {'a': 'b', 'train': 5000})
         >>> parse_spec("a=b,train=5000")
-        (None, {'a': 'b', 'train': 5000})
+        (None, {'a': 'b', 'train': '5000'})
     """
-    if _SETTINGS.fullmatch(text):
-        return None, _settings(text, text, "=")
-    match = re.fullmatch(r"\s*([^\[\]\s][^\[\]]*?)\s*(?:\[([^\[\]]*)\])?\s*", text)
+    if _SETTINGS.fullmatch(spec):
+        return None, dict(_settings(spec, spec, "="))
+    match = re.fullmatch(r"\s*([^\[\]\s][^\[\]]*?)\s*(?:\[([^\[\]]*)\])?\s*", spec)
     if match is None:
-        raise ValueError(f"expected name or name[key:value,...], got {text!r}")
+        raise ValueError(f"expected name or name[key:value,...], got {spec!r}")
     name, inside = match.groups()
-    return name, _settings(inside or "", text, ":")
+    return name, {key: _whole_number(value) for key, value in _settings(inside or "", spec, ":")}
 
 
 def read_sources(text: str | None) -> list[Source]:
@@ -119,11 +121,13 @@ def _number(name: str, text: Any) -> float:
         raise ValueError(f"the weight of {name} must be a positive number, got {text!r}") from None
 
 
-def _settings(listed: str, text: str, sign: str) -> dict[str, Any]:
-    settings = {}
+def _settings(listed: str, text: str, sign: str) -> Iterator[tuple[str, str]]:
     for part in filter(None, (part.strip() for part in listed.split(","))):
         key, separator, value = (piece.strip() for piece in part.partition(sign))
         if not (key and separator and value):
             raise ValueError(f"expected key{sign}value in the settings of {text!r}, got {part!r}")
-        settings[key] = int(value) if re.fullmatch(r"\d+(_\d+)*", value) else value
-    return settings
+        yield key, value
+
+
+def _whole_number(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"\d+(_\d+)*", text) else text

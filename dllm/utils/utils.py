@@ -2,6 +2,7 @@
 
 from dllm.configs import resolve_with_base_env
 from dllm.data.spec import parse_spec
+from dllm.models import load_peft
 from dllm.startup import (
     disable_caching_allocator_warmup,
     disable_dataset_caching,
@@ -22,6 +23,7 @@ __all__ = [
     "get_default_logger",
     "init_device_context_manager",
     "initial_training_setup",
+    "load_peft",
     "parse_spec",
     "pprint_main",
     "print_args",

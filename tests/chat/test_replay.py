@@ -118,11 +118,17 @@ class TestVisualizers:
         TerminalVisualizer(words).visualize(histories, rich=False, every_n_steps=3)
         assert re.findall(r"step (\d)", capsys.readouterr().out) == ["3", "4"]
 
+    def test_terminal_shows_the_beginning(self, words, capsys):
+        """As many tokens as end within the characters asked for: " hello" has 6, " world" 6 more."""
+        for most, shown in ((5, ""), (6, "hello"), (12, "hello world")):
+            TerminalVisualizer(words).visualize([HISTORIES[0][0], HISTORIES[2][0]], rich=False, max_chars=most)
+            assert capsys.readouterr().out.splitlines()[-1] == f"  dllm | {shown}"
+
     def test_the_function_of_scripts(self, words, capsys):
         visualize_histories(words, HISTORIES)
         assert "step 2 of 2" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("options", [{"fps": 0}, {"every_n_steps": 0}])
+    @pytest.mark.parametrize("options", [{"fps": 0}, {"every_n_steps": 0}, {"max_chars": 0}])
     def test_numbers_that_make_no_sense(self, words, options):
         with pytest.raises(ValueError, match="must be"):
             TerminalVisualizer(words).visualize(HISTORIES, **options)

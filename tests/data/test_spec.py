@@ -11,7 +11,7 @@ from dllm.data.spec import Source, parse_spec, read_sources
         ("a", ("a", {})),
         (" a/b [x:1_000, y:z] ", ("a/b", {"x": 1000, "y": "z"})),
         ("a[]", ("a", {})),
-        (" a=b, n = 5 ", (None, {"a": "b", "n": 5})),
+        (" a=b, n = 5 ", (None, {"a": "b", "n": "5"})),
         ("data/year=2024[train:5]", ("data/year=2024", {"train": 5})),
     ],
 )

@@ -10,6 +10,7 @@ from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
 from dllm.core.samplers.llada21 import LLaDA21Sampler, LLaDA21SamplerConfig
 from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
 from dllm.core.samplers.threshold import ThresholdSampler, ThresholdSamplerConfig
+from dllm.core.samplers.utils import add_gumbel_noise, get_num_transfer_tokens
 
 __all__ = [
     "BD3LMSampler",
@@ -33,4 +34,6 @@ __all__ = [
     "MDLMSamplerConfig",
     "ThresholdSampler",
     "ThresholdSamplerConfig",
+    "add_gumbel_noise",
+    "get_num_transfer_tokens",
 ]

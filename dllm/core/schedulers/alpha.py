@@ -48,13 +48,13 @@ class BaseAlphaScheduler(ABC):
         """The same as `alpha`."""
         return self.alpha(t)
 
-    def alpha(self, t: Number) -> Number:
-        """Probability that a token is unmasked at time t."""
-        return evaluate(self._alpha, t)
+    def alpha(self, i: Number) -> Number:
+        """Probability that a token is unmasked at time i."""
+        return evaluate(self._alpha, i)
 
-    def alpha_derivative(self, t: Number) -> Number:
-        """d alpha / dt, at most 0."""
-        return evaluate(self._alpha_derivative, t)
+    def alpha_derivative(self, i: Number) -> Number:
+        """d alpha / dt at time i, at most 0."""
+        return evaluate(self._alpha_derivative, i)
 
     def reverse_mask_prob(self, s: Number, t: Number) -> Number:
         """(1 - alpha(s)) / (1 - alpha(t)): probability that a token masked at t is still masked at s, 0 <= s < t <= 1.
@@ -68,18 +68,18 @@ class BaseAlphaScheduler(ABC):
         """
         return evaluate(self._reverse_mask_prob, s, t)
 
-    def weight(self, t: Number) -> Number:
-        """w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6), the loss weight of a masked token. For linear alpha it is 1 / t.
+    def weight(self, i: Number) -> Number:
+        """w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6) at time i, the loss weight of a masked token. Linear: 1 / t.
 
         Example:
             >>> round(LinearAlphaScheduler().weight(0.5), 4)
             2.0
         """
-        return evaluate(lambda t: -self._alpha_derivative(t) / (1 - self._alpha(t) + EPSILON), t)
+        return evaluate(lambda t: -self._alpha_derivative(t) / (1 - self._alpha(t) + EPSILON), i)
 
     def _reverse_mask_prob(self, s: Tensor, t: Tensor) -> Tensor:
         if not bool((s < t).all()):
-            raise ValueError("s must be less than t")
+            raise ValueError("s must be less than t: s < t in every element")
         return (1 - self._alpha(s)) / (1 - self._alpha(t))
 
 

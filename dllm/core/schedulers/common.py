@@ -38,7 +38,7 @@ def by_name(registry: Mapping[str, type[Scheduler]], name: object, suffix: str) 
     for known, found in registry.items():
         if isinstance(name, str) and name.lower() in (known.lower(), known.removesuffix(suffix).lower()):
             return found
-    raise ValueError(f"unknown scheduler {name!r}; known are {', '.join(sorted(registry))}")
+    raise ValueError(f"Unknown scheduler {name!r}: known are {', '.join(sorted(registry))}")
 
 
 def _checked(t: Number) -> Tensor:
@@ -50,5 +50,5 @@ def _checked(t: Number) -> Tensor:
         raise TypeError(f"t must be a floating-point tensor, got {str(t.dtype).removeprefix('torch.')}")
     outside = ~((t >= 0) & (t <= 1))
     if bool(outside.any()):
-        raise ValueError(f"t must lie in [0, 1], got {float(t[outside].flatten()[0])}")
+        raise ValueError(f"t must lie in [0, 1], got {float(t[outside].flatten()[0])}, which is not in it")
     return t
