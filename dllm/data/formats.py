@@ -91,15 +91,19 @@ def conversation_format(columns: Iterable[str]) -> Format | None:
     return next((known for known in FORMATS if present.issuperset(known.columns)), None)
 
 
-def text_column(columns: Iterable[str]) -> str | None:
-    """The column that holds running text, None if there is none.
+def text_column(columns: Iterable[str], wanted: str = "text") -> str | None:
+    """The column that holds running text, None if there is none: the one called `wanted`, in other letters (Text for
+    text) if there is one such only; for the default also what else text is called, content or raw_content.
 
     Example:
-        >>> text_column(["url", "content"])
-        'content'
+        >>> text_column(["url", "content"]), text_column(["Poem", "url"], "poem"), text_column(["content"], "poem")
+        ('content', 'Poem', None)
     """
-    present = set(columns)
-    return next((column for column in TEXT_COLUMNS if column in present), None)
+    present = list(columns)
+    alike = [column for column in present if column.lower() == wanted.lower()]
+    if wanted in present or len(alike) == 1:
+        return wanted if wanted in present else alike[0]
+    return next((column for column in TEXT_COLUMNS if column in present), None) if wanted == "text" else None
 
 
 def with_system(row: Row, messages: Messages) -> Messages:

@@ -73,9 +73,9 @@ def load_sft_dataset(dataset_args: str, load_preprocessed_data: bool = False) ->
 
 
 def load_pt_dataset(
-    dataset_args: str, streaming: bool = True, load_preprocessed_data: bool = False
+    dataset_args: str, streaming: bool = True, load_preprocessed_data: bool = False, *, repeat: bool = True
 ) -> datasets.DatasetDict | datasets.IterableDatasetDict:
-    """Texts in splits, each row with `text` and nothing else.
+    """Texts in splits, their rows as they lie there, with all columns.
 
     Args:
         dataset_args: as :func:`load_sft_dataset` has it; .txt files too, a row for each paragraph, or with `by:line` or
@@ -83,13 +83,16 @@ def load_pt_dataset(
             first rows.
         streaming: read rows when they are asked for, instead of all before the first is. A stream does not know how
             many rows it has: a count that is larger takes what there is.
+        repeat: a stream's train begins again when it ends, for ever; of no account where `streaming` is False.
         load_preprocessed_data: the names are data sets that `python -m dllm.tools.preprocess_pt_dataset` has saved;
             they come back as they are.
 
-    Text is in the column text, Text, content or raw_content, the first that is there.
+    :func:`~dllm.data.tokens.tokenize_and_group` finds the text in them. Several data sets that do not have the same
+    columns are joined as rows with `text` alone, which is their column text, Text, content or raw_content, the first
+    that is there.
 
     Raises:
-        As :func:`load_sft_dataset`; ValueError for rows without text.
+        As :func:`load_sft_dataset`; ValueError for data sets of several kinds, one of them without text.
 
     Example:
         >>> import tempfile
@@ -105,8 +108,12 @@ def load_pt_dataset(
     sources = read_sources(dataset_args)
     splits = datasets.IterableDatasetDict if streaming else datasets.DatasetDict
     if load_preprocessed_data:
-        return splits(_saved(sources, streaming=streaming))
-    return splits(join(sources, [_texts(source, streaming) for source in sources]))
+        joined = _saved(sources, streaming=streaming)
+    else:
+        joined = join(sources, _alike(sources, [_texts(source, streaming) for source in sources]))
+    if streaming and repeat and "train" in joined:
+        joined["train"] = joined["train"].repeat(None)
+    return splits(joined)
 
 
 def _saved(sources: list[Source], streaming: bool) -> dict[str, Any]:
@@ -158,12 +165,25 @@ def _with_messages(name: str, rows: Any, names: set[str], alone: bool) -> Any:
 def _texts(source: Source, streaming: bool) -> dict[str, Any]:
     found = {split: _in_language(source, rows) for split, rows in open_source(source, streaming=streaming).items()}
     kept = take_counts(found, source, in_order=True)
-    return {split: _with_text(source.name, split, rows) for split, rows in kept.items()}
+    for split, rows in kept.items():
+        _check_rows(source.name, split, rows)
+        if rows.column_names is None:  # a stream of the package datasets before version 5, which a script may ask
+            kept[split] = rows._resolve_features()
+    return kept
+
+
+def _alike(sources: list[Source], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The splits of several data sets, which have text alone where their columns differ."""
+    if len({str(rows.features) for part in parts for rows in part.values()}) <= 1:
+        return parts
+    return [
+        {split: _with_text(source.name, split, rows) for split, rows in part.items()}
+        for source, part in zip(sources, parts, strict=True)
+    ]
 
 
 def _with_text(name: str, split: str, rows: Any) -> Any:
     columns = column_names(rows)
-    _check_rows(name, split, rows)
     column = text_column(columns)
     if column is None:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dllm.data.chat import IGNORE
 from dllm.data.encoding import encode_texts
+from dllm.data.formats import text_column
 
 
 def tokenize_and_group(
@@ -26,7 +27,8 @@ def tokenize_and_group(
 
     To be mapped over a data set in batches, streaming or not; each batch is cut for itself, and has a tail of its own:
 
-        dataset.map(functools.partial(tokenize_and_group, tokenizer=tokenizer), batched=True, remove_columns=["text"])
+        group = functools.partial(tokenize_and_group, tokenizer=tokenizer)
+        dataset.map(group, batched=True, remove_columns=dataset["train"].column_names)
 
     A token attends to all others of its sample, to those of another text too, as in the pre-training of BERT's and
     LLaDA's successors; :mod:`dllm.data.packing` keeps texts apart.
@@ -37,7 +39,8 @@ def tokenize_and_group(
     Args:
         examples: a batch of rows, by column.
         tokenizer: without a limit of its own: what a model cannot take in is cut here.
-        text_field: the column of the texts.
+        text_field: the column of the texts; Text for text too, and where there is no such column, for the default,
+            content or raw_content (:func:`~dllm.data.formats.text_column`).
         seq_length: tokens of a sample.
         insert_eos: end every text with the tokenizer's end of sequence, unless it has it already.
         drop_tail: leave out what is shorter than `seq_length` at the end; else it becomes the last sample.
@@ -55,16 +58,17 @@ def tokenize_and_group(
         >>> [len(sample) for sample in found["input_ids"]], found["labels"] == found["input_ids"]
         ([4], True)
     """
-    if text_field not in examples:
+    column = text_column(examples, text_field)
+    if column is None:
         raise ValueError(f"rows must have the column {text_field!r}, got {', '.join(examples)}")
     if seq_length < 1:
         raise ValueError(f"seq_length must be at least 1, got {seq_length}")
     if insert_eos and tokenizer.eos_token_id is None:
         raise ValueError("insert_eos needs a tokenizer with an end of sequence, got one without")
-    texts = list(examples[text_field])
+    texts = list(examples[column])
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"{text_field} must be text, got {text!r}")
+            raise ValueError(f"{column} must be text, got {text!r}")
     found = encode_texts(texts, tokenizer, add_special_tokens)
     if insert_eos:
         found = [_ended(tokens, tokenizer.eos_token_id) for tokens in found]
@@ -74,11 +78,11 @@ def tokenize_and_group(
     return {"input_ids": samples, "labels": [list(sample) for sample in samples]}
 
 
-def prepend_bos(inputs: Mapping[str, Any], bos_token_id: int, label_pad_token_id: int = IGNORE) -> dict[str, Any]:
+def prepend_bos(batch: Mapping[str, Any], bos_token_id: int, label_pad_token_id: int = IGNORE) -> dict[str, Any]:
     """A batch with one more token at the beginning of each row, which is attended to and never learnt.
 
     Args:
-        inputs: `input_ids` int64 [B, L] and perhaps `labels`, `attention_mask`, `token_type_ids` and `position_ids` of
+        batch: `input_ids` int64 [B, L] and perhaps `labels`, `attention_mask`, `token_type_ids` and `position_ids` of
             the same shape, padded on the right.
         bos_token_id: the token.
         label_pad_token_id: its label.
@@ -97,9 +101,9 @@ def prepend_bos(inputs: Mapping[str, Any], bos_token_id: int, label_pad_token_id
     """
     if not isinstance(bos_token_id, int):
         raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: the tokenizer has none?")
-    shape = inputs["input_ids"].shape
+    shape = batch["input_ids"].shape
     first = {"input_ids": bos_token_id, "labels": label_pad_token_id, "attention_mask": 1, "token_type_ids": 0}
-    batch = dict(inputs)
+    batch = dict(batch)
     for name in ("labels", "attention_mask", "token_type_ids", "position_ids"):
         if name in batch and batch[name].shape != shape:
             raise ValueError(f"{name} must have the shape of input_ids {list(shape)}, got {list(batch[name].shape)}")

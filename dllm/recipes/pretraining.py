@@ -96,7 +96,8 @@ def tokenizer(model_args: PretrainingModel) -> Any:
 
 def samples(data_args: PretrainingData, tokenizer: Any) -> Mapping[str, Any]:
     """Token ids, which are their own labels."""
-    options = dict(streaming=data_args.streaming, load_preprocessed_data=data_args.load_preprocessed_data)
+    # the trainer begins a stream again by itself, and masks other tokens then
+    options = dict(streaming=data_args.streaming, load_preprocessed_data=data_args.load_preprocessed_data, repeat=False)
     splits = load_pt_dataset(data_args.dataset_args, **options)
     if data_args.load_preprocessed_data:
         return splits

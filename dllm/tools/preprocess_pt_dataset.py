@@ -43,13 +43,14 @@ def preprocess(options: argparse.Namespace) -> str:
     from dllm.models import get_tokenizer
     from dllm.tools.shards import save_samples, uncached
 
-    cut = {name: getattr(options, name) for name in ("seq_length", "insert_eos", "drop_tail", "add_special_tokens")}
+    names = ("text_field", "seq_length", "insert_eos", "drop_tail", "add_special_tokens")
+    cut = {name: getattr(options, name) for name in names}
     tokenizer = get_tokenizer(model_name_or_path=options.model_name_or_path)
     group = functools.partial(tokenize_and_group, tokenizer=tokenizer, **cut)
     workers = None if options.num_proc == 1 else options.num_proc
     source = dict(model_name_or_path=options.model_name_or_path, dataset_args=options.dataset_args)
     return save_samples(
-        lambda: load_pt_dataset(options.dataset_args, streaming=options.streaming),
+        lambda: load_pt_dataset(options.dataset_args, streaming=options.streaming, repeat=False),
         lambda rows: rows.map(group, batched=True, remove_columns=rows.column_names, num_proc=workers, **uncached()),
         options.output_dir,
         settings={**source, **cut, "streaming": options.streaming},
@@ -65,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model_name_or_path", required=True, help="whose tokenizer is used")
     add("--dataset_args", required=True, help="name[train:5000,test:100], several joined by + or |")
     add("--output_dir", required=True, type=Path, help="the folder that appears when all is done")
-    add("--seq_length", type=at_least_one, default=1024, help="tokens of a sample (default: %(default)s)")
+    add("--text_field", default="text", help="the column of the texts (default: %(default)s)")
+    add("--seq_length", "--max_length", type=at_least_one, default=1024, help="tokens of a sample (default: 1024)")
     add("--insert_eos", type=yes_or_no, default=True, help="end every text (default: %(default)s)")
     add("--drop_tail", type=yes_or_no, default=True, help="leave out shorter samples (default: %(default)s)")
     add("--add_special_tokens", type=yes_or_no, default=False, help="the tokenizer's own (default: %(default)s)")

@@ -1,5 +1,6 @@
 """Conversations and texts in the formats that they are published in: rows with the columns of the data set named."""
 
+import functools
 import json
 
 import pytest
@@ -79,8 +80,12 @@ def test_formats_join(folder):
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("streaming", [True, False])
 def test_texts(folder, name, streaming):
-    found = load_pt_dataset(write(folder / "train.jsonl", [TEXTS[name]]), streaming=streaming)
-    assert list(found["train"]) == [{"text": "T"}]
+    """As they are published, and with others as `text`."""
+    load = functools.partial(load_pt_dataset, streaming=streaming, repeat=False)
+    row = write(folder / "train.jsonl", [TEXTS[name]])
+    assert list(load(row)["train"]) == [TEXTS[name]]
+    other = write(folder / "other.jsonl", [{"text": "U", "language": "en"}])
+    assert list(load(f"{row}+{other}")["train"]) == [{"text": "T"}, {"text": "U"}]
 
 
 def test_splits_of_ultrachat(folder):

@@ -3,12 +3,15 @@
 import codecs
 import functools
 import gzip
+import itertools
 import json
 import logging
 
 import pytest
 
 from dllm.data import load_pt_dataset, load_sft_dataset
+from dllm.data.tokens import tokenize_and_group
+from dllm.demo.shipped import load_shipped
 from tests.data.rows import questions, talk, write
 
 datasets = pytest.importorskip("datasets")
@@ -88,7 +91,7 @@ def test_a_mixture_has_the_weights_asked_for(folder):
     assert of_left == list(range(2000))  # the first to end: all of it, in order, once
     streamed = [{"text": str(number)} for number in range(30)]
     one, two = write(folder / "x.jsonl", streamed[:10]), write(folder / "y.jsonl", streamed[10:])
-    mixed = [int(text) for text in texts(load_pt_dataset(f"{one}[weight:1]+{two}[weight:1]")["train"])]
+    mixed = [int(text) for text in texts(load_pt_dataset(f"{one}[weight:1]+{two}[weight:1]", repeat=False)["train"])]
     assert sorted(mixed) != mixed and len(set(mixed)) == len(mixed)
 
 
@@ -147,26 +150,57 @@ def test_text_of_another_kind(folder, name, content, rule, load):
 def test_texts_of_a_file(folder, streaming):
     path = folder / "book.txt"
     path.write_text(BOOK)
+    load = functools.partial(load_pt_dataset, streaming=streaming, repeat=False)
     paragraphs = ["Call me Ishmael.\nSome years ago", "never mind how long", "precisely"]
-    assert texts(load_pt_dataset(str(path), streaming=streaming)["train"]) == paragraphs
-    assert texts(load_pt_dataset(f"{path}[by:document]", streaming=streaming)["train"]) == [BOOK]
-    lines = texts(load_pt_dataset(f"{path}[by:line,train:2]", streaming=streaming)["train"])
+    assert texts(load(str(path))["train"]) == paragraphs
+    assert texts(load(f"{path}[by:document]")["train"]) == [BOOK]
+    lines = texts(load(f"{path}[by:line,train:2]")["train"])
     assert lines == ["Call me Ishmael.", "Some years ago"]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_counts_of_texts(folder, streaming):
     name = write(folder / "a" / "train.jsonl", [{"text": str(number), "id": number} for number in range(10)])
-    found = load_pt_dataset(f"{name}[test:2,train:3]|{name}[train:1]", streaming=streaming)
+    found = load_pt_dataset(f"{name}[test:2,train:3]|{name}[train:1]", streaming=streaming, repeat=False)
     assert (texts(found["train"]), texts(found["test"])) == (["2", "3", "4", "0"], ["0", "1"])
     assert isinstance(found["train"], datasets.IterableDataset if streaming else datasets.Dataset)
-    assert set(next(iter(found["train"]))) == {"text"}
+    assert next(iter(found["train"])) == {"text": "2", "id": 2}
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_texts_keep_their_columns(folder, streaming):
+    """As they lie there: a script asks for the column that it knows, and removes all columns that there are."""
+    name = write(folder / "a.jsonl", [{"Text": f"{n} + {n}", "id": n} for n in range(4)])
+    found = load_pt_dataset(f"{name}[test:1]", streaming=streaming)
+    assert next(iter(found["train"])) == {"Text": "1 + 1", "id": 1}
+    assert found["train"].column_names == ["Text", "id"]
+    group = functools.partial(tokenize_and_group, tokenizer=load_shipped()[1], text_field="Text", seq_length=3)
+    cut = found.map(group, batched=True, remove_columns=found["train"].column_names)
+    samples = [row["input_ids"] for row in itertools.islice(cut["train"], 3)]
+    assert samples == [load_shipped()[1](f"{n} + {n}").input_ids for n in (1, 2, 3)]
+
+
+def test_texts_of_several_kinds_are_joined_as_text(folder):
+    one = write(folder / "a.jsonl", [{"Text": "A", "id": 1}])
+    two = write(folder / "b.jsonl", [{"content": "B"}])
+    assert load_pt_dataset(f"{one}+{two}", streaming=False)["train"][:] == {"text": ["A", "B"]}
+    assert load_pt_dataset(f"{one}+{one}", streaming=False)["train"][:] == {"Text": ["A", "A"], "id": [1, 1]}
+    with pytest.raises(ValueError, match="must have one of text, Text, content, raw_content, got poem"):
+        load_pt_dataset(f"{one}+{write(folder / 'c.jsonl', [{'poem': 'C'}])}", streaming=False)
+
+
+def test_a_stream_begins_again(folder):
+    name = write(folder / "a.jsonl", [{"text": str(n)} for n in range(5)])
+    found = load_pt_dataset(f"{name}[test:2]")
+    assert texts(itertools.islice(found["train"], 7)) == ["2", "3", "4", "2", "3", "4", "2"]
+    assert texts(found["test"]) == ["0", "1"]
+    assert texts(load_pt_dataset(name, repeat=False)["train"]) == list("01234")
 
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_texts_of_one_language(folder, streaming):
     name = write(folder / "code.jsonl", [{"text": str(n), "lang": ("Python", "C")[n % 2]} for n in range(6)])
-    found = load_pt_dataset(f"{name}[lang:python,train:2]", streaming=streaming)
+    found = load_pt_dataset(f"{name}[lang:python,train:2]", streaming=streaming, repeat=False)
     assert texts(found["train"]) == ["0", "2"]
     with pytest.raises(ValueError, match="must have one of lang, language, program_lang for lang:, got text"):
         load_pt_dataset(write(folder / "t.jsonl", [{"text": "x"}]) + "[lang:c]", streaming=streaming)
@@ -178,7 +212,7 @@ def test_samples_that_were_saved(folder, streaming):
     datasets.DatasetDict(train=rows).save_to_disk(str(folder / "a"))
     rows.save_to_disk(str(folder / "b"))
     spec = f"{folder / 'a'}[train:2]|{folder / 'b'}[train:1]"
-    found = load_pt_dataset(spec, streaming=streaming, load_preprocessed_data=True)["train"]
+    found = load_pt_dataset(spec, streaming=streaming, load_preprocessed_data=True, repeat=False)["train"]
     assert [row["input_ids"] for row in found] == [[0], [1], [0]]
     assert load_sft_dataset(spec, load_preprocessed_data=True)["train"][1] == {"input_ids": [1], "labels": [1]}
     with pytest.raises(FileNotFoundError, match="no saved data set"):
@@ -228,5 +262,7 @@ def test_what_is_not_there(folder, load):
 
 
 def test_texts_without_text(folder):
-    with pytest.raises(ValueError, match="must have one of text, Text, content, raw_content, got messages"):
-        load_pt_dataset(write(folder / "talk.jsonl", [talk(1)]))
+    found = load_pt_dataset(write(folder / "talk.jsonl", [talk(1)]))["train"]
+    group = functools.partial(tokenize_and_group, tokenizer=load_shipped()[1])
+    with pytest.raises(ValueError, match="must have the column 'text', got messages"):
+        next(iter(found.map(group, batched=True)))

@@ -55,6 +55,15 @@ def test_over_a_data_set_and_a_stream(tokenizer):
         assert [row["input_ids"] for row in found] == direct
 
 
+def test_the_column_of_the_texts_is_found(tokenizer):
+    group = functools.partial(tokenize_and_group, tokenizer=tokenizer, seq_length=1)
+    for column, asked in (("Body", "body"), ("Text", "text"), ("raw_content", "text")):
+        assert group({"id": [1], column: TEXTS}, text_field=asked) == group({"text": TEXTS})
+    for columns in (("Body", "BODY"), ("text", "raw_content")):
+        with pytest.raises(ValueError, match=f"must have the column 'body', got {', '.join(columns)}"):
+            group(dict.fromkeys(columns, TEXTS), text_field="body")
+
+
 def test_no_text_at_all(tokenizer):
     assert tokenize_and_group({"text": []}, tokenizer) == {"input_ids": [], "labels": []}
     assert tokenize_and_group({"text": [""]}, tokenizer, drop_tail=False) == {"input_ids": [], "labels": []}

@@ -52,6 +52,15 @@ def test_samples_of_conversations(folder, capsys):
     assert sorted(path.name for path in folder.iterdir() if "out" in path.name) == ["out"]
 
 
+def test_the_names_that_dllm_01_has_for_options(folder):
+    rows = [{"Body": row["text"], "id": n} for n, row in enumerate(TEXTS)]
+    (folder / "bodies.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ("--text_field", "body", "--max_length", "5", "--dataset_args", str(folder / "bodies.jsonl"))
+    assert pt(folder, *options) == 0
+    found = load_pt_dataset(str(folder / "out"), False, load_preprocessed_data=True)["train"]
+    assert {len(row["input_ids"]) for row in found} == {5} and found.column_names == ["input_ids", "labels"]
+
+
 def test_options_of_conversations(folder, capsys):
     options = ("--max_length", "2", "--truncation", "filter", "--mask_prompt_loss", "no", "--remove_columns", "False")
     assert sft(folder, *options) == 1 and "no samples came out of the rows of train" in capsys.readouterr().err
@@ -65,7 +74,9 @@ def test_options_of_conversations(folder, capsys):
 @pytest.mark.parametrize("streaming", ["True", "False"])
 def test_samples_of_texts(folder, streaming):
     assert pt(folder, "--streaming", streaming) == 0
-    found = [row["input_ids"] for row in load_pt_dataset(str(folder / "out"), load_preprocessed_data=True)["train"]]
+    found = [
+        row["input_ids"] for row in load_pt_dataset(str(folder / "out"), False, load_preprocessed_data=True)["train"]
+    ]
     expected = []
     for start in (0, 4, 8):  # a shard is cut for itself
         texts = {"text": [row["text"] for row in TEXTS[start : start + 4]]}
