@@ -46,6 +46,17 @@ def at_least_one(text: str) -> int:
     return number
 
 
+def dtype_name(text: str) -> str:
+    """The name that torch has for a dtype, given so or by the short names fp32, bf16 and fp16.
+
+    Example:
+        >>> dtype_name("bf16"), dtype_name("float32")
+        ('bfloat16', 'float32')
+    """
+    known = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    return known.get(text, text)
+
+
 def exit_code(work: Callable[[], object]) -> int:
     """:func:`dllm.exits.exit_code` of a program that goes on where it was interrupted.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm.exits import exit_code
-from dllm.tools.command import check_free, whole_folder
+from dllm.tools.command import check_free, dtype_name, whole_folder, yes_or_no
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,12 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def work() -> None:
+        if options.push_to_hub and str(options.output_model_name_or_path).count("/") != 1:
+            raise ValueError(
+                f"push_to_hub needs an output that is named owner/name, got {options.output_model_name_or_path}"
+            )
         merge(
             options.adapter_model_name_or_path,
             options.output_model_name_or_path,
             base=options.base_model_name_or_path,
             dtype=options.dtype,
         )
+        if options.push_to_hub:
+            print(f"uploaded: {_push(options.output_model_name_or_path)}")
         print(f"{options.output_model_name_or_path}: base model and adapter as one")
 
     return exit_code("merge_peft_adapter", work)
@@ -88,6 +94,19 @@ def merge(adapter: str, output: Path, *, base: str | None = None, dtype: str = "
     with whole_folder(output) as building:
         merged.save_pretrained(building, safe_serialization=True)
         _tokenizer(folder, base).save_pretrained(building)
+
+
+def _push(folder: Path) -> str:
+    """Upload a folder to the repository that it is named like, a private one where there is none; returns its address.
+
+    Raises:
+        OSError: the Hub cannot be reached, or refuses.
+    """
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi()
+    repository = hub.create_repo(folder.as_posix(), private=True, exist_ok=True).repo_id
+    return str(hub.upload_folder(repo_id=repository, folder_path=folder))
 
 
 def _adapter_folder(adapter: str) -> Path:
@@ -166,7 +185,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--adapter_model_name_or_path", required=True, help="the adapter, a folder or a name on the Hub")
     add("--output_model_name_or_path", required=True, type=Path, help="the folder that appears")
     add("--base_model_name_or_path", default=None, help="the model (default: the one that the adapter names)")
-    add("--dtype", default="bfloat16", help="of the saved weights (default: %(default)s)")
+    add(
+        "--dtype",
+        type=dtype_name,
+        default="bfloat16",
+        help="of the saved weights: bfloat16, float32, float16, or bf16, fp32, fp16 (default: %(default)s)",
+    )
+    add("--push_to_hub", type=yes_or_no, default=False, help="upload the folder, whose name is then owner/name, too")
     return parser
 
 

@@ -1,7 +1,9 @@
 """A base model and its adapter as one: python -m dllm.tools.merge_peft_adapter."""
 
 import json
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -62,6 +64,33 @@ def test_the_dtype_of_what_is_saved(trained):
     assert merge(folder) == 0
     merged = transformers.AutoModelForMaskedLM.from_pretrained(folder / "merged", dtype="auto")
     assert merged.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name, kind", [("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp16", torch.float16)])
+def test_short_names_of_dtypes(trained, name, kind):
+    _, folder = trained
+    assert merge(folder, "--dtype", name) == 0
+    assert transformers.AutoModelForMaskedLM.from_pretrained(folder / "merged", dtype="auto").dtype == kind
+
+
+def test_the_merged_model_is_uploaded_on_request(trained, monkeypatch, capsys):
+    _, folder = trained
+    asked = []
+
+    class Hub:
+        def create_repo(self, name, private, exist_ok):
+            asked.append((name, private, exist_ok))
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, repo_id, folder_path):
+            return f"https://hub/{repo_id}/{len(list(folder_path.glob('*.safetensors')))}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert merge(folder, "--push_to_hub", "True") == 1
+    assert "push_to_hub needs an output that is named owner/name" in capsys.readouterr().err and not asked
+    monkeypatch.chdir(folder)
+    assert merge(folder, "--push_to_hub", "True", "--output_model_name_or_path", "me/merged") == 0
+    assert asked == [("me/merged", True, True)] and "uploaded: https://hub/me/merged/1" in capsys.readouterr().out
 
 
 def test_what_cannot_be_merged(trained, capsys):
