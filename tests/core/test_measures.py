@@ -6,11 +6,12 @@ import logging
 import math
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dllm.core.trainers.utils import throughput
+from dllm.core.trainers.utils import OnEvaluateMetricsCallback, throughput
 from dllm.core.trainers.utils.curve import draw_curve
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric, PPLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput
@@ -26,7 +27,8 @@ def test_means():
     assert float(ppl.compute()) == pytest.approx(math.exp(21 / 8), rel=1e-12)
     assert float(nll.compute()) == float(nll.compute())  # computing takes nothing away
     nll.reset()
-    assert math.isnan(float(nll.compute()))
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert math.isnan(float(nll.compute()))
     nll.update(torch.tensor([5.0, 7.0]))  # one weight for all
     assert float(nll.compute()) == 6
 
@@ -37,6 +39,29 @@ def test_means_are_exact_where_float32_is_not():
         mean.update(torch.tensor(1.0), 2**24)
         mean.update(torch.tensor(3.0), 1)
     assert float(mean.compute()) == (3 * 2**24 + 9) / (3 * 2**24 + 3)
+
+
+def test_they_are_metrics_of_torchmetrics():
+    """Of which scripts make collections, and which are synchronised over ranks when they are computed."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    found = torchmetrics.MetricCollection({"nll": NLLMetric(), "ppl": PPLMetric()})
+    found.update(torch.tensor([1.0, 2.0]), weight=torch.tensor(2))
+    assert {name: float(value) for name, value in found.compute().items()} == {"nll": 1.5, "ppl": math.exp(1.5)}
+    assert all(metric.sync_on_compute for metric in found.values())
+
+
+def test_what_is_logged_after_an_evaluation(capsys):
+    logged = []
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), log=logged.append)
+    meter = OnEvaluateMetricsCallback(trainer, metrics={"nll": NLLMetric(), "ppl": PPLMetric()})
+    meter.update("train", value=torch.tensor([[1.0, 3.0]]), weight=torch.tensor([[3, 1]]))
+    meter.update(split="eval", value=torch.tensor([0.0]), weight=torch.tensor([2]))
+    for _ in range(2):  # the second time there is nothing
+        meter.on_evaluate(None, SimpleNamespace(global_step=7), None)
+    assert logged == [{"nll": 1.5, "ppl": math.exp(1.5), "eval_nll": 0.0, "eval_ppl": 1.0}]
+    assert capsys.readouterr().out.startswith("[step 7] nll=1.500000")
+    with pytest.raises(TypeError, match="metrics by name, or a MetricCollection, got list"):
+        OnEvaluateMetricsCallback(trainer, metrics=[NLLMetric()])
 
 
 def test_gradients_do_not_keep_graphs():

@@ -95,11 +95,22 @@ class BD3LMTrainer(MDLMTrainer):
         2
     """
 
-    def __init__(self, args: BD3LMConfig, scheduler: BaseAlphaScheduler | None = None, **options: Any):
+    def __init__(
+        self,
+        args: BD3LMConfig,
+        scheduler: BaseAlphaScheduler | None = None,
+        model: nn.Module | None = None,
+        **options: Any,
+    ):
         if not isinstance(args, BD3LMConfig):
             raise TypeError(f"args must be a BD3LMConfig, got {type(args).__name__}")
-        super().__init__(args, scheduler, **options)
+        super().__init__(args, scheduler, model, **options)
         self._block_inputs = BlockInputs.of(self.model)
+
+    @property
+    def block_size(self) -> int:
+        """`args.block_size`."""
+        return self.args.block_size
 
     def _collator(self, kind: type[MDLMCollator] = BD3LMCollator, **options: Any) -> MDLMCollator:
         blocks = dict(block_size=self.args.block_size, time_per_block=self.args.time_per_block)

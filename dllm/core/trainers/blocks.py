@@ -58,7 +58,7 @@ class BD3LMCollator(MDLMCollator):
         if not self.time_per_block:
             return super()._times(seeds, width)
         spread = dict(low=self.low, high=self.high, antithetic=self.antithetic, blocks=-(-width // self.block_size))
-        times = noising.diffusion_times(seeds, self.epoch, **spread)
+        times = noising.diffusion_times(seeds, self._draw, **spread)
         return times.repeat_interleave(self.block_size, dim=1)[:, :width]
 
     def _chosen(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ _log = logging.getLogger("dllm")
 IGNORE = -100
 # The entry of a batch that holds what the loss needs; all others go to the model.
 CORRUPTION = "corruption"
+# Batches of an epoch that are told apart where a data set has no end.
+_BATCHES = 2**20
 # Widths of batches are multiples of this where few different ones are wanted.
 GRID = 64
 
@@ -84,7 +86,9 @@ class MDLMCollator:
         maskable: int64 [B], tokens of each sample that may be masked.
         lengths: int64 [B], tokens of each sample that are attended to.
 
-    `epoch`, which the masks depend on, may be set at any time and reaches the processes of a data loader.
+    `epoch`, which the masks depend on, may be set at any time and reaches the processes of a data loader. With
+    `endless` they depend on the number of the batch in its process too: a stream may begin again within an epoch, and a
+    text must not lose the same tokens every time.
 
     Raises:
         TypeError, ValueError: labels that differ from the tokens, token ids outside the vocabulary, padding on the
@@ -118,6 +122,8 @@ class MDLMCollator:
     uniform_weight: bool = False
     right_shift: bool = False
     positions: int | None = None
+    endless: bool = False
+    _batches: int = 0
     _epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
     _warned: bool = False
     _warned_of_masks: bool = False
@@ -131,12 +137,33 @@ class MDLMCollator:
     def epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
+    @property
+    def _draw(self) -> int:
+        """The number that tells what is drawn for a sample now from what is drawn for it at another time."""
+        return (self.epoch * _BATCHES + self._batches) % 2**31 if self.endless else self.epoch
+
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        return self.corrupt(self.clean(samples))
+
+    def clean(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """The batch of x_0, with labels."""
         batch = dict(self.base(samples))
         tokens, attention_mask = batch["input_ids"], _padding_mask(batch)
+        if batch.get("labels") is None:
+            batch["labels"] = tokens if attention_mask is None else torch.where(attention_mask != 0, tokens, IGNORE)
+        return batch
+
+    def corrupt(self, batch: Mapping[str, Any], keep_clean: bool = False) -> dict[str, Any]:
+        """The batch of x_t, of one of x_0 on the CPU.
+
+        Args:
+            batch: as :meth:`clean` gives it.
+            keep_clean: note under "corruption" also x_0, `input_ids`, `labels` and perhaps `attention_mask` [B, L];
+                `masked`, bool [B, L]; and `times`, float32 [B] or [B, L].
+        """
+        batch = dict(batch)
+        tokens, attention_mask = batch["input_ids"], _padding_mask(batch)
         labels, times, seeds = (batch.pop(name, None) for name in ("labels", "times", "seeds"))
-        if labels is None:
-            labels = tokens if attention_mask is None else torch.where(attention_mask != 0, tokens, IGNORE)
         check_batch(tokens, labels, attention_mask, self.vocab_size)
         check_fits(tokens, batch.get("position_ids"), self.positions)
         check_draws(times, seeds, len(tokens))
@@ -148,6 +175,10 @@ class MDLMCollator:
         counts = dict(maskable=maskable.sum(1), lengths=attended.sum(1))
         self._warn_once_of_nothing(counts["maskable"])
         chosen = self._chosen(tokens, noised.masked, times)
+        if keep_clean:
+            chosen |= dict(input_ids=tokens, labels=labels, masked=noised.masked, times=times)
+            chosen |= {} if attention_mask is None else dict(attention_mask=attention_mask)
+        self._batches += 1
         return self._model_inputs(batch, noised.tokens) | {CORRUPTION: chosen | counts}
 
     def _model_inputs(self, batch: dict[str, Any], noised: Tensor) -> dict[str, Any]:
@@ -163,18 +194,17 @@ class MDLMCollator:
         seeds: Tensor | None,
     ) -> tuple[Tensor, noising.Noised]:
         """Times, and the corrupted tokens; times and seeds that are not given are drawn."""
-        epoch = self.epoch
         if seeds is None:
             lengths = noising.real_lengths(tokens, attention_mask, self.pad_id)
             seeds = noising.sample_seeds(tokens, lengths, self.seed)
         if times is None:
             times = self._times(seeds, tokens.shape[1])
-        options = dict(seeds=seeds, epoch=epoch, scheduler=self.scheduler, mask_id=self.mask_id)
+        options = dict(seeds=seeds, epoch=self._draw, scheduler=self.scheduler, mask_id=self.mask_id)
         return times, noising.corrupt(tokens, maskable, times, **options)
 
     def _times(self, seeds: Tensor, width: int) -> Tensor:
         """float32 [B], or [B, width] for a time per token."""
-        return noising.diffusion_times(seeds, self.epoch, low=self.low, high=self.high, antithetic=self.antithetic)
+        return noising.diffusion_times(seeds, self._draw, low=self.low, high=self.high, antithetic=self.antithetic)
 
     def _chosen(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
         """The masked tokens that carry loss: where they are predicted, what they are, what they weigh."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from accelerate import DistributedType
 
+from dllm.core.trainers.steps import replaced_steps
 from dllm.fast.training_graphs import TrainingGraphs
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def obstacles(trainer: MDLMTrainer, compute_loss: object) -> Iterator[tuple[str,
         yield "an optimizer apart from the backward", str(getattr(args.optim, "value", args.optim))
     if getattr(trainer.compute_loss, "__func__", None) is not compute_loss:
         yield "MDLMTrainer's own compute_loss", f"another, of {type(trainer).__name__}"
+    if replaced := replaced_steps(trainer):
+        yield "MDLMTrainer's own steps of the loss", f"another {' and '.join(replaced)}, of {type(trainer).__name__}"
     checkpointing = args.gradient_checkpointing_kwargs or {}
     if args.gradient_checkpointing and checkpointing.get("preserve_rng_state", True):
         # torch reads the generator's state in each forward, which no capture allows

@@ -27,7 +27,7 @@ class Hooks(transformers.TrainerCallback):
         """Before the epoch's iterator is made. A resumed run begins in the epoch that it was in."""
         if self.epoch is None:
             self.epoch = state.global_step // _steps_per_epoch(train_dataloader, args) - 1
-            if state.global_step and not _has_length(train_dataloader):
+            if state.global_step and not has_length(train_dataloader):
                 _log.warning(
                     "resumed on a data set without length: what follows is the uninterrupted run only if that was in "
                     "its first pass over the data"
@@ -43,13 +43,19 @@ class Hooks(transformers.TrainerCallback):
 
 def _steps_per_epoch(dataloader: Any, args: MDLMConfig) -> int:
     """Optimizer steps of an epoch; of a data set without length all steps are one, as transformers sees it."""
-    if not _has_length(dataloader):
+    if not has_length(dataloader):
         return max(1, args.max_steps)
     return max(1, -(-len(dataloader) // args.gradient_accumulation_steps))
 
 
-def _has_length(dataloader: Any) -> bool:
+def has_length(data: Any) -> bool:
+    """Whether a data set, or a loader of one, knows how long it is.
+
+    Example:
+        >>> has_length([1, 2]), has_length(iter([1, 2]))
+        (True, False)
+    """
     try:
-        return len(dataloader) >= 0
+        return len(data) >= 0
     except TypeError:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,18 +18,22 @@ from dllm.configs import TrainingArguments
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.core.trainers import ema
 from dllm.core.trainers.checks import check_packing, check_padding, check_samples, check_unpadded
-from dllm.core.trainers.collator import CORRUPTION, MDLMCollator, padding_collator
+from dllm.core.trainers.collator import CORRUPTION, IGNORE, MDLMCollator, padding_collator
 from dllm.core.trainers.graphed import training_graphs
-from dllm.core.trainers.hooks import Hooks
+from dllm.core.trainers.hooks import Hooks, has_length
 from dllm.core.trainers.interruption import StopOnSignal
 from dllm.core.trainers.resume import checkpoint_to_resume, whole_checkpoint
 from dllm.core.trainers.sharding import check_fsdp, keep_fsdp
+from dllm.core.trainers.steps import ReplaceableSteps, loss_of, masked_tokens, replaced_steps
 from dllm.core.trainers.utils.curve import draw_curve
-from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric
+from dllm.core.trainers.utils.meters import OnEvaluateMetricsCallback
+from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric, PPLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
 from dllm.fast.graphs import check_choice
 from dllm.fast.inputs import check_positions, find_mask_id, input_embedding, positions_of
 from dllm.fast.training import masked_loss
+
+_log = logging.getLogger("dllm")
 
 WEIGHT_TYPES = ("scheduler", "uniform")
 NORM_TYPES = ("token", "sequence", "batch")
@@ -84,7 +89,7 @@ class MDLMConfig(TrainingArguments):
         self.accelerator_config.dispatch_batches = False
 
 
-class MDLMTrainer(transformers.Trainer):
+class MDLMTrainer(ReplaceableSteps, transformers.Trainer):
     r"""Trains a masked language model by masked diffusion (MDLM, LLaDA), the loss costing what the masked tokens cost.
 
     For a sample of tokens x with time t ~ U(time_epsilon, time_max), each token that has a label is masked with
@@ -118,6 +123,12 @@ class MDLMTrainer(transformers.Trainer):
     (:mod:`dllm.fast.trial`): a causal model is refused, and so are padded batches where padding is seen. Samples that
     exceed the model's positions are refused before the first step where the data set is in memory and the collator only
     pads, else in their batch; beyond what rotary positions were made for there is one warning.
+
+    A subclass may replace `_preprocess_inputs`, `_postprocess_outputs` and `_compute_loss_weights`
+    (:class:`~dllm.core.trainers.steps.ReplaceableSteps`), or `compute_loss`: as in dLLM 0.1 that is then given batches
+    as they were collated, with `labels`, and its loss is divided by the number of the step's forwards, unless it comes
+    from this class's `compute_loss` with `num_items_in_batch`. `meter` keeps `nll` and `ppl` of training and
+    evaluation; a `compute_loss` of its own feeds them by `self.meter.update(split=..., value=..., weight=...)`.
 
     Args:
         args: :class:`MDLMConfig`.
@@ -162,8 +173,8 @@ class MDLMTrainer(transformers.Trainer):
         self,
         args: MDLMConfig,
         scheduler: BaseAlphaScheduler | None = None,
-        *,
         model: nn.Module | None = None,
+        *,
         tokenizer: Any = None,
         processing_class: Any = None,
         data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
@@ -201,13 +212,16 @@ class MDLMTrainer(transformers.Trainer):
         self.mask_id = self._mask_id()
         self.averaged: ema.AveragedWeights | None = None
         self.throughput = Throughput(args.device)
-        self.nll = NLLMetric(args.device)
+        metrics = {"nll": NLLMetric(args.device), "ppl": PPLMetric(args.device)}
+        self.meter = OnEvaluateMetricsCallback(self, metrics=metrics)
         self._noise = {True: self._collator(), False: self._collator()}  # while training; in evaluation, epoch 0
         self._order = torch.Generator()  # of the samples in an epoch
         self._resumed_from: str | None = None
         self.stop = StopOnSignal()
         self.add_callback(Hooks(self))
         self.add_callback(self.stop)
+        if replaced := self._replaced():
+            _log.info("%s has its own %s: masks are drawn here", type(self).__name__, " and ".join(replaced))
 
     # What transformers calls, in the order of a run.
 
@@ -234,6 +248,7 @@ class MDLMTrainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Of corrupted batches, with new masks in every epoch."""
+        self._noise[True].endless = not has_length(self.train_dataset)
         with self._collating(training=True):
             return self._with_own_generator(super().get_train_dataloader())
 
@@ -261,6 +276,8 @@ class MDLMTrainer(transformers.Trainer):
         """The batches of one optimizer step, and Z over all of them and all ranks, int64 []."""
         self.throughput.start()
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        if not self._has_own_loss():
+            batches = [self._corrupted(batch, training=True) for batch in batches]
         normalizer = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             normalizer += self._normalizer(batch).to(device)
@@ -274,6 +291,8 @@ class MDLMTrainer(transformers.Trainer):
     ) -> Tensor:
         """As transformers' Trainer; with graphs the loss that it asks for comes with its backward already done."""
         self._in_training_step = True
+        if self._has_own_loss():  # divided by the forwards of a step, unless ours is asked and says otherwise
+            self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         finally:
@@ -290,26 +309,29 @@ class MDLMTrainer(transformers.Trainer):
 
         Args:
             model: wrapped or not.
-            inputs: a batch of this trainer's data loaders.
+            inputs: a batch of this trainer's data loaders; or one with `input_ids` and `labels`, which is corrupted.
             return_outputs: also return {"nll": float32 [B]}, each sample's sum of w CE.
             num_items_in_batch: Z; that of this batch alone if not given.
         """
+        inputs = self._corrupted(inputs, training=model.training)
         ranks = 1 if num_items_in_batch is None else self.args.world_size
+        if self._has_own_loss():
+            self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = num_items_in_batch is not None
         normalizer = self._normalizer(inputs) if num_items_in_batch is None else num_items_in_batch
         loss, nll = self._weighted_loss(model, inputs, ranks / normalizer.clamp(min=1).float())
+        counts = inputs[CORRUPTION]
+        maskable = counts["maskable"]
+        if model.training or self._has_own_loss():
+            split = "train" if model.training else "eval"
+            self.meter.update(split, value=nll / maskable.clamp(min=1), weight=maskable)
         if model.training:
-            counts = inputs[CORRUPTION]
-            maskable = counts["maskable"]
-            self.nll.update(nll / maskable.clamp(min=1), maskable)
             self.throughput.update(counts["lengths"], len(counts["rows"]))
         return (loss, {"nll": nll}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As transformers' Trainer, with what this trainer measures added to the entries of training."""
         if "loss" in logs:
-            nll = self.nll.compute()
-            self.nll.reset()
-            logs |= {"nll": float(nll), "ppl": float(nll.exp())}
+            logs |= self.meter.finalize("train")
             memory = peak_memory(self.args.device)
             if memory is not None:
                 logs["peak_memory_gib"] = memory
@@ -330,11 +352,11 @@ class MDLMTrainer(transformers.Trainer):
         metric_key_prefix: str = "eval",
     ) -> Any:
         """As transformers' Trainer; means are over samples or tokens, never over batches."""
-        self._eval_loss, self._eval_nll = MeanMetric(), NLLMetric()
+        self._eval_loss = MeanMetric(self.args.device)
+        self.meter.reset("eval")
         with nullcontext() if self.averaged is None else self.averaged.applied():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        nll = self._eval_nll.compute()
-        found = {"loss": self._eval_loss.compute(), "nll": nll, "ppl": nll.exp()}
+        found = {"loss": self._eval_loss.compute()} | self.meter.finalize("eval")
         output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()})
         return output
 
@@ -343,12 +365,17 @@ class MDLMTrainer(transformers.Trainer):
     ) -> tuple[Tensor, None, None]:
         """The loss of one batch of evaluation; there are no logits to return."""
         inputs = self._prepare_inputs(inputs)
+        if not self._has_own_loss():
+            inputs = self._corrupted(inputs, training=False)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if self._has_own_loss():
+            self._eval_loss.update(loss, weight=len(inputs["input_ids"]))
+            return loss.detach(), None, None
         # samples that fill up the last batch on some ranks are dropped here
         nll, maskable = self.accelerator.gather_for_metrics((outputs["nll"], inputs[CORRUPTION]["maskable"]))
         per_token = nll / maskable.clamp(min=1)
-        self._eval_nll.update(per_token, maskable)
+        self.meter.update("eval", value=per_token, weight=maskable)
         if self.args.loss_norm_type == "token":
             self._eval_loss.update(per_token, maskable)
         else:
@@ -375,6 +402,8 @@ class MDLMTrainer(transformers.Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """On the device; what the loss needs keeps its dtype, where DeepSpeed would round weights to the model's."""
         model_inputs = super()._prepare_inputs({name: value for name, value in inputs.items() if name != CORRUPTION})
+        if CORRUPTION not in inputs:
+            return model_inputs
         return model_inputs | {CORRUPTION: {k: v.to(self.args.device) for k, v in inputs[CORRUPTION].items()}}
 
     # What those are made of.
@@ -383,6 +412,8 @@ class MDLMTrainer(transformers.Trainer):
         """Loss times `scale`, and each sample's sum of w CE, float32 [B]."""
         chosen, tokens = inputs[CORRUPTION], inputs["input_ids"]
         self._check(model, inputs)
+        if "masked" in chosen:
+            return self._loss_of_replaced_steps(model, inputs, scale)
         sample = chosen["rows"] // tokens.shape[1]
         weight = chosen["weight"]
         if self.args.loss_norm_type == "sequence":
@@ -419,13 +450,41 @@ class MDLMTrainer(transformers.Trainer):
         """Positions that a row of the batch takes."""
         return inputs["input_ids"].shape[1]
 
+    def _loss_of_replaced_steps(
+        self, model: nn.Module, inputs: Mapping[str, Any], scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same, by the steps of a subclass."""
+        chosen = inputs[CORRUPTION]
+        tokens = masked_tokens(self, chosen)
+        weight = tokens.weight
+        if self.args.loss_norm_type == "sequence":
+            weight = weight / chosen["maskable"][tokens.row]
+        loss, nll = loss_of(self, model, self._model_inputs(model, inputs), tokens, weight * scale)
+        weighted = (tokens.weight * nll).detach()
+        return loss, nll.new_zeros(len(chosen["maskable"])).index_add_(0, tokens.row, weighted)
+
+    def _corrupted(self, inputs: Mapping[str, Any], training: bool) -> Mapping[str, Any]:
+        """A batch of x_0 as one of x_t, on the device; one that is corrupted already as it is."""
+        if CORRUPTION in inputs:
+            return inputs
+        clean = self._preprocess_inputs(dict(inputs))
+        on_host = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in clean.items()}
+        return self._prepare_inputs(self._noise[training].corrupt(on_host, keep_clean=bool(replaced_steps(self))))
+
+    def _replaced(self) -> list[str]:
+        """What a subclass has replaced of that which makes the loss."""
+        return replaced_steps(self) + (["compute_loss"] if self._has_own_loss() else [])
+
+    def _has_own_loss(self) -> bool:
+        return getattr(self.compute_loss, "__func__", None) is not MDLMTrainer.compute_loss
+
     def _model_inputs(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the model, wrapped or not, is called with."""
         return {name: value for name, value in inputs.items() if name != CORRUPTION}
 
     def _normalizer(self, batch: Mapping[str, Any]) -> Tensor:
         """Z of one batch, int64 []."""
-        maskable = batch[CORRUPTION]["maskable"]
+        maskable = batch[CORRUPTION]["maskable"] if CORRUPTION in batch else (batch["labels"] != IGNORE).sum(1)
         return maskable.sum() if self.args.loss_norm_type == "token" else maskable.new_tensor(len(maskable))
 
     def _collator(self, kind: type[MDLMCollator] = MDLMCollator, **options: Any) -> MDLMCollator:
@@ -449,7 +508,8 @@ class MDLMTrainer(transformers.Trainer):
     @contextmanager
     def _collating(self, training: bool) -> Iterator[None]:
         """Within this context data loaders are made with the corrupting collator."""
-        base, self.data_collator = self.data_collator, self._noise[training]
+        corrupting = self._noise[training]
+        base, self.data_collator = self.data_collator, corrupting.clean if self._replaced() else corrupting
         try:
             yield
         finally:
@@ -475,7 +535,7 @@ class MDLMTrainer(transformers.Trainer):
         """At the start of `train`, weights in place and nothing trained yet."""
         for name in ("train_dataset", "eval_dataset"):
             check_samples(self.model, getattr(self, name), self.data_collator, name)
-        self.nll.reset()
+        self.meter.reset("train")
         self.throughput = Throughput(self.args.device)
         half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         self._flops, self._peak = Flops(self.model), matmul_rate(self.args.device, half or torch.float32)

@@ -1,1 +1,6 @@
 """What trainers measure and draw."""
+
+from dllm.core.trainers.utils.meters import OnEvaluateMetricsCallback
+from dllm.core.trainers.utils.metrics import NLLMetric, PPLMetric
+
+__all__ = ["NLLMetric", "OnEvaluateMetricsCallback", "PPLMetric"]

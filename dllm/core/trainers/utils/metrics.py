@@ -1,20 +1,24 @@
-"""Running means over batches and ranks: negative log-likelihood and perplexity."""
+"""Running means over batches and ranks, as metrics of torchmetrics: negative log-likelihood and perplexity."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.distributed as dist
+import torchmetrics
 from torch import Tensor
 
 
-class MeanMetric:
-    """Weighted mean of all values seen since the last reset, over all ranks.
+class MeanMetric(torchmetrics.MeanMetric):
+    """torchmetrics' weighted mean of all values seen since the last reset, over all ranks, with sums in float64.
 
-    Sums are float64 (float32 on devices without it) on the device of the values; nothing is read back before `compute`,
-    which every rank has to call.
+    In float32 a count stops growing at 2^24 tokens. `update` reads nothing back from the device, and a NaN among the
+    values makes the mean NaN: torchmetrics' own `update` waits for the device in every call to look for NaNs, and with
+    `nan_strategy="disable"` version 1.9 leaves the weights out.
 
     Args:
-        device: where the sums live; of the first value if not given.
+        device: where the sums live, and the values are (float32 on devices without float64).
+        options: of `torchmetrics.Metric`.
 
     Example:
         >>> mean = MeanMetric()
@@ -23,33 +27,21 @@ class MeanMetric:
         2.0
     """
 
-    def __init__(self, device: torch.device | str | None = None):
-        self.device = None if device is None else torch.device(device)
-        self.reset()
+    def __init__(self, device: torch.device | str = "cpu", **options: Any):
+        super().__init__(nan_strategy="disable", **options)
+        device = torch.device(device)
+        self.set_dtype(torch.float32 if device.type == "mps" else torch.float64).to(device)
 
-    def reset(self) -> None:
-        """Forget what was seen."""
-        self._sums: Tensor | None = None
+    def update(self, value: float | Tensor, weight: float | Tensor | None = None) -> None:
+        """Take in values of any shape with weights that broadcast to it; without weights each counts as 1."""
+        value = self._as_sum(value)
+        weight = torch.ones_like(value) if weight is None else self._as_sum(weight).expand_as(value)
+        self.mean_value = self.mean_value + (value * weight).sum()
+        self.weight = self.weight + weight.sum()
 
-    def update(self, value: float | Tensor, weight: float | Tensor = 1.0) -> None:
-        """Take in values of any shape with weights that broadcast to it."""
-        if self.device is None:
-            self.device = value.device if isinstance(value, Tensor) else torch.device("cpu")
-        value, weight = self._as_sum(value), self._as_sum(weight)
-        seen = torch.stack([(value * weight).sum(), weight.expand_as(value * weight).sum()])
-        self._sums = seen if self._sums is None else self._sums + seen
-
-    def compute(self) -> Tensor:
-        """The mean over all ranks; NaN where nothing with a weight was seen."""
-        sums = self._as_sum([0.0, 0.0]) if self._sums is None else self._sums.clone()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        return sums[0] / sums[1]
-
-    def _as_sum(self, value: float | list[float] | Tensor) -> Tensor:
-        device = self.device or torch.device("cpu")
+    def _as_sum(self, value: float | Tensor) -> Tensor:
         value = value.detach() if isinstance(value, Tensor) else value
-        return torch.as_tensor(value, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        return torch.as_tensor(value, dtype=self.dtype, device=self.device)
 
 
 class NLLMetric(MeanMetric):
@@ -63,7 +55,7 @@ class NLLMetric(MeanMetric):
     """
 
 
-class PPLMetric(MeanMetric):
+class PPLMetric(NLLMetric):
     """Perplexity, exp of the mean negative log-likelihood; takes the same values as :class:`NLLMetric`.
 
     Example:
