@@ -59,6 +59,13 @@ DEFAULT_PARTS = {
     "allenai/c4": ("en",),
     "openai/gsm8k": ("main",),
 }
+# Published without a test split; dLLM 0.1 holds a twentieth of train out of them.
+WITHOUT_TEST = (
+    "tatsu-lab/alpaca",
+    "allenai/tulu-3-sft-mixture",
+    "OpenCoder-LLM/opc-sft-stage1",
+    "OpenCoder-LLM/opc-sft-stage2",
+)
 
 
 class Format(NamedTuple):

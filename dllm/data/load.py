@@ -12,12 +12,13 @@ from dllm.data.formats import (
     LANGUAGE_COLUMNS,
     SYSTEM_COLUMNS,
     TEXT_COLUMNS,
+    WITHOUT_TEST,
     conversation_format,
     text_column,
     with_system,
 )
 from dllm.data.spec import Source, read_sources
-from dllm.data.splits import column_names, join, row_count, take_counts
+from dllm.data.splits import column_names, held_out, join, row_count, take_counts
 
 if TYPE_CHECKING:
     import datasets
@@ -40,7 +41,8 @@ def load_sft_dataset(dataset_args: str, load_preprocessed_data: bool = False) ->
     Rows may be in any format that is published (:mod:`dllm.data.formats`): messages (tulu-3, smoltalk, ultrachat_200k),
     conversations (ShareGPT), instruction and output (alpaca, opc-sft), and others; with `system` and `history`
     (alpaca), `tools`, and what a message has beside its content (`tool_calls`, `reasoning_content`, `weight`, ...). A
-    single data set with messages keeps its other columns; where several are joined, calls and tools are JSON.
+    single data set with messages keeps its other columns; where several are joined, calls and tools are JSON. Of
+    alpaca, tulu-3 and opc-sft, which have no test split, a twentieth of train becomes it, the same rows as in dLLM 0.1.
 
     Raises:
         FileNotFoundError, ConnectionError: there is no such data set; the Hub cannot be reached.
@@ -129,6 +131,8 @@ def _conversations(source: Source) -> dict[str, Any]:
     found = open_source(source)
     if CHAT_SPLITS.keys() & found.keys():
         found = {new: found[old] for old, new in CHAT_SPLITS.items() if old in found}
+    if set(found) == {"train"} and source.name.rstrip("/").endswith(WITHOUT_TEST):
+        found = held_out(source.name, found["train"])
     kept = take_counts({split: _in_language(source, rows) for split, rows in found.items()}, source, in_order=False)
     for split, rows in kept.items():
         _check_rows(source.name, split, rows)

@@ -15,6 +15,7 @@ _log = logging.getLogger("dllm")
 SEED = 42
 # Splits that rows of "train" are held out for where they are missing.
 HELD_OUT = ("test", "validation")
+HELD_OUT_SHARE = 0.05
 
 
 def take_counts(splits: Mapping[str, Any], source: Source, *, in_order: bool) -> dict[str, Any]:
@@ -45,6 +46,16 @@ def take_counts(splits: Mapping[str, Any], source: Source, *, in_order: bool) ->
         _check_count(source.name, split, taken[split], count)
         taken[split] = taken[split].take(count)
     return taken
+
+
+def held_out(name: str, train: Any) -> dict[str, Any]:
+    """Train and test of a data set that has train alone: a twentieth of its rows, drawn with a fixed seed, is test. A
+    data set of one row has no test."""
+    if train.num_rows < 2:
+        return {"train": train}
+    splits = train.train_test_split(test_size=HELD_OUT_SHARE, seed=SEED)
+    _log.warning("%s has no split test: %d rows of train are held out for it", name, splits["test"].num_rows)
+    return dict(splits)
 
 
 def join(sources: Sequence[Source], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

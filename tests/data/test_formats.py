@@ -99,7 +99,8 @@ def test_all_parts_are_taken_where_none_is_named(folder):
     name = folder / "OpenCoder-LLM" / "opc-sft-stage2"
     for number, part in enumerate(default_parts(str(name))):
         write(name / part / "train.jsonl", [{"instruction": f"{number}?", "output": "A"}])
-    assert questions(load_sft_dataset(str(name))["train"]) == [0, 1, 2, 3]
+    found = load_sft_dataset(str(name))
+    assert sorted(questions(found["train"]) + questions(found["test"])) == [0, 1, 2, 3]
     assert questions(load_sft_dataset(f"{name}[name:mceval_instruct]")["train"]) == [2]
     assert len(DEFAULT_PARTS) == len({known.lower() for known in DEFAULT_PARTS})
 

@@ -79,6 +79,20 @@ def test_a_missing_test_split_is_held_out(talks, caplog):
     assert questions(load_sft_dataset(f"{name}[test:3]")["test"]) == test
 
 
+@pytest.mark.parametrize("name", ["tatsu-lab/alpaca", "allenai/tulu-3-sft-mixture"])
+def test_what_dllm_01_holds_out(folder, name, caplog):
+    """Its script evaluates by default, and its data set has no test split: the rows are those that 0.1 draws."""
+    write(folder / name / "train.jsonl", map(talk, range(60)))
+    with caplog.at_level(logging.WARNING, logger="dllm"):
+        found = load_sft_dataset(str(folder / name))
+    drawn = datasets.Dataset.from_dict({"n": range(60)}).train_test_split(test_size=0.05, seed=42)
+    assert {split: questions(rows) for split, rows in found.items()} == {s: list(drawn[s]["n"]) for s in drawn}
+    assert len(found["test"]) == 3 and "3 rows of train are held out" in caplog.text
+    assert questions(load_sft_dataset(f"{folder / name}[test:2]")["test"]) == list(drawn["test"]["n"])[:2]
+    write(folder / name / "test.jsonl", map(talk, range(2)))
+    assert questions(load_sft_dataset(str(folder / name))["test"]) == [0, 1]
+
+
 def test_a_mixture_has_the_weights_asked_for(folder):
     """Each row of a mixture is an independent draw between the sources, so a share lies within 5 standard errors of its
     weight except once in two million; the data are drawn by a fixed seed."""
