@@ -35,4 +35,4 @@ def test_what_the_hub_refuses_is_one_line(kind, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     assert TOOLS[kind][0].main([f"--{kind}_id", "me/mine", "--local_dir", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "error: no such repository\n"
+    assert capsys.readouterr().err == f"download_hf_{kind}: no such repository\n"
