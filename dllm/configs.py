@@ -155,6 +155,8 @@ class TrainingArguments(_AnyTransformers):
     warmup_ratio: float = field(default=0.1, metadata={"help": "Share of steps with rising learning rate."})
     bf16: bool = field(default=True, metadata={"help": "Train under bfloat16 autocast."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log entries, or their share."})
+    # the filter would report a loss of NaN as 0, and read the loss back from the device in every step to find it
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN out of the logged loss."})
     eval_on_start: bool = field(default=False, metadata={"help": "Evaluate before the first step."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
     eval_steps: float | None = field(default=0.1, metadata={"help": "Steps between evaluations, or their share."})

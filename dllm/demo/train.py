@@ -203,7 +203,6 @@ def new_run(folder: Path, settings: Settings, *, cpu: bool) -> Teacher:
         loss_weight_type="uniform",
         max_grad_norm=0.0,
         logging_steps=LOG_EVERY,
-        logging_nan_inf_filter=False,
         save_steps=SAVE_EVERY,
         save_total_limit=1,
         save_only_model=False,

@@ -351,3 +351,11 @@ def test_defaults():
         save_only_model=True,
     )
     assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_a_loss_that_is_nan_is_logged_as_it_is(tmp_path):
+    model = model_of()
+    torch.nn.init.constant_(model.get_input_embeddings().weight, math.nan)
+    trainer = trainer_of(tmp_path, model, samples_of(4))
+    trainer.train()
+    assert math.isnan(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
