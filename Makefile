@@ -3,6 +3,8 @@ export PYTHON TORCH
 RUN := .venv/bin/python
 # test files that run at a time
 JOBS ?= 2
+# a file's tests share what they make; files in their order, since those of few tests take longest
+TOGETHER = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # threads that wait sleep, or else the processes that run at a time hold each other up
 test test-all: export OMP_WAIT_POLICY := passive
 
@@ -26,10 +28,10 @@ lint: setup ## style, format and import contracts
 	$(RUN) -c "from importlinter.cli import lint_imports_command as lint; lint()"
 
 test: lint ## lint and the tests; natively on a GPU where there is one
-	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest $(TOGETHER) $(ARGS)
 
 test-all: lint ## as test, with the exhaustive sweeps
-	$(RUN) -m pytest --exhaustive --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest --exhaustive $(TOGETHER) $(ARGS)
 
 bench: setup ## measure sampling against the model card's loop
 	$(RUN) benchmarks/sampler_throughput.py $(ARGS)

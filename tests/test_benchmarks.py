@@ -35,6 +35,7 @@ from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED
 from dllm.models.bidirectional import causal
 from dllm_kernels.testing import assert_model_no_worse
+from tests import programs
 from tests.causal_models import causal_model
 from tests.models import MASK_ID, make_prompt, tiny
 
@@ -236,8 +237,8 @@ class TestSamplerThroughput:
         assert "multiple of block_length" in capsys.readouterr().err
 
     def test_runs_as_a_file(self):
-        call = [sys.executable, str(ROOT / "benchmarks" / "sampler_throughput.py"), "--help"]
-        assert "--cfg-scale" in subprocess.run(call, check=True, capture_output=True, text=True, cwd="/").stdout
+        done = programs.run(ROOT / "benchmarks" / "sampler_throughput.py", "--help", cwd=Path("/"))
+        assert done.returncode == 0 and "--cfg-scale" in done.stdout
 
 
 class TestCardLoop:
@@ -428,7 +429,7 @@ class TestTrainingStep:
         (batch,) = losses.make_batches(loaded, 3, 20, count=1, seed=0)
         return training_step.Step(loaded.model, CPU, "float32", seed=0), batch
 
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
     def test_measures_every_program(self, run, dtype):
         status, row, printed = run("--dtype", dtype, memory=True)
         assert status == 0
@@ -568,8 +569,8 @@ class TestTrainingStep:
         assert rule in capsys.readouterr().err
 
     def test_runs_as_a_file(self):
-        call = [sys.executable, str(ROOT / "benchmarks" / "training_step.py"), "--help"]
-        assert "--attention" in subprocess.run(call, check=True, capture_output=True, text=True, cwd="/").stdout
+        done = programs.run(ROOT / "benchmarks" / "training_step.py", "--help", cwd=Path("/"))
+        assert done.returncode == 0 and "--attention" in done.stdout
 
 
 class TestQuality:

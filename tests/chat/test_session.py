@@ -208,7 +208,7 @@ class TestTyping:
         assert (code, out) == (0, "8 * 4 = 32.\n") and err.count("leaves\n") == 3
 
     def test_a_retry_that_is_stopped_leaves_the_answer(self, talk, monkeypatch):
-        def stop(*_):
+        def stop(*_, **options):
             raise KeyboardInterrupt
 
         chat(talk, "What is 8 * 4?", typed=True)
@@ -302,12 +302,12 @@ class Terminal:
 
     def insist(self, key: str, answer: str) -> str:
         """Type a key until it is answered: what comes as a signal between two reads of the program goes nowhere."""
-        for _ in range(self.LIMIT // 20):
+        for _ in range(self.LIMIT // 5):
             os.write(self.fd, key.encode())
             time.sleep(1)
             with contextlib.suppress(AssertionError):
                 os.write(self.fd, b" ")  # wakes readline, where the signal came just before it began to wait
-                return self.until(answer, limit=20)
+                return self.until(answer, limit=5)
         raise AssertionError(f"{key!r} was never answered by {answer!r}")
 
     def until(self, text: str | None, limit: float = LIMIT) -> str:

@@ -18,9 +18,11 @@ RUN = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_tra
 
 
 def gradients_of_a_run(folder, dropout, **options):
-    """Its only step's gradients, and how often the first layer ran."""
+    """Its only step's gradients, and how often the first layer ran on a batch (not on a row to look at the model)."""
     model, watch, runs = model_of(dropout=dropout), Gradients(), []
-    model.bert.encoder.layer[0].attention.register_forward_hook(lambda *_: runs.append(model.training))
+    model.bert.encoder.layer[0].attention.register_forward_hook(
+        lambda _, args, out: runs.append(model.training and len(args[0]) > 1)
+    )
     trainer_of(folder, model, samples_of(8), callbacks=[watch], **RUN, **options).train()
     (step,) = watch.seen
     return step, sum(runs)

@@ -123,7 +123,7 @@ class TestRuns:
         assert all(row["seconds"] > 0 for row in rows) and rows == sorted(rows, key=lambda row: row["seconds"])
         return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
 
-    @pytest.mark.parametrize("architecture", ["modernbert", "llama"])
+    @pytest.mark.parametrize("architecture", ["modernbert", pytest.param("llama", marks=pytest.mark.exhaustive)])
     def test_interrupted_run_ends_like_an_undisturbed_one(self, architecture, tmp_path, monkeypatch, capsys):
         settings = (*self.SMALL, "--architecture", architecture)
         train.main([str(tmp_path / "whole"), *settings])

@@ -159,7 +159,7 @@ def test_changed_weights(stand_in, monkeypatch, name):
     assert len(graphs.CACHE) == 2 and captures > captured and torch.equal(again, before)
 
 
-@pytest.mark.parametrize("name", ["bd3lm", "dual"])
+@pytest.mark.parametrize("name", [pytest.param("bd3lm", marks=pytest.mark.exhaustive), "dual"])
 def test_a_compiled_model(stand_in, name):
     kind, settings = CALLS[name]
     model, options = causal_model(), dict(max_new_tokens=20, block_size=8, seed=0, temperature=0.5, **settings)

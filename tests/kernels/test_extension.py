@@ -40,7 +40,7 @@ def run(code, cache, **environment):
 @pytest.mark.parametrize(
     "flags",
     [
-        "-mno-avx512f",
+        pytest.param("-mno-avx512f", marks=pytest.mark.exhaustive),  # tests/test_machines.py runs more with it
         pytest.param("-mno-avx512f -mno-avx2", marks=pytest.mark.exhaustive),
         pytest.param("-mno-avx512f -mno-avx2 -mno-fma -mno-avx", marks=pytest.mark.exhaustive),
     ],

@@ -192,7 +192,9 @@ def test_other_precisions(name, device):
     assert not bool((out.sequences == MASK_ID).any())
 
 
-@pytest.mark.parametrize("name", ["bd3lm", "prefix", "dual", "llada2"])
+@pytest.mark.parametrize(
+    "name", ["bd3lm", "dual", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("prefix", "llada2"))]
+)
 def test_a_compiled_model(name, device):
     model = causal_model(device=str(device))
     compiled = torch.compile(model, backend="eager")
