@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.covering import covering
+from tests.environment import restored_environment
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: nothing above does
@@ -54,6 +55,12 @@ def beyond_covering(items):
         kept = set(covering(values, strength))
         left_out += [case for number, case in enumerate(cases) if number not in kept]
     return left_out
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before():
+    with restored_environment():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from dllm.demo.train import Settings, new_model
 from dllm_kernels import philox
 from dllm_kernels.testing import assert_model_no_worse, assert_no_worse
 from tests.demo.rank import SETTINGS, first_step
+from tests.environment import restored_environment
 from tests.launch import two_ranks
 
 pytestmark = [
@@ -34,21 +33,6 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 TIMED = {"seconds", "tokens_per_second", "masked_tokens_per_second", "mfu", "peak_memory_gib"}
-
-
-@contextlib.contextmanager
-def restored_environment():
-    """transformers 4 writes a run's precision into the environment, where the next run would read it."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture(autouse=True)
-def environment_as_before():
-    with restored_environment():
-        yield
 
 
 def uniform(seed: int, position: torch.Tensor, step: int, stream: int) -> torch.Tensor:
