@@ -102,7 +102,7 @@ class TestDryRun:
     @pytest.mark.parametrize(
         "asked",
         [
-            ["ceilings", "kernels-loss", "sampling-cached"],  # a section of each kind
+            ["ceilings", "kernels-loss"],
             pytest.param(
                 ["tests", "ceilings", "kernels-sampling", "kernels-loss", "sampling-8b", "sampling-cached", "training"],
                 marks=pytest.mark.exhaustive,

@@ -112,6 +112,7 @@ def test_left_padding_and_eos():
     assert cut.tolist() == [[0, 0, 2, 3, 3, 3], [3, 0, 1, 2, 3, 3]]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("noise", ["card", "philox"])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_law_of_two_tokens(noise, temperature):

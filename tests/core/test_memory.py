@@ -38,6 +38,7 @@ def test_gradient_checkpointing_changes_no_bit(dropout, reentrant, tmp_path):
     assert step.any() and torch.equal(step, again)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("kind", [Loose, LooseModern])
 @pytest.mark.parametrize("norm", ["token", "sequence", "batch"])
 def test_bfloat16_autocast(norm, kind, tmp_path):

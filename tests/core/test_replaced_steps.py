@@ -62,6 +62,7 @@ class OwnInputsOfBlocks(BD3LMTrainer):
         return super()._postprocess_outputs(outputs)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("right_shift", [False, True])
 def test_replaced_outputs_are_the_same_objective(norm, right_shift, tmp_path):

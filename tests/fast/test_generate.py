@@ -668,6 +668,7 @@ class SyncWatch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 @pytest.mark.parametrize("temperature, remasking", MODES)

@@ -382,6 +382,7 @@ def test_views_taken_without_gradients_have_none():
         assert shifted(logits).argmax(-1)[:, 1:].equal(logits.argmax(-1)[:, :-1])
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("form", ["masked rows", "transposed", "two losses", "smoothing"])
 def test_checkpoint_around_the_loss(form, reentrant, said):

@@ -466,6 +466,7 @@ def test_gradients_that_float16_could_not_hold(impl):
     assert_no_worse(got, run(lambda h, w: plain(h, w, None, targets, weight, ROWS), hidden, head), truth)
 
 
+@pytest.mark.covering(1)
 @ALL
 @pytest.mark.parametrize(("upstream", "how"), [("one", FORM), ("both", FORM), ("nll", RECOMPUTE), ("nll", KEEP)])
 def test_compiled(impl, upstream, how):

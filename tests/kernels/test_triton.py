@@ -275,6 +275,7 @@ def test_an_infinite_temperature_in_a_tensor_still_draws_a_token(narrow):
 TEMPERATURES = torch.tensor([1.0, 0.0, 0.3, NAN])
 
 
+@pytest.mark.covering(1)
 @remarks
 @pytest.mark.parametrize("statistics", ["raw", "tempered"])
 @pytest.mark.parametrize("noisy", [True, False])

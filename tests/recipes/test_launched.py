@@ -76,9 +76,9 @@ def launch(config: str, folder: Path, data: Path, kind: str) -> list[dict]:
 @pytest.mark.parametrize(
     "name, kind",
     [
-        ("ddp", "modernbert"),
         ("fsdp2", "bert"),
         pytest.param("fsdp2", "modernbert", marks=pytest.mark.exhaustive),
+        pytest.param("ddp", "modernbert", marks=pytest.mark.exhaustive),  # tests/core/test_distributed.py is of DDP
     ],
 )
 def test_two_processes_are_one(name, kind, data, tmp_path):

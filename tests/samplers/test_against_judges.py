@@ -158,6 +158,7 @@ def test_threshold(name, block_size, device):
     check(samplers.ThresholdSampler(model, Tokenizer()), judge, model, prompts(model), **settings)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("blocks_from", ["row", "prompt"])
 @pytest.mark.parametrize("threshold", [0.2, 0.95])
 @pytest.mark.parametrize("steps", [3, 8, 20])

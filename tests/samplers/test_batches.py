@@ -59,6 +59,7 @@ def shared(rng, vocab_size):
     )
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("case", range(CASES))
 @pytest.mark.parametrize("bias", [None, EOS, MASK_ID], ids=["plain", "ends", "holes"])
 def test_alone_and_in_any_batch(bias, case, models):

@@ -193,7 +193,7 @@ def test_other_precisions(name, device):
 
 
 @pytest.mark.parametrize(
-    "name", ["bd3lm", "dual", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("prefix", "llada2"))]
+    "name", ["bd3lm", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("prefix", "dual", "llada2"))]
 )
 def test_a_compiled_model(name, device):
     model = causal_model(device=str(device))
