@@ -10,6 +10,7 @@ that is not what was built (a full disk, a power cut) is found out by its digest
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -19,10 +20,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # torch 2.10, the oldest supported: what is built against a newer torch loads there too
 _TARGET_VERSION = "0x020A000000000000ULL"
@@ -98,23 +105,51 @@ def _build(compiler: str, source: Path) -> Path:
     command = [*_words(compiler), *_FLAGS, native]
     sources = sorted(source.glob("*.cpp"))
     library = cache_folder() / _key(compiler, command, [*sources, *sorted(source.glob("*.h"))]) / "dllm_kernels.so"
-    digest = library.with_suffix(".sha256")
-    if library.is_file() and digest.is_file() and digest.read_text() == _digest(library):
+    if _is_whole(library):
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
-    # built aside and renamed: processes that build at the same time do the work twice but never see half a file
-    with tempfile.TemporaryDirectory(dir=library.parent) as aside:
+    # built aside and renamed: nobody ever sees half a file
+    with _one_at_a_time(library.parent.name), tempfile.TemporaryDirectory(dir=library.parent) as aside:
+        if _is_whole(library):  # another process has built it meanwhile
+            return library
         built = Path(aside) / library.name
         command += [f"-I{torch_folder / 'include'}", *map(str, sources), "-o", str(built)]
         command += [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode != 0:
             raise RuntimeError(f"{compiler} failed to build the C++ extension:\n{done.stderr.strip()[-2000:]}")
+        digest = _digest_of(library)
         (Path(aside) / digest.name).write_text(_digest(built))
         os.replace(Path(aside) / digest.name, digest)
         os.replace(built, library)
     return library
+
+
+@contextlib.contextmanager
+def _one_at_a_time(key: str) -> Iterator[None]:
+    """Within it no other process of this machine builds the same: the ranks of a run would otherwise all do."""
+    if fcntl is None:
+        yield
+        return
+    try:
+        lock = (Path(tempfile.gettempdir()) / f"dllm-{key}.lock").open("w")
+    except OSError:  # another user's
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there as it was built."""
+    digest = _digest_of(library)
+    return library.is_file() and digest.is_file() and digest.read_text() == _digest(library)
+
+
+def _digest_of(library: Path) -> Path:
+    return library.with_suffix(".sha256")
 
 
 def _digest(file: Path) -> str:

@@ -155,6 +155,7 @@ class TestSamplerThroughput:
         plot = tmp_path / "steps.png"
         rules = ["--threshold", "0.1", "--factor", "1.9", *([] if cached else ["--gamma", "2.5"])]
         arguments = ["--sampler", *names, *rules, "--temperature", str(temperature), "--batch", "2", "--check-noise"]
+        arguments += ["--repeats", "1"]
         model = llama_folder if cached else folder
         status, last, rows, printed = run(*arguments, "--plot", str(plot), model=model)
         assert status == 0 and plot.read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,31 @@ print(e.status().library.stat().st_mtime_ns, e.status().reason)
     built[1].write_bytes(built[1].read_bytes()[:2000])  # a full disk: loading this would end the process
     third = run(ask, cache)
     assert third.returncode == 0 and third.stdout.endswith("None\n") and third.stdout != first.stdout, third.stderr
+
+
+def test_processes_that_need_it_at_once_build_it_once(tmp_path):
+    """As the ranks of a run do. The compiler counts its calls, and takes a while."""
+    source, cache, calls = tmp_path / "source", tmp_path / "cache", tmp_path / "calls"
+    source.mkdir()
+    (source / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    compiler = tmp_path / "compiler"
+    real = shlex.quote(shutil.which(shlex.split(_extension.find_compiler())[0]))
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *--version*) ;; *) echo called >>{calls}; sleep 1 ;; esac\nexec {real} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    build = f"""
+from pathlib import Path
+from dllm_kernels import _extension as e
+e.source_folder = lambda: Path({str(source)!r})
+print(e.load())
+"""
+    given = {**os.environ, "DLLM_CACHE": str(cache), "CXX": str(compiler)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", build], stdout=subprocess.PIPE, text=True, env=given) for _ in range(3)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in started] == ["None\n"] * 3
+    assert calls.read_text().count("called") == 1
 
 
 def test_without_a_compiler_the_reference_serves_and_says_so_once(tmp_path):

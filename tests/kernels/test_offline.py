@@ -14,12 +14,12 @@ pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 KERNELS = {f"{name}_kernel" for name in ("chunk", "combine", "floor", "noise", "row", "scale", "tile", "transfer")}
 HEADS = 11  # configurations of the fused head
-# What `make test` compiles: for sm_90 all but float16 where that is compiled as bfloat16 is; for AMD, whose compiler is
-# another, every kernel once; for the others the fused head, whose matrix instructions are their own.
+# What `make test` compiles: for sm_90 all of bfloat16, and of other dtypes what is not as in bfloat16; for AMD, whose
+# compiler is another, every kernel once; for the others the fused head, whose matrix instructions are their own.
 HEAD = ("head, 64 rows",)
 ONCE = (*HEAD, "bfloat16 noise tempered", "bfloat16 top_p", "bfloat16 loss and gradient ragged", "bfloat16 scaled")
 SOME = {
-    ("sm_90",): ("bfloat16", "float32", "head", "window", "noise of positions"),
+    ("sm_90",): ("bfloat16", "float32 every option", "float32 noise", "head", "window", "noise of positions"),
     ("gfx942",): (*ONCE, "k window 64", "noise of positions, gumbel"),
     ("sm_80", "sm_100"): HEAD,
 }
