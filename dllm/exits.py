@@ -30,6 +30,7 @@ _OUTSIDE = {
     "safetensors": ("SafetensorError",),
     "torch": ("OutOfMemoryError",),
     "yaml": ("YAMLError",),
+    "zlib": ("error",),
 }
 
 
@@ -114,7 +115,7 @@ def foreseen(error: BaseException) -> bool:
         return _raised_by_statement(error)
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch, on a CPU
         return True
-    known = (FloatingPointError, ImportError, MemoryError, OSError, TypeError, ValueError, *_outside())
+    known = (EOFError, FloatingPointError, ImportError, MemoryError, OSError, TypeError, ValueError, *_outside())
     return isinstance(error, known)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
+import zlib
 
 import jinja2
 import pytest
@@ -45,6 +47,8 @@ FORESEEN = [
     lambda: json.loads("{"),
     lambda: __import__("no_such_package_anywhere"),
     lambda: checked(safetensors.SafetensorError("header too small")),
+    lambda: gzip.decompress(gzip.compress(b"half of it is missing")[:20]),
+    lambda: zlib.decompress(b"not packed"),
 ]
 BUGS = [
     lambda: needs_two(1),

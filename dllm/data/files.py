@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -270,7 +271,10 @@ def _open(path: Path) -> IO[bytes]:
 
 def _check_encoding(path: Path) -> None:
     with _open(path) as file:
-        first = file.read(4)
+        try:
+            first = file.read(4)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
     if kind_of(path) != "parquet" and first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise ValueError(f"{path} must be UTF-8, got UTF-16: iconv -f UTF-16 -t UTF-8 rewrites it")
 

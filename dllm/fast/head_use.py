@@ -17,6 +17,8 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -278,8 +280,8 @@ def settings_of_module(module: nn.Module) -> Hashable:
 
 
 def setting(value: object) -> Hashable:
-    """What a setting says: a number, a text or a switch, what is made of them, and which function it is; of a part of a
-    configuration, its own. Of anything else, nothing."""
+    """What a setting says: a number, a text or a switch, what is made of them, and which function it is; what a
+    dataclass, a namespace or a part of a configuration holds. Of anything else, nothing."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
@@ -290,4 +292,5 @@ def setting(value: object) -> Hashable:
         return None
     if callable(value):
         return id(value)
-    return setting(vars(value)) if hasattr(value, "to_diff_dict") else None
+    is_record = hasattr(value, "to_diff_dict") or is_dataclass(value) or isinstance(value, SimpleNamespace)
+    return setting(vars(value)) if is_record and hasattr(value, "__dict__") else None

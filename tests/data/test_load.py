@@ -144,6 +144,7 @@ def test_a_byte_order_mark_is_no_text(folder, pack):
         ("a.jsonl", '{"text": "x"}'.encode("utf-16"), "a.jsonl must be UTF-8, got UTF-16"),
         ("a.csv", "instruction,output\nQ,A\n".encode("utf-16"), "a.csv must be UTF-8, got UTF-16"),
         ("a.txt.gz", gzip.compress("x".encode("utf-16"), mtime=0), "a.txt.gz must be UTF-8, got UTF-16"),
+        ("a.txt.gz", b"not packed", "a.txt.gz cannot be read: Not a gzipped file"),
         ("a.jsonl", '{"text": "é"}'.encode("latin-1"), "last line of .*a.jsonl is no UTF-8"),
         ("a.csv", "instruction,output\né,A\n".encode("latin-1"), "a.csv cannot be read: 'utf-8' codec"),
         ("a.csv", b"instruction,output,output\nQ,A,B\n", "columns of different names, got 'output' twice"),

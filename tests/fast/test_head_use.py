@@ -207,6 +207,12 @@ def test_what_comes_later_is_seen():
     model.config.cap = 1.0
     assert kind() == "logits"
     model.config.cap = None
+    model.args = SimpleNamespace(cap=None)
+    model.step = lambda self, l, e: l * self.args.cap if self.args.cap else l
+    assert kind() == "linear"
+    model.args.cap = 1.0
+    assert kind() == "logits"
+    model.args.cap = None
     handle = model.inner.cls.register_forward_hook(lambda module, args, out: out + 0)
     assert kind() == "logits"
     handle.remove()

@@ -132,7 +132,9 @@ def _handlers(heard: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, heard) for signum in (signal.SIGINT, signal.SIGTERM)}
+    # a job in the background ignores Ctrl-C; and None is a handler that Python cannot put back
+    ours = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) not in (signal.SIG_IGN, None)]
+    before = {signum: signal.signal(signum, heard) for signum in ours}
     try:
         yield
     finally:
