@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """What exists now stays: collections of garbage, many of them asked for, need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def beyond_covering(items):

@@ -18,8 +18,9 @@ HEADS = 11  # configurations of the fused head
 # compiler is another, every kernel once; for the others the fused head, whose matrix instructions are their own.
 HEAD = ("head, 64 rows",)
 ONCE = (*HEAD, "bfloat16 noise tempered", "bfloat16 top_p", "bfloat16 loss and gradient ragged", "bfloat16 scaled")
+WINDOWS = ("k window 1", "window 64", "window 8192")  # of one warp, and of most
 SOME = {
-    ("sm_90",): ("bfloat16", "float32 every option", "float32 noise", "head", "window", "noise of positions"),
+    ("sm_90",): ("bfloat16", "float32 every option", "float32 noise", "head", *WINDOWS, "noise of positions"),
     ("gfx942",): (*ONCE, "k window 64", "noise of positions, gumbel"),
     ("sm_80", "sm_100"): HEAD,
 }
