@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from benchmarks import card_loop
 from benchmarks.baselines import dream, fast_dllm, llada, mdlm, parallel
 from benchmarks.card_loop import Noise
+from benchmarks.case import Case
 from benchmarks.models import Loaded
 from dllm.core.samplers import BaseSampler
 from dllm.demo.samplers import SAMPLERS, steps_of
-
-if TYPE_CHECKING:
-    from benchmarks.providers import Case
 
 
 def authors_loop(

@@ -2,114 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import card_loop, loops, models, timing
+from benchmarks.case import Case
 from benchmarks.models import Loaded
-from dllm.demo import samplers
 
 NAMES = ("card", "card-compile", "card-reduce-overhead", "ours-eager", "ours-graph")
 # what torch.compile is asked for; the second captures CUDA graphs and takes longest to begin
 COMPILED = {"card-compile": "default", "card-reduce-overhead": "reduce-overhead"}
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One setting of a sampler's loop; every provider gets the same.
-
-    sampler: "generate", the model card's loop, or a name of :data:`dllm.demo.samplers.SAMPLERS`. options: its own, by
-    name. steps: None where the sampler commits what a rule allows. remasking: None where it has no such option.
-    """
-
-    model: str
-    dtype: str
-    device: str
-    batch: int = 1
-    prompt_length: int = 64
-    gen_length: int = 128
-    block_length: int = 64
-    steps: int | None = 128
-    temperature: float = 0.0
-    cfg_scale: float = 0.0
-    remasking: str | None = "low_confidence"
-    seed: int = 0
-    sampler: str = "generate"
-    options: Mapping[str, float | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "prompt_length", "gen_length", "block_length", "steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("temperature", "cfg_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
-        for name, value in self.options.items():
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, got {value}")
-        if self.gen_length % self.block_length:
-            raise ValueError(f"gen_length {self.gen_length} is not a multiple of block_length {self.block_length}")
-        if self.steps is not None and self.steps % self.blocks:
-            raise ValueError(f"steps {self.steps} is not a multiple of the {self.blocks} blocks")
-
-    @property
-    def blocks(self) -> int:
-        return self.gen_length // self.block_length
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether no random number is drawn."""
-        draws_places = self.sampler == "dream-origin" or self.options.get("alg_temp")
-        return self.temperature == 0 and self.remasking != "random" and not draws_places
-
-    @property
-    def approximate(self) -> bool:
-        """Whether the sampler trades tokens for speed."""
-        return samplers.is_approximate(self.sampler)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens generated in one run."""
-        return self.batch * self.gen_length
-
-    @property
-    def title(self) -> str:
-        model = f"{self.model} {self.dtype}, batch {self.batch}, temperature {self.temperature:g}"
-        return model if self.sampler == "generate" else f"{samplers.title(self.sampler)}, {model}"
-
-    @property
-    def told(self) -> str:
-        """What the title leaves out, in words."""
-        steps = "as many steps as it takes" if self.steps is None else f"{self.steps} steps"
-        options = [f"{name.replace('_', ' ')} {value:g}" for name, value in self.options.items() if value is not None]
-        options = [self.remasking, *options] if self.remasking else options
-        return (
-            f"prompt {self.prompt_length}, generate {self.gen_length} in {steps}, blocks of {self.block_length}, "
-            + "".join(f"{option}, " for option in options)
-            + f"guidance {self.cfg_scale:g}"
-        )
-
-    @property
-    def slug(self) -> str:
-        """A file name that tells the case."""
-        approximate = "-approximate" * self.approximate
-        sampler = "" if self.sampler == "generate" else f"{self.sampler}{approximate}-"
-        steps = "" if self.steps is None else f"-s{self.steps}"
-        options = [f"{name}{value:g}" for name, value in self.options.items() if value is not None]
-        return (
-            f"{sampler}{self.model}-{self.dtype}-{self.device}-b{self.batch}-p{self.prompt_length}-g{self.gen_length}"
-            f"-k{self.block_length}{steps}-t{self.temperature:g}-c{self.cfg_scale:g}"
-            + "".join(f"-{part}" for part in [self.remasking, *options] if part)
-        )
-
-    def loop_arguments(self, steps: int | None = None) -> dict[str, object]:
-        """The arguments that the model card's loop and `dllm.fast.generate` share."""
-        shared = ("gen_length", "block_length", "temperature", "cfg_scale", "remasking")
-        return {"steps": steps or self.steps} | {name: asdict(self)[name] for name in shared}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from benchmarks import machine, report
 from benchmarks.gpu_report import state
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
+from benchmarks.gpu_report.run import Run
 
 
 class Ceilings(NamedTuple):

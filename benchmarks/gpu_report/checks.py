@@ -16,29 +16,14 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from benchmarks import files, machine
+from benchmarks import machine
+from benchmarks.gpu_report import gate
+from benchmarks.gpu_report.gate import FILES, TRITON
+from benchmarks.gpu_report.run import Run
 from benchmarks.gpu_report.sections import LOSS_OPS, SAMPLING_OPS
-from benchmarks.gpu_report.state import FILE
 
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
-
-TRITON = "kernels/test_triton.py"
-NOISE = ("kernels/test_philox.py", TRITON)
-# what is measured, and the test files that stand behind it
-FILES: dict[str, tuple[str, ...]] = {
-    "gumbel_argmax": ("kernels/test_gumbel_argmax.py", *NOISE),
-    "linear_gumbel_argmax": ("kernels/test_linear_gumbel_argmax.py", *NOISE),
-    "truncation_floor": ("kernels/test_truncation_floor.py", TRITON),
-    "transfer_tokens": ("kernels/test_transfer_tokens.py", TRITON),
-    "position_noise": ("kernels/test_position_noise.py", *NOISE),
-    "masked_cross_entropy": ("kernels/test_masked_cross_entropy.py",),
-    "linear_cross_entropy": ("kernels/test_linear_cross_entropy.py", "kernels/test_masked_cross_entropy.py"),
-    "sampling": ("fast/test_gpu.py", "fast/test_generate.py", "fast/test_generate_inputs.py"),
-    "training": ("fast/test_training_graphs_gpu.py",),
-}
 # files that take long, because many kernels are compiled: so many processes share them, and begin first
 SHARED = {TRITON: 5, "kernels/test_linear_cross_entropy.py": 3, "kernels/test_masked_cross_entropy.py": 2}
 AT_ONCE = 12
@@ -61,14 +46,14 @@ def run(run: Run) -> None:
     of which is skipped."""
     due = checks(run.folder, dry=run.dry)
     results: dict[str, dict] = {check.name: {"red": ["did not finish"]} for check in due}
-    _write(run.folder, results)
+    gate.write(run.folder, results)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {pool.submit(outcome, check, run.deadline): check.name for check in due}
         for future in as_completed(futures):
             name = futures[future]
             results[name] = future.result()
             print(f"{name}: {json.dumps(results[name])}", flush=True)
-            _write(run.folder, results)
+            gate.write(run.folder, results)
     run.failures += [f"{name}: {reason}" for name, result in results.items() for reason in result["red"]]
 
 
@@ -149,44 +134,3 @@ def parsed(junit: Path) -> dict[str, object]:
         else:
             counts["skipped" if case.find("skipped") is not None else "passed"] += 1
     return counts | {"red": red}
-
-
-def red(out: Path, name: str) -> list[str]:
-    """Why no number of `name` (a name of FILES) may be reported: its red checks. Empty where none is, or none has run.
-
-    Raises:
-        ValueError: there is no such name.
-    """
-    if name not in FILES:
-        raise ValueError(f"name must be one of {', '.join(FILES)}, got {name!r}")
-    return [
-        f"{check}: {reason}"
-        for check, result in _read(out / "tests").items()
-        if file_of(check) in FILES[name] or check == f"compute-sanitizer {name}"
-        for reason in result["red"]
-    ]
-
-
-def file_of(check: str) -> str:
-    """The test file that a check is named after.
-
-    Example:
-        >>> file_of("kernels/test_triton.py 2/4")
-        'kernels/test_triton.py'
-    """
-    return check.partition(" ")[0]
-
-
-def tested(out: Path, names: Sequence[str]) -> bool:
-    """Whether every test file behind these names has run here."""
-    files = {file_of(check) for check in _read(out / "tests")}
-    return all(file in files for name in names for file in FILES[name])
-
-
-def _read(folder: Path) -> dict[str, dict]:
-    path = folder / FILE
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write(folder: Path, results: dict[str, dict]) -> None:
-    files.write_json(folder / FILE, results)

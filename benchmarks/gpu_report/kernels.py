@@ -8,18 +8,15 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks import measure, report, timing
 from benchmarks.gpu_report import ceilings
+from benchmarks.gpu_report.run import Run
 from benchmarks.kernels import cases, operations
 from benchmarks.kernels.cases import LOSSES, Case
 from dllm_kernels import _impl
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
 
 REPEATS, QUICK_REPEATS = 21, 7
 SECONDS = 3.0  # of rounds for a case

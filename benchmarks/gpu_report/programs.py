@@ -9,13 +9,11 @@ import shlex
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import report
+from benchmarks.gpu_report.run import Run
 from benchmarks.gpu_report.words import without
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
 
 
 class Call(NamedTuple):

@@ -15,8 +15,8 @@ class Section(NamedTuple):
     """A part of the report that runs in a process of its own.
 
     seconds: after so many, and what the sections before it have left over, it is stopped.
-    run: "module:function" in this package, called with a :class:`benchmarks.gpu_report.section.Run`.
-    needs: names of :data:`benchmarks.gpu_report.checks.FILES` whose tests must not be red, or nothing is measured.
+    run: "module:function" in this package, called with a :class:`benchmarks.gpu_report.run.Run`.
+    needs: names of :data:`benchmarks.gpu_report.gate.FILES` whose tests must not be red, or nothing is measured.
     whole: whether one red name withholds all of it; else it is asked name by name.
     only_dry: whether it belongs to machines without a GPU.
     """

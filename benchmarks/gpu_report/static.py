@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 from benchmarks import machine
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
+from benchmarks.gpu_report.run import Run
 
 COMMAND = ("-m", "benchmarks.static_report", "--target", "sm_90")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine, table
-from benchmarks.gpu_report import ceilings, checks, state, targets
+from benchmarks.gpu_report import ceilings, gate, state, targets
 from benchmarks.gpu_report.sections import SECTIONS
 from benchmarks.gpu_report.state import State
 
@@ -39,7 +39,7 @@ def reportable(out: Path) -> list[dict]:
     """The rows of all sections, but for those that red tests stand behind."""
     rows = []
     for section in SECTIONS:
-        red = {name for name in section.needs if checks.red(out, name)}
+        red = {name for name in section.needs if gate.red(out, name)}
         for row in state.rows(out, section.name):
             behind = set(section.needs) if section.whole else {row["settings"]["op"]}
             if not behind & red:
@@ -66,7 +66,7 @@ def _head(rows: Sequence[dict], out: Path) -> str:
 def untested(out: Path) -> list[str]:
     """Sections with rows, but without a run of the tests that stand behind them."""
     with_rows = [section for section in SECTIONS if any(state.rows(out, section.name))]
-    return [section.name for section in with_rows if not checks.tested(out, section.needs)]
+    return [section.name for section in with_rows if not gate.tested(out, section.needs)]
 
 
 def _sections(states: Sequence[State]) -> str:
