@@ -1,8 +1,9 @@
-"""Lines of the tables of kernel benchmarks: what a row shows of each case."""
+"""Tables of single operations and of the machine's measured limits."""
 
 from __future__ import annotations
 
 from benchmarks import machine, report
+from benchmarks.markdown import megabytes
 
 KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
 HEAD_HEAD = (
@@ -107,13 +108,3 @@ def gpu_kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
             f"{commands.index(row['command']) + 1}",
         ]
     ]
-
-
-def megabytes(n_bytes: int | None) -> str:
-    """Bytes as a table shows them: two decimals below ten megabytes.
-
-    Example:
-        >>> megabytes(375_000_000), megabytes(460_000)
-        ('375', '0.46')
-    """
-    return "n/a" if n_bytes is None else f"{n_bytes / 1e6:.{0 if n_bytes >= 1e7 else 2}f}"

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import machine, plot, quality, report
-from benchmarks.table import markdown, way_to_sample
+from benchmarks import machine, markdown, plot, quality, report
+from benchmarks.sampling_tables import way_to_sample
 from dllm.demo import dialogues, gauge, lessons, problems
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load
@@ -31,6 +31,7 @@ TITLES = {
     "new-phrasings": "word problems: neither numbers nor wording trained on",
     "small-talk": "small talk: lines trained on, letter for letter",
 }
+SCORES_HEAD = ("questions", "tokens per step", "exact answers", "95 % interval", "forward passes")
 CARD = """---
 license: apache-2.0
 language: en
@@ -208,7 +209,9 @@ def of_rows(rows: Sequence[dict]) -> dict[str, object]:
     ]
     row = rows[0]
     return {
-        "scores": markdown(("questions", "tokens per step", "exact answers", "95 % interval", "forward passes"), lines),
+        "scores": markdown.table(
+            ("questions", "tokens per step", "exact answers", "95 % interval", "forward passes"), lines
+        ),
         "gen_length": row["settings"]["gen_length"],
         "block_length": row["settings"]["block_length"],
         "asked_seed": row["settings"]["seed"],

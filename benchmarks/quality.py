@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.models import DTYPES
-from benchmarks.table import sampler_in_words
+from benchmarks.sampling_tables import sampler_in_words
 from dllm.demo import gauge, samplers
 from dllm.demo.shipped import SHIPPED, load
 from dllm.exits import exit_code

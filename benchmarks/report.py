@@ -115,6 +115,30 @@ def read_row(path: Path) -> dict[str, object]:
     return json.loads(path.read_text())
 
 
+def chosen_rows(folder: Path = RESULTS) -> list[dict[str, object]]:
+    """The rows that published tables and plots show: those that `folder`/chosen.txt lists, in its order."""
+    return [read_row(path) for path in chosen(folder)]
+
+
+def chosen(folder: Path) -> list[Path]:
+    """The files that `folder`/chosen.txt lists, one name a line; empty lines and lines that begin with # are skipped.
+
+    A name with a * stands for all files that match it: `nvidia-h200-20261122/*/2*.json`.
+
+    Raises:
+        ValueError: no file matches.
+    """
+    lines = [line.strip() for line in (folder / "chosen.txt").read_text().splitlines()]
+    paths = []
+    for line in lines:
+        if line and not line.startswith("#"):
+            found = sorted(folder.glob(line)) if "*" in line else [folder / line]
+            if not found:
+                raise ValueError(f"{line} in chosen.txt must fit a file in {folder}, got none")
+            paths += found
+    return paths
+
+
 def print_last_line(summary: dict[str, object]) -> None:
     """The machine-readable end of every benchmark's output: one JSON object on one line."""
     print(json.dumps(summary), flush=True)

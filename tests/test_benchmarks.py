@@ -30,6 +30,7 @@ from benchmarks import (
     table,
     timing,
     training_step,
+    training_tables,
 )
 from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED
@@ -376,7 +377,7 @@ class TestKernelBenchmarks:
         last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
         row = json.loads(Path(last["row"]).read_text())
         assert {"full", "gathered", "ours"} <= {result["program"] for result in row["results"]}
-        assert table.entropy_lines(row, [row["command"]])[0][0] == "minilm float32, 5 masked of 12 rows"
+        assert training_tables.entropy_lines(row, [row["command"]])[0][0] == "minilm float32, 5 masked of 12 rows"
 
     def test_the_programs_compute_the_same_loss(self, monkeypatch):
         monkeypatch.setitem(cpu_cross_entropy.HEADS, "minilm", (8, 50))
@@ -455,7 +456,7 @@ class TestTrainingStep:
 
     def test_stands_in_the_readme(self, run):
         _, row, _ = run("--attention", "sdpa", "--no-dropout")
-        _, line = table.training_lines(row, ["another command", row["command"]])
+        _, line = training_tables.training_lines(row, ["another command", row["command"]])
         assert line[:2] == [
             "tiny-bert float32, sdpa attention, dropout 0",
             f"3 x 20, {row['masked_share']:.0%} masked",
@@ -469,7 +470,7 @@ class TestTrainingStep:
         status, row, printed = run("--providers", "indexed", "patched", "--gradient-checkpointing")
         assert status == 0 and row["settings"]["gradient_checkpointing"]
         assert "gradient checkpointing" in printed.out and row["providers"]["patched"]["against"] == "indexed"
-        (line,) = table.training_lines(row, [row["command"]])
+        (line,) = training_tables.training_lines(row, [row["command"]])
         assert line[0].endswith("gradient checkpointing") and line[3] == "logits[mask] -> the same, patched"
 
     def test_row_without_a_pair(self, run):
@@ -673,9 +674,11 @@ class TestQuality:
 
 
 class TestTable:
+    SAMPLER = "<!-- results:begin sampler -->"
+
     @pytest.fixture
     def root(self, run, tmp_path, capsys):
-        """Documents with markers, and a results folder with two chosen rows, one of them for RESULTS.md alone."""
+        """Documents with markers, and a results folder with two chosen rows, one of them for RESULTS.md and a page."""
         _, last, _, _ = run()
         sampler = Path(last["cases"][0]["row"])
         results = tmp_path / "root" / "benchmarks" / "results"
@@ -687,8 +690,9 @@ class TestTable:
         quality = {"kind": "quality", "command": "asked so", "settings": settings, "results": [answers]}
         (results / "quality.json").write_text(json.dumps(json.loads(sampler.read_text()) | quality))
         (results / "chosen.txt").write_text(f"# two\n\n{sampler.name}\nquality.json\n")
-        for name in table.DOCUMENTS:
-            (tmp_path / "root" / name).write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+        begins = (self.SAMPLER, table.BEGIN)
+        for name, begin in zip(table.DOCUMENTS, begins, strict=True):
+            (tmp_path / "root" / name).write_text(f"before\n{begin}\nold\n{table.END}\nafter\n")
         return tmp_path / "root"
 
     def test_writes_and_checks(self, root, capsys):
@@ -697,8 +701,8 @@ class TestTable:
         assert capsys.readouterr().err.count("out of date") == 2
         assert table.main(arguments) == 0
         readme, everything = ((root / name).read_text() for name in table.DOCUMENTS)
-        for text in (readme, everything):
-            assert text.startswith(f"before\n{table.BEGIN}\n| model |")
+        for text, begin in ((readme, self.SAMPLER), (everything, table.BEGIN)):
+            assert text.startswith(f"before\n{begin}\n| model |")
             assert text.endswith(f"{table.END}\nafter\n")
             assert "| tiny-bert float32 | 1 | 0 |" in text
             assert "1. `python benchmarks/sampler_throughput.py" in text
@@ -711,7 +715,39 @@ class TestTable:
     def test_nothing_chosen(self, root):
         (root / "benchmarks" / "results" / "chosen.txt").write_text("# none yet\n")
         assert table.main(["--root", str(root)]) == 0
-        assert (root / "README.md").read_text() == f"before\n{table.BEGIN}\n{table.END}\nafter\n"
+        assert (root / "README.md").read_text() == f"before\n{self.SAMPLER}\n{table.END}\nafter\n"
+
+    def test_pages_of_docs_say_which_kinds_they_show(self, root):
+        (root / "docs").mkdir()
+        place = "<!-- results:begin {} -->\n" + table.END
+        page, plain = root / "docs" / "page.md", root / "docs" / "plain.md"
+        page.write_text(f"{place.format('quality')}\n\nand\n\n{place.format('sampler')}\n")
+        plain.write_text("`<!-- results:begin -->` is only quoted here.\n")
+        assert table.main(["--root", str(root)]) == 0
+        first, second = page.read_text().split("\nand\n")
+        assert "1. `asked so`" in first and "tiny-bert" not in first
+        assert "1. `python benchmarks/sampler_throughput.py" in second and "asked so" not in second
+        assert plain.read_text() == "`<!-- results:begin -->` is only quoted here.\n"
+
+    @pytest.mark.parametrize(
+        ("text", "rule"),
+        [
+            (
+                "<!-- results:begin weather -->\n<!-- results:end -->",
+                "page.md: kinds of rows must be among sampler, .* got weather",
+            ),
+            ("<!-- results:begin -->\n", "page.md needs the lines .* in pairs"),
+            ("<!-- results:begin -->\n<!-- results:begin -->\n<!-- results:end -->", "in pairs"),
+            ("<!-- results:begin: sampler -->\n<!-- results:end -->", "in pairs"),
+        ],
+    )
+    def test_wrong_markers(self, text, rule):
+        with pytest.raises(ValueError, match=rule):
+            table.with_tables(text, [], "page.md")
+
+    def test_the_page_of_results_shows_every_kind(self):
+        places = table.PLACE.finditer((ROOT / "benchmarks" / "RESULTS.md").read_text())
+        assert {kind for place in places for kind in place["kinds"].split()} == set(table.KINDS)
 
     def test_missing_markers(self, root, capsys):
         (root / "README.md").write_text("nothing here")

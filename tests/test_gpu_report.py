@@ -667,10 +667,10 @@ class TestTable:
         for name in ("b.json", "a.json"):
             (tmp_path / "gpu" / "kernels" / name).write_text("{}")
         (tmp_path / "chosen.txt").write_text("gpu/*/*.json\n")
-        assert [path.name for path in table.chosen(tmp_path)] == ["a.json", "b.json"]
+        assert [path.name for path in report.chosen(tmp_path)] == ["a.json", "b.json"]
         (tmp_path / "chosen.txt").write_text("cpu/*.json\n")
         with pytest.raises(ValueError, match="must fit a file"):
-            table.chosen(tmp_path)
+            report.chosen(tmp_path)
 
 
 class TestWheels:

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import machine, table
+from benchmarks import machine, markdown, table
 from benchmarks.gpu_report import ceilings, gate, state, targets
 from benchmarks.gpu_report.sections import SECTIONS
 from benchmarks.gpu_report.state import State
@@ -79,7 +79,7 @@ def _sections(states: Sequence[State]) -> str:
         ]
         for ended in states
     ]
-    return table.markdown(("section", "ended", "seconds in all", "left out, withheld, failed"), lines)
+    return markdown.table(("section", "ended", "seconds in all", "left out, withheld, failed"), lines)
 
 
 def _notes(ended: State) -> list[str]:
@@ -105,7 +105,7 @@ def _targets(rows: Sequence[dict]) -> str:
         ]
         for verdict in targets.verdicts(rows)
     ]
-    return table.markdown(("target", "formula", "aim", "measured, the worst case", ""), lines)
+    return markdown.table(("target", "formula", "aim", "measured, the worst case", ""), lines)
 
 
 def _with_a_table(rows: Sequence[dict]) -> tuple[list[dict], list[str]]:
@@ -136,7 +136,7 @@ def _utilization(rows: Sequence[dict], found: ceilings.Ceilings | None) -> list[
     if not lines:
         return []
     head = ("training step", "useful TFLOP/s (body, attention, head of masked rows)", "of the measured product speed")
-    return [table.markdown(head, lines)]
+    return [markdown.table(head, lines)]
 
 
 def _plots(rows: Sequence[dict], out: Path) -> list[str]:

@@ -1,0 +1,142 @@
+"""Tables of sampling: speed against the authors' loops, block caches, and accuracy against tokens per step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.markdown import megabytes
+from dllm.demo import samplers
+
+SAMPLER_HEAD = (
+    "model",
+    "batch",
+    "T",
+    "machine",
+    "card's loop, tokens/s",
+    "dllm, tokens/s",
+    "speed-up",
+    "ms/step",
+    "same tokens",
+    "command",
+)
+QUALITY_HEAD = ("asked", "tokens per step", "exact answers", "95 % interval", "tokens per forward", "command")
+CACHED_HEAD = (
+    "block caches",
+    "machine",
+    "forward passes",
+    "before, s",
+    "dllm's cache, s",
+    "speed-up",
+    "ms/step before",
+    "dllm's",
+    "cache, MB",
+    "command",
+)
+# which loops of a cached_decoding row are held against which
+CACHED_PAIRS = (("bd3lm recomputed", "bd3lm cached"), ("full canvas", "dual cache"))
+
+
+def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """One line, one case: the model card's loop beside the fastest of ours.
+
+    Raises:
+        ValueError: the row lacks one of the two.
+    """
+    settings, results = row["settings"], row.get("providers", {})
+    ours = [r for name, r in results.items() if name.startswith("ours") and "tokens_per_second" in r]
+    card = results.get("card", {})
+    if not ours or "tokens_per_second" not in card:
+        raise ValueError(f"a chosen row has no measurement of both programs: {row['command']}")
+    best = max(ours, key=lambda result: result["tokens_per_second"])
+    same = best.get("same_tokens")
+    return [
+        [
+            _sampler_of(settings) + f"{Path(settings['model']).name} {settings['dtype']}",
+            str(settings["batch"]),
+            f"{settings['temperature']:g}",
+            machine.short_name(row["machine"]),
+            f"{card['tokens_per_second']:.1f}",
+            f"{best['tokens_per_second']:.1f}",
+            f"{best['tokens_per_second'] / card['tokens_per_second']:.1f}x",
+            f"{card['ms_per_step']['median']:.1f} -> {best['ms_per_step']['median']:.1f}",
+            "n/a" if same is None else f"{same:.1%}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+    ]
+
+
+def _sampler_of(settings: dict) -> str:
+    """The sampler of a row, where it is another than the model card's."""
+    if settings.get("sampler", "generate") == "generate":
+        return ""
+    return sampler_in_words(settings["sampler"], settings["options"], settings["approximate"]) + ": "
+
+
+def sampler_in_words(sampler: str, options: dict, approximate: bool) -> str:
+    """A sampler with what sets its pace, and whether it trades tokens for speed.
+
+    Example:
+        >>> sampler_in_words("threshold", {"threshold": 0.9}, True)
+        'threshold 0.9 (approximate)'
+        >>> sampler_in_words("llada2", {"threshold": 0.95}, True)
+        'llada2 threshold 0.95 (approximate)'
+    """
+    rules = [name for name in samplers.RULES if name in options]
+    pace = [f"{options[name]:g}" if name == sampler else f"{name} {options[name]:g}" for name in rules]
+    return " ".join([sampler, *pace]) + " (approximate)" * approximate
+
+
+def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each task and way to sample of a quality row."""
+    settings = row["settings"]
+    what = "" if settings["model"] == "shipped" else f", {settings['model']}"
+    if settings["block_length"] != settings["gen_length"]:
+        what += f", blocks of {settings['block_length']}"
+    return [
+        [
+            f"{result['questions']} {result['task']}{what}",
+            way_to_sample(result),
+            f"{result['accuracy']:.1%}",
+            "{:.1%} to {:.1%}".format(*result["interval_95"]),
+            f"{result['tokens_per_forward']:.2f}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for result in row["results"]
+    ]
+
+
+def way_to_sample(result: dict) -> str:
+    """What sets a quality result's pace: of the model card's loop the number of tokens per step alone.
+
+    Example:
+        >>> way_to_sample({"tokens_per_step": 8})
+        '8'
+        >>> way_to_sample({"sampler": "mdlm", "approximate": False, "tokens_per_step": 2})
+        'mdlm, 2'
+    """
+    counted = [str(result["tokens_per_step"])] if "tokens_per_step" in result else []
+    if result.get("sampler", "generate") == "generate":
+        return counted[0]
+    return ", ".join([sampler_in_words(result["sampler"], result, result["approximate"]), *counted])
+
+
+def cached_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each cached loop beside the one that computes everything anew."""
+    settings, loops = row["settings"], {result["loop"]: result for result in row["results"]}
+    model = settings.get("model") or f"Llama shape, {settings['layers']} layers x {settings['hidden']}"
+    what = f"{model} {settings['dtype']}, batch {settings['batch']}, {settings['prompt']} + {settings['new']} tokens"
+    pairs = [(loops[before], loops[after]) for before, after in CACHED_PAIRS if before in loops and after in loops]
+    return [
+        [
+            f"{before['loop']} -> {after['loop']}: {what} in blocks of {settings['block']}",
+            machine.short_name(row["machine"]),
+            f"{after['forwards']}",
+            *(f"{loop['call_seconds']['median']:.2f}" for loop in (before, after)),
+            f"{before['call_seconds']['median'] / after['call_seconds']['median']:.1f}x",
+            *(f"{1000 * loop['step_seconds']['median']:.1f}" for loop in (before, after)),
+            megabytes(after["cache_bytes"]),
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for before, after in pairs
+    ]
