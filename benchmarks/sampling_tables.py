@@ -38,39 +38,47 @@ CACHED_PAIRS = (("bd3lm recomputed", "bd3lm cached"), ("full canvas", "dual cach
 
 
 def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """One line, one case: the model card's loop beside the fastest of ours.
+    """One line for one case: the authors' loop beside the fastest program of ours.
 
     Raises:
         ValueError: the row lacks one of the two.
     """
-    settings, results = row["settings"], row.get("providers", {})
-    ours = [r for name, r in results.items() if name.startswith("ours") and "tokens_per_second" in r]
-    card = results.get("card", {})
-    if not ours or "tokens_per_second" not in card:
-        raise ValueError(f"a chosen row has no measurement of both programs: {row['command']}")
-    best = max(ours, key=lambda result: result["tokens_per_second"])
-    same = best.get("same_tokens")
+    settings, (card, ours) = row["settings"], card_and_ours(row)
+    same = ours.get("same_tokens")
     return [
         [
-            _sampler_of(settings) + f"{Path(settings['model']).name} {settings['dtype']}",
+            sampler_and_model(settings),
             str(settings["batch"]),
             f"{settings['temperature']:g}",
             machine.short_name(row["machine"]),
-            f"{card['tokens_per_second']:.1f}",
-            f"{best['tokens_per_second']:.1f}",
-            f"{best['tokens_per_second'] / card['tokens_per_second']:.1f}x",
-            f"{card['ms_per_step']['median']:.1f} -> {best['ms_per_step']['median']:.1f}",
+            *(f"{program['tokens_per_second']:.1f}" for program in (card, ours)),
+            f"{ours['tokens_per_second'] / card['tokens_per_second']:.1f}x",
+            f"{card['ms_per_step']['median']:.1f} -> {ours['ms_per_step']['median']:.1f}",
             "n/a" if same is None else f"{same:.1%}",
             f"{commands.index(row['command']) + 1}",
         ]
     ]
 
 
-def _sampler_of(settings: dict) -> str:
-    """The sampler of a row, where it is another than the model card's."""
+def card_and_ours(row: dict) -> tuple[dict, dict]:
+    """The results of the authors' loop and of the fastest program of ours in a sampler row.
+
+    Raises:
+        ValueError: the row lacks one of the two.
+    """
+    measured = {name: r for name, r in row.get("providers", {}).items() if "tokens_per_second" in r}
+    ours = [result for name, result in measured.items() if name.startswith("ours")]
+    if not ours or "card" not in measured:
+        raise ValueError(f"a chosen row has no measurement of both programs: {row['command']}")
+    return measured["card"], max(ours, key=lambda result: result["tokens_per_second"])
+
+
+def sampler_and_model(settings: dict) -> str:
+    """The model and dtype of a sampler row, after the sampler where it is not the model card's loop."""
+    model = f"{Path(settings['model']).name} {settings['dtype']}"
     if settings.get("sampler", "generate") == "generate":
-        return ""
-    return sampler_in_words(settings["sampler"], settings["options"], settings["approximate"]) + ": "
+        return model
+    return f"{sampler_in_words(settings['sampler'], settings['options'], settings['approximate'])}: {model}"
 
 
 def sampler_in_words(sampler: str, options: dict, approximate: bool) -> str:

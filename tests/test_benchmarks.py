@@ -26,12 +26,15 @@ from benchmarks import (
     models,
     providers,
     quality,
+    report,
     sampler_throughput,
     table,
     timing,
     training_step,
     training_tables,
 )
+from benchmarks.plot import __main__ as plot_command
+from benchmarks.plot import published
 from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED
 from dllm.models.bidirectional import causal
@@ -671,6 +674,50 @@ class TestQuality:
         file.write_text(json.dumps(row))
         assert model_card.main([str(tmp_path), str(file)]) == 2
         assert "continue its training" in capsys.readouterr().err
+
+
+class TestPublishedPlots:
+    """docs/speed.svg and docs/accuracy.svg."""
+
+    def test_the_committed_files_show_the_chosen_rows(self):
+        assert plot_command.main(["--check"]) == 0
+        drawn = (ROOT / "docs" / "speed.svg").read_text()
+        for point in published.read_points(ROOT / "docs" / "speed.svg"):
+            assert f">{published.speed_label(point)}</text>" in drawn.replace("> ", ">")
+
+    def test_the_accuracy_is_that_of_the_shipped_weights(self):
+        rows = [row for row in report.chosen_rows() if row["kind"] == "quality"]
+        digests = {row["settings"]["weights"] for row in rows if row["settings"]["model"] == "shipped"}
+        assert digests == {quality.digest(SHIPPED)}
+
+    def test_the_same_rows_give_the_same_file(self, tmp_path):
+        rows = report.chosen_rows()
+        for name in published.PLOTS:
+            points = published.points_of(name, rows)
+            once, again = (published.write(name, points, tmp_path / folder).read_bytes() for folder in "ab")
+            assert once == again and len(once) < 100_000
+            assert published.read_points(tmp_path / "a" / name) == points
+
+    def test_another_row_makes_them_stale(self, tmp_path, capsys):
+        results = tmp_path / "benchmarks" / "results"
+        results.mkdir(parents=True)
+        (results / "chosen.txt").write_text("sampler.json\n")
+        assert plot_command.main(["--root", str(tmp_path)]) == 2
+        assert "benchmarks.plot: [Errno" in capsys.readouterr().err
+        chosen = report.chosen_rows()
+        rows = {kind: next(row for row in chosen if row["kind"] == kind) for kind in ("sampler", "quality")}
+        for kind, row in rows.items():
+            (results / f"{kind}.json").write_text(json.dumps(row))
+        assert plot_command.main(["--root", str(tmp_path)]) == 2
+        assert "no chosen row has anything for accuracy.svg" in capsys.readouterr().err
+        (results / "chosen.txt").write_text("sampler.json\nquality.json\n")
+        for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
+            assert plot_command.main(["--root", str(tmp_path), *words]) == status
+        rows["sampler"]["providers"]["card"]["tokens_per_second"] *= 2
+        (results / "sampler.json").write_text(json.dumps(rows["sampler"]))
+        capsys.readouterr()
+        assert plot_command.main(["--root", str(tmp_path), "--check"]) == 1
+        assert capsys.readouterr().err == "docs/speed.svg is out of date: run python -m benchmarks.plot\n"
 
 
 class TestTable:
