@@ -74,7 +74,8 @@ def animated(
     lines = [
         max(1 + max((mark.line for mark in scene[row]), default=0) for scene in scenes) for row in range(len(rows))
     ]
-    images = [_drawn(scene, titles, lines, letters, width, margin, leading) for scene in scenes]
+    wrapped = [_wrapped(title, letters.getlength, inside) for title in titles]
+    images = [_drawn(scene, wrapped, lines, letters, width, margin, leading) for scene in scenes]
     buffer = io.BytesIO()
     durations = [round(1000 / fps)] * (len(images) - 1) + [round(1000 * hold)]
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
@@ -108,23 +109,24 @@ def _words(texts: Sequence[str], states: Sequence[str]) -> list[list[tuple[str, 
 
 def _drawn(
     scene: Sequence[Sequence[Mark]],
-    titles: Sequence[str],
+    titles: Sequence[Sequence[str]],
     lines: Sequence[int],
     font: Any,
     width: int,
     margin: int,
     leading: int,
 ) -> Any:
-    """One image: for each row its title, its lines, and a rule below."""
+    """One image: for each row the lines of its title, its own lines, and a rule below."""
     from PIL import Image, ImageDraw
 
-    height = margin + sum((count + 1) * leading + margin for count in lines)
+    height = margin + sum((len(title) + count) * leading + margin for title, count in zip(titles, lines, strict=True))
     image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
     top = margin
     for marks, title, count in zip(scene, titles, lines, strict=True):
-        draw.text((margin, top), _cut(title, font, width - 2 * margin), INK[GIVEN], font)
-        top += leading
+        for line in title:
+            draw.text((margin, top), line, INK[GIVEN], font)
+            top += leading
         for mark in marks:
             _draw_mark(draw, mark, margin + mark.x, top + mark.line * leading, font)
         top += count * leading + margin
@@ -141,14 +143,16 @@ def _draw_mark(draw: Any, mark: Mark, x: float, y: float, font: Any) -> None:
     draw.text((x, y), mark.text, INK[mark.state], font)
 
 
-def _cut(text: str, font: Any, width: float) -> str:
-    """One line of text; what does not fit is left out."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+def _wrapped(text: str, measure: Callable[[str], float], width: float) -> list[str]:
+    """A text on lines of at most `width`; a word that is wider has a line of its own."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and measure(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _font(path: Path | str | None, size: int) -> Any:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ FRAMES = [
     Frame([1, 2, 0], [NEW, TENTATIVE, MASKED], [math.log(0.9), math.log(0.25), None]),
     Frame([1, 2, 3], [COMMITTED, NEW, NEW], [math.log(0.9), math.log(0.5), math.log(0.75)]),
 ]
+TITLES = ("hello?", " ".join(["hello"] * 8))  # one line, and three
 
 
 class TestGif:
@@ -68,6 +70,13 @@ class TestGif:
             ("ly", 1, 50.0),
             (" ·", 1, 70.0),
         ]
+
+    def test_titles_are_shown_whole(self, words):
+        wrapped = partial(gif._wrapped, measure=lambda text: 10.0 * len(text), width=100)
+        assert wrapped("what is  six\ntimes seven") == ["what is", "six times", "seven"]
+        assert wrapped("") == [""] and wrapped("electroencephalogram") == ["electroencephalogram"]
+        one, three = (self.open(gif.animated(words, [FRAMES], titles=[title], width=200)).size[1] for title in TITLES)
+        assert three - one == 2 * round(1.6 * 20)
 
     def test_rows_are_one_below_the_other(self, words):
         one = self.open(gif.animated(words, [FRAMES], titles=["a"])).size[1]
