@@ -1,7 +1,8 @@
-"""The pages in docs/ keep their word: their Python runs, and the tutorial's commands run top to bottom, shortened."""
+"""Pages keep their word: Python in docs/ runs, commands and links exist, the tutorial runs top to bottom, shortened."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import programs
+from tests import documents, programs
+from tests.documents import DOCS, PAGES, ROOT, blocks, name_of
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+TUTORIAL = DOCS / "teach-a-bert-to-chat.md"  # its commands run below
+LOG = ROOT / "benchmarks" / "LOG.md"  # names programs as they were
 # what makes a run of minutes one of seconds; each must occur
 SHORTER = {
     "--nproc-per-node 2": "--nproc-per-node 1",
@@ -26,20 +28,21 @@ SHORTER = {
 SETS_UP = re.compile(r"^(make setup|\. \.venv/bin/activate|dllm doctor)\b")  # done already, where this runs
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """The contents of a page's fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=name_of)
 def test_python_runs(page):
-    """One namespace, top to bottom, as a reader would paste it."""
-    namespace = {"__name__": page.stem}
-    for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), namespace)
+    documents.run_python(page)
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+# the log tells of programs as they were; the tutorial's commands run below
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in (TUTORIAL, ROOT / "benchmarks/LOG.md")], ids=name_of
+)
+def test_commands_exist(page):
+    for words in documents.commands(page):
+        documents.check(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)", page.read_text())
     for link, section in links:
@@ -48,6 +51,32 @@ def test_links_lead_somewhere(page):
         if section:
             titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             assert section in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, pages = set(), [documents.README]
+    while pages:
+        page = pages.pop()
+        reached.add(page)
+        linked = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)", page.read_text())
+        pages += {(page.parent / link).resolve() for link in linked} - reached
+    assert set(PAGES) <= reached
+
+
+def test_the_tree_shows_every_folder_and_only_what_is_there():
+    """In the block of docs/architecture.md that begins with csrc/: names, two spaces or more, and what they are."""
+    tree = next(block for block in blocks(DOCS / "architecture.md", "text") if block.startswith("csrc/"))
+    folders: dict[int, Path] = {}
+    shown = set()
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        parent = next((folders[i] for i in sorted(folders, reverse=True) if i < indent), ROOT)
+        for name in itertools.takewhile(re.compile(r"[\w./]+[/.]\w*").fullmatch, re.split(r"\s{2,}", line.strip())):
+            assert (parent / name).exists(), f"the tree shows {parent / name}"
+            folders = {i: folder for i, folder in folders.items() if i < indent} | {indent: parent / name}
+            shown.add(parent / name)
+    packages = {file.parent for part in ("dllm", "dllm_kernels", "benchmarks") for file in (ROOT / part).rglob("*.py")}
+    assert packages - shown == set()
 
 
 # bash reads the tutorial and notes its commands, a folder each: words, and what was piped in. torchrun with one process
@@ -80,7 +109,7 @@ def test_the_tutorial_runs(tmp_path):
     """In a folder of its own beside the examples."""
     for name in ("examples", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
-    script = "\n".join(blocks(DOCS / "teach-a-bert-to-chat.md", "sh"))
+    script = "\n".join(blocks(TUTORIAL, "sh"))
     for long, short in SHORTER.items():
         assert long in script, long
         script = script.replace(long, short)

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from benchmarks.peers import PEERS
 
 ROOT = Path(__file__).parents[1]
 CODE = ("csrc", "dllm", "dllm_kernels")
+ABOUT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 
 
 def run(code: str, **environment: str) -> str:
@@ -78,17 +80,36 @@ sys.exit(doctor.main())
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """Built from a copy, since building leaves its traces in the folder, and without the network."""
+def checkout(tmp_path_factory) -> Path:
+    """A copy of what packages are built from, since building leaves its traces in the folder."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in CODE:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", *ABOUT):
         shutil.copy(ROOT / name, copy)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "."]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    return copy
+
+
+def build(checkout: Path, *command: str) -> None:
+    """Run Python in the copy, without the network."""
+    done = subprocess.run([sys.executable, *command], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return zipfile.ZipFile(next(copy.glob("dllm-*.whl")))
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout) -> zipfile.ZipFile:
+    build(checkout, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", ".")
+    return zipfile.ZipFile(next(checkout.glob("dllm-*.whl")))
+
+
+def test_the_source_distribution_holds_the_code_and_what_is_said_about_it(checkout):
+    """All that a wheel is built from, and the pages beside it."""
+    build(checkout, "-c", "from setuptools.build_meta import build_sdist; build_sdist('dist')")
+    with tarfile.open(next(checkout.glob("dist/dllm-*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    code = {file for name in CODE for file in (ROOT / name).rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    expected = {file.relative_to(ROOT).as_posix() for file in code} | {"pyproject.toml", "setup.py", *ABOUT}
+    assert expected - held == set()
 
 
 def test_wheel_holds_the_code_and_nothing_else(wheel):
