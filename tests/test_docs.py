@@ -53,6 +53,14 @@ def test_links_lead_somewhere(page):
             assert section in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page != LOG], ids=name_of)
+def test_paths_exist(page):
+    """Those in code spans; <op> stands for any operation."""
+    folders = "benchmarks|csrc|dllm|dllm_kernels|docs|examples|scripts|tests"
+    named = re.findall(rf"`((?:{folders})/[\w./<>-]*)`", page.read_text())
+    assert [path for path in named if not (ROOT / path.replace("<op>", "truncation_floor")).exists()] == []
+
+
 def test_every_page_can_be_reached_from_the_readme():
     reached, pages = set(), [documents.README]
     while pages:
