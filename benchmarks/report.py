@@ -115,26 +115,27 @@ def read_row(path: Path) -> dict[str, object]:
     return json.loads(path.read_text())
 
 
-def chosen_rows(folder: Path = RESULTS) -> list[dict[str, object]]:
+def chosen_rows(folder: Path = RESULTS, mark: str | None = None) -> list[dict[str, object]]:
     """The rows that published tables and plots show: those that `folder`/chosen.txt lists, in its order."""
-    return [read_row(path) for path in chosen(folder)]
+    return [read_row(path) for path in chosen(folder, mark)]
 
 
-def chosen(folder: Path) -> list[Path]:
+def chosen(folder: Path, mark: str | None = None) -> list[Path]:
     """The files that `folder`/chosen.txt lists, one name a line; empty lines and lines that begin with # are skipped.
 
-    A name with a * stands for all files that match it: `nvidia-h200-20261122/*/2*.json`.
+    A name with a * stands for all files that match it: `nvidia-h200-20261122/*/2*.json`. Words may follow a name; with
+    `mark`, only the lines that have this word are taken.
 
     Raises:
         ValueError: no file matches.
     """
-    lines = [line.strip() for line in (folder / "chosen.txt").read_text().splitlines()]
+    lines = [line.split() for line in (folder / "chosen.txt").read_text().splitlines()]
     paths = []
-    for line in lines:
-        if line and not line.startswith("#"):
-            found = sorted(folder.glob(line)) if "*" in line else [folder / line]
+    for name, *marks in filter(None, lines):
+        if not name.startswith("#") and (mark is None or mark in marks):
+            found = sorted(folder.glob(name)) if "*" in name else [folder / name]
             if not found:
-                raise ValueError(f"{line} in chosen.txt must fit a file in {folder}, got none")
+                raise ValueError(f"{name} in chosen.txt must fit a file in {folder}, got none")
             paths += found
     return paths
 

@@ -8,8 +8,8 @@ A page marks each place for tables with two lines. The first names the kinds of 
     <!-- results:begin sampler training_step -->
     <!-- results:end -->
 
-The rows are the files that benchmarks/results/chosen.txt lists. Below its tables each place lists the commands that
-measured them, by number.
+The rows are the files that benchmarks/results/chosen.txt lists. Instead of kinds, `summary` shows those that are marked
+with this word there, in one table. Below its tables each place lists the commands that measured them, by number.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks import kernel_tables, machine, markdown, report, sampling_tables, training_tables
+from benchmarks.summary_table import SUMMARY_HEAD, summary_lines
 from dllm.exits import exit_code
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -28,6 +29,7 @@ PLACE = re.compile(
     r"^(?P<begin><!-- results:begin(?P<kinds>(?: \w+)*) -->\n)(?P<old>.*?)(?P<end>^<!-- results:end -->)$",
     re.DOTALL | re.MULTILINE,
 )
+SUMMARY = "summary"
 MARKER = re.compile(r"^<!-- results:", re.MULTILINE)
 # kind of a row: the columns of its table, and the function that makes its lines
 KINDS = {
@@ -51,9 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=machine.ROOT, help="folder with README.md, docs/ and benchmarks/")
     options = parser.parse_args(arguments)
     try:
-        rows = report.chosen_rows(options.root / "benchmarks" / "results")
+        results = options.root / "benchmarks" / "results"
+        rows, marked = report.chosen_rows(results), report.chosen_rows(results, SUMMARY)
         before = {file: file.read_text() for file in pages(options.root)}
-        after = {file: with_tables(text, rows, file.name) for file, text in before.items()}
+        after = {file: with_tables(text, rows, file.name, marked) for file, text in before.items()}
     except (OSError, ValueError) as error:
         print(f"benchmarks.table: {error}", file=sys.stderr)
         return 2
@@ -72,8 +75,8 @@ def pages(root: Path) -> list[Path]:
     return [root / name for name in DOCUMENTS] + [page for page in docs if MARKER.search(page.read_text())]
 
 
-def with_tables(text: str, rows: Collection[dict], name: str) -> str:
-    """The text of the page called `name`, with new tables in every marked place.
+def with_tables(text: str, rows: Collection[dict], name: str, marked: Collection[dict] = ()) -> str:
+    """The text of the page called `name`, with new tables in every marked place; `marked` rows are for the summary.
 
     Raises:
         ValueError: there is no place, a marker has no partner or is misspelt, or it names an unknown kind.
@@ -81,6 +84,8 @@ def with_tables(text: str, rows: Collection[dict], name: str) -> str:
 
     def filled(place: re.Match) -> str:
         kinds = place["kinds"].split() or list(KINDS)
+        if kinds == [SUMMARY]:
+            return place["begin"] + f"{summary(marked)}\n" * bool(marked) + place["end"]
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f"{name}: kinds of rows must be among {', '.join(KINDS)}, got {', '.join(unknown)}")
         tables = table([row for row in rows if row["kind"] in kinds])
@@ -100,15 +105,32 @@ def table(rows: Collection[dict]) -> str:
     """
     if unknown := {row["kind"] for row in rows} - KINDS.keys():
         raise ValueError(f"rows must be of a kind among {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
-    commands = list(dict.fromkeys(row["command"] for row in rows))
+    commands = commands_of(rows)
     parts = []
     for kind, (head, lines_of) in KINDS.items():
         lines = [line for row in rows if row["kind"] == kind for line in lines_of(row, commands)]
         if lines:
             parts.append(markdown.table(head, lines))
     if commands:
-        parts.append("\n".join(f"{number}. `{command}`" for number, command in enumerate(commands, start=1)))
+        parts.append(numbered(commands))
     return "\n\n".join(parts)
+
+
+def summary(rows: Collection[dict]) -> str:
+    """One markdown table of sampling and training rows, and the commands that measured them."""
+    commands = commands_of(rows)
+    lines = [line for row in rows for line in summary_lines(row, commands)]
+    return f"{markdown.table(SUMMARY_HEAD, lines)}\n\n{numbered(commands)}"
+
+
+def commands_of(rows: Collection[dict]) -> list[str]:
+    """The commands that measured the rows, each once."""
+    return list(dict.fromkeys(row["command"] for row in rows))
+
+
+def numbered(commands: Collection[str]) -> str:
+    """Commands as a numbered markdown list."""
+    return "\n".join(f"{number}. `{command}`" for number, command in enumerate(commands, start=1))
 
 
 if __name__ == "__main__":

@@ -58,27 +58,33 @@ def entropy_lines(row: dict, commands: list[str]) -> list[list[str]]:
     ]
 
 
-def training_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """A line for each program of ours beside the one that it replaces.
+def before_and_after(row: dict) -> list[tuple[tuple[str, str], tuple[dict, dict]]]:
+    """For each program of ours in a training row: the names and the results of the program it replaces and of its own.
 
     Raises:
         ValueError: the row has no such pair.
     """
-    settings, results = row["settings"], row["providers"]
-    pairs = [(name, result, results[result["against"]]) for name, result in results.items() if "against" in result]
+    results = row["providers"]
+    pairs = [(result["against"], name) for name, result in results.items() if "against" in result]
     if not pairs:
         raise ValueError(f"a chosen row has no measurement of both programs: {row['command']}")
+    return [((before, after), (results[before], results[after])) for before, after in pairs]
+
+
+def training_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each program of ours beside the one that it replaces."""
+    settings = row["settings"]
     return [
         [
             f"{Path(settings['model']).name} {settings['dtype']}, {settings['attention']} attention, "
             f"dropout {settings['dropout']:g}" + ", gradient checkpointing" * settings["gradient_checkpointing"],
             f"{settings['batch']} x {settings['length']}, {row['masked_share']:.0%} masked",
             machine.short_name(row["machine"]),
-            " -> ".join(TRAINING_WAYS.get(program, program) for program in (result["against"], name)),
+            " -> ".join(TRAINING_WAYS.get(name, name) for name in names),
             *(f"{program['tokens_per_second']:.0f}" for program in (before, result)),
             f"{result['speedup']:.2f}x",
             *(megabytes(program["peak_bytes"]) for program in (before, result)),
             f"{commands.index(row['command']) + 1}",
         ]
-        for name, result, before in pairs
+        for names, (before, result) in before_and_after(row)
     ]

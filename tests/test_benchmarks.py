@@ -776,6 +776,29 @@ class TestTable:
         assert "1. `python benchmarks/sampler_throughput.py" in second and "asked so" not in second
         assert plain.read_text() == "`<!-- results:begin -->` is only quoted here.\n"
 
+    def test_marked_rows_are_in_the_summary(self, root, capsys):
+        """Rows of two kinds in one table; a row without the mark is not in it, one of another kind is refused."""
+        results = root / "benchmarks" / "results"
+        step = {"tokens_per_second": 100.0, "peak_bytes": 2e7}
+        training = {"kind": "training_step", "command": "trained so", "machine": {"cpu": "A processor", "threads": 2}}
+        training |= {"settings": {"model": "tiny", "dtype": "float32", "batch": 8, "length": 256}}
+        training |= {"providers": {"full": step, "ours": step | {"tokens_per_second": 150.0, "against": "full"}}}
+        (results / "training.json").write_text(json.dumps(training))
+        sampler = next(path.name for path in results.glob("*-sampler-*.json"))
+        (results / "chosen.txt").write_text(f"{sampler} summary\nquality.json\ntraining.json summary\n")
+        (root / "README.md").write_text(f"<!-- results:begin summary -->\n{table.END}\n")
+        (root / "benchmarks" / "RESULTS.md").write_text(f"{self.SAMPLER}\n{table.END}\n")
+        assert table.main(["--root", str(root)]) == 0
+        lines = (root / "README.md").read_text().splitlines()
+        assert len([line for line in lines if line.startswith("| ")]) == 3
+        assert "| sampling at temperature 0: the card's loop -> generate | tiny-bert float32, batch " in lines[3]
+        expected = "| training step: full logits -> MDLMTrainer's loss | tiny float32, batch 8 x 256 |"
+        assert f"{expected} A processor, 2 threads | 100 -> 150 | 1.5x | 20 -> 20 | 2 |" in lines
+        assert "2. `trained so`" in lines
+        (results / "chosen.txt").write_text("quality.json summary\n")
+        assert table.main(["--root", str(root)]) == 2
+        assert "must be of a kind among sampler, training_step, got quality" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("text", "rule"),
         [
