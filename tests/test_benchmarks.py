@@ -185,7 +185,7 @@ class TestSamplerThroughput:
         assert (dream.steps, dream.remasking, dream.block_length) == (32, None, dream.gen_length)
         assert dream.options == {"alg_temp": 0.0, "top_p": None, "top_k": 9}
         assert (threshold.steps, threshold.options) == (None, {"threshold": 0.9})
-        assert "32 steps" in mdlm.told and "as many steps as it takes" in threshold.told
+        assert "32 steps" in mdlm.details and "as many steps as it takes" in threshold.details
 
     @pytest.mark.parametrize(
         ("arguments", "option"),
