@@ -72,7 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def make_batch(options: argparse.Namespace, head: str, dtype: torch.dtype) -> Batch:
-    """Hidden states and a head whose logits have a standard deviation of about 3; every masked row has another weight."""
+    """Hidden states and a head whose logits have a standard deviation of about 3, and row weights, all different."""
     width, vocab = HEADS[head]
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(options.rows, width, generator=draw).to(dtype)

@@ -1,9 +1,12 @@
-"""Fast-dLLM's loop as its authors run it: keys and values kept per block, as many tokens a step as a rule allows. It is
-approximate twice over: tokens of one step do not know each other, and what is kept is of a canvas that has changed.
+"""Fast-dLLM's generate: a cache of keys and values per block, and as many tokens per step as a rule allows.
 
-The first step of a block runs the canvas and keeps all keys and values. Later steps run the block and what follows it
-beside the keys and values to its left, joined anew in every layer ("prefix"), or the block alone, whose keys and values
-are replaced among all others ("dual"). The rows of a batch begin and end their blocks together.
+It is approximate for two reasons: tokens committed in one step are chosen independently, and cached keys and values
+belong to an earlier canvas.
+
+The first step of a block runs the whole canvas and caches all keys and values. With the "prefix" cache, later steps run
+the block and everything after it, and every layer concatenates the cached columns on its left. With the "dual" cache
+they run the block alone, and its new keys and values overwrite the cached ones. All rows of a batch are in the same
+block.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ CACHES = ("prefix", "dual")
 
 
 class Kept:
-    """What attention layers keep: they call :meth:`update`. Set `window` to the columns that run, None for all."""
+    """Cache of keys and values with transformers' interface. `window`: the columns that run; None: all of them."""
 
     def __init__(self, cache: str):
         self.cache, self.window = cache, None
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Keys and values that the columns which run see; arguments as of transformers' Cache."""
+        """Keys and values that the running columns attend to; arguments as in transformers' Cache."""
         if self.window is None:
             self.layers[layer_idx] = keys, values
             return keys, values
@@ -41,7 +44,7 @@ class Kept:
         return self.layers[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """None, as far as a model that is told its positions is concerned."""
+        """0: the model is given its positions and does not use this length."""
         return 0
 
 
@@ -64,7 +67,7 @@ def generate(
     """Complete left-padded prompts [B, P].
 
     Args:
-        model: a causal architecture of transformers whose positions see both sides, with a mask [B, 1, queries, keys].
+        model: a causal architecture of transformers made bidirectional, which takes a mask [B, 1, queries, keys].
         cache: "prefix" or "dual".
         The others: as in :func:`benchmarks.baselines.parallel.generate`.
 
@@ -72,7 +75,7 @@ def generate(
         int64 [B, P + gen_length].
 
     Raises:
-        ValueError: the blocks do not divide `gen_length`, or there is no such cache.
+        ValueError: the blocks do not divide `gen_length`, or `cache` is unknown.
     """
     if gen_length % block_length:
         raise ValueError(f"gen {gen_length}, block {block_length}: blocks must divide gen")
@@ -85,7 +88,7 @@ def generate(
     for begin in range(prompt.shape[1], canvas.shape[1], block_length):
         end = begin + block_length
         kept = Kept(cache)
-        for step in range(block_length):  # each commits a token in every row that has a mask left
+        for step in range(block_length):  # each step commits a token in every row with a masked position left
             eligible = canvas[:, begin:end] == mask_id
             if not eligible.any():
                 break
@@ -105,7 +108,7 @@ def generate(
 def _logits(
     model: nn.Module, canvas: Tensor, given: Tensor, real: Tensor, kept: Kept, mask_id: int, cfg_scale: float
 ) -> Tensor:
-    """Logits [B, W, V] of the columns that run; guided as the model card's, both canvases in one batch."""
+    """Logits [B, W, V] of the running columns, with the model card's guidance: both canvases in one batch."""
     if cfg_scale:
         canvas, real = torch.cat([canvas, torch.where(given, mask_id, canvas)]), torch.cat([real, real])
     begin, end = kept.window or (0, canvas.shape[1])
