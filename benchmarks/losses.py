@@ -3,7 +3,7 @@
     full     logits and cross-entropy of every position, then multiplied by weight and mask, as in dLLM
     indexed  logits of every position, cross-entropy of the masked ones divided by p, as in LLaDA
     patched  the same lines as indexed, on a model under `dllm.fast.patch`
-    ours     `dllm.fast.training.masked_loss`, as MDLMTrainer calls it: logits of the masked positions only
+    ours     `dllm.fast.training.loss.masked_loss`, as MDLMTrainer calls it: logits of the masked positions only
 
 All compute the sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's collator.
 """
@@ -69,7 +69,7 @@ def indexed(model: nn.Module, batch: Batch) -> Tensor:
 
 def ours(model: nn.Module, batch: Batch) -> Tensor:
     """The loss of dllm: logits of the masked rows only, inside one operation."""
-    from dllm.fast.training import masked_loss
+    from dllm.fast.training.loss import masked_loss
 
     row_weight = batch.row_weight * (1 / batch.clean.numel())
     inputs = {"input_ids": batch.noisy}

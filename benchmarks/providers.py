@@ -114,7 +114,7 @@ def _card(name: str, loaded: Loaded, case: Case, prompt: Tensor, model: Callable
 
 def _ours(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
     """`dllm.fast.generate` or a sampler of dllm, eager or with CUDA graphs; there is no fallback between the two."""
-    from dllm.fast import graphs
+    from dllm.fast.sampling import graphs
 
     graph = name == "ours-graph"
     run = _generate(loaded, case, prompt, graph) if case.sampler == "generate" else _sample(loaded, case, prompt, graph)
@@ -161,7 +161,7 @@ def _sample(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable
 
 def graphed_body_seconds(loaded: Loaded, canvas: Tensor, replays: int = 20) -> float:
     """Mean seconds of a replay of the transformer's body alone, captured as a CUDA graph, over `replays` in a row."""
-    from dllm.fast.head import HeadTap
+    from dllm.fast.head.tap import HeadTap
 
     tap = HeadTap(loaded.model, canvas[:1])
     side = torch.cuda.Stream()
