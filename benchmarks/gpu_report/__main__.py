@@ -99,7 +99,7 @@ def check(out: Path, sections: Sequence[Section], *, dry: bool) -> None:
     tempfile.TemporaryFile(dir=out).close()
     before = [state.read(out, name) for name in NAMES] if dry else []
     if any(each and each.mode == "measured" for each in before):
-        raise ValueError(f"{out} holds what was measured on a GPU, which a dry run would overwrite: name another --out")
+        raise ValueError(f"{out} holds what was measured on a GPU, which a dry run would replace: name another --out")
 
 
 def default_folder(dry: bool) -> Path:
