@@ -64,8 +64,10 @@ def draw_speed(points: Points) -> Figure:
         panel.set_title(name, loc="left", fontsize=10)
         for point in cases:
             times = point["dllm"] / point["loop"]
-            panel.barh(point["case"].replace(": ", "\n", 1), times, color=BLUE, height=0.6)
-            panel.text(times, point["case"].replace(": ", "\n", 1), f" {speed_label(point)}", va="center", fontsize=9)
+            case = point["case"].replace(": ", "\n", 1)
+            panel.barh(case, times, color=BLUE, height=0.6)
+            text = dict(textcoords="offset points", va="center", fontsize=9)
+            panel.annotate(speed_label(point), (times, case), (4, 0), **text)
         panel.axvline(1, color=GREY, linewidth=1, linestyle="--")
         panel.invert_yaxis()
         panel.margins(x=0.45)  # room for the labels
