@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch

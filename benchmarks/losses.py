@@ -115,7 +115,7 @@ def make_batches(loaded: Loaded, batch: int, length: int, count: int, seed: int)
 
 
 def _laid_out(clean: Tensor, collated: dict) -> Batch:
-    """The collator's list of masked tokens, also as whole sequences for the programs that use those."""
+    """The collator's batch, with its list of masked tokens also written out as whole sequences."""
     rows, targets, row_weight = (collated[CORRUPTION][name] for name in ("rows", "targets", "weight"))
     weight = torch.zeros(clean.numel()).index_copy(0, rows, row_weight).view_as(clean)
     masked = weight > 0

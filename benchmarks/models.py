@@ -176,7 +176,7 @@ def load(
         make = functools.partial(new_model, model_args=arguments)
     else:
         raise ValueError(f"expected one of {', '.join(PRESETS)} or a local folder, got {name!r}")
-    see_both_sides(config)
+    make_bidirectional(config)
     if attention is not None:
         config._attn_implementation = attention  # the only way to set it in an existing config
     if hasattr(config, "reference_compile"):
@@ -188,14 +188,14 @@ def load(
             model = make(config)
     else:
         model = get_model(arguments, config=config).to(device)
-    see_both_sides(model)
+    make_bidirectional(model)
     model.eval().requires_grad_(False)
     if mask_id is None:
         mask_id = preset.mask_id if preset else _mask_id(name, config)
     return Loaded(name, model, mask_id, eos_id=None if preset else getattr(config, "eos_token_id", None))
 
 
-def see_both_sides(target: nn.Module | transformers.PretrainedConfig) -> None:
+def make_bidirectional(target: nn.Module | transformers.PretrainedConfig) -> None:
     """Make a causal decoder, or its config, bidirectional; encoders stay as they are.
 
     Without an attention mask, `is_causal` decides: the config's in transformers 5, each attention layer's in 4.57.

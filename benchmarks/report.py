@@ -64,7 +64,7 @@ def _plain_lines(total: int, begun: Iterator[int]) -> Callable[[str], None]:
 
 
 def count(number: int, noun: str) -> str:
-    """1 row, 2 rows."""
+    """A number with its noun, in the plural unless it is 1: 1 row, 2 rows."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

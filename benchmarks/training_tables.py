@@ -1,4 +1,4 @@
-"""Tables of training: the loss alone, and whole training steps."""
+"""Tables of training: head and loss alone, and whole training steps."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def entropy_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def training_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """A line for each program of ours beside the one that it replaces.
+    """A line for each program of dllm and the one that it replaces.
 
     Raises:
         ValueError: the row has no such pair.

@@ -23,7 +23,7 @@ from benchmarks.card_loop import Noise, TorchNoise
 CACHES = ("prefix", "dual")
 
 
-class Kept:
+class BlockCache:
     """Cache of keys and values with transformers' interface. `window`: the columns that run; None: all of them."""
 
     def __init__(self, cache: str):
@@ -37,10 +37,10 @@ class Kept:
             return keys, values
         begin, end = self.window
         if self.cache == "prefix":
-            left = (kept[:, :, :begin] for kept in self.layers[layer_idx])
+            left = (old[:, :, :begin] for old in self.layers[layer_idx])
             return tuple(torch.cat(both, dim=2) for both in zip(left, (keys, values), strict=True))
-        for kept, new in zip(self.layers[layer_idx], (keys, values), strict=True):
-            kept[:, :, begin:end] = new
+        for old, new in zip(self.layers[layer_idx], (keys, values), strict=True):
+            old[:, :, begin:end] = new
         return self.layers[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -87,15 +87,15 @@ def generate(
     given = canvas != mask_id
     for begin in range(prompt.shape[1], canvas.shape[1], block_length):
         end = begin + block_length
-        kept = Kept(cache)
+        stored = BlockCache(cache)
         for step in range(block_length):  # each step commits a token in every row with a masked position left
             eligible = canvas[:, begin:end] == mask_id
             if not eligible.any():
                 break
             if step:
-                kept.window = (begin, end if cache == "dual" else canvas.shape[1])
-            logits = _logits(model, canvas, given, real, kept, mask_id, cfg_scale)
-            first = 0 if kept.window is None else begin
+                stored.window = (begin, end if cache == "dual" else canvas.shape[1])
+            logits = _logits(model, canvas, given, real, stored, mask_id, cfg_scale)
+            first = 0 if stored.window is None else begin
             logits = logits[:, begin - first : end - first]
             tokens = noise.beginning_at(begin).choose(logits, temperature, eligible, step)
             scores = scores_of(logits, tokens, rule.order)
@@ -106,16 +106,16 @@ def generate(
 
 
 def _logits(
-    model: nn.Module, canvas: Tensor, given: Tensor, real: Tensor, kept: Kept, mask_id: int, cfg_scale: float
+    model: nn.Module, canvas: Tensor, given: Tensor, real: Tensor, stored: BlockCache, mask_id: int, cfg_scale: float
 ) -> Tensor:
     """Logits [B, W, V] of the running columns, with the model card's guidance: both canvases in one batch."""
     if cfg_scale:
         canvas, real = torch.cat([canvas, torch.where(given, mask_id, canvas)]), torch.cat([real, real])
-    begin, end = kept.window or (0, canvas.shape[1])
+    begin, end = stored.window or (0, canvas.shape[1])
     column = torch.arange(begin, end, device=canvas.device)
     seen = real.bool()[:, None, None, :].expand(-1, 1, len(column), -1)
     positions = column.expand(len(canvas), -1)
-    logits = model(canvas[:, begin:end], attention_mask=seen, position_ids=positions, past_key_values=kept).logits
+    logits = model(canvas[:, begin:end], attention_mask=seen, position_ids=positions, past_key_values=stored).logits
     if not cfg_scale:
         return logits
     conditional, unconditional = logits.chunk(2)

@@ -48,7 +48,7 @@ def sample(
     if remasking not in REMASKING:
         raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {remasking!r}")
     noise = noise or TorchNoise()
-    canvas, ends = laid_out(inputs, max_new_tokens, mask_id, eos_id)
+    canvas, ends = start_canvas(inputs, max_new_tokens, mask_id, eos_id)
     column = torch.arange(canvas.shape[1], device=canvas.device)
     real = column < ends[:, None]
     given = (canvas != mask_id) & real & ~torch.isin(canvas, canvas.new_tensor(list(cfg_keep_tokens)))
@@ -78,7 +78,7 @@ def sample(
     return canvas
 
 
-def laid_out(inputs: Sequence[Tensor], max_new_tokens: int, mask_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
+def start_canvas(inputs: Sequence[Tensor], max_new_tokens: int, mask_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
     """The start canvas [B, L], in each row prompt, mask tokens, EOS; and the column after its mask tokens, [B]."""
     device = inputs[0].device
     ends = torch.tensor([len(tokens) + max_new_tokens for tokens in inputs], device=device)

@@ -77,7 +77,7 @@ def measured(case: Case, run: Run, compiles: bool) -> dict[str, measure.Result]:
         with measure.failures_in(results, name):
             for _ in range(WARMUP):
                 program(inputs)
-            operations.forget_gradients(inputs)
+            operations.free_gradients(inputs)
             with timing.PeakMemory(run.device) as memory:
                 program(inputs)
             results[name] = {"peak_bytes": memory.bytes, "peak_how": memory.how}

@@ -83,7 +83,7 @@ def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> 
             }
         if flops is not None:
             given = next(turns)
-            operations.forget_gradients(given)
+            operations.free_gradients(given)
             with timing.PeakMemory(device) as memory:
                 synchronised(given)
             info |= {

@@ -190,7 +190,7 @@ def _linear_cross_entropy(case: Case, impl: str, backend: str | None) -> dict[st
     return found | {"full logits": _on_full_logits}
 
 
-def forget_gradients(inputs: object) -> None:
+def free_gradients(inputs: object) -> None:
     """Free the gradients of an earlier step, so that they do not count as memory of the next."""
     if isinstance(inputs, Loss | LossOfLogits):
         for tensor in inputs:
@@ -199,7 +199,7 @@ def forget_gradients(inputs: object) -> None:
 
 def _forward_and_backward(loss: Callable[..., Tensor]) -> Program:
     def step(inputs: Loss | LossOfLogits) -> None:
-        forget_gradients(inputs)
+        free_gradients(inputs)
         loss(*inputs[:-1] if isinstance(inputs, Loss) else inputs).backward()
 
     return step
@@ -207,7 +207,7 @@ def _forward_and_backward(loss: Callable[..., Tensor]) -> Program:
 
 def _on_full_logits(inputs: Loss) -> None:
     """As in dLLM: logits and loss of every position, with weight 0 where it is not masked."""
-    forget_gradients(inputs)
+    free_gradients(inputs)
     targets, row_weight = (F.pad(x, (0, len(x))) for x in (inputs.targets, inputs.row_weight))
     plain.weighted_loss(inputs.everywhere, inputs.weight, targets, row_weight).backward()
 
