@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import machine, plot, quality, report
-from benchmarks.table import markdown, way_to_sample
+from benchmarks import machine, markdown, plot, quality, report
+from benchmarks.sampling_tables import way_to_sample
 from dllm.demo import dialogues, gauge, lessons, problems
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load
@@ -31,6 +31,7 @@ TITLES = {
     "new-phrasings": "word problems: neither numbers nor wording trained on",
     "small-talk": "small talk: lines trained on, letter for letter",
 }
+SCORES_HEAD = ("questions", "tokens per step", "exact answers", "95 % interval", "forward passes")
 CARD = """---
 license: apache-2.0
 language: en
@@ -94,7 +95,7 @@ some of them among those scored here; so the scores on word problems are somewha
 ![Loss and exact answers during training](curve.png)
 """
 
-# Of the weights in dllm/demo/model, and no others.
+# a paragraph for the weights in dllm/demo/model only
 HISTORY = """
 The lessons were added to one run as it went. The loop of that run was written out by hand: `dllm.demo.train` has moved
 onto `MDLMTrainer` since. It holds all the lessons, the same optimizer and rates, draws other masks, and divides the
@@ -161,7 +162,7 @@ def write_card(run: Path, rows: Sequence[dict]) -> Path:
 
 
 def of_run(settings: dict[str, object]) -> dict[str, object]:
-    """Its settings, those that are not the usual ones as options of the command, and what follows from them."""
+    """Fields of the card from a run's settings; those that differ from the defaults also as options of the command."""
     usual = asdict(Settings())
     settings = usual | settings
     options = (f" --{name.replace('_', '-')} {value}" for name, value in settings.items() if value != usual[name])
@@ -174,7 +175,7 @@ def of_run(settings: dict[str, object]) -> dict[str, object]:
 
 
 def of_model(folder: Path) -> dict[str, object]:
-    """Its size, and its answer to the card's problem."""
+    """Fields of the card from the model: its size, and its answer to an example problem."""
     model, tokenizer = load(folder)
     example = problems.make_problem(problems.CARD, problems.PHRASINGS[0], problems.PEOPLE[0], problems.ACTIVITIES[0])
     length = gauge.GEN_LENGTH
@@ -194,7 +195,7 @@ def of_model(folder: Path) -> dict[str, object]:
 
 
 def of_rows(rows: Sequence[dict]) -> dict[str, object]:
-    """The scores, as a table, and how they were measured."""
+    """Fields of the card from quality rows: the table of scores, and how they were measured."""
     lines = [
         [
             f"{result['questions']} {TITLES[result['task']]}",
@@ -208,7 +209,7 @@ def of_rows(rows: Sequence[dict]) -> dict[str, object]:
     ]
     row = rows[0]
     return {
-        "scores": markdown(("questions", "tokens per step", "exact answers", "95 % interval", "forward passes"), lines),
+        "scores": markdown.table(SCORES_HEAD, lines),
         "gen_length": row["settings"]["gen_length"],
         "block_length": row["settings"]["block_length"],
         "asked_seed": row["settings"]["seed"],
@@ -219,7 +220,7 @@ def of_rows(rows: Sequence[dict]) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the card; 2 when something is missing."""
+    """Write the card; 2 where a file is missing or a row does not fit."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("run", type=Path, help="folder of the training run")
     parser.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmarks/quality.py")
