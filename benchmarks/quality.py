@@ -3,9 +3,9 @@
     python benchmarks/quality.py
     python benchmarks/quality.py --task problems --sampler generate threshold factor --plot build/quality.png
 
-Every task of `dllm.demo.gauge`, for more and more tokens per forward pass; of samplers that commit what a rule allows,
-for more and more generous rules. Forward passes are those of a question asked alone. A table goes to stdout, a JSON row
-to the results folder, and the last line of stdout is one JSON object.
+Every task of `dllm.demo.training.gauge`, for more and more tokens per forward pass; of samplers that commit what a rule
+allows, for more and more generous rules. Forward passes are those of a question asked alone. A table goes to stdout, a
+JSON row to the results folder, and the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch
 from benchmarks import report
 from benchmarks.models import DTYPES
 from benchmarks.table import sampler_in_words
-from dllm.demo import gauge, samplers
+from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED, load
+from dllm.demo.training import gauge
 from dllm.exits import exit_code
 
 COLUMNS = (

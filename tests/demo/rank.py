@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dllm.demo import lessons, train
+from dllm.demo.training import lessons, train
 from tests import launch
 from tests.core.runs import Gradients
 

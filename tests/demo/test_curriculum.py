@@ -10,9 +10,9 @@ import torch
 
 from dllm.core.schedulers import LinearAlphaScheduler
 from dllm.core.trainers.collator import IGNORE, MDLMCollator
-from dllm.demo import lessons
-from dllm.demo.curriculum import FORWARDS, Curriculum, prepared
-from dllm.demo.lessons import Lessons, vocabulary
+from dllm.demo.training import lessons
+from dllm.demo.training.curriculum import FORWARDS, Curriculum, prepared
+from dllm.demo.training.lessons import Lessons, vocabulary
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

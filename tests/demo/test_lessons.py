@@ -10,8 +10,8 @@ import jinja2
 import pytest
 import torch
 
-from dllm.demo import lessons, problems
 from dllm.demo.shipped import SHIPPED, load
+from dllm.demo.training import lessons, problems
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

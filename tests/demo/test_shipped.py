@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from dllm.demo.shipped import SHIPPED, load_shipped
-from dllm.demo.tokenizer import build_tokenizer
+from dllm.demo.training.tokenizer import build_tokenizer
 from dllm.models import get_tokenizer
 
 CARD = (

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm.demo import problems
-from dllm.demo.dialogues import canonical, small_talk
-from dllm.demo.tokenizer import build_tokenizer
+from dllm.demo.training import problems
+from dllm.demo.training.dialogues import canonical, small_talk
+from dllm.demo.training.tokenizer import build_tokenizer
 
 VOCABULARY = 2048
 MAX_LENGTH = 192  # tokens of a conversation, its last answer included

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dllm.core.noising import diffusion_times, sample_seeds
 from dllm.core.trainers.collator import IGNORE
-from dllm.demo.lessons import Batch, Lessons
+from dllm.demo.training.lessons import Batch, Lessons
 
 FORWARDS = 3  # of each process in a step: long conversations, short ones, sums; before there are sums, two and one
 LEAST_ROWS = 4  # of a process in a step, so that none of its forwards is empty
@@ -35,7 +35,7 @@ class Curriculum(Dataset):
         ValueError: batches too small for that many processes.
 
     Example:
-        >>> from dllm.demo.lessons import vocabulary
+        >>> from dllm.demo.training.lessons import vocabulary
         >>> lessons = Lessons(vocabulary(), batch_size=10, seed=0)
         >>> curriculum = Curriculum(lessons, steps=1401, processes=1)
         >>> [len(curriculum[item]["input_ids"]) for step in (7, 1400) for item in range(3 * step, 3 * step + 3)]

@@ -1,6 +1,7 @@
-"""The demo: the shipped model answers, live; what haste costs in right answers; a race with the model card's loop.
+"""The bundled model answers live, then accuracy against tokens per step, then a benchmark with table and plot.
 
-python -m dllm.demo        after `make demo` or `pip install 'dllm[demo]'`, in a clone of the repository
+make demo                     # or, where the extra `demo` is installed: python -m benchmarks.demo
+make demo ARGS="--problems 500"
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ TOKENS_PER_STEP = (1, 2, 4, 8)
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(
-        prog="python -m dllm.demo", description=__doc__.partition("\n")[0], allow_abbrev=False
+        prog="python -m benchmarks.demo", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
     add("--problems", type=int, default=32, help="how many word problems measure the quality")
@@ -53,16 +54,12 @@ def require_packages() -> None:
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} not installed: run `make demo`, or pip install 'dllm[demo]'")
-    if importlib.util.find_spec("benchmarks") is None:
-        raise ImportError(
-            "the folder `benchmarks` is not importable: the demo runs from a clone, in its top folder (`make demo`)"
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole demo; returns the exit code (:mod:`dllm.exits`)."""
     options = parse(arguments)
-    return exit_code("dllm.demo", lambda: _timed(options))
+    return exit_code("benchmarks.demo", lambda: _timed(options))
 
 
 def _timed(options: argparse.Namespace) -> None:
@@ -94,7 +91,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _load(device: torch.device) -> list[tuple[nn.Module, object]]:
     """The shipped model and the encoder, each with its tokenizer, after a first call of the kernels."""
-    from dllm.demo.encoder import load_encoder
+    from benchmarks.encoder import load_encoder
     from dllm.demo.shipped import load_shipped
     from dllm_kernels import gumbel_argmax
 
@@ -107,8 +104,8 @@ def ask(model: nn.Module, tokenizer: object, console: object) -> list[str]:
     from dllm.chat.film import Film
     from dllm.chat.view import open_view
     from dllm.demo.answer import answer
-    from dllm.demo.gauge import GEN_LENGTH
     from dllm.demo.generate import SECONDS_PER_FRAME
+    from dllm.demo.training.gauge import GEN_LENGTH
 
     film = Film(tokenizer.mask_token_id, [slice(-GEN_LENGTH, None)] * len(QUESTIONS))
     with open_view(tokenizer, QUESTIONS, film, console.file, pace=SECONDS_PER_FRAME) as view:
@@ -131,7 +128,7 @@ def ask(model: nn.Module, tokenizer: object, console: object) -> list[str]:
 def quality(model: nn.Module, tokenizer: object, options: argparse.Namespace) -> list[float]:
     """Exact answers to problems with numbers never trained on, for more and more tokens per step."""
     from benchmarks import report
-    from dllm.demo import gauge
+    from dllm.demo.training import gauge
 
     lines, accuracies = [], []
     for tokens_per_step in TOKENS_PER_STEP:
@@ -153,7 +150,7 @@ def quality(model: nn.Module, tokenizer: object, options: argparse.Namespace) ->
         "Haste has a price: word problems with numbers that the model never saw",
         ("tokens per step", "exact answers", "95 % interval", "forward passes", "problems/s"),
         lines,
-        ["all 500 problems: python -m dllm.demo.gauge"],
+        ["all 500 problems: python -m dllm.demo.training.gauge"],
     )
     return accuracies
 
@@ -162,7 +159,7 @@ def benchmark(model: nn.Module, tokenizer: object, options: argparse.Namespace) 
     """The model card's loop and ours on this model and this text, at temperature 0 and 1: one row for each."""
     from benchmarks import measure, models, report
     from benchmarks.providers import Case
-    from dllm.demo.dialogues import running_text
+    from dllm.demo.training.dialogues import running_text
 
     loaded = models.Loaded("all-MiniLM-L6-v2", model, tokenizer.mask_token_id)
     prompt = running_text(tokenizer, 64).to(model.device)
@@ -181,7 +178,7 @@ def benchmark(model: nn.Module, tokenizer: object, options: argparse.Namespace) 
             temperature=temperature,
             seed=options.seed,
         )
-        row = report.new_row("sampler", "-m dllm.demo", sys.argv[1:], model.device)
+        row = report.new_row("sampler", "-m benchmarks.demo", sys.argv[1:], model.device)
         row["settings"] = {"model": case.model, "dtype": case.dtype, "batch": 1, "temperature": temperature}
         row["providers"] = measure.measure(
             loaded, case, names, options.repeats, prompt=prompt, check_noise=True, deadline=deadline

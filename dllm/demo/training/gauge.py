@@ -1,0 +1,317 @@
+"""The gauge of quality: exact answers to problems whose numbers the model never saw, offline, on any machine.
+
+    python -m dllm.demo.training.gauge
+    python -m dllm.demo.training.gauge --tokens-per-step 8
+    python -m dllm.demo.training.gauge --task new-phrasings --temperature 0.5 --seed 1
+    python -m dllm.demo.training.gauge --sampler threshold --threshold 0.9
+
+Speed means nothing if quality cannot be watched: whatever changes how tokens are sampled, by `dllm.fast.generate` or
+by a sampler of `dllm.core.samplers`, is held against it.
+A table goes to stdout, and a JSON object on its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from dllm.demo import samplers
+from dllm.demo.answer import answer
+from dllm.demo.training.problems import HELD_OUT_PHRASINGS, PHRASINGS, final_answer, held_out
+from dllm.exits import exit_code, usage
+from dllm.fast import Stats
+
+QUESTIONS = 500
+GEN_LENGTH = 64  # the longest solution has 53 tokens, with the one that ends it
+BATCH_SIZE = 50
+NORMAL_975 = statistics.NormalDist().inv_cdf(0.975)
+
+
+class Question(NamedTuple):
+    """What is asked, the right answer, and how to find the answer in a reply."""
+
+    text: str
+    answer: object
+    read: Callable[[str], object]
+
+
+def word_problems(count: int, seed: int, phrasings: tuple[str, ...]) -> list[Question]:
+    """Problems whose numbers are in no training problem; what counts is the number that the reply ends with."""
+    return [Question(problem.question, problem.answer, final_answer) for problem in held_out(count, seed, phrasings)]
+
+
+def small_talk(count: int, seed: int) -> list[Question]:
+    """Lines of the training dialogues; the reply must be the dialogue's next line, letter for letter.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    from dllm.demo.training import dialogues
+
+    pairs = dialogues.small_talk()
+    if count > len(pairs):
+        raise ValueError(f"count must be at most the {len(pairs)} lines of small talk, got {count}")
+    return [Question(line, reply, str) for line, reply in random.Random(seed).sample(pairs, count)]
+
+
+TASKS: dict[str, Callable[[int, int], list[Question]]] = {
+    "problems": functools.partial(word_problems, phrasings=PHRASINGS),
+    "new-phrasings": functools.partial(word_problems, phrasings=HELD_OUT_PHRASINGS),
+    "small-talk": small_talk,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a measurement found.
+
+    Attributes:
+        questions: how many were asked.
+        correct: of those, answered exactly.
+        forwards: forward passes that a question took part in, on average: as many as if it had been asked alone.
+        tokens: generated tokens per question up to the end of its answer, on average.
+        seconds: wall time of all questions together, s.
+    """
+
+    questions: int
+    correct: int
+    forwards: float
+    tokens: float
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of exact answers."""
+        return self.correct / self.questions
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens of an answer, its end included, over forward passes."""
+        return self.tokens / self.forwards
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % confidence interval of the accuracy p, for questions drawn like these n (E. B. Wilson 1927).
+
+        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+        Example:
+            >>> low, high = Score(questions=100, correct=90, forwards=64.0, tokens=50.0, seconds=1.0).interval
+            >>> round(low, 3), round(high, 3)
+            (0.826, 0.945)
+        """
+        n, p, z = self.questions, self.accuracy, NORMAL_975
+        centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+    def row(self) -> dict[str, float]:
+        """Everything as plain numbers."""
+        low, high = self.interval
+        return {
+            "questions": self.questions,
+            "correct": self.correct,
+            "accuracy": round(self.accuracy, 4),
+            "interval_95": [round(low, 4), round(high, 4)],
+            "forwards": round(self.forwards, 2),
+            "tokens_per_forward": round(self.tokens_per_forward, 3),
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def measure(
+    model: nn.Module,
+    tokenizer: object,
+    *,
+    task: str = "problems",
+    questions: int = QUESTIONS,
+    sampler: str = "generate",
+    tokens_per_step: int | None = None,
+    gen_length: int = GEN_LENGTH,
+    block_length: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_batch: Callable[[Sequence[Question], Sequence[str]], object] | None = None,
+    **options: object,
+) -> Score:
+    """Ask, and count exact answers.
+
+    Args:
+        model: as `dllm.fast.generate` takes it.
+        tokenizer: its tokenizer, with a chat template.
+        task: "problems" (numbers never trained on), "new-phrasings" (nor their wording) or "small-talk" (trained on).
+        questions: how many; the same ones for the same seed.
+        sampler: "generate", or a name of :data:`dllm.demo.samplers.SAMPLERS`.
+        tokens_per_step: tokens committed per forward pass, at least so many with "llada2"; 1 when None. Divides
+            `gen_length` (with "llada2" `block_length`). Samplers whose rule alone decides take None only.
+        gen_length: tokens of an answer with the end-of-answer tokens after it.
+        block_length: tokens of a block; None: all of `gen_length`.
+        batch_size: questions answered together; changes the time only.
+        seed: chooses the questions; question i draws its noise, where something is drawn, from seed + i.
+        on_batch: called with the questions of each batch and the replies to them.
+        **options: further options of `dllm.fast.generate`, or of the sampler's config: temperature, remasking,
+            cfg_scale, threshold, impl, ...
+
+    Raises:
+        ValueError, TypeError: an argument breaks a rule above or one of the sampler; the model has not run.
+
+    Example:
+        >>> from dllm.demo.shipped import load_shipped
+        >>> measure(*load_shipped(), questions=4, tokens_per_step=2).forwards
+        32.0
+    """
+    block_length = gen_length if block_length is None else block_length
+    _check(task, sampler, questions=questions, gen_length=gen_length, block_length=block_length, batch_size=batch_size)
+    options |= _steps(sampler, tokens_per_step, gen_length, block_length)
+    asked = TASKS[task](questions, seed)
+    correct = forwards = tokens = 0
+    started = time.perf_counter()
+    for first in range(0, questions, batch_size):
+        batch = asked[first : first + batch_size]
+        texts, seeds = [question.text for question in batch], [seed + first + i for i in range(len(batch))]
+        replies, stats = _ask(
+            sampler,
+            model,
+            tokenizer,
+            texts,
+            gen_length=gen_length,
+            block_length=block_length,
+            seed=seeds,
+            **options,
+        )
+        correct += sum(q.read(reply) == q.answer for q, reply in zip(batch, replies, strict=True))
+        forwards += sum(stats.row_forwards)
+        tokens += stats.useful_tokens
+        if on_batch:
+            on_batch(batch, replies)
+    return Score(questions, correct, forwards / questions, tokens / questions, time.perf_counter() - started)
+
+
+def _ask(
+    sampler: str, model: nn.Module, tokenizer: object, texts: Sequence[str], *, block_length: int, **options: object
+) -> tuple[list[str], Stats]:
+    """The replies to some questions, and what they cost."""
+    if sampler != "generate":
+        return samplers.answer_with(sampler, model, tokenizer, texts, block_size=block_length, **options)
+    fixed = {"block_length": block_length, "eos_token_id": tokenizer.eos_token_id}
+    return answer(model, tokenizer, texts, **fixed, **{"remasking": "low_confidence", **options})
+
+
+def _steps(sampler: str, tokens_per_step: int | None, gen_length: int, block_length: int) -> dict[str, int]:
+    """The sampler's setting `steps`, where it has one."""
+    counted = samplers.steps_of(sampler)
+    if counted is None:
+        if tokens_per_step is not None:
+            raise ValueError(f"{sampler} commits what its rule allows: tokens_per_step must be None")
+        return {}
+    tokens_per_step = 1 if tokens_per_step is None else tokens_per_step
+    _at_least_one(tokens_per_step=tokens_per_step)
+    name, length = ("gen_length", gen_length) if counted == "all" else ("block_length", block_length)
+    if length % tokens_per_step:
+        raise ValueError(f"tokens_per_step must divide {name} {length}, got {tokens_per_step}")
+    return {"steps": length // tokens_per_step}
+
+
+def _check(task: str, sampler: str, **counts: int) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    if sampler not in samplers.NAMES:
+        raise ValueError(f"sampler must be one of {', '.join(samplers.NAMES)}, got {sampler!r}")
+    _at_least_one(**counts)
+
+
+def _at_least_one(**counts: int) -> None:
+    for name, value in counts.items():
+        if type(value) is not int:
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; unknown options end the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dllm.demo.training.gauge", description=__doc__.partition("\n")[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--task", choices=list(TASKS), default="problems", help="what to ask (default: %(default)s)")
+    add("--questions", type=int, default=QUESTIONS, help="how many (default: %(default)s)")
+    add("--model", default=None, help="a folder or a name on the Hub; default: the shipped model")
+    add("--sampler", choices=samplers.NAMES, default="generate", help="default: %(default)s")
+    add("--tokens-per-step", type=int, default=None, help="committed per forward pass, where the sampler counts: 1")
+    add("--gen-length", type=int, default=GEN_LENGTH, help="tokens to generate (default: %(default)s)")
+    add("--block-length", type=int, default=None, help="default: all of gen-length")
+    add("--temperature", type=float, default=0.0)
+    add("--cfg-scale", type=float, default=0.0)
+    add("--remasking", default=None, help="of generate, mdlm and llada: low_confidence (default) or random")
+    add("--threshold", type=float, default=None, help="of threshold (0.9) and llada2 (0.95): the least probability")
+    add("--factor", type=float, default=None, help="of factor (1): the surest r with c_r >= 1 - f / (r + 1)")
+    add("--gamma", type=float, default=None, help="of entropy-bound (0.1): nats that a step may spend")
+    add(
+        "--alg-temp", type=float, default=None, help="of dream's but origin (0): draw positions instead of ranking them"
+    )
+    add("--top-p", type=float, default=None, help="of dream's: probability mass of the tokens to choose from")
+    add("--top-k", type=int, default=None, help="of dream's: number of tokens to choose from")
+    add("--seed", type=int, default=0, help="of the choice of questions and of the noise")
+    add("--batch-size", type=int, default=BATCH_SIZE, help="questions answered together (default: %(default)s)")
+    add("--impl", default="auto", help="of the kernels: auto, reference, triton or cpu")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure by the command line's options and print the result; returns the exit code (:mod:`dllm.exits`)."""
+    options = parse(arguments)
+    return exit_code("dllm.demo.training.gauge", lambda: _measure_and_print(options))
+
+
+def _measure_and_print(options: argparse.Namespace) -> None:
+    from dllm.demo.shipped import SHIPPED, load
+    from dllm.models.sources import device_named
+
+    settings = {name: value for name, value in vars(options).items() if value is not None}
+    settings = {"block_length": settings["gen_length"]} | settings
+    source, device, dtype = settings.pop("model", None), settings.pop("device"), settings.pop("dtype")
+    sampler = settings["sampler"]
+    if samplers.steps_of(sampler):
+        settings.setdefault("tokens_per_step", 1)
+    with usage():
+        settings |= samplers.options_of(sampler, **{n: settings.pop(n) for n in samplers.OPTIONS if n in settings})
+        loaded = load(SHIPPED if source is None else source, device_named(device), getattr(torch, dtype))
+        score = measure(*loaded, **settings)
+    _print(score, settings)
+    row = {"approximate": samplers.is_approximate(sampler), "model": source or "shipped", "device": str(device)}
+    print(json.dumps({**settings, **row, "dtype": dtype} | score.row()))
+
+
+def _print(score: Score, settings: dict[str, object]) -> None:
+    """The result for people."""
+    sampler, (low, high) = settings["sampler"], score.interval
+    told = [samplers.title(sampler)] if sampler != "generate" else []
+    if "tokens_per_step" in settings:
+        told.append(f"{settings['tokens_per_step']} tokens per step")
+    told += [f"{name.replace('_', ' ')} {settings[name]:g}" for name in samplers.RULES if name in settings]
+    print(
+        f"{score.questions} questions ({settings['task']}), {', '.join(told)}, "
+        f"temperature {settings['temperature']:g}\n"
+        f"  exact answers       {score.accuracy:.1%}   (95 % interval {low:.1%} to {high:.1%})\n"
+        f"  forward passes      {score.forwards:.1f} per question\n"
+        f"  tokens per forward  {score.tokens_per_forward:.2f}\n"
+        f"  seconds             {score.seconds:.1f}   ({score.questions / score.seconds:.1f} questions a second)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
