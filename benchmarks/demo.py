@@ -101,8 +101,8 @@ def _load(device: torch.device) -> list[tuple[nn.Module, object]]:
 
 def ask(model: nn.Module, tokenizer: object, console: object) -> list[str]:
     """Answer three questions in one batch, shown step by step."""
+    from dllm.chat.display import open_view
     from dllm.chat.film import Film
-    from dllm.chat.view import open_view
     from dllm.demo.answer import answer
     from dllm.demo.generate import SECONDS_PER_FRAME
     from dllm.demo.training.gauge import GEN_LENGTH

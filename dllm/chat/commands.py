@@ -5,15 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from dllm.chat.exchange import Exchange
 from dllm.chat.save import save
 from dllm.fast.inputs import row_seeds
-
-if TYPE_CHECKING:
-    from dllm.chat.session import Session
 
 
 class Command(NamedTuple):
@@ -21,14 +19,14 @@ class Command(NamedTuple):
 
     takes: str
     does: str
-    run: Callable[[Session, str], None]
+    run: Callable[[Exchange, str], None]
 
 
 class Leave(Exception):
     """The chat is over."""
 
 
-def run_command(session: Session, line: str) -> None:
+def run_command(chat: Exchange, line: str) -> None:
     """Carry out a line such as "/steps 32".
 
     Raises:
@@ -43,7 +41,7 @@ def run_command(session: Session, line: str) -> None:
         raise ValueError(f"there is no command /{name}: {hint}")
     if rest.strip() and not command.takes:
         raise ValueError(f"/{name} takes nothing behind it, got {rest.strip()!r}")
-    command.run(session, rest.strip())
+    command.run(chat, rest.strip())
 
 
 def help_text() -> str:
@@ -53,42 +51,42 @@ def help_text() -> str:
     return "\n".join(f"{text.ljust(width)}  {does}" for text, does in usage.items())
 
 
-def _reset(session: Session, _: str) -> None:
-    session.talk.reset()
-    session.screen.note("a new conversation")
+def _reset(chat: Exchange, _: str) -> None:
+    chat.talk.reset()
+    chat.screen.note("a new conversation")
 
 
-def _history(session: Session, _: str) -> None:
-    said = [f"{message['role']}: {message['content']}" for message in session.talk.messages]
-    session.screen.note("\n".join(said) or "nothing has been said")
+def _history(chat: Exchange, _: str) -> None:
+    said = [f"{message['role']}: {message['content']}" for message in chat.talk.messages]
+    chat.screen.note("\n".join(said) or "nothing has been said")
 
 
-def _save(session: Session, name: str) -> None:
+def _save(chat: Exchange, name: str) -> None:
     if not name:
         raise ValueError("/save takes a file name, such as talk.json, answer.html or answer.gif")
-    session.screen.note(f"written: {save(Path(name).expanduser(), session.talk, session.replay)}")
+    chat.screen.note(f"written: {save(Path(name).expanduser(), chat.talk, chat.replay)}")
 
 
-def _seed(session: Session, text: str) -> None:
+def _seed(chat: Exchange, text: str) -> None:
     if text:
         seed = _parse("seed", int, "none", text)
         row_seeds(seed, 1, torch.device("cpu"))  # refuses what does not fit
-        session.talk.seed = seed
-    session.screen.note(f"seed {'none' if session.talk.seed is None else session.talk.seed}")
+        chat.talk.seed = seed
+    chat.screen.note(f"seed {'none' if chat.talk.seed is None else chat.talk.seed}")
 
 
-def _leave(session: Session, _: str) -> None:
+def _leave(chat: Exchange, _: str) -> None:
     raise Leave
 
 
 def _setting(name: str, field: str, number: type[int] | type[float], none: str | None = None) -> Callable:
     """A command that shows a setting of the sampler, or changes it."""
 
-    def run(session: Session, text: str) -> None:
+    def run(chat: Exchange, text: str) -> None:
         if text:
-            session.talk.set(**{field: _parse(name, number, none, text)})
-        value = session.talk.setting(field)
-        session.screen.note(f"{name} {none if value is None else value}")
+            chat.talk.set(**{field: _parse(name, number, none, text)})
+        value = chat.talk.setting(field)
+        chat.screen.note(f"{name} {none if value is None else value}")
 
     return run
 
@@ -105,7 +103,7 @@ def _parse(name: str, number: type[int] | type[float], none: str | None, text: s
 
 COMMANDS = {
     "reset": Command("", "start a new conversation; settings stay", _reset),
-    "retry": Command("", "ask the last question again", lambda session, _: session.retry()),
+    "retry": Command("", "ask the last question again", lambda chat, _: chat.retry()),
     "history": Command("", "show the conversation", _history),
     "seed": Command("N", "of the noise, none for another one each time", _seed),
     "steps": Command("N", "denoising steps of an answer", _setting("steps", "steps", int)),
@@ -113,6 +111,6 @@ COMMANDS = {
     "length": Command("N", "tokens of an answer, at most", _setting("length", "max_new_tokens", int)),
     "temperature": Command("T", "0 takes the likeliest token", _setting("temperature", "temperature", float)),
     "save": Command("FILE", "talk.json, or the last answer's steps: answer.html, answer.gif", _save),
-    "help": Command("", "this list", lambda session, _: session.screen.note(help_text())),
+    "help": Command("", "this list", lambda chat, _: chat.screen.note(help_text())),
     "quit": Command("", "leave (Ctrl-D does, too)", _leave),
 }

@@ -7,8 +7,8 @@ import os
 import sys
 from typing import TextIO
 
+from dllm.chat.display import is_terminal
 from dllm.chat.text import terminal_width, wrapped
-from dllm.chat.view import is_terminal
 
 PROMPT = "you > "
 DIM, RED, PLAIN = "\033[2m", "\033[31m", "\033[0m"

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
 
 from dllm.chat.commands import Leave, run_command
-from dllm.chat.replay import Replay
-from dllm.chat.screen import Screen
-from dllm.chat.talk import Continuation, Conversation, Prompt, Reply, Talk, TooLong
+from dllm.chat.exchange import Exchange
+from dllm.chat.talk import Continuation, Conversation, TooLong
 from dllm.chat.text import banner_line
-from dllm.chat.view import open_view, plain_text
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.exits import explanation, foreseen
-from dllm.fast import Step
 
 
-class Session:
-    """Reads lines and answers them until the input ends.
-
-    Args:
-        talk: who answers, and what was said.
-        show: the steps of every answer.
-        screen: stdin, stdout and stderr by default.
-
-    Attributes:
-        replay: the steps of the last answer that was shown.
-    """
-
-    def __init__(self, talk: Talk, *, show: bool = True, screen: Screen | None = None):
-        self.talk, self.show = talk, show
-        self.screen = Screen() if screen is None else screen
-        self.replay: Replay | None = None
-        self.asked: str | None = None
-        self.answered = False
+class Session(Exchange):
+    """A chat: reads lines, answers questions and runs commands until the input ends. Arguments as of `Exchange`."""
 
     def run(self, title: str) -> int:
         """The whole chat; 0, or 1 if a line that was piped in could not be carried out.
@@ -65,16 +45,6 @@ class Session:
                 failed |= not self._carry_out(line)
         return int(failed and not self.screen.interactive)
 
-    def retry(self) -> None:
-        """Ask the last question again, in place of the turn it was answered in."""
-        if self.asked is None:
-            raise ValueError("/retry asks the last question again, but none has been asked")
-        if not self.answered:
-            self._ask(self.asked)
-            return
-        with self.talk.last_turn_aside():
-            self._ask(self.asked)
-
     def _carry_out(self, line: str) -> bool:
         """Whether it worked. Empty lines do nothing."""
         if not line.strip():
@@ -83,7 +53,7 @@ class Session:
             if line.lstrip().startswith("/"):
                 run_command(self, line.strip())
             else:
-                self._ask(line)
+                self.ask(line)
         except TooLong as error:
             self.screen.complain(f"{error}. {self._way_out()}")
         except Exception as error:
@@ -104,42 +74,6 @@ class Session:
         if self.talk.messages:
             return f"{kept}: /reset and then /retry asks it in a new conversation, /length N allows shorter answers"
         return f"{kept}: /length N and then /retry allows a shorter answer"
-
-    def _ask(self, text: str) -> None:
-        self.asked, self.answered = text, False
-        prompt = self.talk.prompt(text)
-        with self._shown(prompt) as on_step:
-            reply = self.talk.answer(text, prompt, on_step)
-        self.answered = True
-        self.replay = self._replay(text, prompt, reply)
-        self.screen.say(reply.text or "(an empty answer)")
-        stats = reply.stats
-        speed = stats.useful_tokens / max(stats.seconds, 1e-9)
-        if self.show or self.screen.interactive:
-            self.screen.note(
-                f"{stats.useful_tokens} tokens in {stats.forwards} steps, {stats.seconds:.1f} s, {speed:.0f} tokens/s"
-            )
-
-    @contextlib.contextmanager
-    def _shown(self, prompt: Prompt) -> Iterator[Callable[[Step], object] | None]:
-        """What to call after each step; a stopped answer leaves its last state on the screen."""
-        if not self.show:
-            yield None
-            return
-        tokenizer, film = self.talk.tokenizer, prompt.film
-        try:
-            with open_view(tokenizer, ["answer"], film, self.screen.aside, transient=True) as view:
-                yield view.show
-        except KeyboardInterrupt:
-            for frames in filter(None, film.rows):
-                self.screen.note(f"\n{plain_text(tokenizer, frames[-1])}")
-            raise
-
-    def _replay(self, text: str, prompt: Prompt, reply: Reply) -> Replay | None:
-        if not self.show:
-            return None
-        ranked_by = self.talk.sampler.policy(self.talk.config).get("confidence", "log_prob")
-        return Replay(text, reply.text, prompt.film.rows[0], ranked_by)
 
 
 def multi_turn_chat(

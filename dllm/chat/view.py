@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,8 +13,6 @@ from dllm.chat.tokens import TENTATIVE, pieces, runs
 from dllm.fast import Step
 
 PLAIN_LINES = 5
-
-_log = logging.getLogger("dllm")
 
 
 class Progress(NamedTuple):
@@ -113,43 +107,3 @@ def plain_text(tokenizer: Any, frame: Frame) -> str:
     for kind, text in runs(pieces(tokenizer, frame.tokens), frame.states):
         words += [f"({word})" if kind == TENTATIVE else word for word in text.split()]
     return " ".join(words)
-
-
-def open_view(
-    tokenizer: Any,
-    titles: Sequence[str],
-    film: Film,
-    stream: TextIO,
-    *,
-    pace: float = 0.0,
-    transient: bool = False,
-) -> View:
-    """The view that suits a stream: live on a terminal where rich is installed, plain lines otherwise.
-
-    Args:
-        tokenizer, titles, film: see :class:`View`.
-        stream: where to draw.
-        pace: seconds that a live frame stays at least.
-        transient: take live frames off the screen at the end.
-    """
-    if not is_terminal(stream) or not has_rich():
-        return PlainView(tokenizer, titles, film, stream)
-    from rich.console import Console
-
-    from dllm.chat.live import LiveView
-
-    return LiveView(tokenizer, titles, film, Console(file=stream), pace=pace, transient=transient)
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Whether frames can be redrawn there."""
-    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
-
-
-@functools.cache
-def has_rich() -> bool:
-    """Whether rich is installed; where it is not, a log line says once what that costs."""
-    found = importlib.util.find_spec("rich") is not None
-    if not found:
-        _log.warning("rich is not installed, so steps are shown as plain lines: pip install 'dllm[chat]'")
-    return found

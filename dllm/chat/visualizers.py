@@ -14,13 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
+from dllm.chat.display import is_terminal
 from dllm.chat.film import Film, Frame, film_of
 from dllm.chat.gif import animated
 from dllm.chat.page import replay_page
 from dllm.chat.replay import Replay
 from dllm.chat.save import write
 from dllm.chat.tokens import pieces
-from dllm.chat.view import PlainView, Progress, View, is_terminal
+from dllm.chat.view import PlainView, Progress, View
 
 
 @dataclass

@@ -68,8 +68,8 @@ def _view(
     if not live:
         yield None
         return
+    from dllm.chat.display import open_view
     from dllm.chat.film import Film
-    from dllm.chat.view import open_view
 
     film = Film(tokenizer.mask_token_id, [slice(-gen_length, None)])
     with open_view(tokenizer, [prompt], film, sys.stderr, pace=SECONDS_PER_FRAME) as view:
