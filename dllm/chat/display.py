@@ -24,13 +24,13 @@ def open_view(
     pace: float = 0.0,
     transient: bool = False,
 ) -> View:
-    """The view that suits a stream: live on a terminal where rich is installed, plain lines otherwise.
+    """The view for a stream: live panels on a terminal where rich is installed, plain lines otherwise.
 
     Args:
         tokenizer, titles, film: see :class:`View`.
         stream: where to draw.
-        pace: seconds that a live frame stays at least.
-        transient: take live frames off the screen at the end.
+        pace: least seconds that a live frame stays on the screen.
+        transient: erase the live panels at the end.
     """
     if not is_terminal(stream) or not has_rich():
         return PlainView(tokenizer, titles, film, stream)
@@ -42,13 +42,13 @@ def open_view(
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether frames can be redrawn there."""
+    """Whether `stream` is a terminal that can redraw."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 @functools.cache
 def has_rich() -> bool:
-    """Whether rich is installed; where it is not, a log line says once what that costs."""
+    """Whether rich is installed; if not, one warning says that steps are shown as plain lines."""
     found = importlib.util.find_spec("rich") is not None
     if not found:
         _log.warning("rich is not installed, so steps are shown as plain lines: pip install 'dllm[chat]'")

@@ -1,4 +1,4 @@
-"""Questions and their answers: ask, show the steps, print the answer, and keep what commands need of it."""
+"""Ask questions: show the steps, print the answer, and keep what /retry and /save need."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dllm.fast import Step
 
 
 class Exchange:
-    """Asks questions one after another and prints the answers.
+    """Asks a model one question after another, and prints the answers.
 
     Args:
-        talk: the sampler that answers, and the conversation so far.
+        talk: the sampler, its settings and the conversation so far.
         show: show the steps of every answer.
         screen: where to print; stdin, stdout and stderr by default.
 
     Attributes:
-        replay: the steps of the last answer that was shown.
+        replay: the steps of the last answer, None where they were not shown.
         asked: the last question.
         answered: whether it has been answered.
     """
@@ -35,44 +35,48 @@ class Exchange:
         self.answered = False
 
     def ask(self, text: str) -> None:
-        """Answer `text`, and show the steps; nothing is remembered of an answer that fails or is stopped."""
+        """Answer `text`. An answer that fails or is stopped does not become part of the conversation."""
         self.asked, self.answered = text, False
         prompt = self.talk.prompt(text)
-        with self._shown(prompt) as on_step:
+        with self._showing_steps(prompt) as on_step:
             reply = self.talk.answer(text, prompt, on_step)
         self.answered = True
         self.replay = self._replay(text, prompt, reply)
-        self.screen.say(reply.text or "(an empty answer)")
+        self.screen.print_answer(reply.text or "(an empty answer)")
         stats = reply.stats
         speed = stats.useful_tokens / max(stats.seconds, 1e-9)
         if self.show or self.screen.interactive:
-            self.screen.note(
+            self.screen.print_message(
                 f"{stats.useful_tokens} tokens in {stats.forwards} steps, {stats.seconds:.1f} s, {speed:.0f} tokens/s"
             )
 
     def retry(self) -> None:
-        """Ask the last question again, in place of the turn it was answered in."""
+        """Ask the last question again; the new answer replaces the old one.
+
+        Raises:
+            ValueError: nothing has been asked.
+        """
         if self.asked is None:
             raise ValueError("/retry asks the last question again, but none has been asked")
         if not self.answered:
             self.ask(self.asked)
             return
-        with self.talk.last_turn_aside():
+        with self.talk.without_last_turn():
             self.ask(self.asked)
 
     @contextlib.contextmanager
-    def _shown(self, prompt: Prompt) -> Iterator[Callable[[Step], object] | None]:
-        """What to call after each step; a stopped answer leaves its last state on the screen."""
+    def _showing_steps(self, prompt: Prompt) -> Iterator[Callable[[Step], object] | None]:
+        """Yields the callback for each step, None where steps are not shown; prints the last state on Ctrl-C."""
         if not self.show:
             yield None
             return
         tokenizer, film = self.talk.tokenizer, prompt.film
         try:
-            with open_view(tokenizer, ["answer"], film, self.screen.aside, transient=True) as view:
+            with open_view(tokenizer, ["answer"], film, self.screen.messages, transient=True) as view:
                 yield view.show
         except KeyboardInterrupt:
             for frames in filter(None, film.rows):
-                self.screen.note(f"\n{plain_text(tokenizer, frames[-1])}")
+                self.screen.print_message(f"\n{plain_text(tokenizer, frames[-1])}")
             raise
 
     def _replay(self, text: str, prompt: Prompt, reply: Reply) -> Replay | None:

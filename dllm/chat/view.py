@@ -1,4 +1,4 @@
-"""What one sees of the denoising while it runs: every step redrawn on a terminal, a few lines elsewhere."""
+"""The base class of everything that shows denoising steps while they run, and the one that prints plain lines."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Progress(NamedTuple):
     """How far the denoising is.
 
     done, total: steps.
-    tokens: generated ones that are kept for good, all rows.
-    seconds: since the view was opened; None in a replay.
+    tokens: committed tokens of all rows.
+    seconds: since the view was opened, s; None in a replay.
     """
 
     done: int
@@ -30,12 +30,12 @@ class Progress(NamedTuple):
 
 
 class View(ABC):
-    """Follows one call of a sampler: ``with View(...) as view: sampler.sample(..., on_step=view.show)``.
+    """Shows the steps of one call of a sampler: ``with View(...) as view: sampler.sample(..., on_step=view.show)``.
 
     Args:
-        tokenizer: turns token ids into words; its mask token marks what is not known yet.
-        titles: of the rows.
-        film: takes in every step; it says which columns are shown.
+        tokenizer: decodes the token ids.
+        titles: one per row.
+        film: records every step; its spans are the columns that are shown.
     """
 
     def __init__(self, tokenizer: Any, titles: Sequence[str], film: Film):
@@ -49,12 +49,12 @@ class View(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Draw the last state, if it has not been: a row may end before its schedule does."""
+        """Draw the last state if it has not been drawn: a row may finish before the last step of its schedule."""
         if self.waiting:
             self._draw_waiting()
 
     def show(self, step: Step) -> None:
-        """Draw the state after a step."""
+        """Record a step, and draw the state after it if a frame is due."""
         frames = self.film.add(step.canvas, step.tentative, step.confidence)
         done, total = step.block * step.steps + step.step + 1, step.blocks * step.steps
         tokens = sum(frame.committed for frame in frames)
@@ -68,33 +68,33 @@ class View(ABC):
 
     @abstractmethod
     def due(self, done: int, total: int) -> bool:
-        """Whether to draw after step `done` of `total`; the last one is drawn in any case."""
+        """Whether to draw after step `done` of `total`; the last step is always drawn."""
 
     @abstractmethod
     def draw(self, frames: Sequence[Frame], progress: Progress) -> None:
-        """Show the rows as they are now."""
+        """Draw one frame per row."""
 
 
 class PlainView(View):
-    """A few lines of text in all, for files, pipes and terminals that cannot redraw."""
+    """Prints about five steps as lines of text, for files, pipes and terminals that cannot redraw."""
 
     def __init__(self, tokenizer: Any, titles: Sequence[str], film: Film, stream: TextIO):
         super().__init__(tokenizer, titles, film)
         self.stream = stream
 
     def due(self, done: int, total: int) -> bool:
-        """After every fifth of the steps."""
+        """True after every fifth of the steps."""
         return done % max(1, total // PLAIN_LINES) == 0
 
     def draw(self, frames: Sequence[Frame], progress: Progress) -> None:
-        """Write a line, and one for each row."""
+        """Print a heading, and one line per row."""
         print(f"step {progress.done} of {progress.total}: · masked, (tentative), committed", file=self.stream)
         for title, frame in zip(self.titles, frames, strict=True):
             print(f"  {title} | {plain_text(self.tokenizer, frame)}", file=self.stream, flush=True)
 
 
 def plain_text(tokenizer: Any, frame: Frame) -> str:
-    """A frame as text: tentative tokens in parentheses, masks as dots, the ends of text in a row as one with a count.
+    """A frame as text: tentative tokens in parentheses, masks as dots, consecutive ends of text as one with a count.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped

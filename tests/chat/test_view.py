@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dllm.chat import display
 from dllm.chat.display import open_view
-from dllm.chat.film import Film, film_of
+from dllm.chat.film import Film, film_from_histories
 from dllm.chat.live import LiveView
 from dllm.chat.tokens import COMMITTED, GIVEN, MASKED, NEW, TENTATIVE, pieces
 from dllm.chat.view import PlainView
@@ -69,7 +69,7 @@ class TestFilm:
 
     def test_histories_without_their_padding(self, words):
         start, end = torch.tensor([[4, 1, 0, 4], [1, 0, 0, 0]]), torch.tensor([[4, 1, 2, 4], [1, 2, 3, 4]])
-        film = film_of(words, [start, end])
+        film = film_from_histories(words, [start, end])
         assert [row[-1].tokens for row in film.rows] == [[1, 2], [1, 2, 3, 4]]
         assert film.rows[0][-1].states == [GIVEN, NEW]
 
@@ -83,7 +83,7 @@ class TestFilm:
     )
     def test_what_is_no_history(self, words, histories, error, rule):
         with pytest.raises(error, match=rule):
-            film_of(words, histories)
+            film_from_histories(words, histories)
 
 
 class TestPieces:
