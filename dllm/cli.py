@@ -60,7 +60,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     add = generate.add_argument
     add("prompt", help="the question; - reads it from stdin")
-    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the shipped model)")
+    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
     add("--steps", type=int, default=None, help="denoising steps (default: one for each token)")
     add("--gen-length", type=int, default=64, help="tokens to generate (default: %(default)s)")
     add("--block-length", type=int, default=None, help="tokens per block (default: all of gen-length)")
@@ -80,7 +80,7 @@ def _add_chat(commands: argparse._SubParsersAction) -> None:
         description="Several turns with a model. Lines can be piped in and answers out: then all else goes to stderr.",
     )
     add = chat.add_argument
-    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the shipped model)")
+    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
     add("--system", default=None, help="a system message before the first question")
     add("--raw", action="store_true", help="continue each line for itself, without a chat template")
     add("--steps", type=int, default=None, help="denoising steps (default: one for each token)")

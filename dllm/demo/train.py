@@ -2,9 +2,9 @@
 
 import sys
 
-from dllm.demo.training.train import Settings, Teacher, finish, main, new_model, new_run, save_tokenizer
+from dllm.demo.training.train import DemoTrainer, Settings, finish, main, new_model, new_run, save_tokenizer
 
-__all__ = ["Settings", "Teacher", "finish", "main", "new_model", "new_run", "save_tokenizer"]
+__all__ = ["DemoTrainer", "Settings", "finish", "main", "new_model", "new_run", "save_tokenizer"]
 
 if __name__ == "__main__":
     sys.exit(main())

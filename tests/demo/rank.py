@@ -1,4 +1,4 @@
-"""A step of the shipped model's training in float32, alone or as one rank of several: `python -m tests.demo.rank OUT`.
+"""A step of the bundled model's training in float32, alone or as one rank of several: `python -m tests.demo.rank OUT`.
 
 Environment as torchrun sets it. Writes OUT/rank{r}.pt, the gradient of the step.
 """

@@ -1,4 +1,4 @@
-"""The gauge of quality: that it tells right from wrong, and that the shipped model is worth measuring with."""
+"""The gauge of quality: that it tells right from wrong, and that the bundled model is worth measuring with."""
 
 from __future__ import annotations
 

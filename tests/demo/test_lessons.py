@@ -1,4 +1,4 @@
-"""What the shipped model is taught: its tokenizer, and the stream of conversations."""
+"""What the bundled model is taught: its tokenizer, and the stream of conversations."""
 
 from __future__ import annotations
 

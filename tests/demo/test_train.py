@@ -1,4 +1,4 @@
-"""The shipped model's training script: the gradient of a step, and runs that are interrupted."""
+"""The bundled model's training script: the gradient of a step, and runs that are interrupted."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class TestRuns:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(train._Watch, "on_pre_optimizer_step", interrupt)
+            patch.setattr(train._Timer, "on_pre_optimizer_step", interrupt)
             assert train.main([str(tmp_path / "broken"), *settings]) == 130
         assert not (tmp_path / "broken" / "model").exists()
         train.main([str(tmp_path / "broken"), *settings])

@@ -1,8 +1,8 @@
-"""The lessons as a data set of :class:`~dllm.core.trainers.MDLMTrainer`, every forward of every process ready made.
+"""The lessons as a dataset for :class:`~dllm.core.trainers.MDLMTrainer`: one item per forward pass and process.
 
-Of each answer of N tokens, every token is masked with probability t, t spread evenly over (0, 1) among the rows of a
-batch; in the rows that have a tail, all of it. What is masked depends on the seed, the number of the step and the
-lesson alone, so it is the same on any number of processes.
+Every token of an answer is masked with probability t; the t of a batch's rows are spread evenly over (0, 1). In rows
+with a tail exactly the tail is masked. Masks depend on the seed, the step and the row only, so they are the same on any
+number of processes.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from dllm.core.noising import diffusion_times, sample_seeds
 from dllm.core.trainers.collator import IGNORE
 from dllm.demo.training.lessons import Batch, Lessons
 
-FORWARDS = 3  # of each process in a step: long conversations, short ones, sums; before there are sums, two and one
-LEAST_ROWS = 4  # of a process in a step, so that none of its forwards is empty
+# forward passes per process and step: long conversations, short ones, sums; before there are sums, two and one
+FORWARDS = 3
+LEAST_ROWS = 4  # per process and step, so that no forward pass is empty
 
 Rows = dict[str, Tensor]
 
 
 class Curriculum(Dataset):
-    """What the base collator of :class:`~dllm.core.trainers.collator.MDLMCollator` hands on, by number.
+    """Inputs of :class:`~dllm.core.trainers.collator.MDLMCollator`, each a whole batch.
 
-    Item ((step x FORWARDS) + forward) x processes + process: taken in turn, a process's items are its own.
+    Item (step x FORWARDS + forward) x processes + process is the batch of one forward pass of one process, so a sampler
+    that deals items out in turn gives each process its own.
 
     Args:
-        lessons: of a run.
+        lessons: the training data.
         steps: of the run.
-        processes: that train together; each takes its share of the rows of every batch.
+        processes: number of processes; the rows of every batch are divided among them.
 
     Raises:
-        ValueError: batches too small for that many processes.
+        ValueError: the batches are too small for that many processes.
 
     Example:
         >>> from dllm.demo.training.lessons import vocabulary
@@ -57,23 +59,23 @@ class Curriculum(Dataset):
     def __getitem__(self, item: int) -> Rows:
         turn, process = divmod(item, self.processes)
         number, forward = divmod(turn, FORWARDS)
-        return shares(self._forwards(number)[forward], self.processes)[process]
+        return split_rows(self._forwards(number)[forward], self.processes)[process]
 
     def _forwards(self, number: int) -> list[Rows]:
-        """Step `number`, kept until another is asked for."""
+        """The FORWARDS batches of step `number`; the last step is cached."""
         if self._latest[0] != number:
-            problems, *others = (prepared(batch, number, self.lessons.seed) for batch in self.lessons[number])
-            self._latest = number, [*shares(problems, FORWARDS - len(others)), *others]
+            problems, *others = (collator_input(batch, number, self.lessons.seed) for batch in self.lessons[number])
+            self._latest = number, [*split_rows(problems, FORWARDS - len(others)), *others]
         return self._latest[1]
 
 
-def prepared(batch: Batch, number: int, seed: int) -> Rows:
-    """A batch of step `number` as MDLMCollator takes it: `input_ids` and `labels` [B, L], `times` and `seeds` [B].
+def collator_input(batch: Batch, number: int, seed: int) -> Rows:
+    """The input of MDLMCollator for a batch of step `number`: `input_ids` and `labels` [B, L], `times` and `seeds` [B].
 
-    The seed of a row is drawn anew for each step: lines of small talk and sums come again and again.
+    The seed of a row depends on the step: small talk and sums repeat, and must not be masked alike each time.
     """
     rows, width = batch.tokens.shape
-    maskable = batch.answer & (torch.arange(width) >= batch.tail[:, None])  # of a row without tail all: it is -1
+    maskable = batch.answer & (torch.arange(width) >= batch.tail[:, None])  # tail is -1 in rows without one
     times = diffusion_times(torch.full((rows,), seed), number, low=0.0, high=1.0, antithetic=True)
     return {
         "input_ids": batch.tokens,
@@ -83,6 +85,6 @@ def prepared(batch: Batch, number: int, seed: int) -> Rows:
     }
 
 
-def shares(rows: Rows, count: int) -> list[Rows]:
-    """The rows dealt out to `count`."""
+def split_rows(rows: Rows, count: int) -> list[Rows]:
+    """Deal the rows out in turn to `count` batches."""
     return [{name: values[first::count] for name, values in rows.items()} for first in range(count)]

@@ -1,13 +1,12 @@
-"""The gauge of quality: exact answers to problems whose numbers the model never saw, offline, on any machine.
+"""Measure accuracy: exact answers to word problems whose numbers were never trained on.
 
     python -m dllm.demo.training.gauge
     python -m dllm.demo.training.gauge --tokens-per-step 8
     python -m dllm.demo.training.gauge --task new-phrasings --temperature 0.5 --seed 1
     python -m dllm.demo.training.gauge --sampler threshold --threshold 0.9
 
-Speed means nothing if quality cannot be watched: whatever changes how tokens are sampled, by `dllm.fast.generate` or
-by a sampler of `dllm.core.samplers`, is held against it.
-A table goes to stdout, and a JSON object on its last line.
+This is the quality gate for every change to sampling, in `dllm.fast.generate` and in the samplers of
+`dllm.core.samplers`. It runs offline, on any machine. The result is printed to stdout, as JSON on the last line.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from dllm.exits import exit_code, usage
 from dllm.fast import Stats
 
 QUESTIONS = 500
-GEN_LENGTH = 64  # the longest solution has 53 tokens, with the one that ends it
+GEN_LENGTH = 64  # the longest solution has 53 tokens, its end token included
 BATCH_SIZE = 50
 NORMAL_975 = statistics.NormalDist().inv_cdf(0.975)
 
 
 class Question(NamedTuple):
-    """What is asked, the right answer, and how to find the answer in a reply."""
+    """A question, the right answer, and the function that reads the answer from a reply."""
 
     text: str
     answer: object
@@ -48,15 +47,15 @@ class Question(NamedTuple):
 
 
 def word_problems(count: int, seed: int, phrasings: tuple[str, ...]) -> list[Question]:
-    """Problems whose numbers are in no training problem; what counts is the number that the reply ends with."""
+    """Problems with held-out numbers; the last number of a reply is its answer."""
     return [Question(problem.question, problem.answer, final_answer) for problem in held_out(count, seed, phrasings)]
 
 
 def small_talk(count: int, seed: int) -> list[Question]:
-    """Lines of the training dialogues; the reply must be the dialogue's next line, letter for letter.
+    """Lines of the training dialogues; the reply must equal the next line of the dialogue.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer than `count` lines.
     """
     from dllm.demo.training import dialogues
 
@@ -75,14 +74,14 @@ TASKS: dict[str, Callable[[int, int], list[Question]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a measurement found.
+    """The result of a measurement.
 
     Attributes:
-        questions: how many were asked.
-        correct: of those, answered exactly.
-        forwards: forward passes that a question took part in, on average: as many as if it had been asked alone.
-        tokens: generated tokens per question up to the end of its answer, on average.
-        seconds: wall time of all questions together, s.
+        questions: number of questions.
+        correct: number of exact answers.
+        forwards: mean forward passes per question, as if each were asked alone.
+        tokens: mean generated tokens per question, up to the end of the answer.
+        seconds: wall time of all questions, s.
     """
 
     questions: int
@@ -93,12 +92,12 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Share of exact answers."""
+        """correct / questions."""
         return self.correct / self.questions
 
     @property
     def tokens_per_forward(self) -> float:
-        """Tokens of an answer, its end included, over forward passes."""
+        """tokens / forwards."""
         return self.tokens / self.forwards
 
     @property
@@ -117,7 +116,7 @@ class Score:
         return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
     def row(self) -> dict[str, float]:
-        """Everything as plain numbers."""
+        """The score as plain numbers, for a results row."""
         low, high = self.interval
         return {
             "questions": self.questions,
@@ -145,26 +144,27 @@ def measure(
     on_batch: Callable[[Sequence[Question], Sequence[str]], object] | None = None,
     **options: object,
 ) -> Score:
-    """Ask, and count exact answers.
+    """Ask questions and count exact answers.
 
     Args:
         model: as `dllm.fast.generate` takes it.
         tokenizer: its tokenizer, with a chat template.
-        task: "problems" (numbers never trained on), "new-phrasings" (nor their wording) or "small-talk" (trained on).
-        questions: how many; the same ones for the same seed.
+        task: "problems" (numbers never trained on), "new-phrasings" (neither numbers nor wording) or "small-talk"
+            (trained on).
+        questions: number of questions; the same seed gives the same questions.
         sampler: "generate", or a name of :data:`dllm.demo.samplers.SAMPLERS`.
-        tokens_per_step: tokens committed per forward pass, at least so many with "llada2"; 1 when None. Divides
-            `gen_length` (with "llada2" `block_length`). Samplers whose rule alone decides take None only.
-        gen_length: tokens of an answer with the end-of-answer tokens after it.
-        block_length: tokens of a block; None: all of `gen_length`.
-        batch_size: questions answered together; changes the time only.
-        seed: chooses the questions; question i draws its noise, where something is drawn, from seed + i.
-        on_batch: called with the questions of each batch and the replies to them.
+        tokens_per_step: tokens committed per forward pass ("llada2": at least); None: 1. Must divide `gen_length`
+            ("llada2": `block_length`). Must be None for samplers whose rule decides how many tokens a step commits.
+        gen_length: tokens to generate, the end-of-answer tokens included.
+        block_length: tokens per block; None: `gen_length`.
+        batch_size: questions per batch; changes the time only.
+        seed: chooses the questions; question i samples with seed + i.
+        on_batch: called with the questions and the replies of each batch.
         **options: further options of `dllm.fast.generate`, or of the sampler's config: temperature, remasking,
             cfg_scale, threshold, impl, ...
 
     Raises:
-        ValueError, TypeError: an argument breaks a rule above or one of the sampler; the model has not run.
+        ValueError, TypeError: an argument breaks a rule above or one of the sampler; raised before the model runs.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -173,14 +173,14 @@ def measure(
     """
     block_length = gen_length if block_length is None else block_length
     _check(task, sampler, questions=questions, gen_length=gen_length, block_length=block_length, batch_size=batch_size)
-    options |= _steps(sampler, tokens_per_step, gen_length, block_length)
+    options |= _steps_option(sampler, tokens_per_step, gen_length, block_length)
     asked = TASKS[task](questions, seed)
     correct = forwards = tokens = 0
     started = time.perf_counter()
     for first in range(0, questions, batch_size):
         batch = asked[first : first + batch_size]
         texts, seeds = [question.text for question in batch], [seed + first + i for i in range(len(batch))]
-        replies, stats = _ask(
+        replies, stats = _answer_batch(
             sampler,
             model,
             tokenizer,
@@ -198,18 +198,18 @@ def measure(
     return Score(questions, correct, forwards / questions, tokens / questions, time.perf_counter() - started)
 
 
-def _ask(
+def _answer_batch(
     sampler: str, model: nn.Module, tokenizer: object, texts: Sequence[str], *, block_length: int, **options: object
 ) -> tuple[list[str], Stats]:
-    """The replies to some questions, and what they cost."""
+    """Answer the questions of one batch; returns the replies and the call's statistics."""
     if sampler != "generate":
         return samplers.answer_with(sampler, model, tokenizer, texts, block_size=block_length, **options)
     fixed = {"block_length": block_length, "eos_token_id": tokenizer.eos_token_id}
     return answer(model, tokenizer, texts, **fixed, **{"remasking": "low_confidence", **options})
 
 
-def _steps(sampler: str, tokens_per_step: int | None, gen_length: int, block_length: int) -> dict[str, int]:
-    """The sampler's setting `steps`, where it has one."""
+def _steps_option(sampler: str, tokens_per_step: int | None, gen_length: int, block_length: int) -> dict[str, int]:
+    """The sampler's option `steps`, where it has one."""
     counted = samplers.steps_of(sampler)
     if counted is None:
         if tokens_per_step is not None:
@@ -245,34 +245,42 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m dllm.demo.training.gauge", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--task", choices=list(TASKS), default="problems", help="what to ask (default: %(default)s)")
-    add("--questions", type=int, default=QUESTIONS, help="how many (default: %(default)s)")
-    add("--model", default=None, help="a folder or a name on the Hub; default: the shipped model")
+    add("--task", choices=list(TASKS), default="problems", help="the questions (default: %(default)s)")
+    add("--questions", type=int, default=QUESTIONS, help="number of questions (default: %(default)s)")
+    add("--model", default=None, help="a folder or a name on the Hub; default: the bundled model")
     add("--sampler", choices=samplers.NAMES, default="generate", help="default: %(default)s")
-    add("--tokens-per-step", type=int, default=None, help="committed per forward pass, where the sampler counts: 1")
+    add("--tokens-per-step", type=int, default=None, help="tokens committed per forward pass (default: 1)")
     add("--gen-length", type=int, default=GEN_LENGTH, help="tokens to generate (default: %(default)s)")
     add("--block-length", type=int, default=None, help="default: all of gen-length")
     add("--temperature", type=float, default=0.0)
     add("--cfg-scale", type=float, default=0.0)
     add("--remasking", default=None, help="of generate, mdlm and llada: low_confidence (default) or random")
-    add("--threshold", type=float, default=None, help="of threshold (0.9) and llada2 (0.95): the least probability")
-    add("--factor", type=float, default=None, help="of factor (1): the surest r with c_r >= 1 - f / (r + 1)")
-    add("--gamma", type=float, default=None, help="of entropy-bound (0.1): nats that a step may spend")
+    add("--threshold", type=float, default=None, help="of threshold (0.9) and llada2 (0.95): least probability")
     add(
-        "--alg-temp", type=float, default=None, help="of dream's but origin (0): draw positions instead of ranking them"
+        "--factor",
+        type=float,
+        default=None,
+        help="of factor (1): the r surest with c_r >= 1 - f / (r + 1)",
     )
-    add("--top-p", type=float, default=None, help="of dream's: probability mass of the tokens to choose from")
-    add("--top-k", type=int, default=None, help="of dream's: number of tokens to choose from")
-    add("--seed", type=int, default=0, help="of the choice of questions and of the noise")
-    add("--batch-size", type=int, default=BATCH_SIZE, help="questions answered together (default: %(default)s)")
-    add("--impl", default="auto", help="of the kernels: auto, reference, triton or cpu")
+    add("--gamma", type=float, default=None, help="of entropy-bound (0.1): entropy bound of a step, nats")
+    add(
+        "--alg-temp",
+        type=float,
+        default=None,
+        help="of dream-* except origin (0): temperature of drawing positions; 0 ranks them",
+    )
+    add("--top-p", type=float, default=None, help="of dream-*: nucleus sampling, probability mass")
+    add("--top-k", type=int, default=None, help="of dream-*: number of most likely tokens to sample from")
+    add("--seed", type=int, default=0, help="seed of the questions and the noise")
+    add("--batch-size", type=int, default=BATCH_SIZE, help="questions per batch (default: %(default)s)")
+    add("--impl", default="auto", help="implementation of the kernels: auto, reference, triton or cpu")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure by the command line's options and print the result; returns the exit code (:mod:`dllm.exits`)."""
+    """Run the command; returns the exit code (:mod:`dllm.exits`)."""
     options = parse(arguments)
     return exit_code("dllm.demo.training.gauge", lambda: _measure_and_print(options))
 
@@ -297,14 +305,14 @@ def _measure_and_print(options: argparse.Namespace) -> None:
 
 
 def _print(score: Score, settings: dict[str, object]) -> None:
-    """The result for people."""
+    """Print the score as text."""
     sampler, (low, high) = settings["sampler"], score.interval
-    told = [samplers.title(sampler)] if sampler != "generate" else []
+    setting = [samplers.title(sampler)] if sampler != "generate" else []
     if "tokens_per_step" in settings:
-        told.append(f"{settings['tokens_per_step']} tokens per step")
-    told += [f"{name.replace('_', ' ')} {settings[name]:g}" for name in samplers.RULES if name in settings]
+        setting.append(f"{settings['tokens_per_step']} tokens per step")
+    setting += [f"{name.replace('_', ' ')} {settings[name]:g}" for name in samplers.RULES if name in settings]
     print(
-        f"{score.questions} questions ({settings['task']}), {', '.join(told)}, "
+        f"{score.questions} questions ({settings['task']}), {', '.join(setting)}, "
         f"temperature {settings['temperature']:g}\n"
         f"  exact answers       {score.accuracy:.1%}   (95 % interval {low:.1%} to {high:.1%})\n"
         f"  forward passes      {score.forwards:.1f} per question\n"

@@ -1,16 +1,15 @@
-"""Train the shipped model from nothing: about an hour on two CPU cores.
+"""Train the bundled model from scratch: about an hour on two CPU cores.
 
     python -m dllm.demo.training.train runs/demo
     torchrun --nproc-per-node 2 -m dllm.demo.training.train runs/demo    # on CPUs: a process for each core
     python -m dllm.demo.training.train runs/llama --architecture llama   # a causal architecture, made bidirectional
 
-An interrupted run is continued by the same command, with the same batches and the same masks as if it had never
-stopped. `runs/demo` then holds the last checkpoint, and at the end `trainer_state.json` with the log and the folder
-`model`.
+The same command resumes an interrupted run, with the same batches and masks as without the interruption. The folder
+holds the last checkpoint, and at the end `trainer_state.json` with the log, and the folder `model`.
 
-This is :class:`~dllm.core.trainers.MDLMTrainer` with lessons of its own (`lessons.py`, `curriculum.py`) and its own
-optimizer (`optimizer.py`). The objective is masked diffusion with uniform weights: the cross-entropy of the masked
-tokens of a step, divided by the number of all that might have been masked, about twice as many.
+This is :class:`~dllm.core.trainers.MDLMTrainer` with its own data (`lessons.py`, `curriculum.py`) and optimizer
+(`optimizer.py`). The objective is masked diffusion with uniform weights: the summed cross-entropy of the masked tokens
+of a step, divided by the number of tokens that could have been masked, about twice as many.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ EVALUATION_PROBLEMS = 64
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is made of; a run that is continued must have the same.
+    """The settings of a run; a resumed run must have the same.
 
     Raises:
         ValueError: a setting out of range.
@@ -80,12 +79,12 @@ class Settings:
 
 
 def new_model(tokenizer: object, architecture: str = "modernbert") -> nn.Module:
-    """A model of 2.6 million parameters, all of whose layers see the whole canvas; random weights.
+    """A model of 2.6 million parameters with random weights and full attention in all layers.
 
     Args:
-        tokenizer: what it reads.
-        architecture: "modernbert"; or "llama", a causal architecture made bidirectional, as LLaDA is. Like LLaDA's, its
-            logits at a position predict the token there; they are not shifted.
+        tokenizer: gives the vocabulary size and the special tokens.
+        architecture: "modernbert"; or "llama", a causal architecture made bidirectional, as LLaDA is. As in LLaDA the
+            logits at a position predict the token at that position: there is no right shift.
     """
     end = tokenizer.eos_token_id
     return ARCHITECTURES[architecture](
@@ -98,7 +97,7 @@ def new_model(tokenizer: object, architecture: str = "modernbert") -> nn.Module:
         pad_token_id=end,
         bos_token_id=end,
         eos_token_id=end,
-        # on CPUs the backward of torch's fused attention takes longer than all matrix products of such a model
+        # on CPUs the backward of torch's fused attention takes longer than all matrix products of a model this small
         attn_implementation="eager",
     )
 
@@ -109,22 +108,22 @@ def _modernbert(*, eos_token_id: int, **size: object) -> ModernBertForMaskedLM:
 
 
 def _llama(**size: object) -> LlamaForCausalLM:
-    # is_causal: what transformers 5 calls such a model, and what tells `shipped.load` one that was saved
+    # is_causal=False: how transformers 5 marks such a model, and how `shipped.load` recognises a saved one
     return bidirectional(LlamaForCausalLM(LlamaConfig(**size, is_causal=False, tie_word_embeddings=True)))
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"modernbert": _modernbert, "llama": _llama}
 
 
-class Teacher(MDLMTrainer):
-    """The trainer of a run in `config.output_dir`: lessons in their order, and what a reader of its log looks for.
+class DemoTrainer(MDLMTrainer):
+    """MDLMTrainer on the lessons in order, with two more log entries.
 
-    The log's entries have, besides the trainer's: `seconds` of training so far, those before an interruption among
-    them; every EVALUATE_EVERY steps and at the end `accuracy`, exact answers among a few held-out problems.
+    `seconds`: training time so far, including the time before an interruption; `accuracy`: exact answers among a few
+    held-out problems, every EVALUATE_EVERY steps and at the end.
 
     Raises:
-        ValueError: a batch too small for the processes that share it.
-        FloatingPointError: while training, a loss that is not finite; what was saved before it is kept.
+        ValueError: the batch is too small for the number of processes.
+        FloatingPointError: the loss became NaN or infinite during training; earlier checkpoints are kept.
     """
 
     def __init__(self, config: MDLMConfig, settings: Settings):
@@ -139,37 +138,37 @@ class Teacher(MDLMTrainer):
             model=model,
             tokenizer=tokenizer,
             train_dataset=curriculum,
-            data_collator=operator.itemgetter(0),  # an item is a batch
+            data_collator=operator.itemgetter(0),  # an item is a whole batch
             optimizers=(optimizer, schedule(optimizer, settings.steps)),
-            callbacks=[watch := _Watch()],
+            callbacks=[timer := _Timer()],
         )
-        self.settings, self.watch = settings, watch
+        self.settings, self.timer = settings, timer
 
     def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As MDLMTrainer, with this class's entries."""
+        """Add this class's entries to the log."""
         if "loss" in logs:
             step = self.state.global_step
             if not math.isfinite(logs["loss"]):
                 raise FloatingPointError(f"the loss has become {logs['loss']} by step {step}; a lower rate may help")
             if step % EVALUATE_EVERY == 0 or step == self.state.max_steps:
                 logs["accuracy"] = self._accuracy()
-            logs["seconds"] = self.watch.seconds
+            logs["seconds"] = self.timer.seconds
         super().log(logs, start_time)
 
     def _accuracy(self) -> float:
-        """Exact answers among a few held-out problems, one token per step, of a copy of the model: the model's own
-        forward is under autocast."""
+        """Accuracy on a few held-out problems, one token per step, measured on a copy of the model in float32: the
+        model's own forward runs under autocast."""
         with self.throughput.paused():
             copy = new_model(self.processing_class, self.settings.architecture).to(self.model.device).eval()
             copy.load_state_dict(self.model.state_dict())
             return gauge.measure(copy, self.processing_class, questions=EVALUATION_PROBLEMS, seed=1).accuracy
 
 
-class _Watch(TrainerCallback):
-    """Tells how long a run has taken, its part before an interruption included; has its last step logged."""
+class _Timer(TrainerCallback):
+    """Measures the training time of a run, including the time before an interruption; makes the last step be logged."""
 
     def on_train_begin(self, args: MDLMConfig, state: TrainerState, control: TrainerControl, **_: object) -> None:
         earlier = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
@@ -182,22 +181,22 @@ class _Watch(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Wall time of training so far."""
+        """Training time so far, s."""
         return time.monotonic() - self.began
 
 
-def new_run(folder: Path, settings: Settings, *, cpu: bool) -> Teacher:
-    """A run in a folder, which is made if it is missing.
+def new_run(folder: Path, settings: Settings, *, cpu: bool) -> DemoTrainer:
+    """A new or resumable run in a folder, which is created if missing.
 
     Raises:
-        ValueError: the folder holds a run with other settings, or the batches are too small for so many processes.
+        ValueError: the folder has a run with other settings, or the batches are too small for the number of processes.
     """
     config = MDLMConfig(
         output_dir=str(folder),
         seed=settings.seed,
         use_cpu=cpu,
         max_steps=settings.steps,
-        per_device_train_batch_size=1,  # batches come ready made
+        per_device_train_batch_size=1,  # an item is a whole batch; see Curriculum
         gradient_accumulation_steps=FORWARDS,
         remove_unused_columns=False,
         loss_weight_type="uniform",
@@ -212,14 +211,14 @@ def new_run(folder: Path, settings: Settings, *, cpu: bool) -> Teacher:
         ddp_find_unused_parameters=False,
     )
     with config.main_process_first():
-        _keep(settings, folder / "settings.json")
-    return Teacher(config, settings)
+        _save_settings(settings, folder / "settings.json")
+    return DemoTrainer(config, settings)
 
 
-def finish(run: Teacher) -> None:
-    """Train to the last step, from the last checkpoint if there is one, then save the model in half precision."""
+def finish(run: DemoTrainer) -> None:
+    """Train to the last step, resuming from the last checkpoint if there is one; then save the model in float16."""
     folder = Path(run.args.output_dir)
-    with stopped_by_signals(run, "the same command goes on from there"):
+    with stopped_by_signals(run, "the same command resumes the run"):
         run.train(resume_from_checkpoint=any(folder.glob("checkpoint-*/trainer_state.json")))
     run.save_state()
     if run.args.should_save:
@@ -228,12 +227,12 @@ def finish(run: Teacher) -> None:
         print(f"model: {folder / 'model'}")
 
 
-def _keep(settings: Settings, path: Path) -> None:
-    """Write the settings of a new run; those of one that is there must be the same."""
+def _save_settings(settings: Settings, path: Path) -> None:
+    """Write the settings of a new run; those of an existing run must be equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
-    kept = asdict(Settings()) | json.loads(path.read_text(encoding="utf-8"))  # an older run lacks newer settings
+    kept = asdict(Settings()) | json.loads(path.read_text(encoding="utf-8"))  # older runs lack newer settings
     if kept != asdict(settings):
         raise ValueError(
             f"expected the settings of the run in {path.parent}, {kept}, got {asdict(settings)}; "
@@ -242,7 +241,7 @@ def _keep(settings: Settings, path: Path) -> None:
 
 
 def save_tokenizer(tokenizer: object, folder: Path) -> None:
-    """Save it so that transformers 4.57 reads it, too: version 5 writes a class name that 4.57 does not know."""
+    """Save a tokenizer so that transformers 4.57 can read it: version 5 writes a class name unknown to 4.57."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -250,19 +249,19 @@ def save_tokenizer(tokenizer: object, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train by the command line's settings; returns the exit code (:mod:`dllm.exits`)."""
+    """Run the command; returns the exit code (:mod:`dllm.exits`)."""
     defaults = Settings()
-    parser = argparse.ArgumentParser(description="Train the model that dllm ships, or continue a run.")
-    parser.add_argument("folder", type=Path, help="where the run lives; a run that is there is continued")
+    parser = argparse.ArgumentParser(description="Train the bundled model, or resume a run.")
+    parser.add_argument("folder", type=Path, help="folder of the run; an existing run is resumed")
     parser.add_argument(
         "--architecture",
         choices=list(ARCHITECTURES),
         default=defaults.architecture,
-        help="of the model (default: %(default)s)",
+        help="default: %(default)s",
     )
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument(
-        "--batch-size", type=int, default=defaults.batch_size, help="rows of a step, over all processes"
+        "--batch-size", type=int, default=defaults.batch_size, help="rows per step, all processes together"
     )
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--matrix-lr", type=float, default=defaults.matrix_lr, help="learning rate of Muon")
