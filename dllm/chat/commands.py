@@ -11,7 +11,7 @@ import torch
 
 from dllm.chat.exchange import Exchange
 from dllm.chat.save import save
-from dllm.fast.inputs import row_seeds
+from dllm.fast.sampling.inputs import row_seeds
 
 
 class Command(NamedTuple):
