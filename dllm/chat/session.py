@@ -9,7 +9,7 @@ from dllm.chat.exchange import Exchange
 from dllm.chat.talk import Continuation, Conversation, TooLong
 from dllm.chat.text import banner_line
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
-from dllm.exits import explanation, foreseen
+from dllm.exits import explanation, is_expected
 
 
 class Session(Exchange):
@@ -57,7 +57,7 @@ class Session(Exchange):
             self.screen.print_error(f"{error}. {self._advice()}")
         except Exception as error:
             # errors of the model or the device do not end a chat; a closed output does
-            if isinstance(error, BrokenPipeError) or not (foreseen(error) or isinstance(error, RuntimeError)):
+            if isinstance(error, BrokenPipeError) or not (is_expected(error) or isinstance(error, RuntimeError)):
                 raise
             self.screen.print_error(explanation(error))
         except KeyboardInterrupt:
