@@ -12,121 +12,24 @@ This is the quality gate for every change to sampling, in `dllm.fast.generate` a
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import math
-import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from dllm.demo import samplers
 from dllm.demo.answer import answer
-from dllm.demo.training.problems import HELD_OUT_PHRASINGS, PHRASINGS, final_answer, held_out
+from dllm.demo.training.questions import TASKS, Question
+from dllm.demo.training.score import Score
 from dllm.exits import exit_code, usage
 from dllm.fast import Stats
 
 QUESTIONS = 500
 GEN_LENGTH = 64  # the longest solution has 53 tokens, its end token included
 BATCH_SIZE = 50
-NORMAL_975 = statistics.NormalDist().inv_cdf(0.975)
-
-
-class Question(NamedTuple):
-    """A question, the right answer, and the function that reads the answer from a reply."""
-
-    text: str
-    answer: object
-    read: Callable[[str], object]
-
-
-def word_problems(count: int, seed: int, phrasings: tuple[str, ...]) -> list[Question]:
-    """Problems with held-out numbers; the last number of a reply is its answer."""
-    return [Question(problem.question, problem.answer, final_answer) for problem in held_out(count, seed, phrasings)]
-
-
-def small_talk(count: int, seed: int) -> list[Question]:
-    """Lines of the training dialogues; the reply must equal the next line of the dialogue.
-
-    Raises:
-        ValueError: there are fewer than `count` lines.
-    """
-    from dllm.demo.training import dialogues
-
-    pairs = dialogues.small_talk()
-    if count > len(pairs):
-        raise ValueError(f"count must be at most the {len(pairs)} lines of small talk, got {count}")
-    return [Question(line, reply, str) for line, reply in random.Random(seed).sample(pairs, count)]
-
-
-TASKS: dict[str, Callable[[int, int], list[Question]]] = {
-    "problems": functools.partial(word_problems, phrasings=PHRASINGS),
-    "new-phrasings": functools.partial(word_problems, phrasings=HELD_OUT_PHRASINGS),
-    "small-talk": small_talk,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The result of a measurement.
-
-    Attributes:
-        questions: number of questions.
-        correct: number of exact answers.
-        forwards: mean forward passes per question, as if each were asked alone.
-        tokens: mean generated tokens per question, up to the end of the answer.
-        seconds: wall time of all questions, s.
-    """
-
-    questions: int
-    correct: int
-    forwards: float
-    tokens: float
-    seconds: float
-
-    @property
-    def accuracy(self) -> float:
-        """correct / questions."""
-        return self.correct / self.questions
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """tokens / forwards."""
-        return self.tokens / self.forwards
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % confidence interval of the accuracy p, for questions drawn like these n (E. B. Wilson 1927).
-
-        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-
-        Example:
-            >>> low, high = Score(questions=100, correct=90, forwards=64.0, tokens=50.0, seconds=1.0).interval
-            >>> round(low, 3), round(high, 3)
-            (0.826, 0.945)
-        """
-        n, p, z = self.questions, self.accuracy, NORMAL_975
-        centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-    def row(self) -> dict[str, float]:
-        """The score as plain numbers, for a results row."""
-        low, high = self.interval
-        return {
-            "questions": self.questions,
-            "correct": self.correct,
-            "accuracy": round(self.accuracy, 4),
-            "interval_95": [round(low, 4), round(high, 4)],
-            "forwards": round(self.forwards, 2),
-            "tokens_per_forward": round(self.tokens_per_forward, 3),
-            "seconds": round(self.seconds, 2),
-        }
 
 
 def measure(
