@@ -3,7 +3,7 @@
     python benchmarks/quality.py
     python benchmarks/quality.py --task problems --sampler generate threshold factor --plot build/quality.png
 
-It measures the tasks of `dllm.demo.gauge` for several numbers of tokens per step, or several values of a sampler's rule
+It measures the tasks of `dllm.demo.training.gauge` for several numbers of tokens per step, or several values of a sampler's rule
 (threshold, factor, gamma). Forward passes are counted per question, as if each had been asked alone. Output: a table
 and, as the last line, one JSON object on stdout; a JSON row in the results folder.
 """
@@ -25,8 +25,9 @@ import torch
 from benchmarks import report
 from benchmarks.models import DTYPES
 from benchmarks.sampling_tables import sampler_in_words
-from dllm.demo import gauge, samplers
+from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED, load
+from dllm.demo.training import gauge
 from dllm.exits import exit_code
 
 COLUMNS = (
