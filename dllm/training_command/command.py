@@ -1,4 +1,4 @@
-"""`dllm train`: read the settings, then show what a run would take, or run it."""
+"""The entry point of `dllm train`: reads the settings, then trains, or with `--dry-run` reports what training takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dllm.startup import initial_training_setup, is_main, print_main
 from dllm.training_command.estimate import estimate, optimizer_steps
 from dllm.training_command.settings import Settings, help_text, read_settings, to_yaml
 
-# Under the output folder: the settings of the run, with which it can be started again.
+# The file in output_dir with the settings of the run; `dllm train output_dir/train.yaml` starts the same run.
 SETTINGS_FILE = "train.yaml"
 
 
@@ -25,7 +25,7 @@ def main(options: argparse.Namespace, words: Sequence[str]) -> int:
 
     Args:
         options: `dry_run` and `help`.
-        words: all other words of the command line, as :func:`~dllm.training_command.settings.read_settings` takes them.
+        words: the rest of the command line, for :func:`~dllm.training_command.settings.read_settings`.
 
     Raises:
         UsageError: the settings are wrong.
@@ -48,11 +48,11 @@ def main(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def report(settings: Settings) -> str:
-    """What `--dry-run` prints: the settings, the model's size, the optimizer steps and the memory of a process.
+    """The text that `--dry-run` prints: settings, size of the model, optimizer steps and memory per process.
 
     Raises:
-        OSError: there is no such model or data.
-        ValueError: a model or data that cannot be used.
+        OSError: the model or the data do not exist.
+        ValueError: the model or the data cannot be used.
     """
     recipe, model_args, data_args, training_args, _ = settings
     initial_training_setup(model_args, data_args, training_args)
@@ -65,18 +65,18 @@ def report(settings: Settings) -> str:
         *to_yaml(settings).splitlines(),
         "",
         f"model       {config.model_type}, {size.parameters:,} parameters, {size.trained:,} trained",
-        f"data        {'a stream' if count is None else f'{count:,} samples'} to train on",
+        f"data        {'a stream' if count is None else f'{count:,} samples'} for training",
         f"steps       {_steps(count, training_args)}",
-        "memory      of each process, nothing sharded",
+        "memory      per process, without sharding",
     ]
     known = {name: amount for name, amount in size.memory._asdict().items() if amount is not None}
     lines += [f"  {name:<12}{_bytes(amount):>10}" for name, amount in known.items()]
-    lines += [f"  {name:<12}{'not known':>10}" for name in size.memory._fields if name not in known]
+    lines += [f"  {name:<12}{'unknown':>10}" for name in size.memory._fields if name not in known]
     return "\n".join([*lines, f"  {'in all':<12}{_bytes(sum(known.values())):>10}"])
 
 
 def _save(settings: Settings) -> None:
-    """Write the settings beside the checkpoints, in the first process."""
+    """Write the settings beside the checkpoints; only the first process does."""
     if is_main():
         folder = Path(settings.training.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _save(settings: Settings) -> None:
 def _steps(count: int | None, training_args) -> str:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if count is None and training_args.max_steps <= 0:
-        raise ValueError("max_steps must be set for data that are streamed: their number of samples is not known")
+        raise ValueError("max_steps must be set for streamed data: the number of samples is unknown")
     steps = optimizer_steps(count or 0, processes, training_args)
     batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps * processes
     return f"{steps:,} of {batch} samples" + (f" ({processes} processes)" if processes > 1 else "")

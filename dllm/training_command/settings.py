@@ -1,7 +1,8 @@
-"""The settings of a run, from a YAML file and from flags, each checked by name and by type.
+"""The settings of a run, read from a YAML file and from flags, and checked by name and by type.
 
-No command-line library is used: of transformers' HfArgumentParser, jsonargparse and tyro none has all of a YAML file
-that is checked by the fields' types, `none` for optional fields, and the nearest name (benchmarks/LOG.md).
+No command-line library is used. Of transformers' HfArgumentParser, jsonargparse and tyro none offers all of these: a
+YAML file checked by the fields' types, `none` for optional fields, the nearest name for a misspelt one. The comparison
+is in benchmarks/LOG.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dllm.training_command.yaml_file import read_yaml
 
 
 class Settings(NamedTuple):
-    """What :func:`~dllm.recipes.run` takes, and the values that were given, by name."""
+    """The arguments of :func:`~dllm.recipes.run`, and the values that the user gave, by name."""
 
     recipe: Recipe
     model: ModelArguments
@@ -34,7 +35,7 @@ class Settings(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A field of one of a recipe's argument classes: the class, its type, its default and its help text."""
+    """One setting: the argument class that has it as a field, and the field's type, default and help text."""
 
     owner: type
     kind: Any
@@ -42,22 +43,22 @@ class Setting(NamedTuple):
     help: str
 
     def is_ours(self, name: str) -> bool:
-        """Whether the field or its default is dllm's, and not transformers'."""
+        """Whether dllm defines the field or its default, rather than transformers."""
         own = (*TrainingArguments.__annotations__, *MDLMConfig.__annotations__)
         return self.owner is not MDLMConfig or name in own
 
 
 def read_settings(words: Sequence[str]) -> Settings:
-    """The settings that a command line gives.
+    """Read the settings of a run from a command line.
 
     Args:
-        words: `[FILE.yaml] --name value --name=value ...`; a name alone is `true`. Flags override the file. `task`
-            names the recipe, sft by default; every other name is a field of the recipe's argument classes.
+        words: `[FILE.yaml] --name value --name=value ...`. A name without a value means `true`. Flags override the
+            file. `task` names the recipe (default: sft); every other name is a field of the recipe's argument classes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: an unknown name (the nearest known one is in the message), a value of another type, a name given
-            twice, a file that holds no settings, and what the argument classes refuse.
+        FileNotFoundError: the file does not exist.
+        ValueError: an unknown name (the message has the nearest known one), a value of the wrong type, a name given
+            twice, a file without settings, or values that the argument classes refuse.
 
     Example:
         >>> words = "--task pt --model_name_or_path some/model --dataset_args books --output_dir out --report_to none"
@@ -82,10 +83,10 @@ def read_settings(words: Sequence[str]) -> Settings:
 
 
 def read_flags(words: Sequence[str]) -> dict[str, Any]:
-    """The values of a command line by name, as texts; several words after a name are a list.
+    """The values of the flags by name, as text. Several words after a name become a list.
 
     Raises:
-        ValueError: a word that belongs to no name, or a name given twice.
+        ValueError: a word before the first name, or a name given twice.
 
     Example:
         >>> read_flags(["--learning-rate", "1e-4", "--bf16", "--seed=3", "--label_names", "a", "b"])
@@ -107,7 +108,7 @@ def read_flags(words: Sequence[str]) -> dict[str, Any]:
 
 
 def known_settings(recipe: Recipe) -> dict[str, Setting]:
-    """Every setting of a recipe, by name.
+    """All settings of a recipe, by name.
 
     Example:
         >>> known_settings(RECIPES["pt"])["insert_eos"].default
@@ -125,7 +126,7 @@ def known_settings(recipe: Recipe) -> dict[str, Setting]:
 
 
 def help_text(recipe: Recipe) -> str:
-    """The settings as `--help` shows them: dllm's with type, meaning and default, transformers' own by name."""
+    """The settings as `--help` shows them: dllm's with type, meaning and default, transformers' by name."""
     known = known_settings(recipe)
     lines = [
         f"  --{name} {'|'.join(type_names(one.kind))}  {one.help} [{one.default}]"
@@ -138,8 +139,8 @@ def help_text(recipe: Recipe) -> str:
 
 
 def to_yaml(settings: Settings) -> str:
-    """The settings as YAML that starts the same run: all that were given, and the defaults of dllm's. Tokens of the Hub
-    are left out.
+    """The settings as YAML that starts the same run: every given value, and the defaults that dllm defines. Access
+    tokens of the Hub are left out.
 
     Example:
         >>> words = "--model_name_or_path some/model --dataset_args chats --output_dir out --report_to none --seed 3"
@@ -158,7 +159,7 @@ def _argument_classes(recipe: Recipe) -> tuple[type, type, type]:
 
 
 def _checked(values: Mapping[str, Any], known: Mapping[str, Setting], source: str) -> dict[str, Any]:
-    """The values in their fields' types. Messages begin with the source."""
+    """The values, converted to their fields' types. Error messages begin with `source`."""
     try:
         for name in values:
             check_name("the configuration", name, ["task", *known])

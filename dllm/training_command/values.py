@@ -1,4 +1,4 @@
-"""The text of a setting as a value of the type that its field has."""
+"""Conversion of a setting's text to the type of its field."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ _NONE = ("none", "null", "~")
 
 
 def parse_value(name: str, value: Any, kind: Any) -> Any:
-    """The value in the type of its field, which is the first of these that the field has and the text can be: bool,
-    int, float, dict or list (as JSON), the text itself, None, a list (the text split at commas).
+    """Convert a value to the type of its field.
+
+    For a union, the first type counts that the text can be read as, in this order: bool, int, float, dict or list
+    (written as JSON), str, None, list (the text split at commas).
 
     Args:
-        name: of the field, for the message.
-        value: a text, or the list, mapping or None that a file has.
-        kind: the field's type, perhaps a union.
+        name: name of the field, for error messages.
+        value: text, or a list, mapping or None from a YAML file.
+        kind: type of the field, possibly a union.
 
     Raises:
-        ValueError: the value is of none of the field's types.
+        ValueError: the value fits none of the field's types.
 
     Example:
         >>> parse_value("dropout", "1e-4", float), parse_value("lora", "yes", bool), parse_value("bias", "no", str)
@@ -42,7 +44,7 @@ def parse_value(name: str, value: Any, kind: Any) -> Any:
 
 
 def union_members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, one type as a tuple.
+    """The member types of a union; a tuple of one for any other type.
 
     Example:
         >>> union_members(int | None)
@@ -52,7 +54,7 @@ def union_members(kind: Any) -> tuple[Any, ...]:
 
 
 def type_names(kind: Any) -> list[str]:
-    """The types of a union by name.
+    """The names of a union's member types.
 
     Example:
         >>> type_names(int | list[str] | None)
@@ -62,7 +64,7 @@ def type_names(kind: Any) -> list[str]:
 
 
 def _candidates(value: Any) -> Iterator[Any]:
-    """What a text can stand for, in the order in which it is tried. Anything but a text stands for itself."""
+    """The values that a text can be read as, in order of preference. A value that is not text is its own candidate."""
     if not isinstance(value, str):
         yield value
         if type(value) is int:
@@ -83,6 +85,6 @@ def _candidates(value: Any) -> Iterator[Any]:
 
 
 def _runtime_type(kind: Any) -> Any:
-    """The type that a value has at run time: list for list[str], str for an enum, whose members are texts."""
+    """The class of a type's values at run time: list for list[str], str for an enum, whose members are texts."""
     kind = typing.get_origin(kind) or kind
     return str if isinstance(kind, type) and issubclass(kind, enum.Enum) else kind

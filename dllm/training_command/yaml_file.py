@@ -1,4 +1,4 @@
-"""A YAML file of settings. Its scalars stay text, so that `no` is a word where a field takes words."""
+"""Reading a YAML file of settings. Scalars stay text until the type of their field is known: `no` may be a word."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """The core schema of YAML 1.2 (its section 10.3), where PyYAML has YAML 1.1: `no`, 12:30 and dates are texts, 1e-4
-    is a number, 012 is twelve."""
+    """A loader for the core schema of YAML 1.2 (section 10.3). PyYAML implements YAML 1.1. The differences: `no`, 12:30
+    and dates are text, 1e-4 is a number, 012 is twelve."""
 
     yaml_implicit_resolvers: ClassVar[dict[str | None, list[Any]]] = {}
 
@@ -30,12 +30,12 @@ _Loader.add_constructor(_TAG + "int", lambda loader, node: int(loader.construct_
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The values of a file by name: scalars as the text that stands there, None for null, lists and mappings as in YAML
-    1.2. The encoding is UTF-8, or UTF-16 with a byte order mark.
+    """Read the values of a YAML file, by name: scalars as their text, null as None, lists and mappings as in YAML 1.2.
+    The encoding is UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, not a mapping of names to values, or has a name twice.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not YAML, is not a mapping of names to values, or has a name twice.
 
     Example:
         >>> import tempfile
