@@ -22,9 +22,9 @@ def download(kind: str, doc: str, arguments: Sequence[str] | None = None) -> int
     """Parse the command line, download a repository of the Hub into a folder, and return the exit code.
 
     Args:
-        kind: of the repository, model or dataset.
-        doc: of the program; its first line begins the help text.
-        arguments: of the command line.
+        kind: kind of repository, model or dataset.
+        doc: docstring of the program; its first line is the description in --help.
+        arguments: words of the command line; None for those of the process.
 
     Example:
         >>> download("model", "Download a model.", ["--help"])  # doctest: +ELLIPSIS
@@ -34,8 +34,10 @@ def download(kind: str, doc: str, arguments: Sequence[str] | None = None) -> int
     """
     program, base = f"download_hf_{kind}", _FOLDERS[kind]
     parser = argparse.ArgumentParser(prog=f"python -m dllm.tools.{program}", description=doc.partition("\n")[0])
-    parser.add_argument(f"--{kind}_id", required=True, dest="name", help="its name on the Hub, owner/name")
-    parser.add_argument("--local_dir", type=Path, default=None, help=f"the folder (default: owner/name under {base})")
+    parser.add_argument(f"--{kind}_id", required=True, dest="name", help="name on the Hub, owner/name")
+    parser.add_argument(
+        "--local_dir", type=Path, default=None, help=f"output folder (default: owner/name under {base})"
+    )
     parser.add_argument("--revision", default=None, help="a branch, tag or commit (default: the newest)")
     options = parser.parse_args(arguments)
 

@@ -7,7 +7,6 @@ is in benchmarks/LOG.md.
 
 from __future__ import annotations
 
-import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -126,16 +125,16 @@ def known_settings(recipe: Recipe) -> dict[str, Setting]:
 
 
 def help_text(recipe: Recipe) -> str:
-    """The settings as `--help` shows them: dllm's with type, meaning and default, transformers' by name."""
+    """The settings as `--help` shows them, with type and default; those of dllm first, with a meaning."""
     known = known_settings(recipe)
-    lines = [
-        f"  --{name} {'|'.join(type_names(one.kind))}  {one.help} [{one.default}]"
-        for name, one in known.items()
-        if one.is_ours(name)
-    ]
-    others = ", ".join(name for name, one in known.items() if not one.is_ours(name))
-    wrapped = textwrap.wrap(others, 116, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join([*lines, "", "and the fields of transformers.TrainingArguments:", *wrapped])
+    ours, theirs = [], []
+    for name, one in known.items():
+        typed = f"  --{name} {'|'.join(type_names(one.kind))}"
+        if one.is_ours(name):
+            ours.append(f"{typed}  {one.help} [{one.default}]")
+        else:
+            theirs.append(f"{typed} [{getattr(one.default, 'value', one.default)}]")
+    return "\n".join([*ours, "", "and the other fields of transformers.TrainingArguments:", *theirs])
 
 
 def to_yaml(settings: Settings) -> str:
