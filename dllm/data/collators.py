@@ -84,7 +84,7 @@ class PrependBOSWrapper(CollatorWrapper):
         label_pad_token_id: int = IGNORE,
     ):
         if not isinstance(bos_token_id, int):
-            raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: the tokenizer has none?")
+            raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: does the tokenizer have one?")
         super().__init__(collator)
         self.bos_token_id, self.label_pad_token_id = bos_token_id, label_pad_token_id
 

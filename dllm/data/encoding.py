@@ -34,8 +34,8 @@ class Encoded:
         if same == len(before) or self._extends_beyond(same, end):
             return same
         raise ValueError(
-            f"{type(self.tokenizer).__name__} does not tell which characters a token stands for, and the tokens of "
-            f"{self.text[max(0, end - 20) : end]!r} depend on what follows"
+            f"{type(self.tokenizer).__name__} gives no character offsets of tokens, and the tokens of "
+            f"{self.text[max(0, end - 20) : end]!r} depend on the text after it"
         )
 
     def _extends_beyond(self, token: int, end: int) -> bool:

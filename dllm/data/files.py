@@ -150,7 +150,9 @@ def _from_hub(name: str, part: str | None, streaming: bool) -> Any:
     try:
         return datasets.load_dataset(name, part, streaming=streaming)
     except ConnectionError as error:
-        raise ConnectionError(f"{name} is no file or folder here, and the Hub cannot be reached: {error}") from error
+        raise ConnectionError(
+            f"{name} is not a local file or folder, and the Hub cannot be reached: {error}"
+        ) from error
 
 
 def _from_files(path: Path, part: str | None, unit: str, streaming: bool) -> Any:

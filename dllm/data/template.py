@@ -114,9 +114,9 @@ class Rendering:
         before, _ = self._around_content(self.messages, index)
         if before is None or not self.text.startswith(before) or not (head is None or head.startswith(before)):
             raise ValueError(
-                f"the chat template writes the messages before message {index} otherwise than it writes them to ask "
-                "for that answer, so that the prompt cannot be told from the answer. Its tags {% generation %} and "
-                "{% endgeneration %} around an answer would tell"
+                f"the chat template writes the messages before message {index} otherwise than in the prompt for that "
+                "answer, so prompt and answer cannot be separated; add the tags {% generation %} and "
+                "{% endgeneration %} around answers to the template"
             )
         return len(before)
 
@@ -131,8 +131,8 @@ class Rendering:
         )
         if after is None or end is None or not self.text.endswith(after) or not after.startswith(end):
             raise ValueError(
-                f"the chat template ends message {index} otherwise than a last answer, so that the end of it cannot be "
-                "told. Its tags {% generation %} and {% endgeneration %} around an answer would tell"
+                f"the chat template ends message {index} otherwise than a last answer, so its end cannot be located; "
+                "add the tags {% generation %} and {% endgeneration %} around answers to the template"
             )
         return len(self.text) - len(after) + len(end)
 

@@ -100,7 +100,7 @@ def prepend_bos(batch: Mapping[str, Any], bos_token_id: int, label_pad_token_id:
         {'input_ids': tensor([[1, 5, 6]]), 'labels': tensor([[-100,    5,    6]])}
     """
     if not isinstance(bos_token_id, int):
-        raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: the tokenizer has none?")
+        raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: does the tokenizer have one?")
     shape = batch["input_ids"].shape
     first = {"input_ids": bos_token_id, "labels": label_pad_token_id, "attention_mask": 1, "token_type_ids": 0}
     batch = dict(batch)

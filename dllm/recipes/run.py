@@ -142,7 +142,7 @@ def samples(recipe: Recipe, data_args: DataArguments, training_args: MDLMConfig,
             f"no sample of {data_args.dataset_args} is left to train on: max_length is {data_args.max_length}"
         )
     if "test" not in splits and training_args.eval_strategy != "no":
-        print_main("nothing is evaluated: the data set has no split named test")
+        print_main("no evaluation: the data set has no split named test")
         training_args.eval_strategy = "no"
     return splits
 
