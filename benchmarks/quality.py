@@ -3,9 +3,9 @@
     python benchmarks/quality.py
     python benchmarks/quality.py --task problems --sampler generate threshold factor --plot build/quality.png
 
-It measures the tasks of `dllm.demo.training.gauge` for several numbers of tokens per step, or several values of a sampler's rule
-(threshold, factor, gamma). Forward passes are counted per question, as if each had been asked alone. Output: a table
-and, as the last line, one JSON object on stdout; a JSON row in the results folder.
+It measures the tasks of `dllm.demo.training.gauge` for several numbers of tokens per step, or several values of a
+sampler's rule (threshold, factor, gamma). Forward passes are counted per question, as if each had been asked alone.
+Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results folder.
 """
 
 from __future__ import annotations
