@@ -1,4 +1,4 @@
-"""One setting of a sampler's loop: model, shapes, sampler and its options. Every program is measured on the same."""
+"""A case of the sampling benchmark: model, shapes, sampler and its options, the same for every program compared."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from dllm.demo import samplers
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One setting of a sampler's loop; every provider gets the same.
+    """One case of the sampling benchmark.
 
-    sampler: "generate", the model card's loop, or a name of :data:`dllm.demo.samplers.SAMPLERS`. options: its own, by
-    name. steps: None where the sampler commits what a rule allows. remasking: None where it has no such option.
+    Attributes:
+        model: a name of :data:`benchmarks.models.PRESETS` or a local folder.
+        dtype: of the weights.
+        steps: denoising steps; None where the sampler's rule decides how many tokens a step commits.
+        remasking: None where the sampler has no such option.
+        sampler: "generate", the model card's loop, or a name of :data:`dllm.demo.samplers.SAMPLERS`.
+        options: further options of the sampler, by name.
     """
 
     model: str
@@ -49,32 +54,34 @@ class Case:
 
     @property
     def blocks(self) -> int:
+        """Number of blocks."""
         return self.gen_length // self.block_length
 
     @property
     def deterministic(self) -> bool:
-        """Whether no random number is drawn."""
-        draws_places = self.sampler == "dream-origin" or self.options.get("alg_temp")
-        return self.temperature == 0 and self.remasking != "random" and not draws_places
+        """Whether the sampler draws no random number."""
+        draws_positions = self.sampler == "dream-origin" or self.options.get("alg_temp")
+        return self.temperature == 0 and self.remasking != "random" and not draws_positions
 
     @property
     def approximate(self) -> bool:
-        """Whether the sampler trades tokens for speed."""
+        """Whether the sampler may give other tokens than one token per step would."""
         return samplers.is_approximate(self.sampler)
 
     @property
     def tokens(self) -> int:
-        """Tokens generated in one run."""
+        """Tokens generated in one run, all rows together."""
         return self.batch * self.gen_length
 
     @property
     def title(self) -> str:
+        """Sampler, model, dtype, batch and temperature."""
         model = f"{self.model} {self.dtype}, batch {self.batch}, temperature {self.temperature:g}"
         return model if self.sampler == "generate" else f"{samplers.title(self.sampler)}, {model}"
 
     @property
-    def told(self) -> str:
-        """What the title leaves out, in words."""
+    def details(self) -> str:
+        """The settings that the title leaves out."""
         steps = "as many steps as it takes" if self.steps is None else f"{self.steps} steps"
         options = [f"{name.replace('_', ' ')} {value:g}" for name, value in self.options.items() if value is not None]
         options = [self.remasking, *options] if self.remasking else options
@@ -86,7 +93,7 @@ class Case:
 
     @property
     def slug(self) -> str:
-        """A file name that tells the case."""
+        """The case as part of a file name."""
         approximate = "-approximate" * self.approximate
         sampler = "" if self.sampler == "generate" else f"{self.sampler}{approximate}-"
         steps = "" if self.steps is None else f"-s{self.steps}"

@@ -1,4 +1,4 @@
-"""Tables of single operations and of the machine's measured limits."""
+"""Tables of single operations, and of a machine's measured ceilings."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def head_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def ceilings_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """What a machine was measured to do at most."""
+    """A line with the measured memory speed and product speed of a machine."""
     speeds = row["bytes_per_second"]
     return [
         [
@@ -81,10 +81,10 @@ def ceilings_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def gpu_kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """One line, one case: ours beside its floor, what was predicted, and the other programs.
+    """A line for a case of an operation: dllm's time, its least and predicted time, and the other programs.
 
     Raises:
-        ValueError: ours was not measured.
+        ValueError: dllm's program was not measured.
     """
     results = row["providers"]
     if "seconds" not in results["ours"]:

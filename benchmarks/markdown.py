@@ -1,4 +1,4 @@
-"""Markdown tables, and numbers as they stand in them."""
+"""Markdown tables, and the format of numbers in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 
 def megabytes(n_bytes: int | None) -> str:
-    """Bytes as a table shows them: two decimals below ten megabytes.
+    """Bytes in megabytes, with two decimals below ten megabytes.
 
     Example:
         >>> megabytes(375_000_000), megabytes(460_000)

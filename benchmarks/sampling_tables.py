@@ -33,12 +33,12 @@ CACHED_HEAD = (
     "cache, MB",
     "command",
 )
-# which loops of a cached_decoding row are held against which
+# pairs of loops of a cached_decoding row that are compared: without and with cache
 CACHED_PAIRS = (("bd3lm recomputed", "bd3lm cached"), ("full canvas", "dual cache"))
 
 
 def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """One line for one case: the authors' loop beside the fastest program of ours.
+    """A line for a case: the authors' loop and dllm's fastest program.
 
     Raises:
         ValueError: the row lacks one of the two.
@@ -61,7 +61,7 @@ def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def card_and_ours(row: dict) -> tuple[dict, dict]:
-    """The results of the authors' loop and of the fastest program of ours in a sampler row.
+    """The results of the authors' loop and of dllm's fastest program in a sampler row.
 
     Raises:
         ValueError: the row lacks one of the two.
@@ -74,7 +74,7 @@ def card_and_ours(row: dict) -> tuple[dict, dict]:
 
 
 def sampler_and_model(settings: dict) -> str:
-    """The model and dtype of a sampler row, after the sampler where it is not the model card's loop."""
+    """Model and dtype of a sampler row, with the sampler in front where it is not the model card's loop."""
     model = f"{Path(settings['model']).name} {settings['dtype']}"
     if settings.get("sampler", "generate") == "generate":
         return model
@@ -82,7 +82,7 @@ def sampler_and_model(settings: dict) -> str:
 
 
 def sampler_in_words(sampler: str, options: dict, approximate: bool) -> str:
-    """A sampler with what sets its pace, and whether it trades tokens for speed.
+    """A sampler's name with its rule's setting, and "(approximate)" where it may give other tokens.
 
     Example:
         >>> sampler_in_words("threshold", {"threshold": 0.9}, True)
@@ -91,12 +91,12 @@ def sampler_in_words(sampler: str, options: dict, approximate: bool) -> str:
         'llada2 threshold 0.95 (approximate)'
     """
     rules = [name for name in samplers.RULES if name in options]
-    pace = [f"{options[name]:g}" if name == sampler else f"{name} {options[name]:g}" for name in rules]
-    return " ".join([sampler, *pace]) + " (approximate)" * approximate
+    values = [f"{options[name]:g}" if name == sampler else f"{name} {options[name]:g}" for name in rules]
+    return " ".join([sampler, *values]) + " (approximate)" * approximate
 
 
 def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """A line for each task and way to sample of a quality row."""
+    """A line for each task and sampler setting of a quality row."""
     settings = row["settings"]
     what = "" if settings["model"] == "shipped" else f", {settings['model']}"
     if settings["block_length"] != settings["gen_length"]:
@@ -115,7 +115,7 @@ def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def way_to_sample(result: dict) -> str:
-    """What sets a quality result's pace: of the model card's loop the number of tokens per step alone.
+    """The sampler and setting of a quality result; for the model card's loop only the number of tokens per step.
 
     Example:
         >>> way_to_sample({"tokens_per_step": 8})
@@ -130,7 +130,7 @@ def way_to_sample(result: dict) -> str:
 
 
 def cached_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """A line for each cached loop beside the one that computes everything anew."""
+    """A line for each loop with a cache and the same loop without."""
     settings, loops = row["settings"], {result["loop"]: result for result in row["results"]}
     model = settings.get("model") or f"Llama shape, {settings['layers']} layers x {settings['hidden']}"
     what = f"{model} {settings['dtype']}, batch {settings['batch']}, {settings['prompt']} + {settings['new']} tokens"

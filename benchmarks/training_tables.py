@@ -1,4 +1,4 @@
-"""Tables of training: the loss alone, and whole training steps."""
+"""Tables of training: head and loss alone, and whole training steps."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def before_and_after(row: dict) -> list[tuple[tuple[str, str], tuple[dict, dict]
 
 
 def training_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """A line for each program of ours beside the one that it replaces."""
+    """A line for each program of dllm and the one that it replaces."""
     settings = row["settings"]
     return [
         [

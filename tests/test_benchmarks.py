@@ -185,7 +185,7 @@ class TestSamplerThroughput:
         assert (dream.steps, dream.remasking, dream.block_length) == (32, None, dream.gen_length)
         assert dream.options == {"alg_temp": 0.0, "top_p": None, "top_k": 9}
         assert (threshold.steps, threshold.options) == (None, {"threshold": 0.9})
-        assert "32 steps" in mdlm.told and "as many steps as it takes" in threshold.told
+        assert "32 steps" in mdlm.details and "as many steps as it takes" in threshold.details
 
     @pytest.mark.parametrize(
         ("arguments", "option"),
@@ -652,7 +652,7 @@ class TestQuality:
         card = (run / "model" / "README.md").read_text()
         assert f"| 2 {model_card.TITLES['problems']} | 8 |" in card
         assert "25 steps of 64 conversations" in card and "2 minutes on" in card
-        assert "`python -m dllm.demo.train runs/demo --steps 25 --matrix-lr 0.5 --other-lr 0.25`" in card
+        assert "`python -m dllm.demo.training.train runs/demo --steps 25 --matrix-lr 0.5 --other-lr 0.25`" in card
         assert "From step 9 on" in card and "answer(*load_shipped(), " in card
         assert model_card.HISTORY in card  # the weights are the shipped ones
         assert (run / "model" / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The gate before every number: the test files that must pass before something is measured, and the red checks."""
+"""The gate before every measurement: the test files that must pass for each operation, and the red checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.gpu_report.state import FILE
 
 TRITON = "kernels/test_triton.py"
 NOISE = ("kernels/test_philox.py", TRITON)
-# what is measured, and the test files that stand behind it
+# operation or group of programs: the test files that must pass before it is measured
 FILES: dict[str, tuple[str, ...]] = {
     "gumbel_argmax": ("kernels/test_gumbel_argmax.py", *NOISE),
     "linear_gumbel_argmax": ("kernels/test_linear_gumbel_argmax.py", *NOISE),
@@ -26,10 +26,10 @@ FILES: dict[str, tuple[str, ...]] = {
 
 
 def red(out: Path, name: str) -> list[str]:
-    """Why no number of `name` (a name of FILES) may be reported: its red checks. Empty where none is, or none has run.
+    """The red checks of `name`, a name of FILES: why it may not be measured. Empty where none is red or none has run.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: FILES has no such name.
     """
     if name not in FILES:
         raise ValueError(f"name must be one of {', '.join(FILES)}, got {name!r}")
@@ -42,7 +42,7 @@ def red(out: Path, name: str) -> list[str]:
 
 
 def file_of(check: str) -> str:
-    """The test file that a check is named after.
+    """The test file of a check.
 
     Example:
         >>> file_of("kernels/test_triton.py 2/4")
@@ -52,13 +52,13 @@ def file_of(check: str) -> str:
 
 
 def tested(out: Path, names: Sequence[str]) -> bool:
-    """Whether every test file behind these names has run here."""
+    """Whether every test file of these names has run in this report."""
     files = {file_of(check) for check in read(out / "tests")}
     return all(file in files for name in names for file in FILES[name])
 
 
 def read(folder: Path) -> dict[str, dict]:
-    """The results of the checks that lie in a section's folder; none where it has not run."""
+    """The results of the checks in a section's folder; none where the section has not run."""
     path = folder / FILE
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -1,7 +1,7 @@
-"""One section in this process: ``python -m benchmarks.gpu_report.section NAME DIR --seconds S``; the report starts it.
+"""Run one section in this process: ``python -m benchmarks.gpu_report.section NAME DIR --seconds S``.
 
-What the section says goes to stdout, its rows into DIR/NAME, and the last line of stdout is one JSON object: what was
-left out for want of time, what was withheld because tests are red, and what failed.
+The report starts it. The section writes its rows into DIR/NAME and prints to stdout. The last line of stdout is one
+JSON object: cases left out for lack of time, cases withheld because their tests are red, and failures.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from benchmarks.gpu_report.run import Run
 from benchmarks.gpu_report.sections import SECTIONS
 
 WATCHED_EVERY = 0.5  # seconds
-MARGIN = 0.85  # of a section's seconds, after which it begins nothing more
+MARGIN = 0.85  # share of a section's seconds after which it starts no further case
 
 
 def end_with(report: int) -> None:
-    """Once the report is gone, killed say, its section ends, and whatever that started: nobody else uses the GPU."""
+    """Kill this section and its processes once the report has ended, so that nothing keeps the GPU busy."""
     while os.getppid() == report:
         time.sleep(WATCHED_EVERY)
     os.killpg(0, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""Plots of measured rows: of one measurement as a PNG file, of the published results as the SVG files in docs/.
+"""Plots of measured rows: PNG files of one measurement, and the two SVG files in docs/ of the published results.
 
-``python -m benchmarks.plot`` draws the files in docs/ anew.
+``python -m benchmarks.plot`` draws the files in docs/.
 """
 
 from benchmarks.plot.kernels import kernel_rows

@@ -1,6 +1,6 @@
 """Plots of the published results: docs/speed.svg and docs/accuracy.svg, drawn from the chosen rows.
 
-    python -m benchmarks.plot            draw them anew
+    python -m benchmarks.plot            draw them
     python -m benchmarks.plot --check    only compare; exit status 1 where one is out of date
 
 The rows are the files that benchmarks/results/chosen.txt lists, as for the tables (benchmarks.table).

@@ -1,4 +1,4 @@
-"""Time of single operations in multiples of the least time possible."""
+"""Plot of single operations: time in multiples of the least possible time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from benchmarks.plot.style import BLUE, GREY, open_frame, save
 
 
 def kernel_rows(rows: Sequence[dict], path: Path) -> Path:
-    """Time of every program on every case in multiples of the case's floor, a panel for each operation.
+    """Draw the time of every program on every case in multiples of the case's floor, a panel for each operation.
 
     Args:
-        rows: rows of kind "kernel"; those without a floor or a measurement of ours are left out.
+        rows: rows of kind "kernel"; those without a floor or a measurement of dllm are left out.
         path: the PNG to write; its folder is made.
     """
     panels: dict[str, list[dict]] = {}

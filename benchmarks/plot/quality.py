@@ -1,4 +1,4 @@
-"""Accuracy of a measurement against forward passes."""
+"""Plot of accuracy against forward passes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks.plot.style import GREY, open_frame, save
 
 
 def quality_row(row: dict, path: Path) -> Path:
-    """Accuracy against forward passes for an answer, a line for each task and way to sample, with 95 % intervals.
+    """Draw accuracy against forward passes per answer, a line for each task and sampler, with 95 % intervals.
 
-    Dashed: 98 % of what a task gives with one token a step, where that was measured.
+    Dashed lines: 98 % of the accuracy with one token per step, where that was measured.
 
     Args:
         row: a row of kind "quality".
@@ -34,7 +34,7 @@ def quality_row(row: dict, path: Path) -> Path:
     exact = {(r["task"], r["temperature"]): r["accuracy"] / r["share_of_one_a_step"] for r in known}
     for accuracy in exact.values():
         panel.axhline(0.98 * accuracy, color=GREY, linestyle="--", linewidth=1, zorder=0)
-    panel.set(xlabel="forward passes for an answer", ylabel="exact answers", ylim=(0, 1.02), xscale="log")
+    panel.set(xlabel="forward passes per answer", ylabel="exact answers", ylim=(0, 1.02), xscale="log")
     panel.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     panel.xaxis.set_minor_formatter(ticker.NullFormatter())
     panel.xaxis.set_major_locator(ticker.LogLocator(base=2))
@@ -45,7 +45,7 @@ def quality_row(row: dict, path: Path) -> Path:
 
 
 def _line(result: dict) -> str:
-    """The line that a quality result is a point of."""
+    """The name of the line that a quality result belongs to."""
     name = (
         result["sampler"]
         + " (approximate)" * result["approximate"]

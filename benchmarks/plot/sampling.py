@@ -1,4 +1,4 @@
-"""Time of a denoising step by part, for every program of a measurement."""
+"""Plot of sampling speed: time of a denoising step by part, for every program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = {"body": BLUE, "head_sampling": ORANGE, "transfer": GREEN}
 
 
 def sampler_rows(rows: Sequence[dict], path: Path) -> Path:
-    """Milliseconds per step of every provider in every case, stacked by part, with the speed-up beside each bar.
+    """Draw the milliseconds per step of every provider in every case, stacked by part, with its speed-up.
 
     Args:
         rows: rows of kind "sampler"; those without a measurement are left out.
@@ -35,7 +35,7 @@ def sampler_rows(rows: Sequence[dict], path: Path) -> Path:
 
 
 def _case(panel: Axes, row: dict) -> None:
-    """One case: a bar for each provider. Parts are measured in a run of their own and scaled to the counted runs."""
+    """Draw one case, a bar for each provider. Parts come from a separate run, scaled to the counted runs."""
     settings, results = row["settings"], row["providers"]
     sampler = settings.get("sampler", "generate")
     sampler = "" if sampler == "generate" else f"{sampler}{' (approximate)' * settings['approximate']}, "
@@ -63,7 +63,7 @@ def _case(panel: Axes, row: dict) -> None:
 
 
 def _scaled_parts(result: dict, total: float) -> dict[str, float]:
-    """A step's parts, scaled so that they add up to `total`; one whole where the parts are unknown."""
+    """The parts of a step, scaled so that they add up to `total`; one part where they are unknown."""
     parts = {part: ms for part, ms in result.get("split_ms_per_step", {}).items() if ms}
     if not parts:
         return {"whole step": total}
@@ -72,7 +72,7 @@ def _scaled_parts(result: dict, total: float) -> dict[str, float]:
 
 
 def _labels(rows: Sequence[dict]) -> list[tuple[str, str]]:
-    """The legend: what the colours mean."""
+    """The entries of the legend."""
     labels = [("body", BLUE), ("head + sampling", ORANGE), ("transfer", GREEN)]
     whole = any("split_ms_per_step" not in r and "ms_per_step" in r for row in rows for r in row["providers"].values())
-    return labels + [("not taken apart", GREY)] * whole
+    return labels + [("parts not measured", GREY)] * whole

@@ -1,4 +1,4 @@
-"""What all plots share: colours, and how a figure becomes a file."""
+"""Colours, frames and file output of all plots."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#4878a8", "#e08a3c", "#7a9a4a", "#8a68a8", "#9a9a9a"
-# text stays text, and the same figure gives the same file: ids from a fixed salt, no date, no version
+# text stays text; a fixed salt for ids, no date and no version, so that the same figure gives the same file
 SVG = {"svg.hashsalt": "dllm", "svg.fonttype": "none"}
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 150, description: str | None = None) -> Path:
-    """Write a figure as PNG or SVG, by the ending of `path`; its folder is made.
+    """Write a figure as PNG or SVG, by the suffix of `path`; its folder is made.
 
     Args:
         description: text that an SVG carries in its metadata (dc:description).

@@ -1,4 +1,4 @@
-"""The curve of a training run."""
+"""Plot of a training run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.plot.style import BLUE, ORANGE, open_frame, save
 
 
 def training_curve(log: Sequence[dict], path: Path) -> Path:
-    """Loss, and exact answers where they were measured, over training steps.
+    """Draw the loss, and the accuracy where it was measured, against training steps.
 
     Args:
         log: rows with `step` and `loss`, some with `accuracy`.
@@ -21,7 +21,7 @@ def training_curve(log: Sequence[dict], path: Path) -> Path:
     figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
     panel.plot([row["step"] for row in log], [row["loss"] for row in log], color=BLUE)
-    panel.set(xlabel="step", ylabel="loss, nats per token of an answer", yscale="log")
+    panel.set(xlabel="step", ylabel="loss, nats per answer token", yscale="log")
     panel.yaxis.label.set_color(BLUE)
     measured = [row for row in log if "accuracy" in row]
     right = panel.twinx()

@@ -1,4 +1,4 @@
-"""Data sets, from their files to what a trainer takes."""
+"""Data sets: loading, tokenizing, truncating, packing and collating."""
 
 from dllm.data.load import load_pt_dataset, load_sft_dataset
 

@@ -1,4 +1,4 @@
-"""What stands around a collator."""
+"""Wrappers that change the samples before a collator or the batch after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from dllm.data.tokens import prepend_bos
 
 
 class CollatorWrapper:
-    """A collator with something done before it (to the samples) and after it (to the batch); all else is its own.
+    """Base class: a collator with a hook before it (on the samples) and one after it (on the batch).
+
+    All other attributes are those of the wrapped collator.
 
     Example:
         >>> wrapped = CollatorWrapper(lambda samples: {"input_ids": samples})
@@ -28,24 +30,24 @@ class CollatorWrapper:
         self.collator = collator
 
     def before(self, samples: Sequence[Any]) -> Sequence[Any]:
-        """The samples that the collator is given."""
+        """Return the samples for the collator."""
         return samples
 
     def after(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch that is handed on."""
+        """Return the final batch."""
         return batch
 
     def __call__(self, samples: Sequence[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self.after(dict(self.collator(self.before(samples), *args, **kwargs)))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "collator":  # not there yet while this object is being unpickled
+        if name == "collator":  # missing while this object is being unpickled
             raise AttributeError(name)
         return getattr(self.collator, name)
 
 
 class NoAttentionMaskWrapper(CollatorWrapper):
-    """Without an attention mask padding is attended to: so trained, a model learns to end its answers with it.
+    """Drops the attention mask, so that padding is attended to: the model learns to end its answers with padding.
 
     Example:
         >>> NoAttentionMaskWrapper(lambda samples: {"input_ids": samples, "attention_mask": [1]})([5])
@@ -59,15 +61,15 @@ class NoAttentionMaskWrapper(CollatorWrapper):
 
 
 class PrependBOSWrapper(CollatorWrapper):
-    """Every row of a batch begins with one more token, which is never masked: :func:`~dllm.data.tokens.prepend_bos`.
+    """Prepends a BOS token to each row of a batch; it is never masked. See :func:`~dllm.data.tokens.prepend_bos`.
 
     Args:
-        collator: of batches [B, L], padded on the right.
-        bos_token_id: the token.
-        label_pad_token_id: its label.
+        collator: makes batches [B, L], padded on the right.
+        bos_token_id: id of the BOS token.
+        label_pad_token_id: label of the BOS token.
 
     Raises:
-        TypeError: `bos_token_id` is no token id.
+        TypeError: `bos_token_id` is not an integer.
 
     Example:
         >>> wrapped = PrependBOSWrapper(lambda samples: {"input_ids": torch.tensor(samples)}, bos_token_id=1)
@@ -82,7 +84,7 @@ class PrependBOSWrapper(CollatorWrapper):
         label_pad_token_id: int = IGNORE,
     ):
         if not isinstance(bos_token_id, int):
-            raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: the tokenizer has none?")
+            raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: does the tokenizer have one?")
         super().__init__(collator)
         self.bos_token_id, self.label_pad_token_id = bos_token_id, label_pad_token_id
 
@@ -92,21 +94,20 @@ class PrependBOSWrapper(CollatorWrapper):
 
 
 class RandomTruncateWrapper(CollatorWrapper):
-    """A small share of batches is cut to a random length, so that a model trained at one length knows shorter ones.
+    """Cuts a small share of batches to a random length, so that the model also learns shorter lengths.
 
-    The length is uniform over those that leave at least one label in the batch: 1 to L where every token has one.
-    Which batches are cut, and where, depends on their tokens alone: not on the process that makes them, nor on
-    whether the run was resumed.
+    The length is uniform over all lengths that keep at least one label in the batch: 1 to L if every token has one.
+    Whether and where a batch is cut depends only on its tokens, not on the process or on resumption.
 
     Args:
-        collator: of batches [B, L], padded on the right.
-        random_length_ratio: the probability that a batch is cut.
-        label_pad_token_id: the label of what is not learnt.
+        collator: makes batches [B, L], padded on the right.
+        random_length_ratio: probability that a batch is cut.
+        label_pad_token_id: label of tokens that are not learnt.
 
     Raises:
-        ValueError: a probability outside [0, 1].
+        ValueError: `random_length_ratio` is outside [0, 1].
 
-    Source: LLaDA (arXiv:2502.09992), which cuts 1 % of its pre-training data so.
+    Source: LLaDA (arXiv:2502.09992), which does so for 1 % of its pre-training data.
 
     Example:
         >>> wrapped = RandomTruncateWrapper(lambda samples: {"input_ids": torch.tensor(samples)}, random_length_ratio=1)
@@ -129,15 +130,15 @@ class RandomTruncateWrapper(CollatorWrapper):
         """The batch, or its first columns."""
         tokens = batch["input_ids"]
         width = tokens.shape[1]
-        fewest = self._fewest(batch.get("labels"))
-        drawn = _generator_of(tokens)
-        if drawn.random() >= self.random_length_ratio or fewest >= width:
+        shortest = self._shortest(batch.get("labels"))
+        generator = _generator_of(tokens)
+        if generator.random() >= self.random_length_ratio or shortest >= width:
             return batch
-        length = drawn.randint(fewest, width)
+        length = generator.randint(shortest, width)
         return {name: value[:, :length] if name in PER_TOKEN else value for name, value in batch.items()}
 
-    def _fewest(self, labels: Tensor | None) -> int:
-        """The least columns that have a label."""
+    def _shortest(self, labels: Tensor | None) -> int:
+        """The smallest length at which the batch has a label."""
         if labels is None:
             return 1
         learnt = (labels != self.label_pad_token_id).any(0).nonzero()
@@ -145,6 +146,6 @@ class RandomTruncateWrapper(CollatorWrapper):
 
 
 def _generator_of(tokens: Tensor) -> random.Random:
-    """Random numbers that are a batch's own."""
+    """A random generator whose seed is derived from the batch's tokens."""
     row = tokens.reshape(1, -1)
     return random.Random(int(noising.sample_seeds(row, torch.tensor([row.shape[1]]), run_seed=0)))

@@ -1,4 +1,4 @@
-"""Text as token ids in which the mask token is never data: text that spells it is encoded as ordinary text."""
+"""Tokenizing text without mask tokens: text that spells the mask token is encoded as ordinary text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Encoded:
-    """The token ids of a text, and which of them belong to its beginning.
+    """The token ids of a text, and the mapping from character positions to tokens.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -22,25 +22,24 @@ class Encoded:
         self.ids = self._encode()
 
     def tokens_before(self, end: int) -> int:
-        """How many tokens make up text[:end]. A token that reaches beyond `end` is not counted.
+        """The number of tokens that lie in text[:end]. A token that extends beyond `end` is not counted.
 
         Raises:
-            ValueError: the tokenizer does not say which characters a token stands for (a "slow" one), and text[:end]
-                alone has other tokens than the beginning of the text.
+            ValueError: a "slow" tokenizer, which gives no character offsets, tokenizes text[:end] alone differently.
         """
         if self.ends is not None:
             return sum(1 for stop in self.ends if stop <= end)
         before = Encoded(self.text[:end], self.tokenizer).ids
         same = next((n for n, (a, b) in enumerate(zip(before, self.ids, strict=False)) if a != b), len(before))
-        if same == len(before) or self._reaches_beyond(same, end):
+        if same == len(before) or self._extends_beyond(same, end):
             return same
         raise ValueError(
-            f"{type(self.tokenizer).__name__} does not tell which characters a token stands for, and the tokens of "
-            f"{self.text[max(0, end - 20) : end]!r} depend on what follows"
+            f"{type(self.tokenizer).__name__} gives no character offsets of tokens, and the tokens of "
+            f"{self.text[max(0, end - 20) : end]!r} depend on the text after it"
         )
 
-    def _reaches_beyond(self, token: int, end: int) -> bool:
-        """Whether the token, the first that differs, stands for text on both sides of `end`, by what it decodes to."""
+    def _extends_beyond(self, token: int, end: int) -> bool:
+        """Whether the token at this index covers text on both sides of `end`, according to its decoded text."""
         before, until = (
             self.tokenizer.decode(self.ids[:n], skip_special_tokens=False, clean_up_tokenization_spaces=False)
             for n in (token, token + 1)
@@ -52,7 +51,7 @@ class Encoded:
         mask = getattr(self.tokenizer, "mask_token_id", None)
         if mask is None or mask not in ids:
             return ids
-        ids = self._plain(ids) if self.ends is None else self._plain_fast()
+        ids = self._encode_mask_as_text_slow(ids) if self.ends is None else self._encode_mask_as_text()
         if mask in ids:
             raise ValueError(
                 f"a text that is learnt must not hold the mask token, and {type(self.tokenizer).__name__} cannot "
@@ -60,8 +59,8 @@ class Encoded:
             )
         return ids
 
-    def _plain_fast(self) -> list[int]:
-        """Stretches between special tokens that hold a mask are encoded again, without a token that is special."""
+    def _encode_mask_as_text(self) -> list[int]:
+        """Re-encode stretches between special tokens that contain a mask token, with special tokens split into text."""
         found = self.tokenizer(self.text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
         mask, special = self.tokenizer.mask_token_id, _special_ids(self.tokenizer)
         ids, self.ends, begin = [], [], 0
@@ -82,8 +81,8 @@ class Encoded:
             stretch, begin = [], end
         return ids
 
-    def _plain(self, ids: list[int]) -> list[int]:
-        """The text between masks as it is, each mask as text."""
+    def _encode_mask_as_text_slow(self, ids: list[int]) -> list[int]:
+        """Encode each mask token as text, and the text between mask tokens normally. For "slow" tokenizers."""
         spelled, ids = self.tokenizer.mask_token, []
         for number, part in enumerate(self.text.split(spelled)):
             if number:
@@ -94,7 +93,7 @@ class Encoded:
     def _add(self, text: str, start: int, **options: Any) -> list[int]:
         if not text:
             return []
-        # not verbose: that a text is longer than the model takes is no fault here
+        # not verbose: no warning if the text exceeds the model's length; it is cut later
         options |= dict(add_special_tokens=False, verbose=False)
         if self.ends is None:
             return list(self.tokenizer(text, **options)["input_ids"])
@@ -104,16 +103,16 @@ class Encoded:
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Any, add_special_tokens: bool = False) -> list[list[int]]:
-    """The token ids of each text. Text that spells the mask token becomes the tokens of ordinary text: a mask cannot be
-    learnt, and nothing could be predicted at it.
+    """The token ids of each text. Text that spells the mask token is encoded as ordinary text: a mask token in the data
+    could not be learnt.
 
     Args:
-        texts: any number.
+        texts: any number of texts.
         tokenizer: of transformers.
-        add_special_tokens: let the tokenizer put its own around each text.
+        add_special_tokens: add the tokenizer's special tokens around each text.
 
     Raises:
-        ValueError: the tokenizer cannot encode its mask token's text otherwise.
+        ValueError: the tokenizer cannot encode its mask token as ordinary text.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -131,18 +130,18 @@ def encode_texts(texts: Sequence[str], tokenizer: Any, add_special_tokens: bool 
     for number, row in enumerate(rows):
         if mask in row:
             plain = Encoded(texts[number], tokenizer).ids
-            rows[number] = _between_special(plain, tokenizer) if add_special_tokens else plain
+            rows[number] = _add_special_tokens(plain, tokenizer) if add_special_tokens else plain
     return rows
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
-    """The tokens that are never made of other text, but for the mask token."""
+    """The ids of all special tokens except the mask token."""
     known = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return (known | set(tokenizer.all_special_ids)) - {tokenizer.mask_token_id}
 
 
-def _between_special(ids: list[int], tokenizer: Any) -> list[int]:
-    """With the special tokens that the tokenizer puts around a text."""
+def _add_special_tokens(ids: list[int], tokenizer: Any) -> list[int]:
+    """The ids with the special tokens that the tokenizer adds around a text."""
     around, alone = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     first = next(n for n in range(len(around)) if around[n : n + len(alone)] == alone)
     return [*around[:first], *ids, *around[first + len(alone) :]]

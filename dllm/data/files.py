@@ -1,4 +1,4 @@
-"""Data where it lies: files, folders, saved data sets, the Hub; and what can be said of a file before it is read."""
+"""Opening data sets from files, folders, saved data sets or the Hub, with checks of the files before they are read."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from dllm.configs import resolve_with_base_env
 from dllm.data.formats import default_parts
 from dllm.data.spec import Source
 
-# Kinds of files, under the name of what reads them in the package datasets.
+# By file extension: the builder of the package datasets that reads it.
 KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
-_NOTES = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
+_METADATA_FILES = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LAST_BYTES = 1 << 20
 
 
 def open_source(source: Source, *, streaming: bool = False) -> Any:
-    """All splits of a data set as they lie there: a DatasetDict, or an IterableDatasetDict of the package datasets.
+    """Open all splits of a data set, unchanged, as a `datasets.DatasetDict` or an `IterableDatasetDict`.
 
     Raises:
-        FileNotFoundError: there is no such file, folder or data set on the Hub.
+        FileNotFoundError: no such file, folder or data set on the Hub.
         ConnectionError: the Hub cannot be reached.
         ImportError: the package datasets is not installed.
-        ValueError: files that are empty, cut off, of no known kind or of several.
+        ValueError: files that are empty, truncated, of an unknown kind or of several kinds.
     """
-    need_datasets()
+    require_datasets()
     import datasets
 
     path = local_path(source.name)
@@ -53,13 +53,13 @@ def open_source(source: Source, *, streaming: bool = False) -> Any:
 
 
 def open_saved(path: Path | str, *, streaming: bool = False) -> Any:
-    """The splits of a data set that was saved by `save_to_disk`; one without splits is "train".
+    """Open a data set that was saved by `save_to_disk`. One without splits becomes the split "train".
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: what is there is no saved data set, or a part of one.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the folder is not a saved data set, or an incomplete one.
     """
-    need_datasets()
+    require_datasets()
     import datasets
 
     path = Path(path)
@@ -78,11 +78,11 @@ def open_saved(path: Path | str, *, streaming: bool = False) -> Any:
 
 
 def local_path(name: str) -> Path | None:
-    """Where a data set lies: as named, or in the folder that the environment variable BASE_DATASETS_DIR names; None if
-    it can only be on the Hub.
+    """The path of a data set: its name, or its name under the environment variable BASE_DATASETS_DIR. None if it can
+    only be on the Hub.
 
     Raises:
-        FileNotFoundError: it lies nowhere, and BASE_DATASETS_DIR is set or no data set of the Hub can have such a name.
+        FileNotFoundError: no such path, and either BASE_DATASETS_DIR is set or the name is not valid on the Hub.
     """
     under = ""
     try:
@@ -102,7 +102,7 @@ def is_saved(path: Path) -> bool:
 
 
 def kind_of(path: Path) -> str | None:
-    """What reads a file, by its ending; .gz behind it does not count.
+    """The builder that reads a file, by its extension; a trailing .gz is ignored.
 
     Example:
         >>> kind_of(Path("train.jsonl.gz")), kind_of(Path("README.md"))
@@ -111,8 +111,8 @@ def kind_of(path: Path) -> str | None:
     return KINDS.get(Path(path.stem).suffix if path.suffix == ".gz" else path.suffix)
 
 
-def check_whole(path: Path) -> None:
-    """Check what can be seen of a file from its two ends: that it is not empty, and not cut off while it was written.
+def check_complete(path: Path) -> None:
+    """Check by the first and last bytes of a file that it is neither empty nor truncated.
 
     Raises:
         ValueError: it is.
@@ -129,13 +129,13 @@ def check_whole(path: Path) -> None:
         raise ValueError(f"{path} is no whole parquet file: written by half?")
     if path.suffix == ".json" and {b"[": b"]", b"{": b"}"}.get(first[:1], b"") != last[-1:]:
         raise ValueError(f"{path} does not end as JSON does: written by half?")
-    seen = b"\n" in last or size <= _LAST_BYTES  # the whole of the last line
-    if path.suffix == ".jsonl" and seen and (fault := _json_fault(last[last.rfind(b"\n") + 1 :])):
+    has_last_line = b"\n" in last or size <= _LAST_BYTES
+    if path.suffix == ".jsonl" and has_last_line and (fault := _json_fault(last[last.rfind(b"\n") + 1 :])):
         raise ValueError(f"the last line of {path} is no {fault}: written by half?")
 
 
-def need_datasets() -> None:
-    """Check that the package datasets is there.
+def require_datasets() -> None:
+    """Check that the package datasets is installed.
 
     Raises:
         ImportError: it is not.
@@ -150,22 +150,24 @@ def _from_hub(name: str, part: str | None, streaming: bool) -> Any:
     try:
         return datasets.load_dataset(name, part, streaming=streaming)
     except ConnectionError as error:
-        raise ConnectionError(f"{name} is no file or folder here, and the Hub cannot be reached: {error}") from error
+        raise ConnectionError(
+            f"{name} is not a local file or folder, and the Hub cannot be reached: {error}"
+        ) from error
 
 
 def _from_files(path: Path, part: str | None, unit: str, streaming: bool) -> Any:
     import datasets
 
-    described = (path / "README.md").exists()  # says which files a part has
+    described = (path / "README.md").exists()  # the README lists the files of each part
     if part is not None and not described:
         path, whole = path / part, path
         if not path.exists():
             raise ValueError(f"{whole} has no part {part!r}: expected a folder of that name in it")
     files = list(_data_files(path))
     for file in files:
-        check_whole(file)
+        check_complete(file)
     kind = _one_kind(path, files)
-    options = _reading(kind, files, unit)
+    options = _read_options(kind, files, unit)
     try:
         if path.is_file():
             found = datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **options)
@@ -173,22 +175,22 @@ def _from_files(path: Path, part: str | None, unit: str, streaming: bool) -> Any
             found = datasets.load_dataset(str(path), part if described else None, streaming=streaming, **options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{path} cannot be read: {_first_fault(files) or error.__cause__ or error}") from error
-    # datasets 5 reads a packed text without the encoding that is asked for
-    return found.map(_without_mark) if kind == "text" and any(map(_begins_with_mark, files)) else found
+    # datasets 5 ignores the encoding for compressed text files
+    return found.map(_without_byte_order_mark) if kind == "text" and any(map(_has_byte_order_mark, files)) else found
 
 
-def _without_mark(row: dict[str, str]) -> dict[str, str]:
+def _without_byte_order_mark(row: dict[str, str]) -> dict[str, str]:
     return {name: text.removeprefix("\ufeff") for name, text in row.items()}
 
 
 def _data_files(path: Path) -> Iterator[Path]:
-    """The file, or those of a folder that hold data: neither hidden ones nor notes of the package datasets."""
+    """The file itself, or the data files of a folder: no hidden files, no metadata of the package datasets."""
     if path.is_file():
         yield path
         return
     for file in sorted(path.rglob("*")):
         hidden = any(name.startswith(".") for name in file.relative_to(path).parts)
-        if file.is_file() and not hidden and file.name not in _NOTES and kind_of(file):
+        if file.is_file() and not hidden and file.name not in _METADATA_FILES and kind_of(file):
             yield file
 
 
@@ -205,13 +207,13 @@ def _one_kind(path: Path, files: list[Path]) -> str:
     return next(iter(kinds))
 
 
-def _reading(kind: str, files: list[Path], unit: str) -> dict[str, Any]:
-    """How files are read: what a row of text is; a table's cells as the text that they are, 007 and NA too; and a byte
-    order mark, as spreadsheets write it, is no text."""
+def _read_options(kind: str, files: list[Path], unit: str) -> dict[str, Any]:
+    """Options of the builder: the unit of a text file's rows; table cells stay text (007, NA); a byte order mark, as
+    spreadsheets write it, is removed."""
     if kind == "text":
         return dict(sample_by=unit)
     options: dict[str, Any] = {}
-    if kind != "parquet" and any(map(_begins_with_mark, files)):
+    if kind != "parquet" and any(map(_has_byte_order_mark, files)):
         options["encoding"] = "utf-8-sig"
     if kind == "csv":
         import datasets
@@ -223,10 +225,10 @@ def _reading(kind: str, files: list[Path], unit: str) -> dict[str, Any]:
 
 
 def _header(path: Path) -> list[str]:
-    """The names of a table's columns.
+    """The column names of a CSV file.
 
     Raises:
-        ValueError: two of one name; a first row with more cells than that, which pandas would take for row names.
+        ValueError: a repeated name, or a first row with more cells than names (pandas would read row names).
     """
     with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
         try:
@@ -243,7 +245,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _first_fault(files: list[Path]) -> str | None:
-    """The first line of the files with a JSON object a line that is none."""
+    """Describe the first line that is not valid JSON in the .jsonl files; None if there is none."""
     for file in files:
         if file.suffix != ".jsonl":
             continue
@@ -255,7 +257,7 @@ def _first_fault(files: list[Path]) -> str | None:
 
 
 def _json_fault(text: bytes) -> str | None:
-    """What a line is not."""
+    """The format that a line violates, UTF-8 or JSON; None if it is valid."""
     try:
         json.loads(text)
     except UnicodeDecodeError:
@@ -279,6 +281,6 @@ def _check_encoding(path: Path) -> None:
         raise ValueError(f"{path} must be UTF-8, got UTF-16: iconv -f UTF-16 -t UTF-8 rewrites it")
 
 
-def _begins_with_mark(path: Path) -> bool:
+def _has_byte_order_mark(path: Path) -> bool:
     with _open(path) as file:
         return file.read(3) == codecs.BOM_UTF8

@@ -1,4 +1,4 @@
-"""Samples of at most some number of tokens: longer ones are cut, or left out."""
+"""Limiting the length of samples: longer ones are truncated or left out."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("dllm")
 
-# What has an entry for each token.
+# Columns with one entry per token.
 PER_TOKEN = ("input_ids", "labels", "attention_mask", "token_type_ids", "position_ids")
 
 
 def clip_row(row: dict[str, Any], max_length: int, truncation: str = "right") -> dict[str, Any]:
-    """The row with everything that has an entry per token cut to `max_length`: `input_ids`, `labels`,
-    `attention_mask`, `token_type_ids`, `position_ids`.
+    """Truncate all columns of a row that have one entry per token: `input_ids`, `labels`, `attention_mask`,
+    `token_type_ids`, `position_ids`.
 
     Args:
-        row: of lists.
-        max_length: entries that are kept, at least 1.
+        row: values by column.
+        max_length: number of entries to keep, at least 1.
         truncation: the side that is cut, "right" or "left".
 
     Raises:
-        ValueError: a length below 1, or no side.
+        ValueError: `max_length` below 1, or an unknown side.
 
     Example:
         >>> clip_row({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "prompt_len": 1}, 2)
@@ -40,13 +40,13 @@ def clip_row(row: dict[str, Any], max_length: int, truncation: str = "right") ->
 
 
 def post_process_dataset(dataset: Any, data_args: DataArguments) -> Any:
-    """Samples of at most `data_args.max_length` tokens: longer ones are cut on the right or left out. Samples of which
-    nothing would be learnt are left out, too: only their prompt is left, or all their answers have weight 0. A log line
-    says how many samples are cut and left out.
+    """Limit samples to `data_args.max_length` tokens: longer ones are truncated on the right or left out.
+
+    Samples without any label are left out, too: those of which only the prompt would be left, and those whose answers
+    all have weight 0. The number of samples that are cut or left out is logged.
 
     Args:
-        dataset: of the package datasets, its rows with `input_ids` and perhaps `labels` and `prompt_len`; one or
-            several splits; not streaming.
+        dataset: a `datasets.Dataset` or `DatasetDict` with `input_ids` and optionally `labels` and `prompt_len`.
         data_args: `max_length`, `truncation` ("right" or "filter") and `num_proc`.
 
     Example:
@@ -57,17 +57,17 @@ def post_process_dataset(dataset: Any, data_args: DataArguments) -> Any:
         [-100, 6]
     """
     if isinstance(dataset, Mapping):
-        return type(dataset)({split: _processed(rows, data_args, split) for split, rows in dataset.items()})
-    return _processed(dataset, data_args, "the data")
+        return type(dataset)({split: _limited(rows, data_args, split) for split, rows in dataset.items()})
+    return _limited(dataset, data_args, "the data")
 
 
-def _processed(rows: Any, data_args: DataArguments, name: str) -> Any:
+def _limited(rows: Any, data_args: DataArguments, name: str) -> Any:
     longest, workers = data_args.max_length, data_args.num_proc
-    fits = _fits if data_args.truncation == "filter" else _teaches
+    fits = _fits if data_args.truncation == "filter" else _has_labels_left
     kept = rows.filter(lambda row: fits(row, longest), num_proc=workers, desc="samples to learn from")
     if out := len(rows) - len(kept):
         why = "nothing of them would be learnt"
-        why += "" if fits is _teaches else f" or have more than max_length = {longest} tokens"
+        why += "" if fits is _has_labels_left else f" or have more than max_length = {longest} tokens"
         _log.warning("%d of %d samples of %s are left out: %s", out, len(rows), name, why)
     if fits is _fits or not (cut := sum(length > longest for length in _lengths(kept))):
         return kept
@@ -76,7 +76,7 @@ def _processed(rows: Any, data_args: DataArguments, name: str) -> Any:
 
 
 def _lengths(rows: Any) -> Iterator[int]:
-    """Tokens of each sample."""
+    """The number of tokens of each sample."""
     import pyarrow.compute as pc
 
     for batch in rows.select_columns("input_ids").with_format("arrow").iter(batch_size=10_000):
@@ -84,7 +84,7 @@ def _lengths(rows: Any) -> Iterator[int]:
 
 
 def clip_row_streaming(row: dict[str, Any], max_length: int, truncation: str = "right") -> dict[str, Any]:
-    """:func:`clip_row`: a row of a stream is a row.
+    """:func:`clip_row` under a second name, for streams; kept for scripts.
 
     Example:
         >>> clip_row_streaming({"input_ids": [5, 6, 7]}, 2, truncation="left")
@@ -94,8 +94,8 @@ def clip_row_streaming(row: dict[str, Any], max_length: int, truncation: str = "
 
 
 def post_process_dataset_streaming(dataset: Any, data_args: DataArguments) -> Any:
-    """:func:`post_process_dataset` for an IterableDataset or an IterableDatasetDict: rows are cut or left out when
-    they are read, by one process.
+    """:func:`post_process_dataset` for an IterableDataset or IterableDatasetDict: rows are cut or left out as they are
+    read.
 
     Example:
         >>> import datasets
@@ -107,14 +107,14 @@ def post_process_dataset_streaming(dataset: Any, data_args: DataArguments) -> An
     longest = data_args.max_length
     if data_args.truncation == "filter":
         return dataset.filter(lambda row: _fits(row, longest))
-    return dataset.filter(lambda row: _teaches(row, longest)).map(lambda row: clip_row_streaming(row, longest))
+    return dataset.filter(lambda row: _has_labels_left(row, longest)).map(lambda row: clip_row_streaming(row, longest))
 
 
 def _fits(row: dict[str, Any], longest: int) -> bool:
-    return len(row["input_ids"]) <= longest and _teaches(row, longest)
+    return len(row["input_ids"]) <= longest and _has_labels_left(row, longest)
 
 
-def _teaches(row: dict[str, Any], longest: int) -> bool:
-    """Whether more than the prompt is left of a sample that is cut."""
+def _has_labels_left(row: dict[str, Any], longest: int) -> bool:
+    """Whether a sample has more than its prompt after truncation."""
     prompt = row.get("prompt_len")
     return prompt is None or prompt < min(longest, len(row["input_ids"]))

@@ -1,4 +1,4 @@
-"""Messages of a conversation, and its tools: checked, and in the one form that chat templates read."""
+"""Messages and tools of a conversation: checking and normalising them for chat templates."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 Message = dict[str, Any]
 
 ROLES = ("tool", "system", "user", "assistant")
-# What an assistant's message may have beside, or instead of, its content.
+# Fields of an assistant's message in addition to its content, or instead of it.
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def check_messages(messages: Any) -> list[Message]:
-    """The messages as chat templates read them: content is text, what is None is left out, and `tool_calls` that are
-    written as JSON are a list.
+    """Check messages and normalise them for chat templates: content becomes text, None entries are removed, and
+    `tool_calls` in JSON become a list.
 
     Args:
         messages: each {"role": "system", "user", "assistant" or "tool", "content": text}. Content may be a list of
-            parts {"type": "text", "text": ...}, whose texts are joined; beside tool calls it may be None, as templates
-            ask for it. Other entries (`reasoning_content`, `tool_calls`, `name`, ...) are kept for the template.
+            parts {"type": "text", "text": ...}, whose texts are joined, or None in a message with tool calls. Other
+            entries (`reasoning_content`, `tool_calls`, `name`, ...) are kept for the template.
 
     Raises:
-        ValueError: no messages, a message without role or content, an unknown role, content that is no text, a weight
+        ValueError: no messages, a message without role or content, an unknown role, content that is not text, a weight
             other than 0 and 1.
 
     Example:
@@ -37,10 +37,10 @@ def check_messages(messages: Any) -> list[Message]:
 
 
 def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """The tools that a row offers the assistant, in its column `tools`: a list of JSON schemas, or that list as JSON.
+    """The tools in the column `tools` of a row: a list of JSON schemas, or the same list as JSON text. None if empty.
 
     Raises:
-        ValueError: something else.
+        ValueError: `tools` is neither.
 
     Example:
         >>> tools_of({"tools": '[{"type": "function", "function": {"name": "add"}}]'})
@@ -56,28 +56,28 @@ def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
     return tools
 
 
-def beginning_of(row: Mapping[str, Any]) -> str:
-    """What to call a row in a message: how its first message that says something begins.
+def row_label(row: Mapping[str, Any]) -> str:
+    """A label of a row for error messages: the beginning of its first message that is not empty.
 
     Example:
-        >>> beginning_of({"messages": [{"role": "user", "content": "What is 6 * 7?"}]})
+        >>> row_label({"messages": [{"role": "user", "content": "What is 6 * 7?"}]})
         "the row that begins with 'What is 6 * 7?'"
     """
     messages = row.get("messages")
-    said = messages if isinstance(messages, Sequence) and not isinstance(messages, str) else []
-    texts = (message.get("content") if isinstance(message, Mapping) else message for message in said)
+    listed = messages if isinstance(messages, Sequence) and not isinstance(messages, str) else []
+    texts = (message.get("content") if isinstance(message, Mapping) else message for message in listed)
     text = next((text for text in texts if isinstance(text, str) and text.strip()), repr(dict(row)))
     return f"the row that begins with {text[:60]!r}"
 
 
 def _checked(message: Any) -> Message:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys() | _implied(message):
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys() | _optional_fields(message):
         raise ValueError(f"a message must have a role and a content, got {message!r}")
     if message["role"] not in ROLES:
         raise ValueError(f"a message's role must be {', '.join(ROLES[:-1])} or {ROLES[-1]}, got {message['role']!r}")
     kept = {name: value for name, value in message.items() if value is not None}
     content = message.get("content")
-    kept["content"] = None if content is None and _implied(message) else _text(content)
+    kept["content"] = None if content is None and _optional_fields(message) else _text(content)
     if "tool_calls" in kept:
         kept["tool_calls"] = _without_none(_from_json("tool_calls", kept["tool_calls"]))
         if not isinstance(kept["tool_calls"], list):
@@ -87,12 +87,12 @@ def _checked(message: Any) -> Message:
     if kept.get("weight", 1) not in (0, 1):
         raise ValueError(f"a message's weight must be 0 or 1, got {kept['weight']!r}")
     if kept["role"] != "assistant":
-        kept.pop("weight", None)  # is never an answer
+        kept.pop("weight", None)  # weights apply to answers only
     return kept
 
 
-def _implied(message: Mapping[str, Any]) -> set[str]:
-    """A message that calls tools needs no content."""
+def _optional_fields(message: Mapping[str, Any]) -> set[str]:
+    """The required fields that a message may lack: content, if it calls tools."""
     return {"content"} if any(message.get(name) for name in CALLS) else set()
 
 
@@ -116,7 +116,7 @@ def _from_json(name: str, value: Any) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """Without entries that are None: those that Arrow adds so that all rows have the same ones."""
+    """Remove None entries, which Arrow adds to give all rows the same fields."""
     if isinstance(value, Mapping):
         return {name: _without_none(each) for name, each in value.items() if each is not None}
     return [_without_none(each) for each in value] if isinstance(value, list) else value

@@ -1,14 +1,14 @@
-"""Several samples in one row, and none of them sees another.
+"""Packing: several samples in one row, with attention only within each sample.
 
-Rows of a batch are as long as the longest: where samples are short, most of a batch is padding. Packed, a row holds as
-many samples as fit. Position ids then begin anew at each sample, and attention is cut off between samples, so that the
-model computes for each what it computes for it alone; that is tested, family by family.
+All rows of a batch are as long as the longest: with short samples most of a batch is padding. A packed row holds as
+many samples as fit. Position ids restart at each sample and attention does not cross samples, so the model computes the
+same for a sample as for it alone. This is tested for each family.
 
     samples = dataset.map(functools.partial(pack_samples, seq_length=1024), batched=True, batch_size=10_000,
                           remove_columns=dataset.column_names)
     trainer = MDLMTrainer(..., train_dataset=samples, data_collator=PackingCollator(model, tokenizer.pad_token_id))
 
-Samples of one row share their diffusion time, and to `loss_norm_type="sequence"` the row is the sample.
+The samples of a row share one diffusion time, and `loss_norm_type="sequence"` counts the row as one sample.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from torch import Tensor, nn
 
 from dllm.data.chat import IGNORE
 
-# Families whose attention can be cut off between samples, and those of them that count positions from padding_idx + 1.
+# Families that can be packed, and those of them whose positions start at padding_idx + 1.
 FAMILIES = ("bert", "roberta", "xlm-roberta", "modernbert")
 _COUNT_AFTER_PADDING = ("roberta", "xlm-roberta")
 
 
 def pack_samples(examples: Mapping[str, Sequence[Any]], seq_length: int = 1024) -> dict[str, list[list[int]]]:
-    """Samples laid side by side in rows of at most `seq_length` tokens, to be mapped over a data set in batches.
+    """Concatenate samples into rows of at most `seq_length` tokens. To be mapped over a data set in batches.
 
-    The longest come first, each into the fullest row that has room for it (best fit decreasing).
+    The algorithm is best fit decreasing: samples from longest to shortest, each into the fullest row with room for it.
 
     Args:
-        examples: `input_ids` and perhaps `labels`, a list of each for every sample. Without labels all is learnt.
-        seq_length: most tokens of a row.
+        examples: `input_ids` and optionally `labels`, a list per sample. Without labels all tokens are learnt.
+        seq_length: maximum number of tokens per row.
 
     Returns:
-        `input_ids`, `labels`, and `position_ids`, which begin at 0 with each sample.
+        `input_ids`, `labels`, and `position_ids`, which restart at 0 at each sample.
 
     Raises:
-        ValueError: a sample that is empty or longer than a row, labels of another length than its tokens.
+        ValueError: a sample that is empty or longer than `seq_length`, or labels of a different length than the tokens.
 
     Example:
         >>> pack_samples({"input_ids": [[5, 6], [7, 8, 9], [4]]}, seq_length=4)["input_ids"]
@@ -59,29 +59,29 @@ def pack_samples(examples: Mapping[str, Sequence[Any]], seq_length: int = 1024) 
             raise ValueError(f"a sample must have a label for each token, got {len(wanted)} for {len(sample)}")
     rows = _best_fit([len(sample) for sample in tokens], seq_length)
     return {
-        "input_ids": [_side_by_side(tokens[i] for i in row) for row in rows],
-        "labels": [_side_by_side(labels[i] for i in row) for row in rows],
-        "position_ids": [_side_by_side(range(len(tokens[i])) for i in row) for row in rows],
+        "input_ids": [_concatenated(tokens[i] for i in row) for row in rows],
+        "labels": [_concatenated(labels[i] for i in row) for row in rows],
+        "position_ids": [_concatenated(range(len(tokens[i])) for i in row) for row in rows],
     }
 
 
 class PackingCollator:
-    """Rows of :func:`pack_samples` as a batch, with the attention mask that keeps samples apart in this model.
+    """Collates rows of :func:`pack_samples`, with an attention mask that separates the samples.
 
     A batch has `input_ids`, `labels` and `position_ids`, int64 [B, L], padded on the right (labels -100), and
-    `attention_mask` as the model's family and the installed transformers take it: query q of a row sees key k if both
-    are of one sample. BERT and RoBERTa take one mask, bool [B, 1, L, L] (transformers 4: int64 [B, L, L]), added to
-    the scores under eager attention; ModernBERT one for each kind of its layers, by name, where the window of local
-    layers is cut off between samples, too.
+    `attention_mask` in the form that the model's family and the installed transformers require: query q of a row
+    attends to key k if both belong to one sample. BERT and RoBERTa take one mask, bool [B, 1, L, L] (transformers 4:
+    int64 [B, L, L]; eager attention: additive, float). ModernBERT takes a dict with one mask per kind of layer; the
+    sliding window does not cross samples either.
 
     Args:
-        model: a masked language model of transformers, perhaps with an adapter; attention is "sdpa" or "eager".
+        model: a masked language model of transformers, optionally with an adapter; attention is "sdpa" or "eager".
         pad_token_id: of the tokenizer.
-        pad_to_multiple_of: widths of batches are multiples of this.
+        pad_to_multiple_of: L is a multiple of this.
 
     Raises:
-        ValueError: a family or an attention whose samples are not known to be kept apart; ModernBERT under
-            transformers 4, which takes no such mask.
+        ValueError: an unsupported family or attention implementation; ModernBERT under transformers 4, which accepts
+            no such mask.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
@@ -108,46 +108,46 @@ class PackingCollator:
         if pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of must be at least 1, got {pad_to_multiple_of}")
         takes = inspect.signature(getattr(model, model.base_model_prefix, model).forward).parameters
-        self.one_mask_for_all = self.family != "modernbert"
-        if not self.one_mask_for_all and "sliding_window_mask" in takes:
+        self.single_mask = self.family != "modernbert"
+        if not self.single_mask and "sliding_window_mask" in takes:
             raise ValueError("packing for ModernBERT needs transformers 5, whose masks can be given")
-        self.whole_of_mask = not _transformers_4()
-        self.window = None if self.one_mask_for_all else config.local_attention // 2
+        self.takes_4d_mask = not _transformers_4()
+        self.window = None if self.single_mask else config.local_attention // 2
         after_padding = self.family in _COUNT_AFTER_PADDING
         self.first_position = config.pad_token_id + 1 if after_padding else 0
         self.pad_token_id, self.pad_to_multiple_of = pad_token_id, pad_to_multiple_of
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        positions = self._padded([_positions(sample) for sample in samples], 0)
+        positions = self._pad([_positions(sample) for sample in samples], 0)
         return {
-            "input_ids": self._padded([sample["input_ids"] for sample in samples], self.pad_token_id),
-            "labels": self._padded([sample.get("labels", sample["input_ids"]) for sample in samples], IGNORE),
+            "input_ids": self._pad([sample["input_ids"] for sample in samples], self.pad_token_id),
+            "labels": self._pad([sample.get("labels", sample["input_ids"]) for sample in samples], IGNORE),
             "position_ids": positions + self.first_position,
             "attention_mask": self._attention_mask(positions),
         }
 
-    def _padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    def _pad(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
         longest = max(len(row) for row in rows)
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         return torch.stack([F.pad(torch.as_tensor(row), (0, width - len(row)), value=value) for row in rows])
 
     def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        # padding has position 0 throughout: each token of it is a sample of its own, and no row of the mask is empty
+        # padding has position 0, so each padding token is a sample of its own and no row of the mask is empty
         sample = (positions == 0).cumsum(1)
         together = sample[:, :, None] == sample[:, None, :]
-        if self.one_mask_for_all:
-            return self._as_taken(together)
+        if self.single_mask:
+            return self._in_model_form(together)
         place = torch.arange(positions.shape[1])
         near = (place[:, None] - place).abs() <= self.window
         return {
-            "full_attention": self._as_taken(together),
-            "sliding_attention": self._as_taken(together & near),
+            "full_attention": self._in_model_form(together),
+            "sliding_attention": self._in_model_form(together & near),
         }
 
-    def _as_taken(self, together: Tensor) -> Tensor:
-        """bool [B, L, L] as the model wants it."""
-        if not self.whole_of_mask:
-            return together.long()  # made additive and given its fourth dimension by transformers
+    def _in_model_form(self, together: Tensor) -> Tensor:
+        """Convert a mask, bool [B, L, L], to the form that the model takes."""
+        if not self.takes_4d_mask:
+            return together.long()  # transformers makes it 4-D and additive
         mask = together[:, None]
         return mask if self.attention == "sdpa" else torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
 
@@ -166,9 +166,9 @@ def _transformers_4() -> bool:
 
 
 def _best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Indices of samples, row by row."""
+    """The indices of the samples in each row."""
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (tokens that fit in, row), fullest row first
+    free: list[tuple[int, int]] = []  # (free tokens, row), fullest row first
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         at = bisect.bisect_left(free, (lengths[index], -1))
         left, row = free.pop(at) if at < len(free) else (room, len(rows))
@@ -179,5 +179,5 @@ def _best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
-def _side_by_side(parts: Any) -> list[int]:
+def _concatenated(parts: Any) -> list[int]:
     return [number for part in parts for number in part]

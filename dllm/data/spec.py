@@ -1,4 +1,4 @@
-"""How data sets are named: `name[train:5000,test:100]`, several joined by + or |."""
+"""Parsing specifications of data sets: `name[train:5000,test:100]`, several joined by + or |."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 _SETTINGS = re.compile(r"\s*[A-Za-z_]\w*\s*=[^=,\[\]]*(,\s*[A-Za-z_]\w*\s*=[^=,\[\]]*)*")
 _BRACKETS = re.compile(r"\[[^\[\]]*\]")
-_JOINTS = re.compile(r"[+|](?![^\[\]]*\])")
-# Settings that are no count of rows.
+_SEPARATORS = re.compile(r"[+|](?![^\[\]]*\])")
+# Settings in brackets; every other key is a split with a count of rows.
 _KEYS = ("name", "lang", "weight", "by")
 UNITS = ("paragraph", "line", "document")
 
@@ -23,14 +23,14 @@ class Source:
 
     Attributes:
         name: a file, a folder, or a name on the Hub.
-        counts: rows to take of a split, for the splits that are named.
-        part: of the data set, called its configuration on the Hub; None for what it has by default.
-        language: that rows are in, None for all.
-        weight: its share of a mixture, None outside of one.
-        unit: what a row of a text file is: a paragraph, a line or the whole document.
+        counts: number of rows to take, by split; other splits are taken whole.
+        part: configuration of the data set; None for the default.
+        language: language of the rows to take; None for all rows.
+        weight: share of a mixture; None outside a mixture.
+        unit: the unit of a text file that becomes a row: paragraph, line or document.
 
     Raises:
-        ValueError: a count below 1, a weight that is not positive, an unknown unit.
+        ValueError: a count below 1, a weight that is not positive and finite, or an unknown unit.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Source:
 
 
 def parse_spec(spec: str) -> tuple[str | None, dict[str, Any]]:
-    """A name with settings in brackets, `name[key:value,...]`, whole numbers as integers; or settings alone,
-    `key=value,...`, all of them texts, and no name.
+    """Parse `name[key:value,...]`, where whole numbers become integers, or `key=value,...`, without a name,
+    whose values stay text.
 
     Raises:
-        ValueError: brackets that do not close, or a setting that is none.
+        ValueError: unbalanced brackets, or a setting without key or value.
 
     Example:
         >>> parse_spec("name[a:b,train:5000]")
@@ -73,10 +73,10 @@ def parse_spec(spec: str) -> tuple[str | None, dict[str, Any]]:
 
 
 def read_sources(text: str | None) -> list[Source]:
-    """The data sets that a specification joins by + or |; a + inside a name that exists is part of it.
+    """Parse data sets that are joined by + or |. If the text names an existing path, a + in it is part of the name.
 
     Raises:
-        ValueError: what cannot be read, an unknown setting, weights for some data sets only.
+        ValueError: invalid syntax, an unknown setting, or weights for only some of the data sets.
 
     Example:
         >>> [(source.name, source.counts) for source in read_sources("a[train:5] + b|c[lang:python]")]
@@ -85,7 +85,7 @@ def read_sources(text: str | None) -> list[Source]:
     if not text or not text.strip():
         raise ValueError(f"expected the name of a data set, name[split:count,...], got {text!r}")
     one = Path(_BRACKETS.sub("", text).strip()).exists()
-    sources = [_source(part) for part in ([text] if one else _JOINTS.split(text))]
+    sources = [_source(part) for part in ([text] if one else _SEPARATORS.split(text))]
     weighted = [source for source in sources if source.weight is not None]
     if 0 < len(weighted) < len(sources):
         missing = next(source.name for source in sources if source.weight is None)

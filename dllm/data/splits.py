@@ -1,4 +1,4 @@
-"""Splits of data sets: how many rows of each, held out of others, joined and mixed."""
+"""Splits of data sets: taking a number of rows, holding out test rows, joining and mixing data sets."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from dllm.data.spec import Source
 
 _log = logging.getLogger("dllm")
 
-# Of the rows that are held out, and of the order of a mixture.
+# Seed for held-out rows and for the order of a mixture.
 SEED = 42
-# Splits that rows of "train" are held out for where they are missing.
+# Splits that are held out of "train" if they are missing.
 HELD_OUT = ("test", "validation")
 HELD_OUT_SHARE = 0.05
 
 
-def take_counts(splits: Mapping[str, Any], source: Source, *, in_order: bool) -> dict[str, Any]:
-    """The splits with as many rows as the source counts; rows of a split that is not counted are all taken.
+def take_row_counts(splits: Mapping[str, Any], source: Source, *, in_order: bool) -> dict[str, Any]:
+    """Take the number of rows of each split that `source.counts` gives; splits without a count are taken whole.
 
-    A test or validation split that is counted and missing is held out of train, before train's own count.
+    A missing test or validation split with a count is held out of train first.
 
     Args:
         splits: of a data set, by name.
-        source: whose counts are asked for.
-        in_order: hold out the first rows (all that a stream can do), else rows drawn with a fixed seed: many
-            collections are sorted by where they come from.
+        source: the specification with the counts.
+        in_order: hold out the first rows (the only way for a stream). Otherwise rows are drawn with a fixed seed,
+            because many data sets are sorted by origin.
 
     Raises:
-        ValueError: a split that is missing, or has too few rows.
+        ValueError: a missing split, or one with too few rows.
     """
     taken = dict(splits)
     for split in source.counts:
@@ -49,8 +49,7 @@ def take_counts(splits: Mapping[str, Any], source: Source, *, in_order: bool) ->
 
 
 def held_out(name: str, train: Any) -> dict[str, Any]:
-    """Train and test of a data set that has train alone: a twentieth of its rows, drawn with a fixed seed, is test. A
-    data set of one row has no test."""
+    """Split off 5 % of the rows of train as test, drawn with a fixed seed. A data set of one row gets no test split."""
     if train.num_rows < 2:
         return {"train": train}
     splits = train.train_test_split(test_size=HELD_OUT_SHARE, seed=SEED)
@@ -59,12 +58,12 @@ def held_out(name: str, train: Any) -> dict[str, Any]:
 
 
 def join(sources: Sequence[Source], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Splits of one name as one split, its rows one data set after the other; with weights, train is a mixture in which
-    a row comes from a data set with a probability in proportion to its weight, and which ends where one of them ends.
+    """Join the splits of several data sets by name, one data set after the other. With weights, train is a mixture:
+    each row comes from a data set with probability proportional to its weight, until one data set ends.
 
     Args:
-        sources: with weights all, or none.
-        parts: the splits of each.
+        sources: the specifications; all of them have weights, or none.
+        parts: the splits of each source.
     """
     import datasets
 
@@ -83,17 +82,17 @@ def join(sources: Sequence[Source], parts: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def row_count(rows: Any) -> int | None:
-    """How many rows there are; None for a stream, which does not know."""
+    """The number of rows; None for a stream."""
     return getattr(rows, "num_rows", None)
 
 
 def column_names(rows: Any) -> list[str]:
-    """The columns, for a stream that does not know them those of its first row; none if there is no row."""
+    """The column names; read from the first row if a stream does not list them, empty if it has no row."""
     return list(rows.column_names or next(iter(rows.take(1)), {}))
 
 
 def _held_out(train: Any, count: int, in_order: bool) -> tuple[Any, Any]:
-    """`count` rows, and the others, each in the order that they had."""
+    """`count` held-out rows, and the others, each in their original order."""
     if in_order:
         return train.take(count), train.skip(count)
     chosen = set(random.Random(SEED).sample(range(train.num_rows), count))

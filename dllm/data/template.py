@@ -1,4 +1,4 @@
-"""What a chat template makes of a conversation: its text, where each answer stands in it, and what it leaves out."""
+"""A conversation rendered by a chat template: its text, the span of each answer, and the parts that are left out."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from dllm.data.messages import CALLS, REASONING, Message
 THOUGHT = "reasoning in <think>"
 _THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>(?P<rest>.*)", re.DOTALL)
 _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
-# characters for private use, which stand for the tags {% generation %} and {% endgeneration %} in a text
+# private-use characters that mark the tags {% generation %} and {% endgeneration %} in a rendered text
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
 
 
 class LeftOut(NamedTuple):
-    """A part of a message that the template does not write; `message` is None for a tool of the row."""
+    """A part of the conversation that the template does not render. `message` is its index, None for a tool."""
 
     message: int | None
     part: str
 
     @property
     def is_reasoning(self) -> bool:
-        """Whether it is what an assistant thought, which many templates write of the last answer only."""
+        """Whether the part is reasoning, which many templates render for the last answer only."""
         return self.part in (*REASONING, THOUGHT)
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A conversation as its chat template writes it.
+    """A conversation and its rendering by the tokenizer's chat template.
 
     Args:
         tokenizer: with a chat template.
@@ -59,8 +59,8 @@ class Rendering:
 
     @classmethod
     def of(cls, tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> Rendering:
-        """With contents that are None as the template can take them: as they are, or, where it cannot read None or
-        writes that word, as empty texts."""
+        """Create a rendering whose None contents suit the template: they become empty texts if the template fails on
+        None or writes it as a word."""
         given = cls(tokenizer, messages, tools)
         if all(message["content"] is not None for message in messages):
             return given
@@ -73,24 +73,24 @@ class Rendering:
 
     @functools.cached_property
     def text(self) -> str:
-        """All of it."""
+        """The text of the whole conversation."""
         return self._render(self.messages)
 
     def span(self, index: int) -> tuple[int, int]:
-        """Where the assistant's message `index` stands in the text, with the end of its turn: [start, stop).
+        """The span [start, stop) of the assistant's message `index` in the text, including the end of its turn.
 
-        Its prompt is what the template writes of the messages before it, with the beginning of an answer. Where the
-        text does not begin with that, the template's own {% generation %} tags count; without those the answer begins
-        where the text depends on its content, if all before it is a part of the prompt. The last answer goes to the end
-        of the text; an earlier one as far as the template writes it where it is the last.
+        Start: the length of the prompt, which is the rendering of the messages before it with the generation prompt, if
+        the text begins with it. Otherwise the {% generation %} tags of the template, if there are any. Otherwise the
+        first character that depends on the content, if the text before it is part of the prompt.
+        Stop: the end of the text for the last message; for an earlier one, where the rendering that ends with it ends.
 
         Raises:
-            ValueError: none of this holds: what would be learnt is not what the model is asked to write.
+            ValueError: none of these rules applies, so the learnt text could differ from what the prompt asks for.
         """
         head = self._render(self.messages[:index], add_generation_prompt=True) if index else None
         if head is not None and self.text.startswith(head):
             start = len(head)
-        elif tagged := self._tagged(index):
+        elif tagged := self._tagged_span(index):
             return tagged
         else:
             start = self._start(index, head)
@@ -99,24 +99,24 @@ class Rendering:
         return start, self._stop(index)
 
     def left_out(self) -> list[LeftOut]:
-        """What the template does not write: contents, reasoning, tool calls, tools.
+        """The contents, reasoning, tool calls and tools that the template does not render.
 
-        Each of them is replaced by a word of its own, which must be in the text that the template makes of it.
+        Each part is replaced by a unique word, which must then occur in the rendered text.
         """
-        messages, tools, marks = _marked(self.messages, self.tools)
+        messages, tools, marks = _with_placeholders(self.messages, self.tools)
         try:
             text = self._render(messages, tools=tools)
-        except ValueError:  # the template reads what it is given; look for the parts as they are
+        except ValueError:  # the template depends on the values: look for the original parts
             return [part for original, part in marks.values() if original.strip() not in self.text]
         return [part for mark, (_, part) in marks.items() if mark not in text]
 
     def _start(self, index: int, head: str | None) -> int:
-        before, _ = self._around(self.messages, index)
+        before, _ = self._around_content(self.messages, index)
         if before is None or not self.text.startswith(before) or not (head is None or head.startswith(before)):
             raise ValueError(
-                f"the chat template writes the messages before message {index} otherwise than it writes them to ask "
-                "for that answer, so that the prompt cannot be told from the answer. Its tags {% generation %} and "
-                "{% endgeneration %} around an answer would tell"
+                f"the chat template writes the messages before message {index} otherwise than in the prompt for that "
+                "answer, so prompt and answer cannot be separated; add the tags {% generation %} and "
+                "{% endgeneration %} around answers to the template"
             )
         return len(before)
 
@@ -124,31 +124,33 @@ class Rendering:
         alone = self._render(self.messages[: index + 1])
         if self.text.startswith(alone):
             return len(alone)
-        if tagged := self._tagged(index):
+        if tagged := self._tagged_span(index):
             return tagged[1]
-        (_, after), (_, end) = (self._around(part, index) for part in (self.messages, self.messages[: index + 1]))
+        (_, after), (_, end) = (
+            self._around_content(part, index) for part in (self.messages, self.messages[: index + 1])
+        )
         if after is None or end is None or not self.text.endswith(after) or not after.startswith(end):
             raise ValueError(
-                f"the chat template ends message {index} otherwise than a last answer, so that the end of it cannot be "
-                "told. Its tags {% generation %} and {% endgeneration %} around an answer would tell"
+                f"the chat template ends message {index} otherwise than a last answer, so its end cannot be located; "
+                "add the tags {% generation %} and {% endgeneration %} around answers to the template"
             )
         return len(self.text) - len(after) + len(end)
 
-    def _around(self, messages: Sequence[Message], index: int) -> tuple[str | None, str | None]:
-        """The text before and behind the content of a message."""
+    def _around_content(self, messages: Sequence[Message], index: int) -> tuple[str | None, str | None]:
+        """The text before and after the content of a message."""
         answer = {name: value for name, value in messages[index].items() if name not in REASONING}
-        mark = _mark(0)
+        mark = _placeholder(0)
         text = self._render([*messages[:index], answer | {"content": mark}, *messages[index + 1 :]])
         before, found, after = text.partition(mark)
         return (before, after) if found and mark not in after else (None, None)
 
-    def _tagged(self, index: int) -> tuple[int, int] | None:
-        """Where {% generation %} and {% endgeneration %} put the message, if the template has them."""
+    def _tagged_span(self, index: int) -> tuple[int, int] | None:
+        """The span that {% generation %} and {% endgeneration %} mark for the message, if it has these tags."""
         template = self.tokenizer.get_chat_template(tools=self.tools)
         if not _GENERATION.search(template):
             return None
-        text = self._render(self.messages, chat_template=_GENERATION.sub(_as_mark, template))
-        spans = list(_spans(text))
+        text = self._render(self.messages, chat_template=_GENERATION.sub(_marker_for, template))
+        spans = list(_marked_spans(text))
         answers = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
         if text.replace(_OPEN, "").replace(_CLOSE, "") != self.text or len(spans) != len(answers):
             return None
@@ -163,15 +165,15 @@ class Rendering:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
 
-def _as_mark(tag: re.Match[str]) -> str:
-    """In place of a tag: a mark, between tags that take away the same whitespace."""
+def _marker_for(tag: re.Match[str]) -> str:
+    """The replacement of a tag: a marker between tags with the same control of whitespace."""
     left, closes, right = tag.groups()
     block, mark = ("endif", _CLOSE) if closes else ("if true", _OPEN)
     return f"{{%{left} {block} %}}{mark}{{% {block} {right}%}}"
 
 
-def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where the marks stand, in the text without them."""
+def _marked_spans(text: str) -> Iterator[tuple[int, int]]:
+    """The spans between markers, as positions in the text without markers."""
     marks = 0
     for found in re.finditer(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}", text):
         start = found.start() - marks
@@ -179,18 +181,18 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         marks += 2
 
 
-def _mark(number: int) -> str:
+def _placeholder(number: int) -> str:
     return f"mark{number}mark"
 
 
-def _marked(
+def _with_placeholders(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
 ) -> tuple[list[Message], list[Any] | None, dict[str, tuple[str, LeftOut]]]:
-    """Messages and tools with a word of its own in place of each part; and what each word stands for."""
+    """Messages and tools in which each part is replaced by a unique word, and the part that each word stands for."""
     messages, tools, marks = copy.deepcopy(list(messages)), copy.deepcopy(list(tools or ())), {}
 
     def mark(text: str, message: int | None, part: str) -> str:
-        word = _mark(len(marks) + 1)
+        word = _placeholder(len(marks) + 1)
         marks[word] = (text, LeftOut(message, part))
         return word
 
@@ -199,7 +201,7 @@ def _marked(
             if isinstance(message.get(name), str) and message[name].strip():
                 message[name] = mark(message[name], number, name)
         if message["content"] is not None:
-            thought, rest = _parted(message["content"])
+            thought, rest = _split_reasoning(message["content"])
             thought = mark(thought, number, THOUGHT) if thought.strip() else ""
             rest = mark(rest, number, "content") if rest.strip() else rest
             message["content"] = f"<think>\n{thought}\n</think>\n\n{rest}" if thought else rest
@@ -214,7 +216,7 @@ def _marked(
     return messages, tools or None, marks
 
 
-def _parted(content: str) -> tuple[str, str]:
-    """The reasoning in <think> that a content begins with, and the rest."""
+def _split_reasoning(content: str) -> tuple[str, str]:
+    """Split a content into the reasoning in <think> at its beginning and the rest."""
     found = _THOUGHT.fullmatch(content)
     return (found["thought"], found["rest"]) if found else ("", content)

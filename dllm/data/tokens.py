@@ -1,4 +1,4 @@
-"""Running text as samples of token ids, all of one length."""
+"""Tokenizing text into samples of one length, for pre-training."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ def tokenize_and_group(
     drop_tail: bool = True,
     add_special_tokens: bool = False,
 ) -> dict[str, list[list[int]]]:
-    """Texts as one row of tokens after another, cut into samples of `seq_length`: what pre-training reads.
+    """Tokenize texts, concatenate them, and cut them into samples of `seq_length` tokens.
 
-    To be mapped over a data set in batches, streaming or not; each batch is cut for itself, and has a tail of its own:
+    To be mapped over a data set in batches, streaming or not. Each batch is cut separately and has its own tail:
 
         group = functools.partial(tokenize_and_group, tokenizer=tokenizer)
         dataset.map(group, batched=True, remove_columns=dataset["train"].column_names)
 
-    A token attends to all others of its sample, to those of another text too, as in the pre-training of BERT's and
-    LLaDA's successors; :mod:`dllm.data.packing` keeps texts apart.
+    A token attends to its whole sample, including parts of other texts, as is usual in pre-training;
+    :mod:`dllm.data.packing` separates texts.
 
-    Text that spells the mask token is encoded as ordinary text: there is nothing to learn at a mask. Other special
-    tokens that a text spells out, such as an end of sequence between documents, are those tokens.
+    Text that spells the mask token is encoded as ordinary text, because nothing can be learnt at a mask. Other special
+    tokens in a text, such as EOS between documents, are encoded as special tokens.
 
     Args:
         examples: a batch of rows, by column.
-        tokenizer: without a limit of its own: what a model cannot take in is cut here.
-        text_field: the column of the texts; Text for text too, and where there is no such column, for the default,
-            content or raw_content (:func:`~dllm.data.formats.text_column`).
-        seq_length: tokens of a sample.
-        insert_eos: end every text with the tokenizer's end of sequence, unless it has it already.
-        drop_tail: leave out what is shorter than `seq_length` at the end; else it becomes the last sample.
-        add_special_tokens: let the tokenizer put its own around every text ([CLS] and [SEP], for BERT).
+        tokenizer: its maximum length is ignored.
+        text_field: column of the texts, in any case; for the default also content and raw_content are tried
+            (:func:`~dllm.data.formats.text_column`).
+        seq_length: tokens per sample.
+        insert_eos: append EOS to every text that does not end with it.
+        drop_tail: leave out the last tokens if they are fewer than `seq_length`; otherwise they are the last sample.
+        add_special_tokens: add the tokenizer's special tokens around every text ([CLS] and [SEP] for BERT).
 
     Returns:
-        `input_ids` and `labels`, which are the same.
+        `input_ids`, and `labels` with the same values.
 
     Raises:
-        ValueError: no such column, a text that is none, a length below 1, no end of sequence to insert.
+        ValueError: no such column, a value that is not text, `seq_length` below 1, or no EOS token to insert.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -71,7 +71,7 @@ def tokenize_and_group(
             raise ValueError(f"{column} must be text, got {text!r}")
     found = encode_texts(texts, tokenizer, add_special_tokens)
     if insert_eos:
-        found = [_ended(tokens, tokenizer.eos_token_id) for tokens in found]
+        found = [_with_eos(tokens, tokenizer.eos_token_id) for tokens in found]
     tokens = list(itertools.chain.from_iterable(found))
     end = len(tokens) - len(tokens) % seq_length if drop_tail else len(tokens)
     samples = [tokens[start : start + seq_length] for start in range(0, end, seq_length)]
@@ -79,19 +79,19 @@ def tokenize_and_group(
 
 
 def prepend_bos(batch: Mapping[str, Any], bos_token_id: int, label_pad_token_id: int = IGNORE) -> dict[str, Any]:
-    """A batch with one more token at the beginning of each row, which is attended to and never learnt.
+    """Prepend a BOS token to each row of a batch. It is attended to and never learnt.
 
     Args:
-        batch: `input_ids` int64 [B, L] and perhaps `labels`, `attention_mask`, `token_type_ids` and `position_ids` of
-            the same shape, padded on the right.
-        bos_token_id: the token.
-        label_pad_token_id: its label.
+        batch: `input_ids` int64 [B, L] and optionally `labels`, `attention_mask`, `token_type_ids` and `position_ids`
+            of the same shape, padded on the right.
+        bos_token_id: id of the token.
+        label_pad_token_id: label of the token.
 
     Returns:
-        The batch, those entries with [B, L + 1].
+        The batch; the entries above have the shape [B, L + 1].
 
     Raises:
-        TypeError: no token to put there.
+        TypeError: `bos_token_id` is not an integer.
         ValueError: padding on the left, or an attention mask or labels of another shape.
 
     Example:
@@ -100,7 +100,7 @@ def prepend_bos(batch: Mapping[str, Any], bos_token_id: int, label_pad_token_id:
         {'input_ids': tensor([[1, 5, 6]]), 'labels': tensor([[-100,    5,    6]])}
     """
     if not isinstance(bos_token_id, int):
-        raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: the tokenizer has none?")
+        raise TypeError(f"bos_token_id must be a token id, got {bos_token_id!r}: does the tokenizer have one?")
     shape = batch["input_ids"].shape
     first = {"input_ids": bos_token_id, "labels": label_pad_token_id, "attention_mask": 1, "token_type_ids": 0}
     batch = dict(batch)
@@ -111,15 +111,15 @@ def prepend_bos(batch: Mapping[str, Any], bos_token_id: int, label_pad_token_id:
         raise ValueError("attention_mask must be right padding, got a row that begins with padding")
     for name, value in first.items():
         if name in batch:
-            batch[name] = _with_first(batch[name], value)
+            batch[name] = _prepend(batch[name], value)
     if "position_ids" in batch:
         batch["position_ids"] = torch.cat([batch["position_ids"][:, :1], batch["position_ids"] + 1], dim=1)
     return batch
 
 
-def _with_first(rows: Tensor, value: int) -> Tensor:
+def _prepend(rows: Tensor, value: int) -> Tensor:
     return torch.cat([rows.new_full((len(rows), 1), value), rows], dim=1)
 
 
-def _ended(tokens: list[int], end: int) -> list[int]:
+def _with_eos(tokens: list[int], end: int) -> list[int]:
     return tokens if tokens and tokens[-1] == end else [*tokens, end]

@@ -1,4 +1,4 @@
-"""A face: names that scripts for dLLM 0.1 import from here."""
+"""Loading and preparing data, re-exported under its dLLM 0.1 name."""
 
 from dllm.data.lengths import clip_row, clip_row_streaming, post_process_dataset, post_process_dataset_streaming
 from dllm.data.load import load_pt_dataset, load_sft_dataset

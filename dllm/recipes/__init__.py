@@ -1,4 +1,4 @@
-"""Whole training runs: from arguments to a trained model in a folder. What the examples and `dllm train` start."""
+"""Complete training runs, from arguments to a trained model in a folder. The examples and `dllm train` use them."""
 
 from dllm.recipes.pretraining import PRETRAINING, PretrainingData, PretrainingModel
 from dllm.recipes.run import Recipe, prepared, run

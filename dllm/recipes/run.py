@@ -1,4 +1,4 @@
-"""What every training run does: load, prepare, train, save."""
+"""The steps of every training run: load, prepare, train, save."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from dllm.configs import DataArguments, ModelArguments
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from dllm.core.trainers.interruption import stopped_by_signals
 from dllm.data.splits import row_count
-from dllm.fast.inputs import check_positions
+from dllm.fast.model import check_positions
 from dllm.startup import initial_training_setup, print_main
 
-# Under the output folder: what a run leaves at its end.
+# The folder in output_dir for the trained model.
 FINAL = "checkpoint-final"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One kind of run.
+    """One kind of training run.
 
     Attributes:
-        name: of the kind.
-        model_arguments: the dataclass of the model's arguments.
-        data_arguments: the dataclass of the data's.
-        tokenizer: of the model's arguments.
-        config: of the model's arguments and the tokenizer: the model's configuration.
-        model: of the model's arguments and the tokenizer.
-        samples: of the data's arguments and the tokenizer; by split, with the data set "train" among them.
-        collator: of the data's arguments and the tokenizer.
+        name: of the recipe, the value of `task`.
+        model_arguments: dataclass of the model's arguments.
+        data_arguments: dataclass of the data's arguments.
+        tokenizer: function (model arguments) -> tokenizer.
+        config: function (model arguments, tokenizer) -> configuration of the model.
+        model: function (model arguments, tokenizer) -> model.
+        samples: function (data arguments, tokenizer) -> data sets by split; "train" is required, "test" is optional.
+        collator: function (data arguments, tokenizer) -> collator.
     """
 
     name: str
@@ -47,34 +47,34 @@ class Recipe:
 
 
 def run(recipe: Recipe, model_args: ModelArguments, data_args: DataArguments, training_args: MDLMConfig) -> MDLMTrainer:
-    """Train as the arguments say, and leave the model and its tokenizer in `checkpoint-final` of `output_dir`.
+    """Train, and save the model and its tokenizer in `output_dir/checkpoint-final`.
 
     Args:
         recipe: the kind of run.
-        model_args: of its class.
-        data_args: of its class.
-        training_args: `resume_from_checkpoint` among them.
+        model_args: an instance of `recipe.model_arguments`.
+        data_args: an instance of `recipe.data_arguments`.
+        training_args: with `resume_from_checkpoint` the run continues from a checkpoint.
 
     Returns:
-        the trainer, at the end of training.
+        The trainer after training.
 
     Raises:
-        OSError: no such model or data.
-        ValueError: a model, data or arguments that cannot be used, or a checkpoint that cannot be gone on from.
-        ImportError: an extra that is asked for is not installed.
-        Interrupted: Ctrl-C or SIGTERM; at the end of the step, which a checkpoint holds.
+        OSError: the model or the data do not exist.
+        ValueError: a model, data or arguments that cannot be used, or a checkpoint that cannot be resumed.
+        ImportError: a required optional package is not installed.
+        Interrupted: Ctrl-C or SIGTERM. Raised at the end of the current step, after a checkpoint is saved.
     """
     return finished(prepared(recipe, model_args, data_args, training_args))
 
 
 def finished(trainer: MDLMTrainer) -> MDLMTrainer:
-    """The trainer of :func:`prepared`, once it has trained and saved.
+    """Train with the trainer of :func:`prepared`, save the model, and return the trainer.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; at the end of the step, which a checkpoint holds.
+        Interrupted: Ctrl-C or SIGTERM. Raised at the end of the current step, after a checkpoint is saved.
     """
-    go_on = "--resume_from_checkpoint {checkpoint} goes on from there"
-    with stopped_by_signals(trainer, go_on) as stop:
+    hint = "--resume_from_checkpoint {checkpoint} goes on from there"
+    with stopped_by_signals(trainer, hint) as stop:
         trainer.train(resume_from_checkpoint=resumed_from(trainer.args))
         if stop.stopped is None:
             trainer.save_model(str(Path(trainer.args.output_dir) / FINAL))
@@ -84,7 +84,7 @@ def finished(trainer: MDLMTrainer) -> MDLMTrainer:
 def prepared(
     recipe: Recipe, model_args: ModelArguments, data_args: DataArguments, training_args: MDLMConfig
 ) -> MDLMTrainer:
-    """The trainer of a run that has not begun.
+    """Load the model and the data, and return a trainer that is ready to train.
 
     Raises:
         As :func:`run`.
@@ -92,7 +92,7 @@ def prepared(
     initial_training_setup(model_args, data_args, training_args)
     tokenizer = recipe.tokenizer(model_args)
     model = recipe.model(model_args, tokenizer)
-    check_positions(model, data_args.max_length, "max_length must fit")  # before hours may go into the samples
+    check_positions(model, data_args.max_length, "max_length must fit")  # before the samples, which may take hours
     splits = samples(recipe, data_args, training_args, tokenizer)
     check_trained(any(weight.requires_grad for weight in model.parameters()), model_args)
     return MDLMTrainer(
@@ -106,14 +106,14 @@ def prepared(
 
 
 def check_trained(trained: object, model_args: ModelArguments) -> None:
-    """Check that there is something to train.
+    """Check that some weights are trained.
 
     Args:
-        trained: whether there is, or how many weights.
-        model_args: name the model.
+        trained: whether there are such weights, or their number.
+        model_args: for the error message.
 
     Raises:
-        ValueError: there is nothing: the model is an adapter's folder, and `lora` is not set.
+        ValueError: no weight is trained: the model is an adapter's folder, and `lora` is not set.
     """
     if not trained:
         raise ValueError(
@@ -123,11 +123,11 @@ def check_trained(trained: object, model_args: ModelArguments) -> None:
 
 
 def samples(recipe: Recipe, data_args: DataArguments, training_args: MDLMConfig, tokenizer: Any) -> Mapping[str, Any]:
-    """The data of a run by split. One process of a machine prepares, the others find it cached. Where no split is named
-    test, nothing is evaluated, which is printed.
+    """The data sets of a run by split. One process per machine prepares them, the others read its cache. Without a
+    split named test there is no evaluation, and a line says so.
 
     Raises:
-        ValueError: no data are named, or there is no split named train, or nothing in it.
+        ValueError: `dataset_args` is empty, or the split train is missing or empty.
     """
     import accelerate
 
@@ -142,13 +142,13 @@ def samples(recipe: Recipe, data_args: DataArguments, training_args: MDLMConfig,
             f"no sample of {data_args.dataset_args} is left to train on: max_length is {data_args.max_length}"
         )
     if "test" not in splits and training_args.eval_strategy != "no":
-        print_main("nothing is evaluated: the data set has no split named test")
+        print_main("no evaluation: the data set has no split named test")
         training_args.eval_strategy = "no"
     return splits
 
 
 def resumed_from(training_args: MDLMConfig) -> str | bool | None:
-    """What `train` is to resume from: on a command line `True` is a word.
+    """The value of `resume_from_checkpoint`; on a command line True, False and None are text.
 
     Example:
         >>> resumed_from(MDLMConfig(output_dir="out", report_to="none", resume_from_checkpoint="true"))

@@ -1,4 +1,4 @@
-"""Fine-tuning on conversations: the answers are learnt, the prompts are given."""
+"""Supervised fine-tuning (SFT) on conversations: the loss covers the answers, not the prompts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from dllm.recipes.run import Recipe
 
 @dataclass
 class SFTData(DataArguments):
-    """The data of a fine-tuning run: conversations, each row with `messages`.
+    """The data of a fine-tuning run: conversations, one per row, in the column `messages`.
 
     Raises:
-        ValueError: as DataArguments; `answers` that are neither last nor all, or all with mask_prompt_loss=False.
+        ValueError: as DataArguments; `answers` other than last and all, or all with mask_prompt_loss=False.
 
     Example:
         >>> SFTData(dataset_args="data/dialogues").mask_prompt_loss
         True
     """
 
-    mask_prompt_loss: bool = field(default=True, metadata={"help": "Learn the answers only, never the prompts."})
-    answers: str = field(default="last", metadata={"help": "Answers of a conversation that are learnt: last, or all."})
-    load_preprocessed_data: bool = field(default=False, metadata={"help": "The data are token ids already."})
+    mask_prompt_loss: bool = field(default=True, metadata={"help": "Train on the answers only, not on the prompts."})
+    answers: str = field(
+        default="last", metadata={"help": "Which answers of a conversation are trained: last, or all."}
+    )
+    load_preprocessed_data: bool = field(default=False, metadata={"help": "The data are already tokenized samples."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -41,17 +43,17 @@ class SFTData(DataArguments):
 
 
 def samples(data_args: SFTData, tokenizer: Any) -> Mapping[str, Any]:
-    """Token ids and labels, cut or filtered to `max_length`."""
+    """Samples by split: token ids and labels, cut or filtered to `max_length`."""
     splits = load_sft_dataset(data_args.dataset_args, load_preprocessed_data=data_args.load_preprocessed_data)
     if not data_args.load_preprocessed_data:
         options = dict(mask_prompt_loss=data_args.mask_prompt_loss, answers=data_args.answers)
-        to_sample = functools.partial(_numbered, tokenizer=tokenizer, **options)
-        splits = splits.map(to_sample, with_indices=True, num_proc=data_args.num_proc, desc="token ids")
+        to_sample = functools.partial(_sample_of, tokenizer=tokenizer, **options)
+        splits = splits.map(to_sample, with_indices=True, num_proc=data_args.num_proc, desc="tokenizing")
     return post_process_dataset(splits, data_args)
 
 
-def _numbered(row: Mapping[str, Any], number: int, **options: Any) -> dict[str, Any]:
-    """:func:`default_sft_map_fn`, whose errors name the row by its number, too."""
+def _sample_of(row: Mapping[str, Any], number: int, **options: Any) -> dict[str, Any]:
+    """:func:`default_sft_map_fn`, with the row's number in error messages."""
     try:
         return default_sft_map_fn(row, **options)
     except ValueError as error:
@@ -59,19 +61,19 @@ def _numbered(row: Mapping[str, Any], number: int, **options: Any) -> dict[str, 
 
 
 def collator(data_args: SFTData, tokenizer: Any) -> Callable:
-    """Padding is learnt as the end of an answer: it has labels, and is attended to."""
+    """The collator. Padding has labels and no attention mask, so that the model learns it as the end of an answer."""
     return NoAttentionMaskWrapper(
         transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=tokenizer.pad_token_id)
     )
 
 
 def model(model_args: ModelArguments, tokenizer: Any) -> nn.Module:
-    """The model that is named, with an adapter if one is asked for."""
+    """The pretrained model, with a LoRA adapter if `lora` is set."""
     return get_model(model_args)
 
 
 def config(model_args: ModelArguments, tokenizer: Any) -> transformers.PretrainedConfig:
-    """Of the model that is named."""
+    """The configuration of the pretrained model."""
     return get_config(model_args)
 
 

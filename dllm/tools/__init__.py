@@ -1,1 +1,1 @@
-"""Programs that prepare data and models: `python -m dllm.tools.<name> --help`."""
+"""Programs that download and prepare data and models: `python -m dllm.tools.<name> --help`."""

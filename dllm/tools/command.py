@@ -1,4 +1,4 @@
-"""What the programs have in common: options that are yes or no, exit codes, folders that appear whole or not at all."""
+"""Shared parts of the programs: parsing of options, exit codes, delayed Ctrl-C, folders that are created atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CAN_MASK = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
 def yes_or_no(text: str) -> bool:
-    """The value of an option that is true or false, in the ways that scripts write it.
+    """Parse the value of a boolean option: true or false, yes or no, 1 or 0.
 
     Example:
         >>> yes_or_no("True"), yes_or_no("no")
@@ -31,7 +31,7 @@ def yes_or_no(text: str) -> bool:
 
 
 def at_least_one(text: str) -> int:
-    """The value of an option that counts something.
+    """Parse the value of an option that is a positive integer.
 
     Example:
         >>> at_least_one("20_000")
@@ -47,7 +47,7 @@ def at_least_one(text: str) -> int:
 
 
 def dtype_name(text: str) -> str:
-    """The name that torch has for a dtype, given so or by the short names fp32, bf16 and fp16.
+    """Parse a dtype: torch's name of it, or one of the short names fp32, bf16 and fp16.
 
     Example:
         >>> dtype_name("bf16"), dtype_name("float32")
@@ -58,7 +58,7 @@ def dtype_name(text: str) -> str:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """:func:`dllm.exits.exit_code` of a program that goes on where it was interrupted.
+    """:func:`dllm.exits.exit_code` for a program that can be resumed after an interruption.
 
     Example:
         >>> exit_code(lambda: "done")
@@ -76,19 +76,19 @@ def exit_code(work: Callable[[], object]) -> int:
 
 @contextmanager
 def held_interrupts() -> Iterator[None]:
-    """Ctrl-C waits for the end of what is done here, and so for processes that are started here: a pool of which some
-    are interrupted may wait for them for ever.
+    """Delay Ctrl-C until the end of this context, also for processes that are started in it. A process pool may wait
+    for ever if some of its processes are interrupted.
 
     Example:
         >>> with held_interrupts():
         ...     pass
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
-    came = []
-    # where another thread of this process takes the signal, the mask of this one does not count: the handler waits, too
-    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    received = []
+    # the mask covers this thread only: the handler also delays a signal that another thread receives
+    handler = signal.signal(signal.SIGINT, lambda *_: received.append(True))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if _CAN_MASK else None
     try:
         yield
@@ -96,20 +96,20 @@ def held_interrupts() -> Iterator[None]:
         if _CAN_MASK:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGINT, handler)
-    if came:
+    if received:
         raise KeyboardInterrupt
 
 
 @contextmanager
 def whole_folder(folder: Path, building: Path | None = None) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` when all is written; nothing is left where that fails.
+    """A temporary folder to write into. It is renamed to `folder` on success, and removed on failure.
 
     Args:
-        folder: that is to be; it must not exist, or be empty.
-        building: where it is written until then, on the same disk; beside it, if not given.
+        folder: the final path; it must not exist, or be empty.
+        building: path of the temporary folder, on the same disk; by default beside `folder`.
 
     Raises:
-        ValueError: there is something in `folder`.
+        ValueError: `folder` is not empty.
 
     Example:
         >>> import tempfile
@@ -133,7 +133,7 @@ def whole_folder(folder: Path, building: Path | None = None) -> Iterator[Path]:
 
 
 def check_free(folder: Path) -> None:
-    """Check that nothing is overwritten.
+    """Check that an output folder does not exist or is empty.
 
     Raises:
         ValueError: the folder exists and is not empty, or is a file.

@@ -1,4 +1,4 @@
-"""What the two programs that download from the Hugging Face Hub have in common."""
+"""The body of the programs that download from the Hugging Face Hub: `download_hf_model` and `download_hf_dataset`."""
 
 from __future__ import annotations
 
@@ -9,44 +9,58 @@ from pathlib import Path
 
 from dllm.exits import exit_code
 
+# By kind of repository: the environment variable that names the folder of all downloads, where this package's loaders
+# look, and the files that are left out: weights in other formats than safetensors.
+_FOLDERS = {"dataset": "BASE_DATASETS_DIR", "model": "BASE_MODELS_DIR"}
+_SKIPPED = {
+    "dataset": [],
+    "model": ["*.bin", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth"],
+}
 
-def download(kind: str, purpose: str, base: str, skipped: Sequence[str], arguments: Sequence[str] | None = None) -> int:
+
+def download(kind: str, doc: str, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, download a repository of the Hub into a folder, and return the exit code.
 
     Args:
-        kind: of the repository, model or dataset.
-        purpose: the first line of the help text.
-        base: environment variable that names the folder of all such downloads, where the loaders of this package look.
-        skipped: patterns of files that are left out.
-        arguments: of the command line.
+        kind: kind of repository, model or dataset.
+        doc: docstring of the program; its first line is the description in --help.
+        arguments: words of the command line; None for those of the process.
+
+    Example:
+        >>> download("model", "Download a model.", ["--help"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        SystemExit: 0
     """
-    parser = argparse.ArgumentParser(prog=f"python -m dllm.tools.download_hf_{kind}", description=purpose)
-    parser.add_argument(f"--{kind}_id", required=True, help="its name on the Hub, owner/name")
-    parser.add_argument("--local_dir", type=Path, default=None, help=f"the folder (default: owner/name under {base})")
+    program, base = f"download_hf_{kind}", _FOLDERS[kind]
+    parser = argparse.ArgumentParser(prog=f"python -m dllm.tools.{program}", description=doc.partition("\n")[0])
+    parser.add_argument(f"--{kind}_id", required=True, dest="name", help="name on the Hub, owner/name")
+    parser.add_argument(
+        "--local_dir", type=Path, default=None, help=f"output folder (default: owner/name under {base})"
+    )
     parser.add_argument("--revision", default=None, help="a branch, tag or commit (default: the newest)")
     options = parser.parse_args(arguments)
-    name = getattr(options, f"{kind}_id")
 
     def work() -> None:
         import huggingface_hub
 
-        found = huggingface_hub.snapshot_download(
-            name,
+        folder = huggingface_hub.snapshot_download(
+            options.name,
             repo_type=kind,
             revision=options.revision,
-            local_dir=options.local_dir or _folder_of(name, base),
-            ignore_patterns=list(skipped),
+            local_dir=options.local_dir or _default_folder(options.name, base),
+            ignore_patterns=_SKIPPED[kind],
         )
-        print(f"{name}: {found}")
+        print(f"{options.name}: {folder}")
 
-    return exit_code(f"download_hf_{kind}", work)
+    return exit_code(program, work)
 
 
-def _folder_of(name: str, base: str) -> Path:
-    """Where the loaders look for a repository of that name.
+def _default_folder(name: str, base: str) -> Path:
+    """The folder in which this package's loaders look for a repository of that name.
 
     Raises:
-        ValueError: the environment does not say.
+        ValueError: the environment variable is not set.
     """
     folder = os.environ.get(base, "").strip()
     if not folder:

@@ -1,10 +1,10 @@
-"""Make one model of a base model and the LoRA adapter that was trained on it.
+"""Merge a LoRA adapter into its base model.
 
     python -m dllm.tools.merge_peft_adapter --adapter_model_name_or_path models/bert-lora/checkpoint-final \
         --output_model_name_or_path models/bert-merged
 
-The merge is computed in float32 and saved in `--dtype`, as safetensors, with the tokenizer. The folder appears when all
-is written. Exit codes: 0 done, 1 it could not be done, 2 options that make no sense, 130 interrupted.
+The merge is computed in float32 and saved in `--dtype`, as safetensors, with the tokenizer. The output folder is
+created when everything is written. Exit codes: 0 done, 1 it failed, 2 wrong options, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -55,20 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def merge(adapter: str, output: Path, *, base: str | None = None, dtype: str = "bfloat16") -> None:
-    """Save base model + adapter as a model of its own: for a LoRA adapter W + (alpha / r) B A, in float32. Where the
-    head is the embedding (tied weights) and the adapter changes one of them, the saved model has both.
+    """Merge an adapter into its base model and save the result: for LoRA W + (alpha / r) B A, in float32.
+
+    If the head and the embedding share weights and the adapter changes one of them, they are saved separately.
 
     Args:
-        adapter: a folder, or a name on the Hub, with an adapter in safetensors.
-        output: the folder that appears.
-        base: the model it was trained on; by default the one that the adapter names.
-        dtype: of the saved weights, float32, bfloat16 or float16.
+        adapter: folder or Hub name of an adapter in safetensors.
+        output: folder to create.
+        base: base model; by default the one that the adapter's configuration names.
+        dtype: dtype of the saved weights: float32, bfloat16 or float16.
 
     Raises:
         ImportError: peft is not installed.
-        OSError: there is no such adapter, or no such model.
-        ValueError: an adapter that is not of this model, or that cannot be merged; weights that are not finite, an
-            unknown dtype, an output that exists.
+        OSError: the adapter or the model does not exist.
+        ValueError: an adapter that does not fit the model or cannot be merged, weights that are not finite, an unknown
+            dtype, or an output that exists.
     """
     if importlib.util.find_spec("peft") is None:
         raise ImportError("peft is not installed: pip install 'dllm[lora]'")
@@ -97,10 +98,10 @@ def merge(adapter: str, output: Path, *, base: str | None = None, dtype: str = "
 
 
 def _push(folder: Path) -> str:
-    """Upload a folder to the repository that it is named like, a private one where there is none; returns its address.
+    """Upload a folder to the repository of its name, and return the URL. A new repository is private.
 
     Raises:
-        OSError: the Hub cannot be reached, or refuses.
+        OSError: the Hub cannot be reached or refuses.
     """
     import huggingface_hub
 
@@ -134,10 +135,10 @@ def _check_whole(file: Path) -> None:
 
 
 def _merged(model: nn.Module, folder: Path) -> nn.Module:
-    """The model with its adapter merged into it.
+    """Merge the adapter into the model, and check that the logits stay the same.
 
     Raises:
-        ValueError: an adapter for which that gives another model.
+        ValueError: the logits differ.
     """
     import torch
 
@@ -147,12 +148,12 @@ def _merged(model: nn.Module, folder: Path) -> nn.Module:
     probe = torch.linspace(0, vocabulary - 1, 16).long()[None]
     with torch.no_grad():
         truth = model(input_ids=probe).logits
-        if shares_weights(model) and _at_the_ends(model):
+        if shares_weights(model) and _on_embedding_or_head(model):
             separate(model)
         merged = model.merge_and_unload(progressbar=True, safe_merge=True)
         found = merged(input_ids=probe).logits
     error, largest = float((found - truth).abs().max()), float(truth.abs().max())
-    # rounding leaves far more than half of the digits of float32
+    # rounding errors are far below this: half of float32's digits
     if not error <= torch.finfo(torch.float32).eps ** 0.5 * largest:
         raise ValueError(
             f"the adapter at {folder} cannot be merged: logits up to {largest:.3g} would change by up to {error:.3g}"
@@ -160,8 +161,8 @@ def _merged(model: nn.Module, folder: Path) -> nn.Module:
     return merged
 
 
-def _at_the_ends(model: nn.Module) -> bool:
-    """Whether the adapter is at the embedding or the head: in the place of either peft puts a module of its own."""
+def _on_embedding_or_head(model: nn.Module) -> bool:
+    """Whether the adapter changes the embedding or the head: peft replaces these modules by its own."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return any(type(end).__module__.partition(".")[0] == "peft" for end in ends)
 
@@ -182,16 +183,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dllm.tools.merge_peft_adapter", description=__doc__.partition("\n")[0]
     )
     add = parser.add_argument
-    add("--adapter_model_name_or_path", required=True, help="the adapter, a folder or a name on the Hub")
-    add("--output_model_name_or_path", required=True, type=Path, help="the folder that appears")
-    add("--base_model_name_or_path", default=None, help="the model (default: the one that the adapter names)")
+    add("--adapter_model_name_or_path", required=True, help="folder or Hub name of the adapter")
+    add("--output_model_name_or_path", required=True, type=Path, help="output folder")
+    add("--base_model_name_or_path", default=None, help="base model (default: the one that the adapter names)")
     add(
         "--dtype",
         type=dtype_name,
         default="bfloat16",
-        help="of the saved weights: bfloat16, float32, float16, or bf16, fp32, fp16 (default: %(default)s)",
+        help="dtype of the saved weights: bfloat16, float32, float16, or bf16, fp32, fp16 (default: %(default)s)",
     )
-    add("--push_to_hub", type=yes_or_no, default=False, help="upload the folder, whose name is then owner/name, too")
+    add("--push_to_hub", type=yes_or_no, default=False, help="also upload the folder, whose name must be owner/name")
     return parser
 
 

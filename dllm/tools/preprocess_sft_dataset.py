@@ -1,11 +1,11 @@
-"""Make samples of conversations once, and save them, so that training begins at once.
+"""Tokenize conversations for fine-tuning, and save the samples.
 
     python -m dllm.tools.preprocess_sft_dataset --model_name_or_path answerdotai/ModernBERT-large \
         --dataset_args "allenai/tulu-3-sft-mixture[train:10000,test:1000]" --output_dir data/sft/modernbert/tulu-3
 
-They are read again by `load_sft_dataset("data/sft/modernbert/tulu-3", load_preprocessed_data=True)`. A run that was
-interrupted goes on where it stopped when the same command is given again. Exit codes: 0 done, 1 it could not be done, 2
-options that make no sense, 130 interrupted.
+`load_sft_dataset("data/sft/modernbert/tulu-3", load_preprocessed_data=True)` loads them. An interrupted run continues
+where it stopped when the same command is given again. Exit codes: 0 done, 1 it failed, 2 wrong options, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -35,29 +35,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def preprocess(options: argparse.Namespace) -> str:
-    """Save the samples; returns what was done.
+    """Make and save the samples; returns a line that says what was done.
 
     Raises:
-        What loading the data and :func:`~dllm.tools.shards.save_samples` raise; ValueError for a map function that
-        cannot be found.
+        As :func:`~dllm.data.load.load_sft_dataset` and :func:`~dllm.tools.shards.save_samples`; ValueError also for a
+        map function that is not found.
     """
     from dllm.configs import DataArguments
     from dllm.data import load_sft_dataset
     from dllm.data.chat import check_answers
     from dllm.data.lengths import post_process_dataset
     from dllm.models import get_tokenizer
-    from dllm.tools.shards import save_samples, uncached
+    from dllm.tools.shards import no_cache_options, save_samples
 
     to_sample = find_function(options.sft_map_fn_path)
     tokenizer = get_tokenizer(model_name_or_path=options.model_name_or_path)
     check_answers(options.answers, options.mask_prompt_loss)
-    chosen = {} if options.answers == "last" else {"answers": options.answers}  # another function may not know it
+    chosen = (
+        {} if options.answers == "last" else {"answers": options.answers}
+    )  # a function of the user's may not have this argument
     to_sample = functools.partial(to_sample, tokenizer=tokenizer, mask_prompt_loss=options.mask_prompt_loss, **chosen)
     workers = None if options.num_proc == 1 else options.num_proc
 
     def to_samples(rows: Any) -> Any:
         dropped = rows.column_names if options.remove_columns else None
-        samples = rows.map(to_sample, remove_columns=dropped, num_proc=workers, **uncached())
+        samples = rows.map(to_sample, remove_columns=dropped, num_proc=workers, **no_cache_options())
         if options.max_length is None:
             return samples
         limits = DataArguments(
@@ -77,7 +79,7 @@ def preprocess(options: argparse.Namespace) -> str:
 
 
 def find_function(path: str) -> Callable[..., Any]:
-    """What a dotted path names.
+    """Import the function that a dotted path names.
 
     Raises:
         ValueError: there is no such function.
@@ -101,21 +103,26 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m dllm.tools.preprocess_sft_dataset", description=__doc__.partition("\n")[0]
     )
     add = parser.add_argument
-    add("--model_name_or_path", required=True, help="whose tokenizer and chat template are used")
+    add("--model_name_or_path", required=True, help="folder or Hub name of the tokenizer")
     add("--dataset_args", required=True, help="name[train:5000,test:100], several joined by + or |")
-    add("--output_dir", required=True, type=Path, help="the folder that appears when all is done")
+    add("--output_dir", required=True, type=Path, help="output folder, created at the end")
     add(
         "--sft_map_fn_path",
         default="dllm.utils.default_sft_map_fn",
-        help="function of a row, tokenizer and mask_prompt_loss that gives a sample (default: %(default)s)",
+        help="function (row, tokenizer=, mask_prompt_loss=) -> sample (default: %(default)s)",
     )
-    add("--mask_prompt_loss", type=yes_or_no, default=True, help="learn the answers only (default: %(default)s)")
-    add("--answers", choices=("last", "all"), default="last", help="which are learnt (default: %(default)s)")
-    add("--max_length", type=at_least_one, default=None, help="most tokens of a sample (default: any number)")
-    add("--truncation", choices=("right", "filter"), default="right", help="longer ones: cut, or left out")
-    add("--remove_columns", type=yes_or_no, default=True, help="keep samples only (default: %(default)s)")
+    add("--mask_prompt_loss", type=yes_or_no, default=True, help="train on the answers only (default: %(default)s)")
+    add("--answers", choices=("last", "all"), default="last", help="which answers are trained (default: %(default)s)")
+    add("--max_length", type=at_least_one, default=None, help="maximum tokens per sample (default: no limit)")
+    add(
+        "--truncation",
+        choices=("right", "filter"),
+        default="right",
+        help="longer samples: cut (right) or leave out (filter) (default: %(default)s)",
+    )
+    add("--remove_columns", type=yes_or_no, default=True, help="drop the original columns (default: %(default)s)")
     add("--num_proc", type=at_least_one, default=8, help="processes (default: %(default)s)")
-    add("--shard_rows", type=at_least_one, default=20_000, help="rows done at a time (default: %(default)s)")
+    add("--shard_rows", type=at_least_one, default=20_000, help="rows per shard (default: %(default)s)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`dllm train`: a recipe, its settings from a file and from flags, what the run will take, and the run."""
+"""The command `dllm train`: settings from a YAML file and flags, an estimate of the run's cost, the run."""
 
 from dllm.training_command.command import main
 

@@ -1,5 +1,7 @@
-"""What a run will take, before it begins: parameters, optimizer steps, memory of a process. No weight is read or made:
-the model is built and run on fake tensors, which have shapes and no numbers."""
+"""Estimate of a training run before it starts: parameters, optimizer steps and memory per process.
+
+No weights are loaded or allocated: the model is built and run on fake tensors, which have shapes but no data.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +17,29 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from dllm.configs import ModelArguments
 from dllm.core.trainers import MDLMConfig
-from dllm.fast.head import output_head
-from dllm.fast.inputs import check_positions
-from dllm.fast.training import unwrapped
+from dllm.fast.head.tap import output_head
+from dllm.fast.model import check_positions, unwrapped
 from dllm.models import load_peft, new_model
 from dllm.models.load import adapted
 
-# Values that an optimizer keeps for each trained weight, in the weight's dtype; of other optimizers nothing is known.
-_KEPT = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
-# Bytes of a weight in NF4 with double quantisation: 4 bits, 8 for 64 weights, 32 for 64 x 256 (arXiv:2305.14314).
-_FOUR_BIT = 4 / 8 + 1 / 64 + 4 / (64 * 256)
-# Rows that meet the head at once (dllm_kernels.linear_cross_entropy).
-_ROWS = 2048
+# Values that an optimizer stores per trained weight, in the weight's dtype. Other optimizers: unknown.
+_STATE_PER_WEIGHT = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
+# Bytes per weight in NF4 with double quantisation: 4 bits, 8 bits per 64 weights, 32 per 64 x 256 (arXiv:2305.14314).
+_NF4_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)
+# Rows per chunk of the fused head and loss (dllm_kernels.linear_cross_entropy).
+_CHUNK_ROWS = 2048
 
 
 class Memory(NamedTuple):
-    """Bytes of one process, nothing sharded; None for what is not known.
+    """Memory of one process in bytes, without sharding; None where it is unknown.
 
-    weights: as they are loaded. gradients: of those that are trained. optimizer: its state, and averaged weights where
-    `ema_decay` is set. activations: what the body keeps for the backward of one forward of full samples, without
-    gradient checkpointing. head: what the loss needs besides.
+    Attributes:
+        weights: of the model, in the dtype in which they are loaded.
+        gradients: of the trained weights.
+        optimizer: the optimizer's state, and the averaged weights if `ema_decay` is set.
+        activations: tensors that the body saves for the backward pass of one batch of samples of full length, without
+            gradient checkpointing.
+        head: buffers of the head and the loss.
     """
 
     weights: int
@@ -45,7 +50,7 @@ class Memory(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Weights in all, where one that two layers share counts once; those that are trained; bytes of a process."""
+    """The size of a run: number of parameters (shared ones count once), of trained parameters, and memory."""
 
     parameters: int
     trained: int
@@ -55,16 +60,17 @@ class Estimate(NamedTuple):
 def estimate(
     config: transformers.PretrainedConfig, model_args: ModelArguments, max_length: int, args: MDLMConfig
 ) -> Estimate:
-    """What a model of this configuration takes in training.
+    """Estimate the parameters and the memory of training a model of this configuration.
 
     Args:
-        config: of the model.
-        model_args: its dtype, attention, adapter and quantisation.
-        max_length: tokens of a sample.
+        config: configuration of the model.
+        model_args: dtype, attention, adapter and quantisation.
+        max_length: tokens per sample.
         args: batch size, optimizer, precision and averaged weights.
 
     Raises:
-        ValueError: transformers knows no masked language model of this configuration; samples do not fit its positions.
+        ValueError: transformers has no masked language model for this configuration, or max_length exceeds its number
+            of positions.
 
     Example:
         >>> config = transformers.BertConfig(
@@ -74,10 +80,10 @@ def estimate(
         >>> estimate(config, ModelArguments(model_name_or_path="bert", dtype="float32"), 16, args).parameters
         5130
     """
-    model = outline(config, model_args)
+    model = model_on_meta(config, model_args)
     check_positions(model, max_length, "max_length must fit")
     with FakeTensorMode():
-        _without_numbers(model)
+        _replace_by_fake_tensors(model)
         weights = list(model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
         rows = args.per_device_train_batch_size
@@ -91,27 +97,27 @@ def estimate(
     return Estimate(sum(w.numel() for w in weights), sum(w.numel() for w in trained), memory)
 
 
-def outline(config: transformers.PretrainedConfig, model_args: ModelArguments) -> nn.Module:
-    """The model as it will be trained, on the meta device."""
+def model_on_meta(config: transformers.PretrainedConfig, model_args: ModelArguments) -> nn.Module:
+    """The model as it will be trained, adapter included, on the meta device."""
     with torch.device("meta"), _no_initial_weights():
         model = new_model(config, model_args)
         model.tie_weights()
         model_args = replace(model_args, load_in_4bit=False)
-        # one with random weights begins without the adapter that may lie where its shape does
+        # a model with random weights does not use an adapter that may lie in the folder of its configuration
         fresh = getattr(model_args, "random", False)
         return (load_peft(model, model_args) if fresh else adapted(model, model_args, weights=False)).train()
 
 
 def kept_for_backward(model: nn.Module, rows: int, length: int, half: torch.dtype | None = None) -> int:
-    """Bytes that the body of a model keeps of one forward for its backward, the model's own weights left out.
+    """Bytes that the body of a model saves in one forward pass for its backward pass, without the weights themselves.
 
     Args:
-        model: without or with fake tensors.
-        rows: samples of the batch.
-        length: tokens of each.
-        half: dtype of autocast.
+        model: with real or fake tensors.
+        rows: samples in the batch.
+        length: tokens per sample.
+        half: autocast dtype; None for no autocast.
     """
-    kept: dict[int, Tensor] = {}  # held, so that no storage is given out twice
+    kept: dict[int, Tensor] = {}  # kept alive, so that no storage address is reused
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor
@@ -127,11 +133,11 @@ def kept_for_backward(model: nn.Module, rows: int, length: int, half: torch.dtyp
 
 
 def optimizer_steps(samples: int, processes: int, args: MDLMConfig) -> int:
-    """Optimizer steps of a run, as transformers' Trainer counts them.
+    """The number of optimizer steps of a run, counted as transformers' Trainer does.
 
     Args:
-        samples: of the training data.
-        processes: that train together.
+        samples: number of training samples.
+        processes: number of processes.
         args: batch size, accumulation, epochs or max_steps.
 
     Example:
@@ -141,30 +147,30 @@ def optimizer_steps(samples: int, processes: int, args: MDLMConfig) -> int:
     """
     if args.max_steps > 0:
         return args.max_steps
-    in_order = args.per_device_train_batch_size * processes
-    batches = samples // in_order if args.dataloader_drop_last else math.ceil(samples / in_order)
+    batch = args.per_device_train_batch_size * processes
+    batches = samples // batch if args.dataloader_drop_last else math.ceil(samples / batch)
     steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
     return math.ceil(args.num_train_epochs * steps)
 
 
 def _activations(model: nn.Module, rows: int, length: int, half: torch.dtype | None) -> int | None:
-    """None for a model whose forward asks for the values of its inputs (transformers 4 for BERT under SDPA)."""
-    for module in model.modules():  # transformers 4 looks for padding, to warn of it
+    """Bytes of the saved activations; None if the forward reads its inputs' values (BERT, SDPA, transformers 4)."""
+    for module in model.modules():  # transformers 4 reads the input ids to warn of padding
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
-            module.warn_if_padding_and_no_attention_mask = _nothing
+            module.warn_if_padding_and_no_attention_mask = _do_nothing
     try:
         return kept_for_backward(model, rows, length, half)
     except DataDependentOutputException:
         return None
 
 
-def _nothing(*_: Any) -> None:
-    """In the place of what is not to happen."""
+def _do_nothing(*_: Any) -> None:
+    """Accepts any arguments and ignores them."""
 
 
-def _without_numbers(model: nn.Module) -> None:
-    """Put tensors of the fake mode that holds in the place of all of a model's: on the CPU, where operators are those
-    of a device, as on meta they are not. `Module.to` cannot, which swaps tensors."""
+def _replace_by_fake_tensors(model: nn.Module) -> None:
+    """Replace all parameters and buffers by fake tensors on the CPU; a FakeTensorMode must be active. On the meta
+    device some operators differ from those of real devices. `Module.to` swaps tensors, which fake ones do not allow."""
     made: dict[int, Tensor] = {}
     for table in (t for module in model.modules() for t in (module._parameters, module._buffers)):
         for name, tensor in table.items():
@@ -186,23 +192,24 @@ def _weight_bytes(model: nn.Module, model_args: ModelArguments) -> int:
         for m in model.modules()
         if isinstance(m, nn.Linear) and m is not head and not m.weight.requires_grad
     }
-    # what is not quantised is held in float32 where an adapter is trained
-    return round(sum(w.numel() * (_FOUR_BIT if id(w) in linear else 4) for w in model.parameters()))
+    # weights that are not quantised are stored in float32 when an adapter is trained
+    return round(sum(w.numel() * (_NF4_BYTES if id(w) in linear else 4) for w in model.parameters()))
 
 
 def _optimizer_bytes(trained: list[nn.Parameter], args: MDLMConfig) -> int | None:
-    kept = _KEPT.get(str(getattr(args.optim, "value", args.optim)))
-    if kept is None:
+    state = _STATE_PER_WEIGHT.get(str(getattr(args.optim, "value", args.optim)))
+    if state is None:
         return None
     averaged = sum(4 * weight.numel() for weight in trained) if args.ema_decay is not None else 0
-    return kept * _bytes(trained) + averaged
+    return state * _bytes(trained) + averaged
 
 
 def _head_bytes(head: nn.Module, tokens: int, args: MDLMConfig) -> int:
-    """C V s + 3 C H s, s bytes, and 4 V H for a gradient in float32, if s < 4; all tokens masked."""
+    """Bytes of the head's buffers if all tokens are masked: C V s + 3 C H s, with C rows per chunk, vocabulary V,
+    hidden size H and s bytes per value; plus 4 V H for the float32 gradient if s < 4."""
     vocabulary, hidden = getattr(head, "base_layer", head).weight.shape
     size = 2 if _half(args) else next(head.parameters()).element_size()
-    return min(tokens, _ROWS) * (vocabulary + 3 * hidden) * size + (4 * vocabulary * hidden if size < 4 else 0)
+    return min(tokens, _CHUNK_ROWS) * (vocabulary + 3 * hidden) * size + (4 * vocabulary * hidden if size < 4 else 0)
 
 
 def _half(args: MDLMConfig) -> torch.dtype | None:

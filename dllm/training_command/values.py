@@ -1,4 +1,4 @@
-"""What is written in a file or on a command line, as the type that a field has."""
+"""Conversion of a setting's text to the type of its field."""
 
 from __future__ import annotations
 
@@ -6,134 +6,85 @@ import enum
 import json
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_NOTHING = ("none", "null", "~")
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NONE = ("none", "null", "~")
 
 
-def typed(name: str, value: Any, kind: Any) -> Any:
-    """The value in the type of its field.
+def parse_value(name: str, value: Any, kind: Any) -> Any:
+    """Convert a value to the type of its field.
 
-    A text is read as the first of the field's types that takes it: bool, int, float, dict, text itself, a list with
-    commas between. `none` is no value where the field takes no text, else it is that text. Numbers and lists that a
-    file holds as such are taken where the field has that type; an int is a float too.
+    For a union, the first type counts that the text can be read as, in this order: bool, int, float, dict or list
+    (written as JSON), str, None, list (the text split at commas).
 
     Args:
-        name: of the field, for the message.
-        value: what was written: a text, or what YAML made of one.
-        kind: a type, or a union of some.
+        name: name of the field, for error messages.
+        value: text, or a list, mapping or None from a YAML file.
+        kind: type of the field, possibly a union.
 
     Raises:
-        ValueError: the value is of none of the field's types.
+        ValueError: the value fits none of the field's types.
 
     Example:
-        >>> typed("learning_rate", "1e-4", float), typed("eval_steps", 5, float | None), typed("lora", "true", bool)
-        (0.0001, 5.0, True)
-        >>> typed("seed", "many", int)
+        >>> parse_value("dropout", "1e-4", float), parse_value("lora", "yes", bool), parse_value("bias", "no", str)
+        (0.0001, True, 'no')
+        >>> parse_value("seed", "many", int)
         Traceback (most recent call last):
         ...
         ValueError: seed must be int, got 'many'
     """
-    kinds = kinds_of(kind)
-    if value is None or (_is_nothing(value) and not any(map(_is_text, kinds))):
-        if type(None) in kinds:
-            return None
-    for reader, wanted in _READERS:
-        if any(wanted(k) for k in kinds):
-            found = reader(value)
-            if found is not _NO:
-                return found
-    raise ValueError(f"{name} must be {' or '.join(_called(k) for k in kinds)}, got {value!r}")
+    runtime_types = [_runtime_type(member) for member in union_members(kind)]
+    for candidate in _candidates(value):
+        if type(candidate) in runtime_types:
+            return candidate
+    raise ValueError(f"{name} must be {' or '.join(type_names(kind))}, got {value!r}")
 
 
-def kinds_of(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, one type as a tuple.
+def union_members(kind: Any) -> tuple[Any, ...]:
+    """The member types of a union; a tuple of one for any other type.
 
     Example:
-        >>> kinds_of(int | None)
+        >>> union_members(int | None)
         (<class 'int'>, <class 'NoneType'>)
     """
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return tuple(inner for part in typing.get_args(kind) for inner in kinds_of(part))
-    return (kind,)
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
-_NO = object()  # of a reader: the value is none of this type
+def type_names(kind: Any) -> list[str]:
+    """The names of a union's member types.
+
+    Example:
+        >>> type_names(int | list[str] | None)
+        ['int', 'list', 'none']
+    """
+    return ["none" if one is type(None) else getattr(one, "__name__", str(one)) for one in union_members(kind)]
 
 
-def _is_nothing(value: Any) -> bool:
-    return isinstance(value, str) and value.lower() in _NOTHING
+def _candidates(value: Any) -> Iterator[Any]:
+    """The values that a text can be read as, in order of preference. A value that is not text is its own candidate."""
+    if not isinstance(value, str):
+        yield value
+        if type(value) is int:
+            yield float(value)
+        return
+    if value.lower() in _BOOLS:
+        yield _BOOLS[value.lower()]
+    for number in (int, float):
+        with suppress(ValueError):
+            yield number(value.replace(".inf", "inf").replace(".nan", "nan"))
+    if value.lstrip().startswith(("{", "[")):
+        with suppress(ValueError):
+            yield json.loads(value)
+    yield value
+    if value.lower() in _NONE:
+        yield None
+    yield [word.strip() for word in value.split(",")]
 
 
-def _truth(value: Any) -> Any:
-    return value if isinstance(value, bool) else _WORDS.get(value.lower(), _NO) if isinstance(value, str) else _NO
-
-
-def _whole(value: Any) -> Any:
-    return _number(value, int)
-
-
-def _real(value: Any) -> Any:
-    return _number(value, float)
-
-
-def _number(value: Any, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, str | int | kind):
-        return _NO
-    try:
-        return kind(value.replace(".inf", "inf").replace(".nan", "nan") if isinstance(value, str) else value)
-    except ValueError:
-        return _NO
-
-
-def _mapping(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return _NO
-    return value if isinstance(value, dict) else _NO
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else _NO
-
-
-def _several(value: Any) -> Any:
-    if isinstance(value, str):
-        value = [word.strip() for word in value.split(",")]
-    return value if isinstance(value, list) else _NO
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        value = value.value
-    return value if isinstance(value, str) else _NO
-
-
-def _is_text(kind: Any) -> bool:
-    return kind is str or (isinstance(kind, type) and issubclass(kind, enum.Enum))
-
-
-def _is_dict(kind: Any) -> bool:
-    return kind is dict or typing.get_origin(kind) is dict
-
-
-def _is_list(kind: Any) -> bool:
-    return kind is list or typing.get_origin(kind) is list
-
-
-_READERS = (
-    (_truth, lambda kind: kind is bool),
-    (_whole, lambda kind: kind is int),
-    (_real, lambda kind: kind is float),
-    (_mapping, _is_dict),
-    (_listed, _is_list),
-    (_text, _is_text),
-    (_several, _is_list),
-)
-
-
-def _called(kind: Any) -> str:
-    return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))
+def _runtime_type(kind: Any) -> Any:
+    """The class of a type's values at run time: list for list[str], str for an enum, whose members are texts."""
+    kind = typing.get_origin(kind) or kind
+    return str if isinstance(kind, type) and issubclass(kind, enum.Enum) else kind

@@ -1,9 +1,9 @@
-"""Names that scripts for dLLM 0.1 import. Nothing lives here: every name is imported from where it lives, when used."""
+"""Names that scripts for dLLM 0.1 import. Each is imported from its module in dllm on first use."""
 
 import importlib
 from typing import Any
 
-_HOMES = {
+_MODULE_OF = {
     "DataArguments": "dllm.configs",
     "ModelArguments": "dllm.configs",
     "TrainingArguments": "dllm.configs",
@@ -48,16 +48,16 @@ _HOMES = {
     "print_main": "dllm.startup",
     "resolve_with_base_env": "dllm.configs",
 }
-_PARTS = ("chat", "collators", "configs", "data", "models", "sampling", "utils", "visualizers")
+_SUBMODULES = ("chat", "collators", "configs", "data", "models", "sampling", "utils", "visualizers")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _PARTS:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    if name in _SUBMODULES:
         return importlib.import_module(f"dllm.utils.{name}")
     raise AttributeError(f"module 'dllm.utils' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_PARTS])
+    return sorted([*globals(), *_MODULE_OF, *_SUBMODULES])

@@ -1,4 +1,4 @@
-"""The terminal chat, under the name that scripts for dLLM 0.1 import it by."""
+"""The terminal chat, re-exported under its dLLM 0.1 name."""
 
 from dllm.chat.session import multi_turn_chat, single_turn_sampling
 from dllm.chat.talk import build_chat_inputs

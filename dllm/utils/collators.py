@@ -1,4 +1,4 @@
-"""What stands around a collator, under the name that scripts for dLLM 0.1 import it by."""
+"""Wrappers of collators, re-exported under their dLLM 0.1 name."""
 
 from dllm.data.collators import CollatorWrapper, NoAttentionMaskWrapper, PrependBOSWrapper, RandomTruncateWrapper
 

@@ -1,4 +1,4 @@
-"""The argument dataclasses, under the name that scripts for dLLM 0.1 import them by."""
+"""The argument dataclasses, re-exported under their dLLM 0.1 name."""
 
 from dllm.configs import DataArguments, ModelArguments, TrainingArguments, resolve_with_base_env
 

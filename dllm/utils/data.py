@@ -1,4 +1,4 @@
-"""What prepares data, under the name that scripts for dLLM 0.1 import it by."""
+"""Functions that prepare data, re-exported under their dLLM 0.1 name."""
 
 from dllm.data.chat import default_sft_map_fn
 from dllm.data.lengths import clip_row, clip_row_streaming, post_process_dataset, post_process_dataset_streaming

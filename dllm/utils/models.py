@@ -1,4 +1,4 @@
-"""Models and tokenizers, under the name that scripts for dLLM 0.1 import them by."""
+"""Loading models and tokenizers, re-exported under its dLLM 0.1 name."""
 
 from dllm.models import get_model, get_tokenizer, load_peft
 

@@ -1,4 +1,4 @@
-"""From canvases to texts, under the name that scripts for dLLM 0.1 import it by."""
+"""Decoding of sampled tokens to text, re-exported under its dLLM 0.1 name."""
 
 from dllm.chat.trim import infill_trim, sample_trim
 

@@ -1,4 +1,4 @@
-"""What a script does before it trains, and the forms of its arguments, under the names of dLLM 0.1."""
+"""Set-up of training scripts and parsing of their arguments, re-exported under its dLLM 0.1 name."""
 
 from dllm.configs import resolve_with_base_env
 from dllm.data.spec import parse_spec

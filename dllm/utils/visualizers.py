@@ -1,4 +1,4 @@
-"""What replays a sampler's steps, under the name that scripts for dLLM 0.1 import it by."""
+"""Replay of a sampler's steps, re-exported under its dLLM 0.1 name."""
 
 from dllm.chat.visualizers import BaseVisualizer, TerminalVisualizer, VideoVisualizer
 

@@ -47,6 +47,11 @@ def test_a_run_and_its_resumption(words, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "no split named test" in said
     assert AutoTokenizer.from_pretrained(final).mask_token == "[MASK]"
+    # the settings beside the checkpoints are those of the run
+    assert main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["train", "out/train.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr().out == shown and (tmp_path / "out" / "train.yaml").read_text() in shown
     weights = load_file(final / "model.safetensors")
     # on from the second step: the same weights again
     assert main([*words, "--resume_from_checkpoint", "out/checkpoint-2", "--output_dir", "again"]) == 0

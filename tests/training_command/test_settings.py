@@ -8,8 +8,8 @@ import pytest
 
 from dllm.core.trainers import MDLMConfig
 from dllm.recipes import PRETRAINING, SFT
-from dllm.training_command.settings import known_settings, listing, read_settings, written
-from dllm.training_command.values import typed
+from dllm.training_command.settings import help_text, known_settings, read_settings, to_yaml
+from dllm.training_command.values import parse_value
 
 BASE = ["--model_name_or_path", "m", "--dataset_args", "d", "--output_dir", "out", "--report_to", "none"]
 
@@ -40,12 +40,29 @@ def test_defaults_are_those_of_the_classes():
 def test_what_is_written_is_the_same_run_again(task, tmp_path):
     words = ["--task", task, "--learning_rate", "3e-4", "--max_steps", "5", "--optim", "sgd", "--label_names", "a", "b"]
     found = read_settings([*BASE, *words, "--hub_token", "hf_secret"])
-    (tmp_path / "again.yaml").write_text(written(found))
-    assert "hf_secret" not in written(found)
+    (tmp_path / "again.yaml").write_text(to_yaml(found))
+    assert "hf_secret" not in to_yaml(found)
     again = read_settings([str(tmp_path / "again.yaml")])
     assert again[:3] == found[:3] and again.training.label_names == ["a", "b"]
     for name in ("learning_rate", "max_steps", "optim", "warmup_ratio", "bf16", "report_to"):
         assert getattr(again.training, name) == getattr(found.training, name)
+
+
+@pytest.mark.parametrize("name", ["accelerator_config", "debug", "fsdp", "resume_from_checkpoint"])
+def test_what_transformers_makes_of_a_setting_is_not_what_is_written(name, tmp_path):
+    """Those that `TrainingArguments` turns into objects of its own when it is made."""
+    value = {"accelerator_config": '{"split_batches": true}', "debug": "underflow_overflow", "fsdp": "full_shard"}
+    found = read_settings([*BASE, f"--{name}", value.get(name, "true")])
+    (tmp_path / "again.yaml").write_text(to_yaml(found))
+    again = read_settings([str(tmp_path / "again.yaml")])
+    assert getattr(again.training, name) == getattr(found.training, name) != getattr(MDLMConfig("out"), name)
+
+
+def test_merged_entries_of_a_file_come_before_its_own(tmp_path):
+    text = "lr_scheduler_kwargs: &more {seed: 1, data_seed: 2}\n<<: *more\nseed: 3\n"
+    (tmp_path / "run.yaml").write_text(text)
+    found = read_settings([str(tmp_path / "run.yaml"), *BASE])
+    assert (found.training.seed, found.training.data_seed) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +104,7 @@ def test_words_of_a_file_are_words_where_a_field_takes_words(encoding, tmp_path)
     assert found.training.bf16 is False and found.model.lora is True and found.training.eval_steps is None
     assert found.training.max_grad_norm == float("inf")
     assert found.training.lr_scheduler_kwargs == {"min_lr": 1e-6, "x": "no"}
-    (tmp_path / "again.yaml").write_text(written(found))
+    (tmp_path / "again.yaml").write_text(to_yaml(found))
     assert read_settings([str(tmp_path / "again.yaml")])[:3] == found[:3]
 
 
@@ -96,7 +113,9 @@ def test_words_of_a_file_are_words_where_a_field_takes_words(encoding, tmp_path)
     [
         ("- a\n- b\n", "got list"),
         ("a: [1", "must be YAML"),
-        ("", "NoneType"),
+        ("", "got nothing"),
+        ("seed: x", r"run\.yaml: seed must be int, got 'x'"),
+        ("max_lenght: 9", r"run\.yaml: the configuration knows no 'max_lenght': did you mean 'max_length'"),
         ("1: 2", "lines `name"),
         ("seed: 1\nbf16: true\nseed: 2", "must give seed once, got it twice"),
     ],
@@ -119,24 +138,25 @@ def test_a_file_that_holds_no_settings(text, rule, tmp_path):
         ("3", str | int, 3),
         ("1_000", int, 1000),
         ('{"a": 1}', dict | str | None, {"a": 1}),
+        ('["a", "b"]', list[str] | None, ["a", "b"]),
         ("a, b", list[str], ["a", "b"]),
         (["a"], list[str] | str, ["a"]),
         ("wandb", None | str | list[str], "wandb"),
     ],
 )
 def test_types(value, kind, expected):
-    found = typed("name", value, kind)
+    found = parse_value("name", value, kind)
     assert found == expected and type(found) is type(expected)
 
 
 @pytest.mark.parametrize("value, kind", [(True, int), (1, bool), (1.5, int), ("{a", dict), ([1], str), (None, int)])
 def test_values_of_another_type(value, kind):
     with pytest.raises(ValueError, match="name must be"):
-        typed("name", value, kind)
+        parse_value("name", value, kind)
 
 
 @pytest.mark.parametrize("recipe", [SFT, PRETRAINING])
 def test_every_setting_is_listed(recipe):
-    told = listing(recipe)
+    told = help_text(recipe)
     assert all(name in told for name in known_settings(recipe))
     assert "--max_length int" in told and "--seed int" in told

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from dllm.core.samplers import canvas
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
-from dllm.fast.denoise import Policy
-from dllm.fast.inputs import check_eos, input_embedding, row_seeds
-from dllm.fast.loop import Denoiser, Step, Work
-from dllm.fast.schedule import Block, Schedule
-from dllm.fast.stats import Stats, stats_of
+from dllm.fast.model import input_embedding
+from dllm.fast.sampling.batch import DenoisingBatch
+from dllm.fast.sampling.inputs import check_eos, row_seeds
+from dllm.fast.sampling.live import Step
+from dllm.fast.sampling.loop import Denoiser
+from dllm.fast.sampling.schedule import Block, Schedule
+from dllm.fast.sampling.state import Policy
+from dllm.fast.sampling.stats import Stats, stats_of
 from dllm_kernels import _checks, _impl
 from dllm_kernels.transfer_tokens.api import MAX_WINDOW
 
@@ -131,11 +134,11 @@ class BaseSampler(ABC):
 
     @abstractmethod
     def amounts(self, config: Any, span: Span) -> Sequence[float]:
-        """The schedule's number for each step of a block; see :class:`dllm.fast.schedule.Block`."""
+        """The schedule's number for each step of a block; see :class:`dllm.fast.sampling.schedule.Block`."""
 
     @abstractmethod
     def policy(self, config: Any) -> dict[str, Any]:
-        """Fields of :class:`dllm.fast.denoise.Policy`, but for those that follow from the shared settings."""
+        """Fields of :class:`dllm.fast.sampling.state.Policy`, but for those that follow from the shared settings."""
 
     def first_column(self, config: Any, given: int) -> int:
         """Where the first block begins in a row that generates, behind `given` tokens: with what it generates."""
@@ -275,7 +278,7 @@ class BaseSampler(ABC):
         given = ~masked & (torch.arange(tokens.shape[1], device=device) < length[:, None])
         if keep:
             given &= ~torch.isin(tokens, torch.tensor(keep, device=device))
-        work = Work(
+        work = DenoisingBatch(
             tokens=tokens,
             given=given,
             first=first.to(device),
@@ -294,7 +297,7 @@ class BaseSampler(ABC):
     @torch.no_grad()
     def _run(
         self,
-        work: Work,
+        work: DenoisingBatch,
         masked: Tensor,
         policy: Policy,
         config: BaseSamplerConfig,

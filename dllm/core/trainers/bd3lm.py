@@ -14,8 +14,7 @@ from dllm.core.trainers.block_mask import BlockInputs, check_sees_blocks
 from dllm.core.trainers.blocks import AppendEOSBlockWrapper, BD3LMCollator
 from dllm.core.trainers.collator import MDLMCollator
 from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer
-from dllm.fast.inputs import input_embedding
-from dllm.fast.training import unwrapped
+from dllm.fast.model import input_embedding, unwrapped
 
 __all__ = ["AppendEOSBlockWrapper", "BD3LMConfig", "BD3LMTrainer"]
 

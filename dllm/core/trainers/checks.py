@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from dllm.core.trainers.collator import OnGrid
 from dllm.data.collators import CollatorWrapper
 from dllm.data.packing import PackingCollator
-from dllm.fast.inputs import check_positions
-from dllm.fast.training import unwrapped
-from dllm.fast.trial import check_both_sides, forget, two_rows, who_sees_whom, why_not_padded
+from dllm.fast.model import check_positions, unwrapped
+from dllm.fast.visibility import check_bidirectional, forget, probe_rows, visible_keys, why_not_padded
 
 _PADDING = (OnGrid, transformers.DataCollatorForSeq2Seq, transformers.DataCollatorWithPadding)
 
@@ -33,7 +32,7 @@ def check_padding(model: nn.Module, device: torch.device) -> str | None:
         ValueError: the model is causal.
     """
     forget(model)
-    check_both_sides(model, device)
+    check_bidirectional(model, device)
     return why_not_padded(model, device)
 
 
@@ -43,14 +42,14 @@ def check_packing(model: nn.Module, collator: Any, device: torch.device) -> None
     Raises:
         ValueError: they do.
     """
-    collator, (tokens, _) = _innermost(collator), two_rows(unwrapped(model))
+    collator, (tokens, _) = _innermost(collator), probe_rows(unwrapped(model))
     if not isinstance(collator, PackingCollator) or len(tokens) < 2:
         return
     half = len(tokens) // 2
     row = {"input_ids": tokens, "position_ids": [*range(half), *range(len(tokens) - half)]}
     given = collator([row] * (1 + len(tokens)))
     inputs = {name: _to(given[name], device) for name in ("position_ids", "attention_mask")}
-    sees = who_sees_whom(model, device, **inputs)
+    sees = visible_keys(model, device, **inputs)
     if sees is not None and bool(sees[:half, half:].any() or sees[half:, :half].any()):
         raise ValueError(
             f"samples of one row must not see each other, and in {type(unwrapped(model)).__name__} they do, whatever "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from accelerate import DistributedType
 
 from dllm.core.trainers.steps import replaced_steps
-from dllm.fast.training_graphs import TrainingGraphs
+from dllm.fast.training.graphs import TrainingGraphs
 
 if TYPE_CHECKING:
     from dllm.core.trainers.mdlm import MDLMTrainer

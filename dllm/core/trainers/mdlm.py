@@ -29,9 +29,9 @@ from dllm.core.trainers.utils.curve import draw_curve
 from dllm.core.trainers.utils.meters import OnEvaluateMetricsCallback
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric, PPLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
-from dllm.fast.graphs import check_choice
-from dllm.fast.inputs import check_positions, find_mask_id, input_embedding, positions_of
-from dllm.fast.training import masked_loss
+from dllm.fast.capture import check_cuda_graph
+from dllm.fast.model import check_positions, find_mask_id, input_embedding, position_limit
+from dllm.fast.training.loss import masked_loss
 
 _log = logging.getLogger("dllm")
 
@@ -66,7 +66,7 @@ class MDLMConfig(TrainingArguments):
     )
 
     def __post_init__(self):
-        check_choice(self.cuda_graph)
+        check_cuda_graph(self.cuda_graph)
         if not 0 <= self.time_epsilon < self.time_max <= 1:
             raise ValueError(
                 f"time_epsilon and time_max must satisfy 0 <= time_epsilon < time_max <= 1, "
@@ -120,9 +120,9 @@ class MDLMTrainer(ReplaceableSteps, transformers.Trainer):
     step, or a layer is dropped by numbers that the host draws, steps are eager.
 
     The first batch is preceded by five forwards of at most 20 tokens, in which every rank tries what the model sees
-    (:mod:`dllm.fast.trial`): a causal model is refused, and so are padded batches where padding is seen. Samples that
-    exceed the model's positions are refused before the first step where the data set is in memory and the collator only
-    pads, else in their batch; beyond what rotary positions were made for there is one warning.
+    (:mod:`dllm.fast.visibility`). A causal model is refused, and so are padded batches where padding is seen. Samples
+    that exceed the model's positions are refused before the first step where the data set is in memory and the
+    collator only pads, else in their batch; beyond what rotary positions were made for there is one warning.
 
     A subclass may replace `_preprocess_inputs`, `_postprocess_outputs` and `_compute_loss_weights`
     (:class:`~dllm.core.trainers.steps.ReplaceableSteps`), or `compute_loss`: as in dLLM 0.1 that is then given batches
@@ -202,7 +202,7 @@ class MDLMTrainer(ReplaceableSteps, transformers.Trainer):
             **options,
         )
         self.graphs, self._in_training_step = training_graphs(self, MDLMTrainer.compute_loss), False
-        self._positions, self._positions_end = positions_of(self.model)
+        self._positions, self._positions_end = position_limit(self.model)
         if self.graphs is not None and data_collator is None:
             self.data_collator = padding_collator(tokenizer, few_shapes=True, positions=self._positions)
         self._tried, self._why_not_padded = False, None

@@ -1,0 +1,99 @@
+"""Running a model up to its LM head, then the head on chosen rows only. No model is forked."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dllm.fast.deferred import DeferredHead, no_deferral
+from dllm.fast.head.interception import replaced_forward
+from dllm.fast.head.use import find_head_use, hooks_of, is_linear
+from dllm.fast.model import logits_of
+from dllm_kernels._linear import by_blocks, linear
+
+
+class HeadTap:
+    """A model split at its LM head.
+
+    kind is one of
+        "linear"  the head is a plain nn.Linear: logits = hidden @ weight.T + bias;
+        "module"  the head is another module that treats every row independently: it is called on rows;
+        "logits"  the model computes with its head's output (softcap, scale, a second bias), or the head mixes rows: the
+                  model computes all logits, and rows of them are chosen afterwards. Correct, slower, and logged.
+
+    The kind is found by one small forward (:func:`dllm.fast.head.use.find_head_use`), whatever the weights' values. It
+    is found again when the head, or modules, hooks or settings between it and the logits, have changed.
+
+    Several threads may share a model: only the calling thread's forwards stop at the head.
+
+    Args:
+        model: a module with `get_output_embeddings()` whose output has `.logits`, or is a tuple that begins with them.
+        example: int64 [1, n], a few valid token ids for that forward.
+
+    Raises:
+        ValueError: the model has no output embeddings.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor):
+        self.model = model
+        self.head = output_head(model)
+        self.kind = find_head_use(model, self.head, {"input_ids": example}).kind
+        if self.kind == "linear" and not _weight_at_hand(self.head):
+            self.kind = "module"
+
+    def body(self, tokens: Tensor, attention_mask: Tensor | None, **context: object) -> Tensor:
+        """The head's input for tokens [B, L]: hidden states [B, L, H]; for "logits" the logits [B, L, V].
+
+        `context` holds further arguments of the model's forward.
+        """
+        inputs = {"input_ids": tokens} | context
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if self.kind == "logits":
+            with no_deferral():
+                return logits_of(self.model(**inputs))
+        with replaced_forward(self.head, _hidden):
+            return logits_of(self.model(**inputs))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of rows of the body's output [N, H]."""
+        if self.kind == "logits":
+            return hidden
+        if self.kind == "module":
+            with no_deferral():
+                # a row's bits must not depend on the number of rows, whatever product the module uses
+                return by_blocks(self.head, hidden) if hidden.device.type == "cpu" else self.head(hidden)
+        return linear(hidden.to(self.head.weight.dtype), self.head.weight, self.head.bias)
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The module that `model.get_output_embeddings()` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if callable(get) else None
+    if not isinstance(head, nn.Module):
+        wrapped = getattr(model, "module", None)
+        if callable(getattr(wrapped, "get_output_embeddings", None)):
+            raise ValueError(f"{type(model).__name__} wraps the model: pass its .module")
+        raise ValueError(
+            f"the model must have output embeddings (get_output_embeddings() returning its LM head); "
+            f"{type(model).__name__} has none"
+        )
+    return head
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance u + (scale + 1) (c - u) of the logits c and u, in float32."""
+    u = unconditional.float()
+    return u + (scale + 1) * (conditional.float() - u)
+
+
+def _hidden(original: object, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+    return hidden
+
+
+def _weight_at_hand(head: nn.Module) -> bool:
+    """Whether the head is its weight and nothing else, also outside of the model's forward."""
+    return type(head) in (nn.Linear, DeferredHead) and is_linear(head) and not hooks_of(head)

@@ -1,0 +1,191 @@
+"""The loss of masked tokens, computed inside the model's own LM head: logits of other positions are never computed.
+
+The head's forward is replaced while the model runs: it selects the rows that carry loss, computes the loss on them and
+returns it instead of logits. Inside the head's forward FSDP and ZeRO have gathered its weights and autocast applies,
+and the loss leaves through the model's own output, as DDP and FSDP expect of a tensor that is differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dllm.fast.deferred import no_deferral
+from dllm.fast.head.interception import replaced_forward
+from dllm.fast.head.tap import output_head
+from dllm.fast.head.use import find_head_use
+from dllm.fast.model import logits_of, unwrapped
+from dllm_kernels import linear_cross_entropy, masked_cross_entropy
+
+# Tokens of the forward in which a head is traced.
+_EXAMPLE = 16
+
+
+class MaskedLoss(NamedTuple):
+    """What :func:`masked_loss` returns.
+
+    loss: float32, one number: sum over rows of row_weight x nll, undivided. Differentiable.
+    nll: float32 [N], -log softmax(logits)[target] of each row, nats. Not differentiable.
+    """
+
+    loss: Tensor
+    nll: Tensor
+
+
+def masked_loss(
+    model: nn.Module, inputs: Mapping[str, object], *, rows: Tensor, targets: Tensor, row_weight: Tensor
+) -> MaskedLoss:
+    r"""Weighted cross-entropy of chosen positions of a masked language model, logits of no other position computed.
+
+    .. math::
+        loss = \sum_r weight_r \, (-\log \mathrm{softmax}(l_{rows_r})_{targets_r})
+
+    with l the model's logits [B, L, V] seen as [B L, V]. The sum is not divided by anything: normalisers belong
+    into the weights. With no rows the loss is 0 and so are all gradients. The first call of a head runs the model once
+    more, on a few tokens, to find how its logits are computed:
+
+    - the head is an nn.Linear and its output is the logits: the loss is computed from the head's input and weight;
+    - the head is another module that treats every row independently (LoRA), or accelerate moves its weights: the head
+      is called on the rows;
+    - the model computes with its head's output (softcap, scale, a second bias: whatever their values are), rows depend
+      on each other, or someone's hook watches the head: all logits are computed and rows of them are taken. Correct,
+      slower, and logged. The same holds where a gradient checkpoint includes the head.
+
+    Args:
+        model: a module with `get_output_embeddings()` whose output has `.logits`; or one wrapped by DDP, FSDP2,
+            torch.compile or peft; or by DeepSpeed, whose hooks run around the head's forward as FSDP's do (untried).
+        inputs: what the model is called with; `input_ids` int64 [B, L] among them, `labels` not.
+        rows: int64 [N], positions b L + p, in any order; a position may occur twice.
+        targets: int64 [N], the token that belongs there.
+        row_weight: float32 [N].
+
+    Returns:
+        :class:`MaskedLoss`.
+
+    Raises:
+        ValueError: `labels` among the inputs, tensors of different length, or a model without output embeddings.
+        RuntimeError: the model did not hand out what its head returned.
+
+    Source: the objective of MDLM (arXiv:2406.07524) and LLaDA (arXiv:2502.09992).
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> tiny = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=50)
+        >>> model = BertForMaskedLM(BertConfig(**tiny))
+        >>> rows, targets = torch.tensor([1, 4]), torch.tensor([7, 9])
+        >>> result = masked_loss(
+        ...     model, {"input_ids": torch.full((2, 3), 5)}, rows=rows, targets=targets, row_weight=torch.ones(2)
+        ... )
+        >>> result.loss.backward()
+        >>> result.nll.shape
+        torch.Size([2])
+    """
+    check_arguments(inputs, rows, targets, row_weight)
+    head = output_head(unwrapped(model))
+    kind = find_head_use(model, head, _first_tokens(inputs)).kind
+    head_loss = _HeadLoss(head, kind, rows, targets, row_weight)
+    with no_deferral():
+        if kind == "logits":
+            return head_loss.of_logits(logits_of(model(**inputs)))
+        with replaced_forward(head, head_loss.run):
+            output = logits_of(model(**inputs))
+    if head_loss.checkpointed:
+        return head_loss.of_logits(output)
+    if head_loss.loss is None or output.numel() != 1:
+        raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
+    return MaskedLoss(_LossFromHead.apply(output.reshape(()), head_loss.loss), head_loss.nll)
+
+
+def check_arguments(inputs: Mapping[str, object], rows: Tensor, targets: Tensor, row_weight: Tensor) -> None:
+    """Check the arguments of :func:`masked_loss` before anything runs.
+
+    Raises:
+        ValueError: `labels` among the inputs, or tensors of different length.
+    """
+    if "labels" in inputs:
+        raise ValueError("inputs must not hold labels: the model would compute a loss of its own from them")
+    if not rows.shape == targets.shape == row_weight.shape or rows.dim() != 1:
+        shapes = [list(tensor.shape) for tensor in (rows, targets, row_weight)]
+        raise ValueError(f"rows, targets and row_weight must have one shape [N], got {shapes}")
+
+
+def _from_hidden(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor, row_weight: Tensor
+) -> MaskedLoss:
+    """The loss of rows of hidden states [N, H] under a linear head."""
+    loss, nll = linear_cross_entropy(hidden, weight, targets, row_weight, bias=bias, rows=rows)
+    return MaskedLoss(loss, nll.detach())
+
+
+def _from_logits(logits: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedLoss:
+    """The loss of given rows of logits [N, V]."""
+    loss, nll = masked_cross_entropy(logits, targets, row_weight)
+    return MaskedLoss(loss, nll.detach())
+
+
+@dataclass(slots=True)
+class _HeadLoss:
+    """The loss of one forward: what the head is to compute, and the result, for which the model's output has no place
+    or no precision."""
+
+    head: nn.Module
+    kind: str
+    rows: Tensor
+    targets: Tensor
+    row_weight: Tensor
+    loss: Tensor | None = None
+    nll: Tensor | None = None
+    recording: tuple[bool, object] = field(default_factory=lambda: _autograd_state())
+    checkpointed: bool = False
+
+    def run(self, original: Callable[..., Tensor], hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The forward of the head, which returns its loss, [1, 1, 1], in the place of logits."""
+        if _autograd_state() != self.recording:  # a checkpoint, which runs the head again later
+            self.checkpointed = True
+            return original(hidden, *args, **kwargs)
+        hidden = hidden.flatten(0, -2)
+        if self.kind == "linear":
+            given = self.rows, self.targets, self.row_weight
+            loss, nll = _from_hidden(hidden, self.head.weight, self.head.bias, *given)
+        else:
+            logits = original(hidden.index_select(0, self.rows), *args, **kwargs)
+            loss, nll = _from_logits(logits, self.targets, self.row_weight)
+        self.loss, self.nll = loss.detach(), nll
+        return loss.view(1, 1, 1).clone()  # FSDP warns of views
+
+    def of_logits(self, logits: Tensor) -> MaskedLoss:
+        """The loss from all logits [B, L, V]."""
+        return _from_logits(logits.flatten(0, -2).index_select(0, self.rows), self.targets, self.row_weight)
+
+
+class _LossFromHead(torch.autograd.Function):
+    """The loss in the precision in which the head computed it, differentiated through the model's output: DDP and FSDP
+    wait for that one in the backward, and FSDP rounds it to the precision of its policy, often bfloat16."""
+
+    @staticmethod
+    def forward(ctx: object, output: Tensor, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _autograd_state() -> tuple[bool, object]:
+    """Whether gradients are recorded, and the pack hook of the innermost gradient checkpoint, None outside of one."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    of_checkpoint = hooks and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
+    return torch.is_grad_enabled(), hooks[0] if of_checkpoint else None
+
+
+def _first_tokens(inputs: Mapping[str, object]) -> dict[str, Tensor]:
+    """The beginning of the first row, for the forward in which the head is traced."""
+    beginning = {"input_ids": inputs["input_ids"][:1, :_EXAMPLE]}
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        beginning["attention_mask"] = mask[:1, :_EXAMPLE]
+    return beginning
