@@ -19,8 +19,8 @@ help: ## this list
 setup: ## make .venv with everything (quick when nothing has changed)
 	@bash scripts/setup.sh
 
-demo: setup ## the main job on a real model and real text: live denoising, a short benchmark, table and plot
-	$(RUN) -m dllm.demo $(ARGS)
+demo: setup ## the bundled model answers live; accuracy against tokens per step; a short benchmark with table and plot
+	$(RUN) -m benchmarks.demo $(ARGS)
 
 lint: setup ## style, format and import contracts
 	$(RUN) -m ruff check .

@@ -1,5 +1,4 @@
-"""Measurements: the sampling loop and the training step end to end, the kernels alone, and the tables and plots made
-from their rows.
+"""Benchmarks: whole sampling loops and training steps, single kernels, accuracy, and the tables and plots of results.
 
-Every number in the README comes from a row in ``benchmarks/results`` that one of these programs wrote.
+Every number in README.md and docs/ comes from a JSON row in ``benchmarks/results`` that one of these programs wrote.
 """

@@ -1,11 +1,10 @@
-"""Block caches against computing everything anew, on a Llama shape of random weights, in one interleaved run.
+"""Sampling with block caches of keys and values against sampling without, on a Llama shape with random weights.
 
     python benchmarks/cached_decoding.py
 
-Four calls that differ in pairs by the cache alone: BD3LM with its exact cache and recomputed (the same tokens), and
-Fast-dLLM's schedule with the dual cache and on the full canvas. Steps are timed one by one, those that begin a block
-apart from the others. A table goes to stdout, a JSON row to the results folder, and the last line of stdout is one
-JSON object.
+It compares two pairs of loops: BD3LM with and without its exact cache (the same tokens), and Fast-dLLM's schedule with
+the dual cache and on the full canvas. Runs are interleaved. Every step is timed; steps that begin a block are reported
+separately. Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results folder.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
@@ -37,7 +36,7 @@ PAIRS = {"bd3lm cached": "bd3lm recomputed", "dual cache": "full canvas"}
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--model", choices=list(models.PRESETS), help="a known shape, in place of the next four")
+    parser.add_argument("--model", choices=list(models.PRESETS), help="a preset instead of the four sizes below")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
@@ -47,11 +46,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=448)
     parser.add_argument("--block", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=112, help="denoising steps in all")
+    parser.add_argument("--steps", type=int, default=112, help="denoising steps of all blocks together")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--budget", type=float, default=None, metavar="SECONDS", help="start no further round after so long"
-    )
+    parser.add_argument("--budget", type=float, default=None, metavar="SECONDS", help="start no round after this time")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
@@ -59,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def build(options: argparse.Namespace) -> nn.Module:
-    """The model, with weights from seed 0."""
+    """The bidirectional model, with weights from seed 0."""
     if options.model:
         return bidirectional(models.load(options.model, DTYPES[options.dtype], torch.device(options.device)).model)
     import transformers
@@ -78,7 +75,7 @@ def build(options: argparse.Namespace) -> nn.Module:
 
 
 class Loop:
-    """One way to decode; calling it runs it once and returns its seconds."""
+    """A sampling loop; a call runs it once and returns its seconds."""
 
     def __init__(self, sampler: samplers.BaseSampler, prompts: torch.Tensor, **settings: object):
         self.sampler, self.prompts, self.settings = sampler, prompts, settings
@@ -100,12 +97,12 @@ class Loop:
         return time.perf_counter() - began
 
     def warm_up(self) -> None:
-        """A call that does not count: the first on a GPU compiles kernels and loads libraries."""
+        """Run once without counting: the first run on a GPU compiles kernels and loads libraries."""
         self()
         self.first, self.others = [], []
 
     def result(self, name: str, seconds: list[float]) -> dict[str, object]:
-        """What the row says of it, after its runs."""
+        """The loop's entry in the row."""
         return {
             "loop": name,
             "call_seconds": timing.summary(seconds),
@@ -118,11 +115,11 @@ class Loop:
 
 
 def loops(options: argparse.Namespace, model: nn.Module) -> dict[str, Loop]:
-    """The four calls, by name."""
+    """The four loops, by name."""
     tokenizer = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=EOS_ID)
     prompts = torch.randint(5, options.vocab, (options.batch, options.prompt)).to(options.device)
     common = dict(max_new_tokens=options.new, block_size=options.block, steps=options.steps)
-    # the mask token is never proposed: with random weights it would be as likely as any, and leave holes
+    # random weights would propose the mask token as often as any other, and leave positions masked
     common |= dict(suppress_tokens=[MASK_ID])
     exact = dict(stop_at_eos=False, **common)
     fast = dict(threshold=None, **common)
@@ -166,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     shape = options.model or f"{options.layers}x{options.hidden}"
     title = f"{shape}, {options.dtype}, batch {options.batch}, "
     title += f"{options.prompt} + {options.new} tokens, blocks of {options.block}, {options.steps} steps"
-    notes = [f"BD3LM's two loops agree on {row['same_tokens']:.2%} of the canvas"]
+    notes = [f"BD3LM's two loops give the same token at {row['same_tokens']:.2%} of the positions"]
     report.print_table(title, COLUMNS, [cells(result) for result in row["results"]], notes)
     path = report.write_row(row, options.out, f"{shape}-{options.dtype}-b{options.batch}")
     report.print_last_line({"row": str(path), "results": row["results"], "same_tokens": row["same_tokens"]})

@@ -1,11 +1,11 @@
-"""The baseline: the sampling loop as the model cards of masked-diffusion language models print it.
+"""The baseline: the sampling loop that model cards of masked-diffusion language models print.
 
-Each step runs the model with its head on the whole canvas, adds float64 Gumbel noise to every logit, takes argmax,
-softmax and gather over all positions, and transfers the surest proposals in a Python loop over the rows with one
-``topk`` each. It is written plainly and is not tuned: it is what a user of a model card runs today.
+Each step runs the model and its head on the whole canvas, adds float64 Gumbel noise to every logit, takes argmax,
+softmax and gather over all positions, and commits the proposals of highest confidence in a Python loop over the rows
+with one ``topk`` each. It is not tuned: it is what a user of a model card runs.
 
-`noise` swaps the random numbers: :class:`TorchNoise` draws them as the cards do; :class:`PhiloxNoise` draws those of
-``dllm_kernels.philox``, so that a run of ``dllm.fast.generate`` at any temperature can be checked token for token.
+`noise` is the source of random numbers: :class:`TorchNoise` draws as the cards do, :class:`PhiloxNoise` from
+``dllm_kernels.philox``, so that ``dllm.fast.generate`` can be checked token for token at any temperature.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ REMASKING = {"low_confidence": "low_confidence", "confidence": "low_confidence",
 
 
 class Noise(Protocol):
-    """Where a loop's random numbers come from."""
+    """The source of a loop's random numbers."""
 
     def choose(self, logits: Tensor, temperature: float, masked: Tensor, step: int) -> Tensor:
         """A token for each `masked` position, drawn from softmax(logits / temperature); the argmax at temperature 0."""
 
     def draw(self, logits: Tensor, masked: Tensor, step: int) -> Tensor:
-        """Tokens [N] from softmax(logits), logits [N, V] of the N positions that are `masked`, in order."""
+        """Tokens [N] drawn from softmax(logits); logits [N, V] are those of the N `masked` positions, in order."""
 
     def random_confidence(self, masked: Tensor, step: int) -> Tensor:
         """A uniform number in (0, 1) for each position."""
 
     def place(self, masked: Tensor, step: int) -> Tensor:
-        """Gumbel noise for each position: the k largest of c + noise are k draws from softmax(c), none twice."""
+        """Gumbel noise for each position: the k largest c + noise are k draws from softmax(c) without replacement."""
 
     def beginning_at(self, column: int) -> Noise:
-        """The same for a canvas of which only the columns from `column` on are handed in."""
+        """The same noise for calls that hand in only the columns of the canvas from `column` on."""
 
 
 class TorchNoise:
-    """Torch's generator. `choose` adds float64 Gumbel noise at every position, argmax of exp(l) / (-ln u)^T; `draw` is
-    a multinomial draw from the softmax."""
+    """Noise of torch's generator.
+
+    `choose` is the argmax of exp(l) / (-ln u)^T in float64 at every position, `draw` a multinomial draw.
+    """
 
     def choose(self, logits: Tensor, temperature: float, masked: Tensor, step: int) -> Tensor:
         if temperature == 0:
@@ -63,12 +65,12 @@ class TorchNoise:
 
 
 class PhiloxNoise:
-    """The stream of ``dllm_kernels.philox``; only positions that can be committed are drawn.
+    """Noise of ``dllm_kernels.philox``, drawn only for positions that can be committed.
 
     Args:
-        seeds: of the rows.
-        padding: columns of padding on each row's left; a position is counted from the row's own first token.
-        rows_at_once: rows of noise that exist at once.
+        seeds: one for each row.
+        padding: columns of padding on the left of each row; positions are counted from a row's first token.
+        rows_at_once: rows of noise computed at a time.
     """
 
     def __init__(self, seeds: list[int], padding: list[int] | None = None, rows_at_once: int = 32):
@@ -112,7 +114,7 @@ class PhiloxNoise:
         return PhiloxNoise(self.seeds.tolist(), padding, self.rows_at_once)
 
     def _places(self, masked: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The address of every position's random number: seeds [B, 1], positions [B, L], step []."""
+        """Seeds [B, 1], positions [B, L] and step [] of every position's random number."""
         seeds, padding = (numbers.to(masked.device)[:, None] for numbers in (self.seeds, self.padding))
         positions = torch.arange(masked.shape[1], device=masked.device) - padding
         return seeds, positions, torch.tensor(step, device=masked.device)
@@ -133,7 +135,7 @@ def generate(
     noise: Noise | None = None,
     mark: Callable[[str], None] = lambda part: None,
 ) -> Tensor:
-    """Complete `prompt` by the model card's loop.
+    """Complete `prompt` with the model card's loop.
 
     Args:
         model: called as ``model(canvas).logits``, [B, L, V].
@@ -141,8 +143,8 @@ def generate(
         steps, gen_length, block_length, temperature, cfg_scale, remasking: as on the model card; `remasking` is
             "low_confidence" (or "confidence") or "random".
         mask_id: the mask token.
-        noise: where random numbers come from; None means :class:`TorchNoise`.
-        mark: called with "head" after the forward and the choice of tokens, and with "transfer" after the transfer.
+        noise: the source of random numbers; None: :class:`TorchNoise`.
+        mark: called with "head" after the forward pass and the choice of tokens, with "transfer" after the commit.
 
     Returns:
         int64 [B, P + gen_length].
@@ -189,9 +191,9 @@ def guided_logits(
     cfg_scale: float,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """Logits of the whole canvas; with guidance u + (s + 1)(c - u), u from a canvas whose given tokens are masked.
+    """Logits of the whole canvas; with guidance u + (s + 1)(c - u), where u comes from a canvas with its prompt masked.
 
-    `attention_mask` [B, L] is handed to the model where it is given; None says that nothing is padded.
+    `attention_mask`: [B, L], passed to the model; None: no row is padded.
     """
     padding = {} if attention_mask is None else {"attention_mask": attention_mask}
     if cfg_scale == 0:
@@ -208,7 +210,7 @@ def token_probability(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def transfer_counts(masked: Tensor, steps: int) -> Tensor:
-    """How many tokens each step commits in each row, [B, steps]: the masks shared out evenly, the first steps one more.
+    """Tokens that each step commits in each row, [B, steps]: the masks divided evenly, the first steps get one more.
 
     Example:
         >>> transfer_counts(torch.ones(1, 10, dtype=torch.bool), 4)
@@ -219,9 +221,9 @@ def transfer_counts(masked: Tensor, steps: int) -> Tensor:
 
 
 def transfer(canvas: Tensor, proposals: Tensor, confidence: Tensor, counts: Tensor) -> None:
-    """Each row takes its `counts` surest proposals into its canvas."""
+    """Commit in each row of `canvas` the `counts` proposals of highest confidence."""
     chosen = torch.zeros_like(canvas, dtype=torch.bool)
     for row in range(len(canvas)):
-        _, surest = torch.topk(confidence[row], k=counts[row])
-        chosen[row, surest] = True
+        _, highest = torch.topk(confidence[row], k=counts[row])
+        chosen[row, highest] = True
     canvas[chosen] = proposals[chosen]

@@ -1,15 +1,15 @@
-"""`linear_cross_entropy` against the ways there are, forward and backward on a CPU, in one interleaved run.
+"""`linear_cross_entropy` against other ways to compute head and loss on a CPU, forward and backward, interleaved.
 
     python benchmarks/cpu_cross_entropy.py
 
-512 masked of 1024 rows in MiniLM's and ModernBERT-base's head, float32 and bfloat16, with a bias and row weights 1/t:
-    full      the head on every row and F.cross_entropy on [B, V, L], as dLLM trains
+512 masked of 1024 rows, heads of MiniLM and ModernBERT-base, float32 and bfloat16, with a bias and row weights 1/t:
+    full      the head on every row and F.cross_entropy on [B, V, L], as in dLLM
     gathered  the head on the masked rows, then F.cross_entropy
-    torch     F.linear_cross_entropy in chunks on the masked rows, where this torch has it; it knows no row weights
+    torch     F.linear_cross_entropy in chunks on the masked rows, in versions of torch that have it; no row weights
     ours      linear_cross_entropy on all rows and their weights
-Memory is the peak of resident memory in a call of its own, beyond its arguments and the gradients that exist by then:
-`torch` and `ours` form them in the forward, the others in the backward. A table goes to stdout, a JSON row to the
-results folder, and the last line of stdout is one JSON object.
+Memory is the peak of resident memory in a separate call, beyond its arguments and the gradients that exist by then:
+`torch` and `ours` form gradients in the forward, the others in the backward. Output: a table and, as the last line, one
+JSON object on stdout; a JSON row in the results folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
@@ -40,14 +40,14 @@ COLUMNS = ("head", "program", "ms", "ours is", "peak above gradients, MB", "ours
 
 
 class Batch(NamedTuple):
-    """What a loss is given: hidden [N, H], head weight [V, H] and bias [V], and for each row target and weight [N]."""
+    """Inputs of a loss: hidden [N, H], head weight [V, H] and bias [V], targets [N] and row weights [N]."""
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor
     targets: Tensor
     row_weight: Tensor
-    masked: Tensor  # int64, the rows with a weight
+    masked: Tensor  # int64, rows with a nonzero weight
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--masked", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=4, help="sequences that the rows belong to")
+    parser.add_argument("--batch", type=int, default=4, help="sequences that the rows are divided into")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
@@ -72,7 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def make_batch(options: argparse.Namespace, head: str, dtype: torch.dtype) -> Batch:
-    """Hidden states and a head whose logits have a standard deviation of about 3; every row its own weight."""
+    """Hidden states and a head whose logits have a standard deviation of about 3, and row weights, all different."""
     width, vocab = HEADS[head]
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(options.rows, width, generator=draw).to(dtype)
@@ -86,21 +86,21 @@ def make_batch(options: argparse.Namespace, head: str, dtype: torch.dtype) -> Ba
 
 
 def full(batch: Batch, sequences: int) -> Tensor:
-    """dLLM's: logits and loss of every position, multiplied by weight and mask afterwards."""
+    """As in dLLM: logits and loss of every position, then multiplied by weight and mask."""
     logits = F.linear(batch.hidden.view(sequences, -1, batch.hidden.shape[1]), batch.weight, batch.bias)
     nll = F.cross_entropy(logits.transpose(1, 2), batch.targets.view(sequences, -1), reduction="none")
     return (nll * batch.row_weight.view(sequences, -1)).sum()
 
 
 def gathered(batch: Batch) -> Tensor:
-    """The masked rows only, by torch's own operations."""
+    """Plain PyTorch on the masked rows only."""
     logits = F.linear(batch.hidden[batch.masked], batch.weight, batch.bias)
     nll = F.cross_entropy(logits, batch.targets[batch.masked], reduction="none")
     return (nll * batch.row_weight[batch.masked]).sum()
 
 
 def by_torch(batch: Batch) -> Tensor:
-    """F.linear_cross_entropy, all masked rows with the same weight."""
+    """F.linear_cross_entropy, with the same weight for all masked rows."""
     return F.linear_cross_entropy(
         batch.hidden[batch.masked],
         batch.weight,
@@ -112,14 +112,14 @@ def by_torch(batch: Batch) -> Tensor:
 
 
 def ours(batch: Batch) -> Tensor:
-    """All rows and their weights; the library finds the masked ones."""
+    """`linear_cross_entropy` on all rows; it skips those of weight 0 itself."""
     from dllm_kernels import linear_cross_entropy
 
     return linear_cross_entropy(batch.hidden, batch.weight, batch.targets, batch.row_weight, bias=batch.bias).loss
 
 
 def programs(options: argparse.Namespace) -> dict[str, Callable[[Batch], Tensor]]:
-    """Every way that this torch offers."""
+    """The programs that this version of torch has, by name."""
     found = {"full": functools.partial(full, sequences=options.batch), "gathered": gathered}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         found["torch"] = by_torch
@@ -127,7 +127,7 @@ def programs(options: argparse.Namespace) -> dict[str, Callable[[Batch], Tensor]
 
 
 def peak_above_gradients(name: str, program: Callable[[Batch], Tensor], batch: Batch) -> int | None:
-    """Bytes beyond the arguments, and beyond the gradients once they exist."""
+    """Peak bytes of forward and backward beyond the arguments, and beyond the gradients once they exist."""
     for _ in range(2):  # libraries keep what they allocate in their first calls
         step(program, batch)
     gradients = sum(leaf.grad.nbytes for leaf in batch.leaves)
@@ -145,7 +145,7 @@ def peak_above_gradients(name: str, program: Callable[[Batch], Tensor], batch: B
 
 
 def step(program: Callable[[Batch], Tensor], batch: Batch) -> None:
-    """Forward and backward, into fresh gradients."""
+    """Forward and backward, into new gradients."""
     for leaf in batch.leaves:
         leaf.grad = None
     program(batch).backward()
@@ -154,7 +154,7 @@ def step(program: Callable[[Batch], Tensor], batch: Batch) -> None:
 def measure(
     options: argparse.Namespace, head: str, dtype: str, begin: Callable[[str], None]
 ) -> list[dict[str, object]]:
-    """One result for each program on one head and dtype; the programs take turns."""
+    """The result of each program on one head and dtype; runs are interleaved."""
     batch = make_batch(options, head, DTYPES[dtype])
     calls: dict[str, Callable[[], float]] = {}
     peaks: dict[str, int | None] = {}

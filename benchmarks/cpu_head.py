@@ -1,11 +1,11 @@
-"""`linear_gumbel_argmax` against the head's product and `gumbel_argmax` on a CPU, in one interleaved run.
+"""`linear_gumbel_argmax` against the head's product followed by `gumbel_argmax`, on a CPU, interleaved.
 
     python benchmarks/cpu_head.py
 
 1, 16, 64 and 512 rows, heads of ModernBERT-base and MiniLM, float32 and bfloat16, temperature 1. Two programs store the
-logits of all rows: one multiplies by F.linear, the other by the fastest library at hand (oneDNN's product in float32).
-Memory is the peak of resident memory in calls of their own, beyond the arguments. A table goes to stdout, a JSON row to
-the results folder, and the last line of stdout is one JSON object.
+logits of all rows: one multiplies by F.linear, the other with the fastest library available (oneDNN in float32). Memory
+is the peak of resident memory in separate calls, beyond the arguments. Output: a table and, as the last line, one JSON
+object on stdout; a JSON row in the results folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
@@ -46,7 +46,7 @@ COLUMNS = (
 
 
 class Case(NamedTuple):
-    """hidden [R, H], weight [V, H], bias [V] and the noise of the rows."""
+    """Inputs: hidden [R, H], weight [V, H], bias [V] and the arguments of the noise."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
@@ -68,7 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def make_case(head: str, rows: int, dtype: torch.dtype, temperature: float) -> Case:
-    """Logits with a standard deviation of about 3."""
+    """Inputs whose logits have a standard deviation of about 3."""
     width, vocab = HEADS[head]
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, width, generator=draw).to(dtype)
@@ -78,14 +78,14 @@ def make_case(head: str, rows: int, dtype: torch.dtype, temperature: float) -> C
 
 
 def eager(case: Case) -> object:
-    """What one would write: F.linear, then one pass over its result."""
+    """F.linear, then `gumbel_argmax` on its result."""
     from dllm_kernels import gumbel_argmax
 
     return gumbel_argmax(F.linear(case.hidden, case.weight, case.bias), **case.noise)
 
 
 def stored(case: Case) -> object:
-    """The library's product of all rows with the whole head, then one pass over its result."""
+    """The product by the fastest library, then `gumbel_argmax` on its result."""
     from dllm_kernels import gumbel_argmax
     from dllm_kernels._linear import by_library
 
@@ -93,7 +93,7 @@ def stored(case: Case) -> object:
 
 
 def ours(case: Case) -> object:
-    """Logits of a few rows and tokens at a time."""
+    """`linear_gumbel_argmax`, which holds logits of a few rows and tokens at a time."""
     from dllm_kernels import linear_gumbel_argmax
 
     return linear_gumbel_argmax(case.hidden, case.weight, case.bias, **case.noise)
@@ -103,7 +103,7 @@ PROGRAMS: dict[str, Callable[[Case], object]] = {"eager": eager, "stored": store
 
 
 def peak_bytes(program: Callable[[Case], object], case: Case) -> int | None:
-    """Bytes beyond the arguments: the median of three calls, since pages of an allocator come and go."""
+    """Peak bytes beyond the arguments: the median of three calls, since the allocator's own pages vary."""
     for _ in range(2):  # libraries keep what they allocate in their first calls
         program(case)
     found = []
@@ -117,7 +117,7 @@ def peak_bytes(program: Callable[[Case], object], case: Case) -> int | None:
 def measure(
     options: argparse.Namespace, head: str, rows: int, dtype: str, begin: Callable[[str], None]
 ) -> dict[str, object]:
-    """Time and memory of the programs, which take turns."""
+    """The result of one case: time and memory of each program; runs are interleaved."""
     case = make_case(head, rows, DTYPES[dtype], options.temperature)
     text = f"{head} {report.count(rows, 'row')} {dtype}"
     begin(f"{text}: memory")
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     with report.progress(total=2 * len(cases)) as begin:
         row["results"] = [measure(options, *case, begin) for case in cases]
     report.print_table(
-        "the head and the sampling of its logits: logits stored, and not",
+        "LM head and sampling, with and without stored logits",
         COLUMNS,
         [cells(result) for result in row["results"]],
     )

@@ -1,11 +1,12 @@
-"""`gumbel_argmax` against the eager chain of the model cards on a CPU, in one interleaved run.
+"""`gumbel_argmax` against the eager chain of the model cards, on a CPU, interleaved.
 
     python benchmarks/cpu_kernels.py
 
 64 rows of ModernBERT's vocabulary, float32 and bfloat16, temperature 0 and 1. The chain is float64 noise, argmax,
-softmax and gather (no noise at temperature 0); the kernel gives the same token law and probability, and margin, entropy
-and log-sum-exp besides. Every call gets the next of several inputs that together exceed the cache, so both read memory.
-A table goes to stdout, a JSON row to the results folder, and the last line of stdout is one JSON object.
+softmax and gather (no noise at temperature 0). The kernel draws from the same distribution and returns probability,
+margin, entropy and log-sum-exp. Every call gets the next of several inputs that together exceed the cache, so both
+programs read memory. Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results
+folder.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
@@ -48,13 +49,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def eager_chain(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """What a model card computes for each position: a token by float64 Gumbel noise, and its probability."""
+    """The model cards' chain for each position: a token by float64 Gumbel noise, and its probability."""
     tokens = card_loop.TorchNoise().choose(logits, temperature, masked=logits[:, 0] > -torch.inf, step=0)
     return tokens, card_loop.token_probability(logits, tokens)
 
 
 def kernel(logits: Tensor, temperature: float, impl: str) -> object:
-    """The same in one pass, by `gumbel_argmax`."""
+    """`gumbel_argmax`: the same in one pass."""
     from dllm_kernels import gumbel_argmax
 
     positions = torch.arange(len(logits))
@@ -62,7 +63,7 @@ def kernel(logits: Tensor, temperature: float, impl: str) -> object:
 
 
 def measure(options: argparse.Namespace, begin: Callable[[str], None]) -> list[dict[str, object]]:
-    """One result for each dtype and temperature; all of them, and both programs, take turns."""
+    """The result of each dtype and temperature; runs of all of them and of both programs are interleaved."""
     calls: dict[str, Callable[[], float]] = {}
     for dtype in options.dtype:
         inputs = itertools.cycle(cold_inputs(options.rows, options.vocab, DTYPES[dtype]))
@@ -103,7 +104,7 @@ def timed(program: Callable[[Tensor], object], inputs: itertools.cycle[Tensor], 
 
 
 def cold_inputs(rows: int, vocab: int, dtype: torch.dtype) -> list[Tensor]:
-    """Logits [rows, vocab], as many different ones as overflow the cache; the scale of a trained model's."""
+    """Different logits [rows, vocab] that together exceed the cache, at the scale of a trained model's."""
     generator = torch.Generator().manual_seed(0)
     copies = max(2, -(-CACHE_BYTES // (rows * vocab * dtype.itemsize)))
     first = (3 * torch.randn(rows, vocab, generator=generator)).to(dtype)

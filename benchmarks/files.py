@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: whoever is stopped while writing leaves none that cannot be read."""
+"""Atomic writes: a program that is stopped while it writes leaves no half-written file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write aside, under a name that nobody looks for, then rename."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(aside, path)
+    """Write `value` as JSON to a temporary name in the same folder, then rename it to `path`."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)

@@ -1,8 +1,9 @@
-"""Lines of the tables of kernel benchmarks: what a row shows of each case."""
+"""Tables of single operations, and of a machine's measured ceilings."""
 
 from __future__ import annotations
 
 from benchmarks import machine, report
+from benchmarks.markdown import megabytes
 
 KERNEL_HEAD = ("logits", "T", "machine", "eager chain, ms", "gumbel_argmax, ms", "speed-up", "of read speed", "command")
 HEAD_HEAD = (
@@ -67,7 +68,7 @@ def head_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def ceilings_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """What a machine was measured to do at most."""
+    """A line with the measured memory speed and product speed of a machine."""
     speeds = row["bytes_per_second"]
     return [
         [
@@ -80,10 +81,10 @@ def ceilings_lines(row: dict, commands: list[str]) -> list[list[str]]:
 
 
 def gpu_kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """One line, one case: ours beside its floor, what was predicted, and the other programs.
+    """A line for a case of an operation: dllm's time, its least and predicted time, and the other programs.
 
     Raises:
-        ValueError: ours was not measured.
+        ValueError: dllm's program was not measured.
     """
     results = row["providers"]
     if "seconds" not in results["ours"]:
@@ -107,13 +108,3 @@ def gpu_kernel_lines(row: dict, commands: list[str]) -> list[list[str]]:
             f"{commands.index(row['command']) + 1}",
         ]
     ]
-
-
-def megabytes(n_bytes: int | None) -> str:
-    """Bytes as a table shows them: two decimals below ten megabytes.
-
-    Example:
-        >>> megabytes(375_000_000), megabytes(460_000)
-        ('375', '0.46')
-    """
-    return "n/a" if n_bytes is None else f"{n_bytes / 1e6:.{0 if n_bytes >= 1e7 else 2}f}"

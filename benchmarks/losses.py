@@ -1,12 +1,11 @@
-"""The programs that `training_step` compares: one loss of masked diffusion, in the ways that people write it.
+"""The programs that `training_step` compares: the masked-diffusion loss as different codebases write it.
 
-    full     logits and cross-entropy of every position, multiplied by weight and mask afterwards, as dLLM trains
-    indexed  logits of every position, cross-entropy of the masked ones divided by p, as LLaDA trains
-    patched  the same lines as indexed, on a model that `dllm.fast.patch` has been told of
+    full     logits and cross-entropy of every position, then multiplied by weight and mask, as in dLLM
+    indexed  logits of every position, cross-entropy of the masked ones divided by p, as in LLaDA
+    patched  the same lines as indexed, on a model under `dllm.fast.patch`
     ours     `dllm.fast.training.loss.masked_loss`, as MDLMTrainer calls it: logits of the masked positions only
 
-All of them compute sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's own
-collator. Before anything is timed, each is held against float64.
+All compute the sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's collator.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from benchmarks.models import Loaded
 from dllm.core.schedulers import LinearAlphaScheduler
 from dllm.core.trainers.collator import CORRUPTION, MDLMCollator
 
-TRUTH_ROWS = 256  # rows whose logits exist in float64 at a time
+TRUTH_ROWS = 256  # rows of float64 logits computed at a time
 
 
 class Batch(NamedTuple):
-    """What a loss is given, masks already drawn: whole sequences [B, L], and the same for the N masked tokens alone."""
+    """Inputs of a loss, masks already drawn: whole sequences [B, L], and the N masked tokens as a list."""
 
     noisy: Tensor  # int64, x_t
     clean: Tensor  # int64, x_0
@@ -39,13 +38,15 @@ class Batch(NamedTuple):
     row_weight: Tensor  # float32 [N], w(t)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """The batch on another device."""
         return Batch(*(tensor.to(device) for tensor in self))
 
 
 class Program(NamedTuple):
-    """A way to compute the loss of a batch, the name of the program that it is to replace, if any, and what the model
-    is prepared with once, before its steps."""
+    """A way to compute the loss of a batch.
+
+    against: the program that it replaces; None for a baseline. prepared: a context for the model during its steps.
+    """
 
     loss: Callable[[nn.Module, Batch], Tensor]
     against: str | None = None
@@ -53,21 +54,21 @@ class Program(NamedTuple):
 
 
 def full(model: nn.Module, batch: Batch) -> Tensor:
-    """dLLM's way."""
+    """The loss as dLLM writes it."""
     logits = model(input_ids=batch.noisy).logits
     nll = F.cross_entropy(logits.transpose(1, 2), batch.clean, reduction="none")
     return (nll * batch.weight * batch.masked).sum() / batch.clean.numel()
 
 
 def indexed(model: nn.Module, batch: Batch) -> Tensor:
-    """LLaDA's way."""
+    """The loss as LLaDA writes it."""
     logits, masked = model(input_ids=batch.noisy).logits, batch.masked
     nll = F.cross_entropy(logits[masked], batch.clean[masked], reduction="none")
     return (nll / batch.p[masked]).sum() / batch.clean.numel()
 
 
 def ours(model: nn.Module, batch: Batch) -> Tensor:
-    """Only the masked rows meet the vocabulary, and their logits live inside one operation."""
+    """The loss of dllm: logits of the masked rows only, inside one operation."""
     from dllm.fast.training.loss import masked_loss
 
     row_weight = batch.row_weight * (1 / batch.clean.numel())
@@ -90,8 +91,10 @@ PROGRAMS = {
 
 
 def make_batches(loaded: Loaded, batch: int, length: int, count: int, seed: int) -> list[Batch]:
-    """`count` batches of random tokens. The times of a batch are spread evenly over (0, 1), so that about half of its
-    tokens are masked, as on average in training."""
+    """`count` batches of random tokens.
+
+    The times t of a batch are spread evenly over (0, 1), so about half of its tokens are masked, the mean of training.
+    """
     collate = MDLMCollator(
         base=lambda samples: {"input_ids": torch.stack(list(samples))},
         scheduler=LinearAlphaScheduler(),
@@ -106,13 +109,13 @@ def make_batches(loaded: Loaded, batch: int, length: int, count: int, seed: int)
     batches = []
     for _ in range(count):
         clean = torch.randint(loaded.vocab_size - 1, (batch, length), generator=draw)
-        clean += clean >= loaded.mask_id  # no mask token among them
+        clean += clean >= loaded.mask_id  # no clean token is the mask token
         batches.append(_laid_out(clean, collate(clean)).to(device))
     return batches
 
 
 def _laid_out(clean: Tensor, collated: dict) -> Batch:
-    """The collator's list of masked tokens, also written into whole sequences as the plain programs want them."""
+    """The collator's batch, with its list of masked tokens also written out as whole sequences."""
     rows, targets, row_weight = (collated[CORRUPTION][name] for name in ("rows", "targets", "weight"))
     weight = torch.zeros(clean.numel()).index_copy(0, rows, row_weight).view_as(clean)
     masked = weight > 0
@@ -121,7 +124,7 @@ def _laid_out(clean: Tensor, collated: dict) -> Batch:
 
 
 class Truth(NamedTuple):
-    """The loss that the model's last hidden states give in float64, and how far off a program may be."""
+    """The loss in float64 from the model's last hidden states, and the error allowed to a program."""
 
     loss: float
     tolerance: float
@@ -129,10 +132,10 @@ class Truth(NamedTuple):
 
 @torch.no_grad()
 def true_loss(model: nn.Module, batch: Batch) -> Truth:
-    """The loss of a batch in float64, from the input of the model's head rounded as the head's product rounds it.
+    """The loss of a batch in float64, from the input of the LM head, rounded to the dtype of the head's product.
 
-    The tolerance is twice the sum, over tokens, of what plain PyTorch is off by (under autocast where that is on), at
-    least two float32 ulp of the loss. Errors of either sign may cancel in a loss; here they do not.
+    The tolerance is twice the sum over tokens of the absolute error of plain PyTorch (under autocast where that is on),
+    and at least two float32 ulp of the loss. It is a sum of absolute errors because signed errors could cancel.
     """
     head, inputs = model.get_output_embeddings(), []
     hook = head.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
@@ -152,7 +155,7 @@ def true_loss(model: nn.Module, batch: Batch) -> Truth:
 
 
 def _nll(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """-log softmax(head(hidden))[targets], float64: of logits as plain PyTorch computes them, and of exact ones."""
+    """-log softmax(head(hidden))[targets] as float64: from the logits of plain PyTorch, and from float64 logits."""
     logits = head(hidden)
     plain = F.cross_entropy(logits, targets, reduction="none").double()
     operands = (hidden, head.weight, head.bias)

@@ -1,4 +1,4 @@
-"""The machine a row was measured on: what it is, which versions it ran, and how fast its memory really is."""
+"""The machine of a measurement: its hardware, versions of packages, and measured speeds of memory and products."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "triton", "transformers", "dllm")
 
 
 def describe(device: torch.device) -> dict[str, object]:
-    """What the measurement ran on: processor, cores, threads, memory, and the GPU where `device` is one."""
+    """Processor, cores, threads and free memory, and the GPU where `device` is one."""
     facts: dict[str, object] = {
         "device": device.type,
         "cpu": _cpu_name(),
@@ -40,12 +40,12 @@ def describe(device: torch.device) -> dict[str, object]:
 
 
 def short_name(facts: dict[str, object]) -> str:
-    """One line for tables: the GPU, or the processor with its threads."""
+    """A name for tables: the GPU, or the processor with its number of threads."""
     return str(facts["gpu"]) if "gpu" in facts else f"{facts['cpu']}, {facts['threads']} threads"
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide a measurement; None where one is not installed."""
+    """Versions of Python, CUDA and the packages that speed depends on; None where one is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for package in PACKAGES:
         try:
@@ -56,7 +56,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit measured, with "+changes" where the tree differs from it; None outside a git checkout."""
+    """The commit of this checkout, with "+changes" where the working tree differs; None outside a git checkout."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + (
@@ -67,7 +67,7 @@ def commit() -> str | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`; on the CPU also bounded by the control group."""
+    """Bytes that can still be allocated on `device`; on a CPU also bounded by the control group."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -86,9 +86,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def bandwidth(device: torch.device, repeats: int = 5, n_bytes: int | None = None) -> dict[str, float]:
-    """Measured memory speed, bytes per second: the best of three reductions for "read", a copy for "copy".
+    """Measured memory speed in bytes per second: "read", the best of three reductions, and "copy".
 
-    The buffer (`n_bytes`) is far larger than the last-level cache. A copy counts the bytes read and those written.
+    The buffer (`n_bytes`) is far larger than the last-level cache. A copy counts bytes read and bytes written.
     """
     n_bytes = n_bytes or (2**29 if device.type == "cpu" else 2**31)
     source = torch.ones(n_bytes // 4, dtype=torch.float32, device=device)
@@ -100,7 +100,7 @@ def bandwidth(device: torch.device, repeats: int = 5, n_bytes: int | None = None
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Measured FLOP/s of a square matrix product in `dtype`, of a size that fills the machine."""
+    """Measured FLOP/s of a square matrix product in `dtype`."""
     size = size or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / timing.median_seconds(lambda: a @ b, device)
@@ -116,11 +116,12 @@ def _cpu_name() -> str:
 
 
 def _bfloat16_instructions() -> list[str]:
-    """Instructions of this processor that multiply bfloat16; without any, bfloat16 is slower than float32."""
+    """This processor's instructions for bfloat16 products; without any, bfloat16 is slower than float32."""
     return [flag for flag in ("avx512_bf16", "amx_bf16") if flag in (_cpuinfo("flags") or "").split()]
 
 
 def _cpuinfo(key: str) -> str | None:
+    """The first value of a field of /proc/cpuinfo."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)

@@ -1,4 +1,4 @@
-"""Measuring one case: first runs, interleaved counted runs, one run taken apart, and the comparison of the tokens."""
+"""Measurement of one case: first runs, interleaved counted runs, runs split into parts, comparison of the tokens."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def measure(
 
     Args:
         prompt: int64 [B, P]; None draws random tokens.
-        check_noise: where random numbers are drawn, compare tokens with the authors' loop on our random stream.
-        deadline: a value of ``time.monotonic()`` after which no further round starts.
+        check_noise: above temperature 0, compare tokens with the authors' loop on dllm's random stream.
+        deadline: no further round starts after it, a value of ``time.monotonic()``.
 
     Returns:
-        For each provider its numbers, or {"error": why}.
+        The numbers of each provider, or {"error": reason}.
     """
     prompt = random_prompt(loaded, case) if prompt is None else prompt
     results: dict[str, Result] = {}
     ready: dict[str, Provider] = {}
     canvases: dict[str, Tensor] = {}
     judging: dict[str, Result] = {}
-    apart = max(1, repeats // 2)
-    with report.progress(total=len(names) * (1 + repeats + apart) + check_noise) as begin:
+    split_runs = max(1, repeats // 2)
+    with report.progress(total=len(names) * (1 + repeats + split_runs) + check_noise) as begin:
         for name in names:
             begin(f"{case.title}: first run of {name}")
             with failures_in(results, name):
@@ -61,16 +61,16 @@ def measure(
         for name, seconds in timing.interleave(calls, repeats, deadline).items():
             results[name] |= rates(seconds, canvases[name], loaded, case)
         splits: dict[str, list[Split]] = {name: [] for name in ready}
-        for _ in timing.rounds(apart, deadline):
+        for _ in timing.rounds(split_runs, deadline):
             for name, provider in ready.items():
-                begin(f"{case.title}: {name} taken apart")
+                begin(f"{case.title}: parts of {name}")
                 with failures_in(results, name), timing.PeakMemory(prompt.device) as memory:
                     splits[name].append(provider.split())
                 results[name] = {"peak_bytes": memory.bytes, "peak_how": memory.how} | results[name]
         for name, runs in splits.items():
-            results[name] |= taken_apart(runs, results[name])
+            results[name] |= split_rates(runs, results[name])
         if check_noise and not case.deterministic:
-            begin(f"{case.title}: the authors' loop on our noise")
+            begin(f"{case.title}: the authors' loop on dllm's noise")
             with failures_in(judging, "judge"):
                 canvases["judge"] = providers.philox_check(loaded, case, prompt)
     compare(results, canvases, case, why_not=judging.get("judge", {}).get("error"))
@@ -79,7 +79,7 @@ def measure(
 
 @contextlib.contextmanager
 def failures_in(results: dict[str, Result], name: str) -> Iterator[None]:
-    """Whatever a provider raises becomes the reason in its row; the others go on."""
+    """Turn an exception inside the `with` block into the "error" of result `name`, so that other programs go on."""
     try:
         yield
     except Exception as error:
@@ -88,11 +88,12 @@ def failures_in(results: dict[str, Result], name: str) -> Iterator[None]:
 
 
 def first_run(name: str, loaded: models.Loaded, case: Case, prompt: Tensor) -> tuple[Provider, Result]:
-    """Build a provider and let it compile, capture and fill its caches: a whole run on a GPU, else a step a block."""
+    """Build a provider and run it once, to compile and capture: a whole run on a GPU, one step per block on a CPU."""
     with timing.PeakMemory(prompt.device) as memory:
         start = time.perf_counter()
         provider = providers.build(name, loaded, case, prompt)
-        provider.complete(case.steps if prompt.device.type == "cuda" else case.blocks)  # rules count no steps
+        steps = case.steps if prompt.device.type == "cuda" else case.blocks
+        provider.complete(steps)  # of no effect on samplers without a number of steps
         timing.synchronize(prompt.device)
         seconds = time.perf_counter() - start
     captured = {"peak_bytes": memory.bytes, "peak_how": memory.how} if provider.captures else {}
@@ -112,7 +113,7 @@ def rates(seconds: list[float], canvas: Tensor, loaded: models.Loaded, case: Cas
 
 
 def useful_tokens(answers: Tensor, eos_id: int | None) -> int:
-    """Tokens up to the first end-of-text of each row, that one included; all of them where nothing ends an answer.
+    """Tokens up to and including the first EOS of each row; all tokens where `eos_id` is None.
 
     Example:
         >>> useful_tokens(torch.tensor([[5, 2, 6], [5, 6, 7]]), eos_id=2)
@@ -124,9 +125,11 @@ def useful_tokens(answers: Tensor, eos_id: int | None) -> int:
     return int((ends.cumsum(dim=1) - ends.long() == 0).sum())
 
 
-def taken_apart(runs: list[Split], result: Result) -> Result:
-    """Forward passes of a run, tokens per forward pass of a row, and median milliseconds per step, one forward pass, in
-    all and of each part; None where a provider cannot tell it. `result` holds what the counted runs took."""
+def split_rates(runs: list[Split], result: Result) -> Result:
+    """Forward passes, tokens per forward pass of a row, and median milliseconds per step, whole and by part.
+
+    A part that a provider cannot separate is None. `result` holds the times of the counted runs.
+    """
     if not runs:
         return {}
     forwards, milliseconds = runs[-1].forwards, {}
@@ -141,10 +144,10 @@ def taken_apart(runs: list[Split], result: Result) -> Result:
 
 
 def compare(results: dict[str, Result], canvases: dict[str, Tensor], case: Case, why_not: str | None = None) -> None:
-    """Add speed-up over the authors' loop and the share of equal tokens, or why there is none, to every result.
+    """Add to every result its speed-up over the authors' loop and its share of equal tokens, or why there is none.
 
-    Ours is held against the canvas called "judge" where there is one, else against the authors' loop where that draws
-    no random numbers. `why_not` says why a judge is missing.
+    Tokens of dllm are compared with canvas "judge" where there is one, otherwise with those of the authors' loop where
+    it draws no random numbers. `why_not`: why the judge is missing.
     """
     base = results.get("card", {}).get("tokens_per_second")
     for name, result in results.items():
@@ -159,14 +162,14 @@ def compare(results: dict[str, Result], canvases: dict[str, Tensor], case: Case,
                 "the card's loop was not run" if case.sampler == "generate" else "its authors' loop was not run"
             )
         elif ours and not case.deterministic and "judge" not in canvases:
-            result["same_tokens_why_not"] = why_not or "other random numbers; see --check-noise"
+            result["same_tokens_why_not"] = why_not or "different random numbers; see --check-noise"
         else:
             equal = canvases[name][:, case.prompt_length :] == judge[:, case.prompt_length :]
             result["same_tokens"] = equal.float().mean().item()
 
 
 def random_prompt(loaded: models.Loaded, case: Case) -> Tensor:
-    """Random tokens [B, P], no mask token among them."""
+    """Random tokens [B, P] without the mask token."""
     generator = torch.Generator().manual_seed(case.seed)
     tokens = torch.randint(loaded.vocab_size - 1, (case.batch, case.prompt_length), generator=generator)
     return (tokens + (tokens >= loaded.mask_id)).to(case.device)

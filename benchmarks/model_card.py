@@ -1,6 +1,6 @@
 """Write the card of a trained demo model, README.md and curve.png, beside its weights.
 
-    python -m dllm.demo.train runs/demo
+    python -m dllm.demo.training.train runs/demo
     python benchmarks/quality.py --model runs/demo/model
     python -m benchmarks.model_card runs/demo benchmarks/results/ROW.json
 
@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import machine, plot, quality, report
-from benchmarks.table import markdown, way_to_sample
-from dllm.demo import dialogues, gauge, lessons, problems
+from benchmarks import machine, markdown, plot, quality, report
+from benchmarks.sampling_tables import way_to_sample
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load
-from dllm.demo.train import Settings
+from dllm.demo.training import dialogues, gauge, lessons, problems
+from dllm.demo.training.train import Settings
 from dllm.exits import exit_code
 
 TITLES = {
@@ -31,6 +31,7 @@ TITLES = {
     "new-phrasings": "word problems: neither numbers nor wording trained on",
     "small-talk": "small talk: lines trained on, letter for letter",
 }
+SCORES_HEAD = ("questions", "tokens per step", "exact answers", "95 % interval", "forward passes")
 CARD = """---
 license: apache-2.0
 language: en
@@ -73,7 +74,7 @@ Temperature 0, {gen_length} tokens in blocks of {block_length}, `low_confidence`
 
 "Numbers never trained on": {held_out:.0%} of all combinations of a problem's four numbers occur in no training problem,
 whatever its wording and whichever stage comes first. Small talk: drawn with seed {asked_seed} from what it was taught.
-Asked again by `python -m dllm.demo.gauge --task problems --tokens-per-step 1`.
+Asked again by `python -m dllm.demo.training.gauge --task problems --tokens-per-step 1`.
 
 Which lessons to add, and that training went on for its last 300 steps, was decided while watching held-out problems,
 some of them among those scored here; so the scores on word problems are somewhat favourable.
@@ -83,23 +84,23 @@ some of them among those scored here; so the scores on word problems are somewha
 - Data: word problems made by a program ({share:.0%} of all conversations); half of the others ask for a step of one,
   half are lines of chatterbot-corpus (BSD license; {subjects}).
   Some follow earlier turns. From step {drill_from:,} on as many sums besides, and later problems cut off behind an
-  equals sign (`dllm/demo/lessons.py`).
+  equals sign (`dllm/demo/training/lessons.py`).
 - Objective: masked diffusion with uniform weights. Every token of an answer, and of the end-of-answer tokens behind it,
   is masked with probability t ~ U(0, 1); the loss is the cross-entropy of the masked tokens, summed and divided by the
   number of all that might have been masked.
 - {steps:,} steps of {batch_size} conversations, Muon (learning rate {matrix_lr:g}) and AdamW ({other_lr:g}), bfloat16
   arithmetic, seed {seed}: {minutes:.0f} minutes on {machine}.
-- `python -m dllm.demo.train runs/demo{options}` with torch {torch} and transformers {transformers}.
+- `python -m dllm.demo.training.train runs/demo{options}` with torch {torch} and transformers {transformers}.
 
 ![Loss and exact answers during training](curve.png)
 """
 
-# Of the weights in dllm/demo/model, and no others.
+# a paragraph for the weights in dllm/demo/model only
 HISTORY = """
-The lessons were added to one run as it went. The loop of that run was written out by hand: `dllm.demo.train` has moved
-onto `MDLMTrainer` since. It holds all the lessons, the same optimizer and rates, draws other masks, and divides the
-loss by the tokens that might have been masked instead of those that were, about half of them, which neither optimizer
-minds. It has been tried for 600 steps (`benchmarks/LOG.md`), but not run to its end.
+The lessons were added to one run as it went. The loop of that run was written out by hand: `dllm.demo.training.train`
+has moved onto `MDLMTrainer` since. It holds all the lessons, the same optimizer and rates, draws other masks, and
+divides the loss by the tokens that might have been masked instead of those that were, about half of them, which neither
+optimizer minds. It has been tried for 600 steps (`benchmarks/LOG.md`), but not run to its end.
 """
 
 OF_ARCHITECTURE = {
@@ -135,7 +136,7 @@ def write_card(run: Path, rows: Sequence[dict]) -> Path:
     """Draw the curve and write the card; returns its path.
 
     Args:
-        run: the folder of a finished run of `dllm.demo.train`.
+        run: the folder of a finished run of `dllm.demo.training.train`.
         rows: of kind "quality", measured on that run's model with the same settings.
 
     Raises:
@@ -161,7 +162,7 @@ def write_card(run: Path, rows: Sequence[dict]) -> Path:
 
 
 def of_run(settings: dict[str, object]) -> dict[str, object]:
-    """Its settings, those that are not the usual ones as options of the command, and what follows from them."""
+    """Fields of the card from a run's settings; those that differ from the defaults also as options of the command."""
     usual = asdict(Settings())
     settings = usual | settings
     options = (f" --{name.replace('_', '-')} {value}" for name, value in settings.items() if value != usual[name])
@@ -174,7 +175,7 @@ def of_run(settings: dict[str, object]) -> dict[str, object]:
 
 
 def of_model(folder: Path) -> dict[str, object]:
-    """Its size, and its answer to the card's problem."""
+    """Fields of the card from the model: its size, and its answer to an example problem."""
     model, tokenizer = load(folder)
     example = problems.make_problem(problems.CARD, problems.PHRASINGS[0], problems.PEOPLE[0], problems.ACTIVITIES[0])
     length = gauge.GEN_LENGTH
@@ -194,7 +195,7 @@ def of_model(folder: Path) -> dict[str, object]:
 
 
 def of_rows(rows: Sequence[dict]) -> dict[str, object]:
-    """The scores, as a table, and how they were measured."""
+    """Fields of the card from quality rows: the table of scores, and how they were measured."""
     lines = [
         [
             f"{result['questions']} {TITLES[result['task']]}",
@@ -208,7 +209,7 @@ def of_rows(rows: Sequence[dict]) -> dict[str, object]:
     ]
     row = rows[0]
     return {
-        "scores": markdown(("questions", "tokens per step", "exact answers", "95 % interval", "forward passes"), lines),
+        "scores": markdown.table(SCORES_HEAD, lines),
         "gen_length": row["settings"]["gen_length"],
         "block_length": row["settings"]["block_length"],
         "asked_seed": row["settings"]["seed"],
@@ -219,7 +220,7 @@ def of_rows(rows: Sequence[dict]) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the card; 2 when something is missing."""
+    """Write the card; 2 where a file is missing or a row does not fit."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("run", type=Path, help="folder of the training run")
     parser.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmarks/quality.py")

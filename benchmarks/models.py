@@ -1,8 +1,8 @@
-"""Models to measure: known shapes with random, seeded weights, or a local folder.
+"""Models to measure: presets, which are known shapes with random seeded weights, or a local folder.
 
-The speed of a model does not depend on its weights, so a shape is enough, and no download is needed. transformers has
-no LLaDA or Dream classes: they are measured as Llama and Qwen2 of the same shape, with every attention layer set to see
-both sides. A model is built on its device in its dtype, after a check that it fits.
+Speed does not depend on the weights, so a shape is enough and nothing is downloaded. transformers has no LLaDA or Dream
+classes: they are measured as Llama and Qwen2 of the same shape with bidirectional attention. A model is built on its
+device in its dtype, after a check that it fits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class NotEnoughMemoryError(MemoryError):
-    """A model and the loop's temporaries do not fit; the message states the bytes needed and those free."""
+    """A model and the loop's temporaries do not fit; the message states bytes needed and bytes free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,7 @@ PRESETS = {
 class Loaded:
     """A model ready to be measured.
 
-    source: the preset or folder it came from. eos_id: the token that ends an answer, or None where nothing is known to
-    end it.
+    source: the preset or folder that it came from. eos_id: the token that ends an answer, None where none is known.
     """
 
     source: str
@@ -136,10 +135,12 @@ class Loaded:
 
     @property
     def vocab_size(self) -> int:
+        """Rows of the LM head."""
         return self.model.get_output_embeddings().weight.shape[0]
 
     @property
     def parameters(self) -> int:
+        """Number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
@@ -156,9 +157,9 @@ def load(
 
     Args:
         name: a key of ``PRESETS``, or a folder that ``from_pretrained`` reads.
-        seed: of a preset's weights.
+        seed: seed of a preset's random weights.
         mask_id: overrides the mask token, which is otherwise the preset's, the config's or the tokenizer's.
-        attention: overrides transformers' choice of its implementation: "eager", "sdpa", ...
+        attention: the attention implementation, "eager", "sdpa", ...; None leaves the choice to transformers.
 
     Raises:
         ValueError: neither a preset nor a folder, or no mask token can be found.
@@ -175,11 +176,11 @@ def load(
         make = functools.partial(new_model, model_args=arguments)
     else:
         raise ValueError(f"expected one of {', '.join(PRESETS)} or a local folder, got {name!r}")
-    see_both_sides(config)
+    make_bidirectional(config)
     if attention is not None:
-        config._attn_implementation = attention  # transformers' own name for it, in a config that is there already
+        config._attn_implementation = attention  # the only way to set it in an existing config
     if hasattr(config, "reference_compile"):
-        config.reference_compile = False  # transformers 4.57 would compile ModernBERT unasked, in every provider
+        config.reference_compile = False  # transformers 4.57 would compile ModernBERT by default
     check_weights_fit(name, make, config, dtype, device)
     if preset:
         torch.manual_seed(seed)
@@ -187,17 +188,17 @@ def load(
             model = make(config)
     else:
         model = get_model(arguments, config=config).to(device)
-    see_both_sides(model)
+    make_bidirectional(model)
     model.eval().requires_grad_(False)
     if mask_id is None:
         mask_id = preset.mask_id if preset else _mask_id(name, config)
     return Loaded(name, model, mask_id, eos_id=None if preset else getattr(config, "eos_token_id", None))
 
 
-def see_both_sides(target: nn.Module | transformers.PretrainedConfig) -> None:
-    """Turn a causal decoder, or its config, into one whose tokens attend to both sides; encoders stay as they are.
+def make_bidirectional(target: nn.Module | transformers.PretrainedConfig) -> None:
+    """Make a causal decoder, or its config, bidirectional; encoders stay as they are.
 
-    With transformers 5 the config's `is_causal` decides; with 4.57 each attention layer's does, when no mask is given.
+    Without an attention mask, `is_causal` decides: the config's in transformers 5, each attention layer's in 4.57.
     """
     if isinstance(target, nn.Module):
         for module in target.modules():
@@ -215,14 +216,14 @@ def check_weights_fit(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Refuse a model whose weights do not fit, before anything is allocated."""
+    """Raise NotEnoughMemoryError for a model whose weights do not fit, before anything is allocated."""
     with torch.device("meta"):
         needed = sum(parameter.numel() for parameter in make(config).parameters()) * dtype.itemsize
     _refuse_if_short(f"the weights of {name} in {dtype}", needed, device)
 
 
 def check_logits_fit(loaded: Loaded, canvas_tokens: int) -> None:
-    """Refuse a canvas whose logits do not fit: B L V (2 itemsize + 32) bytes in the model card's loop.
+    """Raise NotEnoughMemoryError where the model card's loop does not fit: it needs B L V (2 itemsize + 32) bytes.
 
     That is logits and softmax in the model's dtype, and four float64 tensors (logits, noise, exponential, quotient).
     """
@@ -238,7 +239,7 @@ def _refuse_if_short(what: str, needed: int, device: torch.device) -> None:
 
 
 def _mask_id(folder: str, config: transformers.PretrainedConfig) -> int:
-    """The mask token named by a folder's config or, failing that, by its tokenizer."""
+    """The mask token of a folder's config or, where it has none, of its tokenizer."""
     if getattr(config, "mask_token_id", None) is not None:
         return config.mask_token_id
     try:

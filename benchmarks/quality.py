@@ -1,11 +1,11 @@
-"""What speed costs in right answers: the shipped model's gauge over samplers and tokens per step.
+"""Accuracy against tokens per step: exact answers of the shipped model, for samplers and their settings.
 
     python benchmarks/quality.py
     python benchmarks/quality.py --task problems --sampler generate threshold factor --plot build/quality.png
 
-Every task of `dllm.demo.gauge`, for more and more tokens per forward pass; of samplers that commit what a rule allows,
-for more and more generous rules. Forward passes are those of a question asked alone. A table goes to stdout, a JSON row
-to the results folder, and the last line of stdout is one JSON object.
+It measures the tasks of `dllm.demo.training.gauge` for several numbers of tokens per step, or several values of a
+sampler's rule (threshold, factor, gamma). Forward passes are counted per question, as if each had been asked alone.
+Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results folder.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 
 from benchmarks import report
 from benchmarks.models import DTYPES
-from benchmarks.table import sampler_in_words
-from dllm.demo import gauge, samplers
+from benchmarks.sampling_tables import sampler_in_words
+from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED, load
+from dllm.demo.training import gauge
 from dllm.exits import exit_code
 
 COLUMNS = (
@@ -55,18 +56,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--model", default=None, help="a folder or a name on the Hub (default: the shipped model)")
     add("--task", nargs="+", choices=list(gauge.TASKS), default=list(gauge.TASKS))
     add("--sampler", nargs="+", choices=samplers.NAMES, default=["generate"])
-    add("--tokens-per-step", nargs="+", type=int, default=None, help="of samplers that count (default: 1 2 4 8)")
+    add(
+        "--tokens-per-step",
+        nargs="+",
+        type=int,
+        default=None,
+        help="for samplers that count (default: 1 2 4 8)",
+    )
     for rule, values in RULES.items():
         add(f"--{rule}", nargs="+", type=float, default=None, help=f"default: {' '.join(map(str, values))}")
     add("--remasking", nargs="+", choices=["low_confidence", "random"], default=None, help="of generate, mdlm, llada")
     add("--temperature", nargs="+", type=float, default=[0.0])
     add("--block-length", type=int, default=gauge.GEN_LENGTH)
-    add("--questions", type=int, default=gauge.QUESTIONS, help="of each case (default: %(default)s)")
+    add("--questions", type=int, default=gauge.QUESTIONS, help="questions per case (default: %(default)s)")
     add("--batch-size", type=int, default=gauge.BATCH_SIZE)
     add("--seed", type=int, default=0)
     add("--dtype", choices=list(DTYPES), default="float32")
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--plot", type=Path, default=None, help="write accuracy against forward passes as PNG")
+    add("--plot", type=Path, default=None, help="write accuracy against forward passes as a plot")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     options = parser.parse_args(arguments)
     for name in ("tokens_per_step", "remasking", *RULES):
@@ -78,16 +85,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def axes(sampler: str, options: argparse.Namespace) -> dict[str, list[object]]:
-    """The values that each option of a sampler takes, in the order in which they are measured."""
-    asked, own = vars(options), samplers.options_of(sampler)
-    found = {"remasking": asked["remasking"] or ["low_confidence"]} if "remasking" in own else {}
+    """The values to measure of each option of a sampler, by option."""
+    given, own = vars(options), samplers.options_of(sampler)
+    found = {"remasking": given["remasking"] or ["low_confidence"]} if "remasking" in own else {}
     found["temperature"] = options.temperature
-    rules = {rule: asked[rule] or values for rule, values in RULES.items() if rule in own}
-    return found | (rules or {"tokens_per_step": asked["tokens_per_step"] or [1, 2, 4, 8]})
+    rules = {rule: given[rule] or values for rule, values in RULES.items() if rule in own}
+    return found | (rules or {"tokens_per_step": given["tokens_per_step"] or [1, 2, 4, 8]})
 
 
 def cases(options: argparse.Namespace) -> list[dict[str, object]]:
-    """What is measured, in order: arguments of `gauge.measure`."""
+    """The cases to measure, in order, as arguments of `gauge.measure`."""
     found = []
     for task, sampler in itertools.product(options.task, options.sampler):
         values = axes(sampler, options)
@@ -97,7 +104,7 @@ def cases(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def measure(options: argparse.Namespace, begin: Callable[[str], None]) -> list[dict[str, object]]:
-    """One result for each case."""
+    """The result of each case."""
     model, tokenizer = load(options.model or SHIPPED, options.device, DTYPES[options.dtype])
     results = []
     for case in cases(options):
@@ -119,14 +126,14 @@ def measure(options: argparse.Namespace, begin: Callable[[str], None]) -> list[d
 
 
 def one_a_step(result: dict[str, object], results: Sequence[dict[str, object]]) -> dict[str, object] | None:
-    """The result of the same task and temperature that took one surest token a step by schedule, if it was measured."""
+    """The result with one token per step by highest confidence for the same task and temperature, where measured."""
     same = {"tokens_per_step": 1, "remasking": "low_confidence", "task": result["task"]}
     same |= {"temperature": result["temperature"], "approximate": False}
     return next((other for other in results if same.items() <= other.items()), None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write the row; 2 for options that make no sense."""
+    """Measure, print, and write the row; 2 for invalid options."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     row = report.new_row("quality", "benchmarks/quality.py", arguments, options.device)
@@ -160,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def digest(source: Path | str) -> str | None:
-    """The beginning of the SHA-256 of a model's weights, None where they are no single local file."""
+    """The first 16 digits of the SHA-256 of a model's weights; None where they are not one local file."""
     file = Path(source) / "model.safetensors"
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
 

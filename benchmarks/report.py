@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: progress on stderr, a table on stdout, a JSON row in a folder."""
+"""Output of a measurement: progress on stderr, a table on stdout, a JSON row in the results folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar of `total` parts on stderr; plain lines where stderr is no terminal.
 
     Yields:
-        ``begin(text)``: call it before each part; the parts before it then count as done.
+        ``begin(text)``: call it before each part; all earlier parts then count as done.
     """
     begun = itertools.count()
     if not sys.stderr.isatty():
@@ -43,14 +43,14 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    # few refreshes: the thread that draws them runs on the cores that are being measured
+    # few refreshes: the thread that draws the bar runs on the cores that are being measured
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
         task = bar.add_task("", total=total)
         yield lambda text: bar.update(task, description=text, completed=next(begun))
 
 
 def _plain_lines(total: int, begun: Iterator[int]) -> Callable[[str], None]:
-    """A line for each part, at most one a second."""
+    """Print a line for each part, at most one per second."""
     start, last = time.monotonic(), -math.inf
 
     def begin(text: str) -> None:
@@ -64,12 +64,12 @@ def _plain_lines(total: int, begun: Iterator[int]) -> Callable[[str], None]:
 
 
 def count(number: int, noun: str) -> str:
-    """1 row, 2 rows."""
+    """A number with its noun, in the plural unless it is 1: 1 row, 2 rows."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """A table on stdout, as wide as it needs where stdout is no terminal, with notes below it."""
+    """Print a table with notes below it; where stdout is no terminal, it is as wide as it needs."""
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     table = Table()
     for number, column in enumerate(columns):
@@ -83,8 +83,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def new_row(kind: str, program: str, arguments: Sequence[str], device: torch.device) -> dict[str, object]:
-    """The part that every row has: kind, date, command, commit, machine and versions. What the command says of where to
-    write (--out, --plot) is left out."""
+    """The fields that every row has: kind, date, command, commit, machine and versions.
+
+    Options of the command that say where to write (--out, --plot) are left out.
+    """
     kept, skip = [], False
     for argument in arguments:
         written = argument.partition("=")[0] in ("--out", "--plot")
@@ -115,6 +117,30 @@ def read_row(path: Path) -> dict[str, object]:
     return json.loads(path.read_text())
 
 
+def chosen_rows(folder: Path = RESULTS) -> list[dict[str, object]]:
+    """The rows that published tables and plots show: those that `folder`/chosen.txt lists, in its order."""
+    return [read_row(path) for path in chosen(folder)]
+
+
+def chosen(folder: Path) -> list[Path]:
+    """The files that `folder`/chosen.txt lists, one name a line; empty lines and lines that begin with # are skipped.
+
+    A name with a * stands for all files that match it: `nvidia-h200-20261122/*/2*.json`.
+
+    Raises:
+        ValueError: no file matches.
+    """
+    lines = [line.strip() for line in (folder / "chosen.txt").read_text().splitlines()]
+    paths = []
+    for line in lines:
+        if line and not line.startswith("#"):
+            found = sorted(folder.glob(line)) if "*" in line else [folder / line]
+            if not found:
+                raise ValueError(f"{line} in chosen.txt must fit a file in {folder}, got none")
+            paths += found
+    return paths
+
+
 def print_last_line(summary: dict[str, object]) -> None:
-    """The machine-readable end of every benchmark's output: one JSON object on one line."""
+    """Print the machine-readable last line of a benchmark: one JSON object."""
     print(json.dumps(summary), flush=True)

@@ -1,15 +1,16 @@
-"""Sampling speed of `dllm.fast.generate` against the model card's own loop, and of every other sampler against the loop
-that its authors print, on the machine at hand.
+"""Sampling speed: `dllm.fast.generate` against the model card's loop, other samplers against their authors' loops.
 
     python benchmarks/sampler_throughput.py --model modernbert-base --dtype bfloat16 --temperature 0 1
     python benchmarks/sampler_throughput.py --model dllm/demo/model --sampler mdlm threshold --threshold 0.9
 
-Every provider completes the same prompt with the same settings. Runs are interleaved; the first run of each (loading
-code, compiling, capturing) is reported apart and not counted. One more run of each is taken apart into body, head with
-sampling, and transfer, and its memory is measured. A table for people goes to stdout, a JSON row for each case to the
-results folder, and the last line of stdout is one JSON object. What fails says why in its row. A step is one forward
-pass of the model; samplers that trade tokens for speed are marked approximate. How many tokens a forward pass those
-commit depends on the weights: random ones are sure of nothing.
+Every program completes the same prompt with the same settings. Runs are interleaved. The first run of each program
+(loading, compiling, capturing) is reported separately and not counted. Further runs are split into the time of the
+transformer's body, of head and sampling, and of the transfer of tokens; their peak memory is measured.
+
+Output: a table and, as the last line, one JSON object on stdout; a JSON row for each case in the results folder. A
+program that fails has the reason in its row. One step is one forward pass. Samplers that may give other tokens than one
+token per step are marked approximate; how many tokens they commit per step depends on the weights, and random weights
+give low probabilities, so one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
@@ -55,36 +56,42 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--model", nargs="+", default=["modernbert-base"], help=f"{', '.join(models.PRESETS)}, or a local folder")
-    add("--sampler", nargs="+", choices=samplers.NAMES, default=["generate"], help="generate: the model card's loop")
+    add(
+        "--sampler",
+        nargs="+",
+        choices=samplers.NAMES,
+        default=["generate"],
+        help="generate: the model card's loop",
+    )
     add("--batch", nargs="+", type=int, default=[1])
     add("--prompt-length", type=int, default=64)
     add("--gen-length", type=int, default=128)
     add("--block-length", type=int, default=64)
-    add("--steps", type=int, default=None, help="of samplers that count them (default: 128)")
+    add("--steps", type=int, default=None, help="of samplers with a number of steps (default: 128)")
     add("--temperature", nargs="+", type=float, default=[0.0])
     add("--remasking", choices=["low_confidence", "random"], default=None, help="of generate, mdlm and llada")
     add("--threshold", type=float, default=None, help="of threshold and llada2")
     add("--factor", type=float, default=None)
     add("--gamma", type=float, default=None, help="of entropy-bound")
-    add("--alg-temp", type=float, default=None, help="of dream's, but for origin")
-    add("--top-p", type=float, default=None, help="of dream's")
-    add("--top-k", type=int, default=None, help="of dream's")
+    add("--alg-temp", type=float, default=None, help="of all dream samplers except dream-origin")
+    add("--top-p", type=float, default=None, help="of dream samplers")
+    add("--top-k", type=int, default=None, help="of dream samplers")
     add("--cfg-scale", type=float, default=0.0)
     add("--dtype", choices=list(models.DTYPES), default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--providers", nargs="+", choices=providers.NAMES, default=None)
+    add("--providers", nargs="+", choices=providers.NAMES, default=None, help="programs to compare")
     add("--repeats", type=int, default=5)
     add("--seed", type=int, default=0)
-    add("--mask-id", type=int, default=None, help="the mask token of a folder that does not name it")
+    add("--mask-id", type=int, default=None, help="mask token of a folder whose config has none")
     add(
         "--check-noise",
         action="store_true",
-        help="where random numbers are drawn, compare with the authors' loop on ours (slow)",
+        help="compare tokens above temperature 0, too: the authors' loop runs once more on dllm's noise (slow)",
     )
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON rows")
-    add("--plot", type=Path, default=None, metavar="FILE.png")
-    add("--budget", type=float, default=None, metavar="SECONDS", help="start no further round or case after so long")
-    add("--threads", type=int, default=None, help="threads that torch may use on the CPU")
+    add("--plot", type=Path, default=None, metavar="FILE.png", help="write time per step as a plot")
+    add("--budget", type=float, default=None, metavar="SECONDS", help="start no round or case after this time")
+    add("--threads", type=int, default=None, help="torch's threads on the CPU")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     check(parser, options)
@@ -92,7 +99,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """End the program, before anything is measured, where an option makes no sense here."""
+    """End the program with a message where an option is invalid."""
     for name in ("steps", *samplers.OPTIONS):
         if getattr(options, name) is not None and not any(takes(sampler, name) for sampler in options.sampler):
             parser.error(f"--{name.replace('_', '-')} is no option of {', '.join(options.sampler)}")
@@ -118,18 +125,15 @@ def takes(sampler: str, option: str) -> bool:
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
-    """Every combination of model, sampler, batch and temperature asked for, model by model. Each sampler takes of the
-    options those that it has."""
+    """Every combination of model, sampler, batch and temperature; a sampler gets the options that it has."""
     shared = ("prompt_length", "gen_length", "cfg_scale", "seed", "dtype", "device")
     settings = {name: getattr(options, name) for name in shared}
     combinations = itertools.product(options.model, options.sampler, options.batch, options.temperature)
-    return [
-        Case(model=m, batch=b, temperature=t, **settings, **run_settings(s, options)) for m, s, b, t in combinations
-    ]
+    return [Case(model=m, batch=b, temperature=t, **settings, **settings_of(s, options)) for m, s, b, t in combinations]
 
 
-def run_settings(sampler: str, options: argparse.Namespace) -> dict[str, object]:
-    """What of a case depends on its sampler."""
+def settings_of(sampler: str, options: argparse.Namespace) -> dict[str, object]:
+    """The fields of a case that depend on its sampler."""
     given = {name: getattr(options, name) for name in samplers.OPTIONS if getattr(options, name) is not None}
     own = samplers.options_of(sampler, **{name: value for name, value in given.items() if takes(sampler, name)})
     return {
@@ -142,14 +146,14 @@ def run_settings(sampler: str, options: argparse.Namespace) -> dict[str, object]
 
 
 def print_case(case: Case, results: dict[str, dict[str, object]]) -> None:
-    """The table of one case."""
+    """Print the table of one case."""
     notes = [
         f"{name}: {r.get('error') or r.get('note')}" for name, r in results.items() if r.get("error") or r.get("note")
     ]
     why_not = {r["same_tokens_why_not"] for r in results.values() if "same_tokens_why_not" in r}
     notes += [f"same tokens n/a: {why}" for why in sorted(why_not)]
     report.print_table(
-        f"{case.title}: {case.told}; ms per step",
+        f"{case.title}: {case.details}; ms per step",
         COLUMNS,
         [cells(name, result) for name, result in results.items()],
         notes,
@@ -157,7 +161,7 @@ def print_case(case: Case, results: dict[str, dict[str, object]]) -> None:
 
 
 def cells(name: str, result: dict[str, object]) -> list[str]:
-    """A provider's line of the table; a dash where nothing was measured."""
+    """A program's line of the table; a dash where nothing was measured."""
     step, split = result.get("ms_per_step"), result.get("split_ms_per_step", {})
     peak, same = result.get("peak_bytes"), result.get("same_tokens")
 
@@ -180,7 +184,7 @@ def cells(name: str, result: dict[str, object]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure every case asked for; 1 when a case could not be measured at all, else 0."""
+    """Measure every case; 1 where a case could not be measured at all, 2 for invalid options."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     if options.threads:
@@ -202,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
             if deadline and time.monotonic() > deadline:
                 raise TimeoutError(f"not started: the budget of {options.budget:g} s was used up")
             if loaded is None or loaded.source != case.model:
-                loaded = None  # two models at once might not fit
+                loaded = None  # two models may not fit into memory
                 gc.collect()
                 loaded = models.load(
                     case.model, models.DTYPES[case.dtype], device, seed=case.seed, mask_id=options.mask_id
@@ -231,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def last_line(rows: list[dict], paths: list[Path], plot: Path | None) -> dict[str, object]:
-    """What a program wants to know: each case's key numbers, and where the rows and the plot lie."""
+    """The last line of stdout: key numbers of each case, and the paths of rows and plot."""
     keys = ("tokens_per_second", "forwards", "tokens_per_forward", "ms_per_step", "speedup", "same_tokens")
     keys += ("peak_bytes", "error")
     settings = ("model", "sampler", "approximate", "dtype", "device", "batch", "temperature")

@@ -1,7 +1,7 @@
-"""Timing: providers taken in turns, medians with quantiles, parts of a run, cold caches, peak memory.
+"""Timing: interleaved runs, medians with quantiles, parts of a run, cold caches, peak memory.
 
-On a GPU, time is read from CUDA events on the stream for single kernels and from the host's clock around a synchronised
-call for whole runs; on a CPU always from the host's clock.
+On a GPU single kernels are timed by CUDA events and whole runs by the host's clock around a synchronised call; on a CPU
+everything is timed by the host's clock.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 import torch
 
 FLUSH_BYTES = 2**30  # more than any L2
-FLUSHES = 2  # at 4 TB/s half a millisecond, in which the host queues the call: its own time is not measured
+FLUSHES = 2  # half a millisecond at 4 TB/s: the host queues the call meanwhile, so its own time is not measured
 
 
 def host_seconds(call: Callable[[], object]) -> float:
-    """Seconds one call takes on the host's clock."""
+    """Seconds of one call on the host's clock."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def wall_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds from an idle device to an idle device around one call."""
+    """Seconds of one call, with the device idle before and after it."""
     synchronize(device)
     start = time.perf_counter()
     call()
@@ -37,7 +37,7 @@ def wall_seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has nothing left to do."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -60,7 +60,7 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 
 def rounds(repeats: int, deadline: float | None = None) -> Iterator[int]:
-    """Numbers of rounds from 0; none after the first starts later than `deadline`, a value of ``time.monotonic()``."""
+    """Numbers of rounds from 0. After the first, none starts later than `deadline`, a value of ``time.monotonic()``."""
     for number in range(repeats):
         if number and deadline is not None and time.monotonic() > deadline:
             return
@@ -70,10 +70,10 @@ def rounds(repeats: int, deadline: float | None = None) -> Iterator[int]:
 def interleave(
     providers: dict[str, Callable[[], float | None]], repeats: int, deadline: float | None = None
 ) -> dict[str, list[float]]:
-    """Run every provider `repeats` times, in turns, each round starting with the next one.
+    """Seconds of `repeats` runs of every provider, interleaved: each round starts with the next provider.
 
     Args:
-        providers: calls that run once and return their seconds, or None when there is nothing to count.
+        providers: functions that run once and return seconds, or None where the run does not count.
         deadline: see :func:`rounds`.
     """
     names, seconds = list(providers), defaultdict(list)
@@ -87,9 +87,10 @@ def interleave(
 
 
 class ColdTimer:
-    """Seconds of single calls on a cold cache: CUDA events after a write that fills the L2, or the host's clock.
+    """Seconds of single calls on a cold cache.
 
-    On a CPU nothing is flushed; callers rotate their inputs over more memory than the cache holds.
+    On a GPU a write that fills the L2 cache comes first, and CUDA events time the call. On a CPU nothing is flushed:
+    callers rotate their inputs over more memory than the cache holds.
     """
 
     def __init__(self, device: torch.device):
@@ -119,9 +120,9 @@ def median_seconds(call: Callable[[], object], device: torch.device, repeats: in
 
 
 class Stopwatch:
-    """Splits a run into parts: :meth:`mark` closes the part that began at the mark before.
+    """Seconds of the parts of a run: :meth:`mark` ends the part that began at the previous mark.
 
-    On a GPU marks are CUDA events, so nothing waits; :meth:`seconds` reads them all at the end.
+    On a GPU marks are CUDA events, so no mark waits; :meth:`seconds` reads them all at the end.
     """
 
     def __init__(self, device: torch.device):
@@ -130,7 +131,7 @@ class Stopwatch:
         self.mark("start")
 
     def mark(self, part: str) -> None:
-        """The part called `part` ends here."""
+        """End the part called `part`."""
         if self.device.type == "cuda":
             moment = torch.cuda.Event(enable_timing=True)
             moment.record()
@@ -139,7 +140,7 @@ class Stopwatch:
         self.marks.append((part, moment))
 
     def seconds(self) -> dict[str, float]:
-        """Seconds spent in each part, all its occurrences added up."""
+        """Seconds of each part, summed over all its occurrences."""
         synchronize(self.device)
         total: dict[str, float] = defaultdict(float)
         for (_, begin), (part, end) in zip(self.marks, self.marks[1:], strict=False):
@@ -148,11 +149,11 @@ class Stopwatch:
 
 
 class PeakMemory:
-    """Bytes that the code inside the `with` block needed on top of what was in use before it.
+    """Peak bytes that the code inside the `with` block needed beyond those in use before it.
 
-    `bytes` is None, and `how` says why, where it cannot be measured. On a GPU it is the allocator's own peak. On Linux
-    the heap's free pages are given back first, the kernel's high-water mark of resident memory is reset, and read again
-    at the end. `before` is what was in use before it.
+    On a GPU it is the allocator's peak. On Linux the heap's free pages are returned to the system first, then the peak
+    of resident memory is reset, and read at the end. `bytes` is None where it cannot be measured, and `how` says why.
+    `before`: bytes in use before the block.
     """
 
     def __init__(self, device: torch.device):

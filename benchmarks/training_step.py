@@ -1,49 +1,45 @@
-"""Speed and memory of a training step by `dllm` against a step on full logits, on the machine at hand.
+"""Speed and memory of a training step: dllm's loss against losses on stored logits.
 
     python benchmarks/training_step.py --model minilm
 
-A step is forward, loss, backward and AdamW (fused, transformers' default), on weights in float32; bfloat16 means
-autocast. Masks are drawn before, as a collator does. The programs, see benchmarks/losses.py, share the model, its
-dropout masks and the batches; their losses are held against float64 before anything is timed, and they take turns. Peak
-memory is that of a step of its own, above weights and optimizer state: gradients count as far as they are there at the
-peak. On a CPU it is measured in a process of its own, in which the C library maps every tensor by itself and gives it
-back once it is freed (MALLOC_MMAP_THRESHOLD_): holes in its heap do not count. A table goes to stdout, a JSON row to
-the results folder, and the last line of stdout is one JSON object.
+A step is forward, loss, backward and AdamW (fused, transformers' default) on float32 weights; bfloat16 means autocast.
+The programs (benchmarks/losses.py) share the model, its dropout masks and the batches, masked by a collator. Each
+loss is checked against float64 before anything is timed. Runs are interleaved.
+
+Peak memory is measured in a separate step, above weights and optimizer state; gradients count as far as they exist at
+the peak. On a CPU it is measured in a separate process, in which the C library maps every tensor on its own and returns
+it when it is freed (MALLOC_MMAP_THRESHOLD_), so that holes in its heap do not count. Output: a table and, as the last
+line, one JSON object on stdout; a JSON row in the results folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: the packages lie beside this folder
+if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks import losses, models, report, timing
-from benchmarks.losses import PROGRAMS, Batch, Program, Truth
-from benchmarks.measure import Result, failures_in
+from benchmarks import losses, models, report
+from benchmarks.losses import PROGRAMS, Batch
+from benchmarks.measure import Result
+from benchmarks.step import PARTS, Step, WrongLossError, check_losses, measure, measure_memory, still_running
 from dllm.core.trainers.utils.throughput import Flops
 from dllm.exits import exit_code
 
-Begin = Callable[[str], None]  # says what begins, see report.progress
-MAPPED = 2**16  # bytes from which on a tensor is a mapping of its own where memory is measured
-BATCHES = 4  # different ones, in turn
-LEARNING_RATE = 1e-4
-# torch's fused attention is slow backward on a CPU (LOG.md); a step would be mostly that, and hide what is compared
-ATTENTION_HELP = "of all programs; default: sdpa on a GPU, eager on a CPU"
-PARTS = ("forward", "backward", "optimizer")  # the loss belongs to the forward
+MAPPED = 2**16  # bytes from which a tensor has its own mapping, where memory is measured
+BATCHES = 4  # different batches, used in turn
+# on a CPU the backward of torch's fused attention is so slow (LOG.md) that it would hide the difference
+ATTENTION_HELP = "attention of all programs (default: sdpa on a GPU, eager on a CPU)"
 COLUMNS = (
     "program",
     "tokens/s",
@@ -58,7 +54,7 @@ COLUMNS = (
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; unknown options end the program, and so do those that make no sense here."""
+    """The command line; unknown and invalid options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--model", default="minilm", help=f"{', '.join(models.PRESETS)}, or a local folder")
@@ -66,19 +62,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--length", type=_positive, default=256)
     add("--dtype", choices=["float32", "bfloat16"], default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--attention", choices=["eager", "sdpa"], default=None, help=ATTENTION_HELP)
-    add("--gradient-checkpointing", action="store_true", help="keep no activations of the layers, compute them twice")
-    add("--no-dropout", action="store_true", help="leave out the dropout that the model's config has")
+    add("--gradient-checkpointing", action="store_true", help="recompute the layers' activations in the backward")
+    add("--no-dropout", action="store_true", help="set all dropout rates to 0")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--providers", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     add("--repeats", type=_positive, default=7)
-    add("--budget", type=_seconds, default=None, metavar="SECONDS", help="start no further round after so long")
-    add("--threads", type=_positive, default=None, help="threads that torch may use on the CPU")
+    add("--budget", type=_seconds, default=None, metavar="SECONDS", help="start no round after this time")
+    add("--threads", type=_positive, default=None, help="torch's threads on the CPU")
     add("--seed", type=int, default=0)
-    add("--mask-id", type=int, default=None, help="the mask token of a folder that does not name it")
+    add("--mask-id", type=int, default=None, help="mask token of a folder whose config has none")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
-    add(
-        "--only-memory", action="store_true", help="measure peak memory alone, in this process; a JSON object on stdout"
-    )
+    add("--only-memory", action="store_true", help="measure only peak memory, in this process, and print it as JSON")
     options = parser.parse_args(arguments)
     try:
         torch.empty(1, device=options.device)
@@ -106,11 +100,11 @@ def _seconds(text: str) -> float:
 
 
 def load(options: argparse.Namespace) -> models.Loaded:
-    """The model in training mode, weights in float32.
+    """The model in training mode with float32 weights.
 
     Raises:
-        ValueError: no such model, or sequences longer than it has positions for.
-        NotEnoughMemoryError: its weights do not fit.
+        ValueError: there is no such model, or the sequences are longer than its table of positions.
+        NotEnoughMemoryError: the weights do not fit.
     """
     loaded = models.load(
         options.model,
@@ -133,116 +127,11 @@ def load(options: argparse.Namespace) -> models.Loaded:
     return loaded
 
 
-class Step:
-    """A training step of one model by any of the programs. All of them draw the same dropout masks."""
-
-    def __init__(self, model: nn.Module, device: torch.device, dtype: str, seed: int):
-        self.model, self.device, self.seed = model, device, seed
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-        half = dtype == "bfloat16"
-        self.autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=half)
-
-    def loss(self, program: Program, batch: Batch) -> Tensor:
-        """The forward pass and the loss, on a model prepared for the program."""
-        torch.manual_seed(self.seed)
-        with self.autocast():
-            return program.loss(self.model, batch)
-
-    def true_loss(self, batch: Batch) -> Truth:
-        """What every program's loss is held against."""
-        torch.manual_seed(self.seed)
-        with self.autocast():
-            return losses.true_loss(self.model, batch)
-
-    def __call__(self, program: Program, batch: Batch) -> dict[str, float]:
-        """Seconds of a whole step and of its parts, without preparing the model. Gradients are freed at its end."""
-        with program.prepared(self.model):
-            return self._timed(program, batch)
-
-    def _timed(self, program: Program, batch: Batch) -> dict[str, float]:
-        self.optimizer.zero_grad(set_to_none=True)  # those of a step that failed
-        timing.synchronize(self.device)
-        watch, start = timing.Stopwatch(self.device), time.perf_counter()
-        loss = self.loss(program, batch)
-        watch.mark("forward")
-        loss.backward()
-        watch.mark("backward")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        watch.mark("optimizer")
-        timing.synchronize(self.device)
-        return {"whole": time.perf_counter() - start} | watch.seconds()
-
-
-class WrongLossError(ValueError):
-    """A program computes another loss than the others: its speed means nothing."""
-
-
-def check_losses(step: Step, names: list[str], batch: Batch, results: dict[str, Result]) -> dict[str, object]:
-    """The loss of every program on one batch, and the truth; a program that fails says why in its result.
-
-    Raises:
-        WrongLossError: a loss is farther from the truth than it may be.
-    """
-    truth, found = step.true_loss(batch), {}
-    for name in names:
-        with failures_in(results, name):
-            with PROGRAMS[name].prepared(step.model):
-                found[name] = step.loss(PROGRAMS[name], batch).item()
-    for name, loss in found.items():
-        if not abs(loss - truth.loss) <= truth.tolerance:
-            raise WrongLossError(
-                f"{name} must give the loss {truth.loss:.9g} up to {truth.tolerance:.2g}, got {loss:.9g}: not timed"
-            )
-    return truth._asdict() | {"programs": found}
-
-
-def measure(
-    step: Step,
-    batches: list[Batch],
-    repeats: int,
-    results: dict[str, Result],
-    begin: Begin,
-    deadline: float | None = None,
-) -> None:
-    """Fill in the results of all programs that have not failed; they take turns. No round after the first starts later
-    than `deadline`, a value of ``time.monotonic()``."""
-    for name in still_running(results):
-        with failures_in(results, name):
-            begin(f"{name}: warm-up")
-            step(PROGRAMS[name], batches[0])  # brings the optimizer's state, too
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in results}
-
-    def once(name: str, given: itertools.cycle[Batch]) -> None:
-        begin(name)
-        with failures_in(results, name):
-            taken[name].append(step(PROGRAMS[name], next(given)))
-
-    calls = {name: functools.partial(once, name, itertools.cycle(batches)) for name in still_running(results)}
-    timing.interleave(calls, repeats, deadline)
-    for name in still_running(results):
-        results[name] |= rates(taken[name], batches[0].clean.numel())
-    for name, result in results.items():
-        compare(result, PROGRAMS[name].against, results)
-
-
-def measure_memory(step: Step, batch: Batch, names: list[str]) -> dict[str, Result]:
-    """Peak memory of a step of every program that does not fail."""
-    peaks: dict[str, Result] = {name: {} for name in names}
-    for name in names:
-        with failures_in(peaks, name):
-            step(PROGRAMS[name], batch)
-            with timing.PeakMemory(step.device) as memory:
-                step(PROGRAMS[name], batch)
-            peaks[name] = {"peak_bytes": memory.bytes, "peak_how": memory.how}
-    return peaks
-
-
 def memory_elsewhere(arguments: list[str]) -> dict[str, Result]:
-    """:func:`measure_memory` in a process in which freed tensors go back to the system at once.
+    """:func:`measure_memory` in a process that returns freed tensors to the system at once.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: the process failed; the message ends with its output.
     """
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(MAPPED), "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, "-m", "benchmarks.training_step", *arguments, "--only-memory"]
@@ -252,32 +141,8 @@ def memory_elsewhere(arguments: list[str]) -> dict[str, Result]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def still_running(results: dict[str, Result]) -> list[str]:
-    """The programs that have not failed."""
-    return [name for name, result in results.items() if "error" not in result]
-
-
-def rates(steps: list[dict[str, float]], tokens: int) -> Result:
-    """Speed and parts of a program's counted steps, each of so many tokens."""
-    spread = timing.summary([step["whole"] for step in steps])
-    return {
-        "seconds": spread,
-        "split_seconds": {part: statistics.median(step[part] for step in steps) for part in PARTS},
-        "tokens_per_second": tokens / spread["median"],
-    }
-
-
-def compare(result: Result, against: str | None, results: dict[str, Result]) -> None:
-    """Add speed-up and share of memory to the result of a program that is to replace another one measured here."""
-    other = results.get(against, {})
-    if "tokens_per_second" in result and "tokens_per_second" in other:
-        result["against"] = against
-        result["speedup"] = result["tokens_per_second"] / other["tokens_per_second"]
-        result["share_of_memory"] = result["peak_bytes"] / other["peak_bytes"] if other["peak_bytes"] else None
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, and write the row; 1 where losses disagree or nothing could be measured, 2 for bad options."""
+    """Measure, print, and write the row; 1 for a wrong loss or where nothing was measured, 2 for invalid options."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     deadline = time.monotonic() + options.budget if options.budget else None
@@ -320,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
 def new_row(
     arguments: list[str], options: argparse.Namespace, loaded: models.Loaded, batches: list[Batch]
 ) -> dict[str, object]:
-    """What is known of a measurement before it."""
+    """The row's fields that are known before the measurement."""
     row = report.new_row("training_step", "benchmarks/training_step.py", arguments, torch.device(options.device))
     names = ("model", "batch", "length", "dtype", "attention", "gradient_checkpointing", "seed")
     settings = {name: getattr(options, name) for name in names}
@@ -334,7 +199,7 @@ def new_row(
 
 
 def step_flops(model: nn.Module, batch: int, length: int, masked: float) -> dict[str, float]:
-    """Floating-point operations of the products of one step, with `masked` tokens in a batch on average."""
+    """FLOPs of the matrix products of one step; `masked`: mean number of masked tokens in a batch."""
     flops = Flops(model)
     return {
         "body": flops.body * batch * length,
@@ -345,12 +210,12 @@ def step_flops(model: nn.Module, batch: int, length: int, masked: float) -> dict
 
 
 def dropout(model: nn.Module) -> float:
-    """The largest rate of the model's dropout layers; 0 without any."""
+    """The largest dropout rate of the model's layers; 0 without dropout."""
     return max((module.p for module in model.modules() if isinstance(module, nn.Dropout)), default=0.0)
 
 
 def print_results(row: dict) -> None:
-    """The table for people."""
+    """Print the table."""
     settings, results = row["settings"], row["providers"]
     report.print_table(
         f"training step: {settings['model']} {settings['dtype']}, batch {settings['batch']} x {settings['length']}, "

@@ -19,33 +19,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: 0
     """
     parser = _parser()
-    options, others = parser.parse_known_args(arguments)
-    if others and options.command != "train":
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
-    return exit_code(f"dllm {options.command}", lambda: options.run(options, others))
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return exit_code(f"dllm {options.command}", lambda: options.run(options, unknown))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dllm",
         description="Masked-diffusion language models, fast and exact.",
-        epilog=f"What goes wrong is said in one line; with the environment variable {TRACEBACK}=1 in full.",
+        epilog=f"Errors are printed in one line, and with their traceback if {TRACEBACK}=1 is set in the environment.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     _add_generate(commands)
     _add_chat(commands)
-    # its settings are read by the command itself, from the words that are left over here
+    # the command parses its settings itself, from the arguments that this parser does not know
     train = commands.add_parser(
-        "train", add_help=False, allow_abbrev=False, help="fine-tune or pre-train, by a YAML file or by flags"
+        "train",
+        add_help=False,
+        allow_abbrev=False,
+        help="fine-tune or pre-train, configured by a YAML file or by flags",
     )
     train.add_argument("--dry-run", action="store_true")
     train.add_argument("--help", "-h", action="store_true")
     train.set_defaults(run=_train)
     doctor = commands.add_parser(
         "doctor",
-        help="what this machine offers, what dllm picks and whether it works",
-        description="Versions, devices, the implementation picked for each operation and why, and a self-test of each.",
+        help="check the installation: devices, chosen implementations, self-tests",
+        description="Print versions, devices, the implementation of each operation with the reason, and self-tests.",
     )
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     doctor.set_defaults(run=_doctor)
@@ -55,19 +58,19 @@ def _parser() -> argparse.ArgumentParser:
 def _add_generate(commands: argparse._SubParsersAction) -> None:
     generate = commands.add_parser(
         "generate",
-        help="answer a question, shown while the answer takes form",
+        help="answer a question, and show the denoising steps",
         description="Answer a question by masked diffusion. The answer goes to stdout, everything else to stderr.",
     )
     add = generate.add_argument
     add("prompt", help="the question; - reads it from stdin")
-    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the shipped model)")
-    add("--steps", type=int, default=None, help="denoising steps (default: one for each token)")
+    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
+    add("--steps", type=int, default=None, help="denoising steps (default: gen-length, one per token)")
     add("--gen-length", type=int, default=64, help="tokens to generate (default: %(default)s)")
     add("--block-length", type=int, default=None, help="tokens per block (default: all of gen-length)")
-    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
-    add("--cfg-scale", type=float, default=0.0, help="classifier-free guidance (default: %(default)s, off)")
+    add("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: %(default)s)")
+    add("--cfg-scale", type=float, default=0.0, help="scale of classifier-free guidance; 0: off (default: %(default)s)")
     add("--remasking", default="low_confidence", help="low_confidence, random or none (default: %(default)s)")
-    add("--seed", type=int, default=None, help="of the noise (default: another one each time)")
+    add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
     add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
     add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
     generate.set_defaults(run=_generate)
@@ -76,28 +79,32 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 def _add_chat(commands: argparse._SubParsersAction) -> None:
     chat = commands.add_parser(
         "chat",
-        help="talk to a model in the terminal, and look on as its answers take form",
-        description="Several turns with a model. Lines can be piped in and answers out: then all else goes to stderr.",
+        help="chat with a model in the terminal, and show the denoising steps",
+        description="Chat with a model over several turns. Input can be piped; a piped stdout gets the answers only.",
     )
     add = chat.add_argument
-    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the shipped model)")
+    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
     add("--system", default=None, help="a system message before the first question")
-    add("--raw", action="store_true", help="continue each line for itself, without a chat template")
-    add("--steps", type=int, default=None, help="denoising steps (default: one for each token)")
-    add("--gen-length", type=int, default=64, help="most tokens of an answer (default: %(default)s)")
+    add("--raw", action="store_true", help="continue each line independently, without a chat template")
+    add("--steps", type=int, default=None, help="denoising steps (default: gen-length, one per token)")
+    add("--gen-length", type=int, default=64, help="maximum number of tokens of an answer (default: %(default)s)")
     add("--block-length", type=int, default=None, help="tokens per block (default: all of gen-length)")
-    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
-    add("--cfg-scale", type=float, default=0.0, help="classifier-free guidance (default: %(default)s, off)")
+    add("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: %(default)s)")
+    add("--cfg-scale", type=float, default=0.0, help="scale of classifier-free guidance; 0: off (default: %(default)s)")
     add("--remasking", default="low_confidence", help="low_confidence or random (default: %(default)s)")
-    add("--seed", type=int, default=None, help="of the noise (default: another one each time)")
+    add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
     add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: float32 on a CPU, else bfloat16)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the weights (default: float32 on a CPU, else bfloat16)",
+    )
     add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
     chat.set_defaults(run=_chat)
 
 
 class _Version(argparse.Action):
-    """--version, which loads the package only when asked."""
+    """The option --version; imports the package only when it is used."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import dllm
@@ -119,10 +126,10 @@ def _chat(options: argparse.Namespace, _: Sequence[str]) -> int:
     return program.main(options, load_shipped)
 
 
-def _train(options: argparse.Namespace, words: Sequence[str]) -> int:
+def _train(options: argparse.Namespace, settings: Sequence[str]) -> int:
     from dllm import training_command
 
-    return training_command.main(options, words)
+    return training_command.main(options, settings)
 
 
 def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:

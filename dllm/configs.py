@@ -1,4 +1,4 @@
-"""The arguments of a run: which model, which data, and how to train on every supported version of transformers."""
+"""The arguments of a training run as dataclasses: model, data, and training on every supported transformers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import transformers
 
 _log = logging.getLogger("dllm")
 
-# The value that a dropped field has.
+# stands for the value of the dropped field itself
 _SAME = object()
-# Fields of transformers 4 that scripts set and transformers 5 no longer has: type, default, and what they set today
-# (the successor's name and value for a value that differs from the default) or None where nothing acts any more.
+# Fields of transformers 4 that transformers 5 has dropped: type, default, and the successor that a value other than the
+# default sets, as {name: value}; None if there is no successor.
 _DROPPED: dict[str, tuple[Any, Any, dict[str, Any] | None]] = {
     "adafactor": (bool, False, {"optim": "adafactor"}),
     "group_by_length": (bool, False, {"train_sampling_strategy": "group_by_length"}),
@@ -44,12 +44,12 @@ _DROPPED: dict[str, tuple[Any, Any, dict[str, Any] | None]] = {
     "push_to_hub_organization": (str | None, None, None),
     "push_to_hub_token": (str | None, None, {"hub_token": _SAME}),
     "ray_scope": (str | None, "last", None),
-    "save_safetensors": (bool, True, {}),  # seen to by __post_init__
+    "save_safetensors": (bool, True, {}),  # handled by __post_init__
     "torchdynamo": (str | None, None, {"torch_compile_backend": _SAME}),
     "tpu_metrics_debug": (bool, False, None),
     "tpu_num_cores": (int | None, None, None),
     "use_legacy_prediction_loop": (bool, False, None),
-    "warmup_ratio": (float, 0.0, None),  # read by get_warmup_steps below
+    "warmup_ratio": (float, 0.0, None),  # used by get_warmup_steps below
 }
 _PRESENT = {known.name for known in fields(transformers.TrainingArguments)}
 _MISSING = {name: entry for name, entry in _DROPPED.items() if name not in _PRESENT}
@@ -63,10 +63,10 @@ _AnyTransformers = make_dataclass(
 
 @dataclass
 class ModelArguments:
-    """Which model, and how it is loaded.
+    """The model, and how to load it.
 
     Raises:
-        ValueError: no model is named, or `bias` is none of LoRA's.
+        ValueError: `model_name_or_path` is empty, or `bias` is unknown to LoRA.
 
     Example:
         >>> ModelArguments(model_name_or_path="answerdotai/ModernBERT-base").dtype
@@ -74,19 +74,21 @@ class ModelArguments:
     """
 
     model_name_or_path: str = field(default="", metadata={"help": "A folder, or a name on the Hugging Face Hub."})
-    dtype: str = field(default="bfloat16", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
+    dtype: str = field(default="bfloat16", metadata={"help": "Dtype of the weights: float32, bfloat16 or float16."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the weights (needs bitsandbytes)."})
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flex_attention, flash_attention_2, ..."}
     )
     lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter only (needs peft)."})
-    target_modules: str = field(default="all-linear", metadata={"help": "What gets an adapter."})
+    target_modules: str = field(default="all-linear", metadata={"help": "Modules that get an adapter."})
     r: int = field(default=32, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int = field(default=64, metadata={"help": "Scale of the adapter, divided by its rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter's input."})
-    bias: str = field(default="none", metadata={"help": "Which biases are trained: none, all or lora_only."})
-    modules_to_save: str | None = field(default=None, metadata={"help": "Modules trained whole, with commas between."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the Python code that comes with the model."})
+    lora_alpha: int = field(default=64, metadata={"help": "LoRA alpha: adapters are scaled by lora_alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the adapter's input."})
+    bias: str = field(default="none", metadata={"help": "Biases to train: none, all or lora_only."})
+    modules_to_save: str | None = field(
+        default=None, metadata={"help": "Modules to train in full, separated by commas."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with the model."})
 
     def __post_init__(self):
         if not self.model_name_or_path:
@@ -98,21 +100,23 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which data, and how long a sample may be.
+    """The data, and the maximum length of a sample.
 
     Raises:
-        ValueError: a length or a number of processes below 1, or an unknown way to truncate.
+        ValueError: `num_proc` or `max_length` is below 1, or `truncation` is unknown.
 
     Example:
         >>> DataArguments(dataset_args="data/dialogues[train:1000]").max_length
         1024
     """
 
-    dataset_args: str | None = field(default=None, metadata={"help": "name[split:count,...], joined by + or |."})
-    num_proc: int = field(default=8, metadata={"help": "Processes that prepare the data."})
-    disable_caching: bool = field(default=False, metadata={"help": "Prepare the data anew in every run."})
-    max_length: int = field(default=1024, metadata={"help": "Most tokens of a sample."})
-    truncation: str = field(default="right", metadata={"help": "Longer samples: right, cut; filter, left out."})
+    dataset_args: str | None = field(
+        default=None, metadata={"help": "Data sets as name[split:count,...], joined by + or |."}
+    )
+    num_proc: int = field(default=8, metadata={"help": "Number of processes that prepare the data."})
+    disable_caching: bool = field(default=False, metadata={"help": "Do not cache prepared data."})
+    max_length: int = field(default=1024, metadata={"help": "Maximum number of tokens of a sample."})
+    truncation: str = field(default="right", metadata={"help": "Longer samples: right cuts them, filter drops them."})
 
     def __post_init__(self):
         for name in ("num_proc", "max_length"):
@@ -126,14 +130,14 @@ class DataArguments:
 class TrainingArguments(_AnyTransformers):
     """`transformers.TrainingArguments` with the defaults of dLLM 0.1.
 
-    Fields that the installed transformers has dropped are still taken: `warmup_ratio`, `group_by_length`, `no_cuda`,
-    `adafactor` and others that have one act through their successor; where there is none, a log line says that the
-    field no longer acts.
-    Without any accelerator the run is on the CPU, in the same precision. Where wandb is not installed, reports to it
-    are left out, and a log line says so.
+    Fields that the installed transformers has dropped are still accepted. A field with a successor sets that one:
+    `group_by_length`, `no_cuda`, `adafactor` and others; `warmup_ratio` works as before. A field without a successor
+    has no effect, and a warning says so.
+    Without an accelerator the run uses the CPU, in the same precision. If wandb is not installed, it is removed from
+    `report_to`, with a warning.
 
     Raises:
-        ValueError: what transformers refuses, or a number out of its range, which is named.
+        ValueError: a number is out of range, or transformers rejects a value.
 
     Example:
         >>> arguments = TrainingArguments(output_dir="out", report_to="none", use_cpu=True)
@@ -142,27 +146,33 @@ class TrainingArguments(_AnyTransformers):
     """
 
     report_to: None | str | list[str] = field(  # noqa: RUF036 (HfArgumentParser needs None first)
-        default="wandb", metadata={"help": "Where to report, or none."}
+        default="wandb", metadata={"help": "Where to report to, or none."}
     )
-    overwrite_output_dir: bool = field(default=True, metadata={"help": "Kept for scripts; nothing acts on it."})
-    seed: int = field(default=42, metadata={"help": "Of everything random, the masks included."})
+    overwrite_output_dir: bool = field(default=True, metadata={"help": "Has no effect; older scripts set it."})
+    seed: int = field(default=42, metadata={"help": "Seed of all random numbers, masks included."})
     num_train_epochs: float = field(default=10, metadata={"help": "Passes over the data."})
-    learning_rate: float = field(default=2e-5, metadata={"help": "The largest learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate changes."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Samples per device and forward."})
-    per_device_eval_batch_size: int = field(default=4, metadata={"help": "The same in evaluation."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forwards per optimizer step."})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "Share of steps with rising learning rate."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Samples per device and forward pass."})
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "The same for evaluation."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
+    warmup_ratio: float = field(default=0.1, metadata={"help": "Fraction of all steps used for warm-up."})
     bf16: bool = field(default=True, metadata={"help": "Train under bfloat16 autocast."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between log entries, or their share."})
-    # the filter would report a loss of NaN as 0, and read the loss back from the device in every step to find it
+    logging_steps: float = field(
+        default=10, metadata={"help": "Steps between log entries; below 1: as a fraction of all."}
+    )
+    # the filter reports a loss of NaN as 0, and waits for the device at every step to detect it
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN out of the logged loss."})
     eval_on_start: bool = field(default=False, metadata={"help": "Evaluate before the first step."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
-    eval_steps: float | None = field(default=0.1, metadata={"help": "Steps between evaluations, or their share."})
-    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints, or their share."})
+    eval_steps: float | None = field(
+        default=0.1, metadata={"help": "Steps between evaluations; below 1: as a fraction of all."}
+    )
+    save_steps: float = field(
+        default=0.1, metadata={"help": "Steps between checkpoints; below 1: as a fraction of all."}
+    )
     save_only_model: bool = field(
-        default=True, metadata={"help": "Keep no optimizer state: smaller checkpoints, from which no run resumes."}
+        default=True, metadata={"help": "Save no optimizer state: smaller checkpoints, which cannot be resumed."}
     )
 
     def __post_init__(self):
@@ -170,24 +180,23 @@ class TrainingArguments(_AnyTransformers):
             raise ValueError(f"warmup_ratio must lie in [0, 1], got {self.warmup_ratio}")
         self._check_numbers()
         self._apply_dropped()
-        if not self.save_safetensors:  # pickled weights run code when they are loaded
-            _say_once("save_safetensors no longer acts: weights are always written as safetensors")
+        if not self.save_safetensors:  # loading pickled weights can run code
+            _warn_once("save_safetensors no longer acts: weights are always written as safetensors")
             self.save_safetensors = True
         if not torch.accelerator.is_available():
-            # on a CPU that nobody has asked for transformers refuses bfloat16, and several processes would each train
-            # for themselves
+            # otherwise transformers rejects bfloat16, and several processes would not train together
             self.use_cpu = True
         self.report_to = _without_missing_wandb(self.report_to)
         super().__post_init__()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Steps of warm-up: `warmup_steps` where it is set, else the share `warmup_ratio` of all, rounded up."""
+        """Number of warm-up steps: `warmup_steps` if it is above 0, else ceil(`warmup_ratio` * num_training_steps)."""
         if self.warmup_steps > 0:
             return super().get_warmup_steps(num_training_steps)
         return math.ceil(num_training_steps * self.warmup_ratio)
 
     def _check_numbers(self) -> None:
-        """What transformers finds out in the middle of its work, and not always in words."""
+        """Check numbers that transformers checks late or with an unclear message."""
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -199,24 +208,27 @@ class TrainingArguments(_AnyTransformers):
             raise ValueError(f"dataloader_num_workers must be at least 0, got {self.dataloader_num_workers}")
 
     def _apply_dropped(self) -> None:
+        """Set the successors of dropped fields that differ from their default."""
         default = {known.name: known.default for known in fields(self)}
         for name, (_, _, successor) in _MISSING.items():
             if name == "warmup_ratio" or getattr(self, name) == default[name]:
                 continue
             if successor is None or not _PRESENT.issuperset(successor):
-                _say_once(f"{name} no longer acts: transformers {transformers.__version__} has dropped it")
+                _warn_once(f"{name} no longer acts: transformers {transformers.__version__} has dropped it")
                 continue
-            for heir, value in successor.items():
-                setattr(self, heir, getattr(self, name) if value is _SAME else value)
+            for new_name, value in successor.items():
+                setattr(self, new_name, getattr(self, name) if value is _SAME else value)
 
 
 def resolve_with_base_env(path: str, env_name: str) -> str:
-    """The path under the folder that an environment variable names; as it is where the variable is not set, and where
-    the path is absolute, begins with ~ or exists from here.
+    """Look up a path in the base folder that an environment variable names.
+
+    Returns the path unchanged if the variable is not set, or if the path is absolute, begins with ~ or exists in the
+    working directory.
 
     Raises:
-        FileNotFoundError: there is nothing of that name under the folder: a run on a machine that keeps its models in a
-            folder of its own downloads nothing from the Hub by mistake.
+        FileNotFoundError: the base folder has no such path. This keeps a run that expects local models from downloading
+            them from the Hub by mistake.
 
     Example:
         >>> resolve_with_base_env("answerdotai/ModernBERT-base", "NO_SUCH_VARIABLE")
@@ -232,10 +244,10 @@ def resolve_with_base_env(path: str, env_name: str) -> str:
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
-    """Check that a name is one of those that are known.
+    """Check that `name` is one of the known names.
 
     Raises:
-        ValueError: it is not; the nearest one that is known is named.
+        ValueError: it is not; the message suggests the most similar known name.
 
     Example:
         >>> check_name("the configuration", "learning_rat", ["learning_rate", "seed"])
@@ -253,10 +265,10 @@ def _without_missing_wandb(report_to: str | list[str] | None) -> str | list[str]
     reports = [report_to] if isinstance(report_to, str) else list(report_to or ())
     if "wandb" not in reports or importlib.util.find_spec("wandb") is not None:
         return report_to
-    _say_once("wandb is not installed: nothing is reported to it")
+    _warn_once("wandb is not installed: it is removed from report_to")
     return [name for name in reports if name != "wandb"] or "none"
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     _log.warning(message)

@@ -1,6 +1,6 @@
-"""What this machine offers, what dllm picks on it and why, and whether that works: `dllm doctor`.
+"""The command `dllm doctor`: versions, devices, the chosen implementation of each operation, and self-tests.
 
-Every part of the report is a dict or a list of dicts of plain values, so that it prints as a table and as JSON alike.
+Every part of the report is a dict or a list of dicts of strings, so that it can be printed as a table or as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asim
 
 
 def main(as_json: bool = False) -> int:
-    """Print the whole report; 0 if every self-test that can run here passes, else 1."""
+    """Print the report; returns 0 if every self-test that can run on this machine passes, otherwise 1."""
     report = {}
     for name, part in PARTS.items():
         report[name] = part()
@@ -33,7 +33,7 @@ def main(as_json: bool = False) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, dllm and what it stands on.
+    """Versions of Python, dllm and its dependencies.
 
     Example:
         >>> sorted(versions())
@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> dict[str, str]:
-    """The CPU, with its vector instructions, and every GPU that torch sees.
+    """The CPU with its vector instructions, and every GPU visible to torch.
 
     Example:
         >>> "threads" in devices()["cpu"]
@@ -67,7 +67,7 @@ def devices() -> dict[str, str]:
 
 
 def extension() -> dict[str, str]:
-    """The C++ kernels: where they are, built with what, from where. Builds them if that has not happened yet.
+    """The C++ kernels: the compiled library, the compiler and the sources. Compiles them if necessary.
 
     Example:
         >>> list(extension())
@@ -82,69 +82,71 @@ def extension() -> dict[str, str]:
 
 
 def picked() -> list[dict[str, str]]:
-    """What `impl="auto"` takes for each operation and kind of device, and why.
+    """The implementation that `impl="auto"` chooses for each operation and device type, and why.
 
     Example:
         >>> picked()[0]["device"]
         'cpu'
     """
     rows = []
-    for device in _kinds_of_device():
+    for device in _device_types():
         impl, reason = _impl.pick(torch.device(device))
         rows += [{"op": op, "device": device, "impl": impl, "because": reason} for op in SELF_TESTS]
     return rows
 
 
 def self_test() -> list[dict[str, str]]:
-    """Every operation in every implementation, on every kind of device it serves, against the reference on the CPU."""
+    """Compare all implementations of all operations, on each supported device type, with the reference on the CPU."""
     rows = []
     for op, run in SELF_TESTS.items():
         expected = run("reference", "cpu")
-        for impl, device, missing in _candidates():
-            result = missing or _compare(run, impl, device, expected)
+        for impl, device, obstacle in _candidates():
+            result = obstacle or _compare(run, impl, device, expected)
             rows.append({"op": op, "impl": impl, "device": device, "result": result})
     return rows
 
 
 def _candidates() -> list[tuple[str, str, str | None]]:
-    """Implementation, device, and what is missing to run it there."""
+    """All implementations: (name, device type, reason why it cannot run there, or None)."""
     cuda = torch.cuda.is_available()
-    found = [("reference", device, None) for device in _kinds_of_device()]
+    found = [("reference", device, None) for device in _device_types()]
     found.append(("cpu", "cpu", _impl.why_not_cpu()))
-    triton_missing = _impl.why_not_triton()
-    if not triton_missing and not cuda and not _impl.interpreting():
-        triton_missing = "needs a GPU (or TRITON_INTERPRET=1)"
-    found.append(("triton", "cuda" if cuda else "cpu", triton_missing))
+    no_triton = _impl.why_not_triton()
+    if not no_triton and not cuda and not _impl.interpreting():
+        no_triton = "needs a GPU (or TRITON_INTERPRET=1)"
+    found.append(("triton", "cuda" if cuda else "cpu", no_triton))
     return found
 
 
 def _compare(run: Callable[[str, str], Outputs], impl: str, device: str, expected: Outputs) -> str:
-    """ "ok", or "failed" and why: integers must be equal, floats close."""
+    """Returns "ok", or "failed" with the reason. Integers must be equal, floats close."""
     try:
         for got, want in zip(run(impl, device), expected, strict=True):
             torch.testing.assert_close(got.cpu(), want)
-    except Exception as error:  # whatever breaks is what the doctor is there to tell
+    except Exception as error:  # any failure belongs in the report
         return f"failed: {type(error).__name__}: {error}"
     return "ok"
 
 
 def _gumbel_argmax(impl: str, device: str) -> Outputs:
     logits = torch.randn(3, 257, generator=torch.Generator().manual_seed(0)).to(device)
-    where = torch.arange(3, device=device)
-    return tuple(dllm_kernels.gumbel_argmax(logits, temperature=1.0, seeds=where, positions=where, step=1, impl=impl))
+    indices = torch.arange(3, device=device)
+    return tuple(
+        dllm_kernels.gumbel_argmax(logits, temperature=1.0, seeds=indices, positions=indices, step=1, impl=impl)
+    )
 
 
 def _linear_gumbel_argmax(impl: str, device: str) -> Outputs:
     draw = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 16, generator=draw).to(device) for n in (16, 257))
-    where = torch.arange(16, device=device)
-    noise = dict(temperature=1.0, seeds=where, positions=where, step=1)
+    indices = torch.arange(16, device=device)
+    noise = dict(temperature=1.0, seeds=indices, positions=indices, step=1)
     return tuple(dllm_kernels.linear_gumbel_argmax(hidden, weight, **noise, impl=impl))
 
 
 def _position_noise(impl: str, device: str) -> Outputs:
-    where = torch.arange(9, device=device)
-    return (dllm_kernels.position_noise(where, where, 1, law="gumbel", impl=impl),)
+    indices = torch.arange(9, device=device)
+    return (dllm_kernels.position_noise(indices, indices, 1, law="gumbel", impl=impl),)
 
 
 def _masked_cross_entropy(impl: str, device: str) -> Outputs:
@@ -179,20 +181,20 @@ def _truncation_floor(impl: str, device: str) -> Outputs:
     return (dllm_kernels.truncation_floor(logits, temperature=0.8, top_k=20, top_p=0.6, impl=impl),)
 
 
-def _kinds_of_device() -> list[str]:
+def _device_types() -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def _cpu_info() -> tuple[str, list[str]]:
-    """The CPU's name and those of its instruction sets that matter to the kernels, as far as the system tells."""
+    """The name of the CPU, and which of _CPU_FLAGS it has, as far as the system reports them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    offered = (facts.get("flags") or facts.get("Features") or "").split()
+    available = (facts.get("flags") or facts.get("Features") or "").split()
     name = facts.get("model name") or platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores", [flag for flag in _CPU_FLAGS if flag in offered]
+    return f"{name}, {os.cpu_count()} cores", [flag for flag in _CPU_FLAGS if flag in available]
 
 
 def _version(package: str) -> str:
@@ -219,7 +221,7 @@ PARTS = {
     "picked": picked,
     "self-test": self_test,
 }
-# every operation of dllm_kernels, run on a tiny input: (implementation, device) -> results
+# for each operation of dllm_kernels a function (impl, device) -> results, which runs it on a tiny input
 SELF_TESTS = {
     "gumbel_argmax": _gumbel_argmax,
     "linear_cross_entropy": _linear_cross_entropy,

@@ -1,8 +1,8 @@
-"""How a program ends: its exit code, and one line on stderr for what can be foreseen to go wrong.
+"""Exit codes and error messages of all commands.
 
-Exit codes: 0 done; 1 it could not be done; 2 a command line that makes no sense; 130 interrupted by Ctrl-C, 143 by
-SIGTERM; 141 nobody reads the output any more. An error that was not foreseen is a bug, and keeps its traceback; with
-the environment variable DLLM_TRACEBACK set every error shows one.
+Exit codes: 0 success; 1 failure; 2 invalid command line; 130 interrupted by Ctrl-C, 143 by SIGTERM; 141 the reader of
+stdout has closed it (SIGPIPE). An expected error, such as a missing file, is printed as one line on stderr. Any other
+error is a bug and keeps its traceback. If the environment variable DLLM_TRACEBACK is set, every error has a traceback.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable, Iterator
 
 TRACEBACK = "DLLM_TRACEBACK"
-_NOBODY_READS = 128 + 13  # as a shell reports SIGPIPE
+_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 
-# By module, the errors that tell of something outside the program: files, templates, the network, memory. They are
-# looked up in modules that are loaded: the others cannot have raised anything.
-_OUTSIDE = {
+# Exceptions of other packages, by module, with causes outside the program: files, templates, the network, memory. Only
+# modules that are already imported are looked up, since no other can have raised anything.
+_EXTERNAL = {
     "datasets.exceptions": ("DatasetsError",),
     "httpx": ("HTTPError",),
     "jinja2": ("TemplateError",),
@@ -35,15 +35,15 @@ _OUTSIDE = {
 
 
 class UsageError(ValueError):
-    """The command line makes no sense."""
+    """The command line is invalid."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A program was stopped from outside, at a place where it can be gone on from.
+    """A program was stopped by a signal, in a state from which it can resume.
 
     Args:
-        message: what is kept, and how to go on.
-        signum: of the signal.
+        message: what has been saved, and how to resume.
+        signum: number of the signal.
     """
 
     def __init__(self, message: str, signum: int = signal.SIGINT):
@@ -52,14 +52,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(program: str, work: Callable[[], object]) -> int:
-    """Do the work of a program; returns its exit code, the work's own where that returns an int.
+    """Run a program; returns its exit code: the result of `work` if that is an int, otherwise as listed above.
 
     Args:
         program: its name, which begins the line on stderr.
-        work: all of it, imports that take long included.
+        work: the whole program, slow imports included.
 
     Raises:
-        Exception: what was not foreseen (:func:`foreseen`).
+        Exception: an unexpected error, see :func:`is_expected`.
 
     Example:
         >>> exit_code("example", lambda: print("done"))
@@ -69,16 +69,16 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     try:
         result = work()
         if sys.stdout is not None:
-            sys.stdout.flush()  # here and not when Python ends, so that a failure has its line and its exit code
+            sys.stdout.flush()  # now: a failure at interpreter exit would get neither the line nor the exit code
     except KeyboardInterrupt as error:
-        if os.environ.get("RANK", "0") == "0":  # one process of many speaks
-            _say(program, str(error) or "interrupted", error)
+        if os.environ.get("RANK", "0") == "0":  # only the main process prints
+            _print_error(program, str(error) or "interrupted", error)
         return 128 + getattr(error, "signum", signal.SIGINT)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return _NOBODY_READS
-        if not foreseen(error):
-            print(f"{program}: an error that was not foreseen; please report it with these lines", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            return _BROKEN_PIPE
+        if not is_expected(error):
+            print(f"{program}: unexpected error; please report it with this traceback", file=sys.stderr)
             raise
         return _failed(program, error)
     return result if type(result) is int else 0
@@ -86,41 +86,51 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """Within it what is wrong is wrong with the command line: exit code 2.
+    """Context manager: expected errors in its body mean that the command line is invalid, exit code 2.
 
     Raises:
-        UsageError: in the place of a foreseen ImportError, OSError, TypeError or ValueError.
+        UsageError: in place of an expected ImportError, OSError, TypeError or ValueError.
     """
     try:
         yield
     except BrokenPipeError:
         raise
     except (ImportError, OSError, TypeError, ValueError) as error:
-        if not foreseen(error):
+        if not is_expected(error):
             raise
         raise UsageError(explanation(error)) from error
 
 
-def foreseen(error: BaseException) -> bool:
-    """Whether an error tells of something outside the program, and not of a bug in it.
+def is_expected(error: BaseException) -> bool:
+    """Whether an error has a cause outside the program, so that it is not a bug.
 
-    A TypeError or ValueError does if a `raise` statement raised it, as checks of arguments do: one of the interpreter's
-    own (a function that is called with too many arguments) is a bug. Their subclasses tell of data.
+    A TypeError or ValueError is expected if a `raise` statement raised it, as checks of arguments do. One raised by the
+    interpreter, such as a call with too many arguments, is a bug. Subclasses of the two are always expected: they are
+    about data.
 
     Example:
-        >>> foreseen(FileNotFoundError("no such file")), foreseen(KeyError("name"))
+        >>> is_expected(FileNotFoundError("no such file")), is_expected(KeyError("name"))
         (True, False)
     """
     if type(error) in (TypeError, ValueError):
         return _raised_by_statement(error)
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch, on a CPU
         return True
-    known = (EOFError, FloatingPointError, ImportError, MemoryError, OSError, TypeError, ValueError, *_outside())
+    known = (
+        EOFError,
+        FloatingPointError,
+        ImportError,
+        MemoryError,
+        OSError,
+        TypeError,
+        ValueError,
+        *_external_errors(),
+    )
     return isinstance(error, known)
 
 
 def explanation(error: BaseException) -> str:
-    """An error in one line.
+    """The message of an error, in one line.
 
     Example:
         >>> explanation(FileNotFoundError(2, "No such file or directory", "/no/such/file"))
@@ -131,15 +141,15 @@ def explanation(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         return f"out of memory: {text}"
-    if isinstance(error, _outside("jinja2")):
+    if isinstance(error, _external_errors("jinja2")):
         return f"the chat template failed: {text}"
-    if isinstance(error, _outside("datasets.exceptions")) and error.__cause__ is not None:
+    if isinstance(error, _external_errors("datasets.exceptions")) and error.__cause__ is not None:
         return f"{text}: {explanation(error.__cause__)}"
     return text
 
 
-def _outside(*modules: str) -> tuple[type[BaseException], ...]:
-    loaded = [(sys.modules[name], _OUTSIDE[name]) for name in modules or _OUTSIDE if name in sys.modules]
+def _external_errors(*modules: str) -> tuple[type[BaseException], ...]:
+    loaded = [(sys.modules[name], _EXTERNAL[name]) for name in modules or _EXTERNAL if name in sys.modules]
     return tuple(getattr(module, name) for module, names in loaded for name in names if hasattr(module, name))
 
 
@@ -153,18 +163,18 @@ def _raised_by_statement(error: BaseException) -> bool:
 
 
 def _failed(program: str, error: Exception) -> int:
-    _say(program, explanation(error), error)
+    _print_error(program, explanation(error), error)
     return 2 if isinstance(error, UsageError) else 1
 
 
-def _say(program: str, line: str, error: BaseException) -> None:
+def _print_error(program: str, line: str, error: BaseException) -> None:
     if os.environ.get(TRACEBACK):
         traceback.print_exception(type(error), error, error.__traceback__)
     print(f"{program}: {line}", file=sys.stderr)
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of stdout has gone. What stdout still holds is dropped: Python would fail on it at its end."""
+def _stdout_is_closed() -> bool:
+    """Whether the reader of stdout has closed it. If so, buffered output is dropped: flushing it at exit would fail."""
     try:
         output = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):
@@ -172,7 +182,7 @@ def _nobody_reads() -> bool:
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(output, 0)
-        if not poll.poll(0):  # another pipe has broken
+        if not poll.poll(0):  # the broken pipe is another one
             return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return True

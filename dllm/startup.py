@@ -1,4 +1,4 @@
-"""What a training script does before it trains: one process of many speaks, seeds are set, caches are left out."""
+"""Helpers for the start of a training script: printing by the main process only, seeds, caches, the device."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 import transformers
 
-# Fields of transformers.TrainingArguments that are never shown.
+# fields of transformers.TrainingArguments that are never printed
 SECRET = ("hub_token", "push_to_hub_token")
 
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def is_main() -> bool:
-    """Whether this is the first process of all, on all machines: by torch.distributed where it has begun, else by the
-    variable RANK that launchers set.
+    """Whether this is the main process, rank 0 over all machines. The rank is that of torch.distributed if it is
+    initialized, otherwise the environment variable RANK, which launchers set.
 
     Example:
         >>> is_main()
@@ -36,7 +36,7 @@ def is_main() -> bool:
 
 
 def print_main(*values: Any, **options: Any) -> None:
-    """`print`, by the first process only.
+    """`print` in the main process, nothing in others.
 
     Example:
         >>> print_main("once", end="!")
@@ -47,7 +47,7 @@ def print_main(*values: Any, **options: Any) -> None:
 
 
 def pprint_main(*values: Any, **options: Any) -> None:
-    """`pprint.pprint` of each value, by the first process only.
+    """`pprint.pprint` of each value in the main process, nothing in others.
 
     Example:
         >>> pprint_main({"a": 1})
@@ -59,10 +59,10 @@ def pprint_main(*values: Any, **options: Any) -> None:
 
 
 def print_args(*arguments: Any) -> None:
-    """Dataclasses, a line for each field; tokens of the Hub are not shown.
+    """Print dataclasses, one line per field; the values of Hub tokens are hidden.
 
     Raises:
-        TypeError: something else than a dataclass.
+        TypeError: an argument is not an instance of a dataclass.
 
     Example:
         >>> from dllm.configs import DataArguments
@@ -78,14 +78,14 @@ def print_args(*arguments: Any) -> None:
             raise TypeError(f"expected instances of dataclasses, got {type(each).__name__}")
         print(type(each).__name__)
         for field in dataclasses.fields(each):
-            print(f"  {field.name}: {_shown(field.name, getattr(each, field.name))}")
+            print(f"  {field.name}: {_printable(field.name, getattr(each, field.name))}")
 
 
 def print_args_main(*arguments: Any, model_args: Any = None, data_args: Any = None, training_args: Any = None) -> None:
-    """:func:`print_args` of all that is given, by position or by name, by the first process only.
+    """:func:`print_args` of all arguments, positional and named, in the main process; nothing in others.
 
     Raises:
-        TypeError: something else than a dataclass.
+        TypeError: an argument is not an instance of a dataclass.
     """
     named = [each for each in (model_args, data_args, training_args) if each is not None]
     if is_main():
@@ -93,8 +93,8 @@ def print_args_main(*arguments: Any, model_args: Any = None, data_args: Any = No
 
 
 def get_default_logger(name: str) -> logging.Logger:
-    """A logger that writes to stderr, with time and level: everything from INFO on in the first process, from WARNING
-    on in others. Asking twice gives the same one.
+    """A logger that writes to stderr with time and level; its level is INFO in the main process, WARNING in others.
+    The same name gives the same logger.
 
     Example:
         >>> get_default_logger("my.script") is get_default_logger("my.script")
@@ -111,12 +111,13 @@ def get_default_logger(name: str) -> logging.Logger:
 
 
 def initial_training_setup(model_args: Any, data_args: Any, training_args: Any) -> None:
-    """Seeds and settings of a run: `training_args.seed` for every generator; no warm-up of the GPU's allocator, which
-    would ask for the whole model at once; progress bars of data sets in the first process only; no caching of prepared
-    data if `data_args.disable_caching`.
+    """Set up a run: seed all random generators, and apply the settings below.
+
+    The GPU allocator is not warmed up (:func:`disable_caching_allocator_warmup`), data sets show progress bars in the
+    main process only, and prepared data is not cached if `data_args.disable_caching` is set.
 
     Args:
-        model_args: not read: scripts for dLLM 0.1 give it.
+        model_args: unused; scripts for dLLM 0.1 pass it.
         data_args: may have `disable_caching`.
         training_args: has `seed`.
     """
@@ -128,16 +129,18 @@ def initial_training_setup(model_args: Any, data_args: Any, training_args: Any) 
 
 
 def disable_caching_allocator_warmup() -> None:
-    """transformers no longer asks a GPU for the memory of a whole model before it loads one: a block as large as that
-    cannot be had where others use the device, and memory that FSDP or ZeRO would have spread is held."""
+    """Stop transformers from allocating the memory of the whole model on the GPU before it loads the weights.
+
+    Such a block may be too large if other programs use the GPU, and is wasted where FSDP or ZeRO shards the weights.
+    """
     from transformers import modeling_utils
 
     if hasattr(modeling_utils, "caching_allocator_warmup"):
-        modeling_utils.caching_allocator_warmup = _nothing
+        modeling_utils.caching_allocator_warmup = _do_nothing
 
 
 def disable_dataset_caching() -> None:
-    """The package datasets prepares data anew in every run. Nothing to do where it is not installed."""
+    """Turn off the cache of the package datasets, so that every run prepares its data again; no-op without datasets."""
     if importlib.util.find_spec("datasets") is not None:
         import datasets
 
@@ -145,7 +148,7 @@ def disable_dataset_caching() -> None:
 
 
 def disable_dataset_progress_bar_except_main() -> None:
-    """One process of many shows the progress of preparing data. Nothing to do where datasets is not installed."""
+    """Turn off the progress bars of datasets in all processes but the main one; no-op without datasets."""
     if not is_main() and importlib.util.find_spec("datasets") is not None:
         import datasets
 
@@ -154,11 +157,11 @@ def disable_dataset_progress_bar_except_main() -> None:
 
 @contextlib.contextmanager
 def init_device_context_manager(device: int | str | torch.device | None = None) -> Iterator[None]:
-    """Within it tensors are made on `device`: a model with random weights never passes through the CPU's memory.
+    """Context manager: new tensors are created on `device`, so a model with random weights needs no CPU memory.
 
     Args:
-        device: by default this process's accelerator (the variable LOCAL_RANK says which), else the CPU. Under ZeRO-3,
-            which spreads weights as they are made, nothing changes.
+        device: None: the accelerator of this process (environment variable LOCAL_RANK), or the CPU if there is none.
+            Under ZeRO-3, which shards weights as they are created, the context has no effect.
 
     Example:
         >>> with init_device_context_manager("meta"):
@@ -168,20 +171,20 @@ def init_device_context_manager(device: int | str | torch.device | None = None) 
     if transformers.integrations.is_deepspeed_zero3_enabled():
         yield
         return
-    with _own_device() if device is None else torch.device(device):
+    with _local_device() if device is None else torch.device(device):
         yield
 
 
-def _own_device() -> torch.device:
+def _local_device() -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return torch.device("cpu")
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def _shown(name: str, value: Any) -> str:
+def _printable(name: str, value: Any) -> str:
     return "'...'" if value and name in SECRET else repr(value)
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    """In the place of what is not to happen."""
+def _do_nothing(*_: Any, **__: Any) -> None:
+    """Replaces a function that must not run."""

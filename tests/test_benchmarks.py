@@ -26,11 +26,15 @@ from benchmarks import (
     models,
     providers,
     quality,
+    report,
     sampler_throughput,
     table,
     timing,
     training_step,
+    training_tables,
 )
+from benchmarks.plot import __main__ as plot_command
+from benchmarks.plot import published
 from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED
 from dllm.models.bidirectional import causal
@@ -181,7 +185,7 @@ class TestSamplerThroughput:
         assert (dream.steps, dream.remasking, dream.block_length) == (32, None, dream.gen_length)
         assert dream.options == {"alg_temp": 0.0, "top_p": None, "top_k": 9}
         assert (threshold.steps, threshold.options) == (None, {"threshold": 0.9})
-        assert "32 steps" in mdlm.told and "as many steps as it takes" in threshold.told
+        assert "32 steps" in mdlm.details and "as many steps as it takes" in threshold.details
 
     @pytest.mark.parametrize(
         ("arguments", "option"),
@@ -376,7 +380,7 @@ class TestKernelBenchmarks:
         last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
         row = json.loads(Path(last["row"]).read_text())
         assert {"full", "gathered", "ours"} <= {result["program"] for result in row["results"]}
-        assert table.entropy_lines(row, [row["command"]])[0][0] == "minilm float32, 5 masked of 12 rows"
+        assert training_tables.entropy_lines(row, [row["command"]])[0][0] == "minilm float32, 5 masked of 12 rows"
 
     def test_the_programs_compute_the_same_loss(self, monkeypatch):
         monkeypatch.setitem(cpu_cross_entropy.HEADS, "minilm", (8, 50))
@@ -455,7 +459,7 @@ class TestTrainingStep:
 
     def test_stands_in_the_readme(self, run):
         _, row, _ = run("--attention", "sdpa", "--no-dropout")
-        _, line = table.training_lines(row, ["another command", row["command"]])
+        _, line = training_tables.training_lines(row, ["another command", row["command"]])
         assert line[:2] == [
             "tiny-bert float32, sdpa attention, dropout 0",
             f"3 x 20, {row['masked_share']:.0%} masked",
@@ -469,7 +473,7 @@ class TestTrainingStep:
         status, row, printed = run("--providers", "indexed", "patched", "--gradient-checkpointing")
         assert status == 0 and row["settings"]["gradient_checkpointing"]
         assert "gradient checkpointing" in printed.out and row["providers"]["patched"]["against"] == "indexed"
-        (line,) = table.training_lines(row, [row["command"]])
+        (line,) = training_tables.training_lines(row, [row["command"]])
         assert line[0].endswith("gradient checkpointing") and line[3] == "logits[mask] -> the same, patched"
 
     def test_row_without_a_pair(self, run):
@@ -648,7 +652,7 @@ class TestQuality:
         card = (run / "model" / "README.md").read_text()
         assert f"| 2 {model_card.TITLES['problems']} | 8 |" in card
         assert "25 steps of 64 conversations" in card and "2 minutes on" in card
-        assert "`python -m dllm.demo.train runs/demo --steps 25 --matrix-lr 0.5 --other-lr 0.25`" in card
+        assert "`python -m dllm.demo.training.train runs/demo --steps 25 --matrix-lr 0.5 --other-lr 0.25`" in card
         assert "From step 9 on" in card and "answer(*load_shipped(), " in card
         assert model_card.HISTORY in card  # the weights are the shipped ones
         assert (run / "model" / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -672,10 +676,56 @@ class TestQuality:
         assert "continue its training" in capsys.readouterr().err
 
 
+class TestPublishedPlots:
+    """docs/speed.svg and docs/accuracy.svg."""
+
+    def test_the_committed_files_show_the_chosen_rows(self):
+        assert plot_command.main(["--check"]) == 0
+        drawn = (ROOT / "docs" / "speed.svg").read_text()
+        for point in published.read_points(ROOT / "docs" / "speed.svg"):
+            assert f">{published.speed_label(point)}</text>" in drawn.replace("> ", ">")
+
+    def test_the_accuracy_is_that_of_the_shipped_weights(self):
+        rows = [row for row in report.chosen_rows() if row["kind"] == "quality"]
+        digests = {row["settings"]["weights"] for row in rows if row["settings"]["model"] == "shipped"}
+        assert digests == {quality.digest(SHIPPED)}
+
+    def test_the_same_rows_give_the_same_file(self, tmp_path):
+        rows = report.chosen_rows()
+        for name in published.PLOTS:
+            points = published.points_of(name, rows)
+            once, again = (published.write(name, points, tmp_path / folder).read_bytes() for folder in "ab")
+            assert once == again and len(once) < 100_000
+            assert published.read_points(tmp_path / "a" / name) == points
+
+    def test_another_row_makes_them_stale(self, tmp_path, capsys):
+        results = tmp_path / "benchmarks" / "results"
+        results.mkdir(parents=True)
+        (results / "chosen.txt").write_text("sampler.json\n")
+        assert plot_command.main(["--root", str(tmp_path)]) == 2
+        assert "benchmarks.plot: [Errno" in capsys.readouterr().err
+        chosen = report.chosen_rows()
+        rows = {kind: next(row for row in chosen if row["kind"] == kind) for kind in ("sampler", "quality")}
+        for kind, row in rows.items():
+            (results / f"{kind}.json").write_text(json.dumps(row))
+        assert plot_command.main(["--root", str(tmp_path)]) == 2
+        assert "no chosen row has anything for accuracy.svg" in capsys.readouterr().err
+        (results / "chosen.txt").write_text("sampler.json\nquality.json\n")
+        for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
+            assert plot_command.main(["--root", str(tmp_path), *words]) == status
+        rows["sampler"]["providers"]["card"]["tokens_per_second"] *= 2
+        (results / "sampler.json").write_text(json.dumps(rows["sampler"]))
+        capsys.readouterr()
+        assert plot_command.main(["--root", str(tmp_path), "--check"]) == 1
+        assert capsys.readouterr().err == "docs/speed.svg is out of date: run python -m benchmarks.plot\n"
+
+
 class TestTable:
+    SAMPLER = "<!-- results:begin sampler -->"
+
     @pytest.fixture
     def root(self, run, tmp_path, capsys):
-        """Documents with markers, and a results folder with two chosen rows, one of them for RESULTS.md alone."""
+        """Documents with markers, and a results folder with two chosen rows, one of them for RESULTS.md and a page."""
         _, last, _, _ = run()
         sampler = Path(last["cases"][0]["row"])
         results = tmp_path / "root" / "benchmarks" / "results"
@@ -687,8 +737,9 @@ class TestTable:
         quality = {"kind": "quality", "command": "asked so", "settings": settings, "results": [answers]}
         (results / "quality.json").write_text(json.dumps(json.loads(sampler.read_text()) | quality))
         (results / "chosen.txt").write_text(f"# two\n\n{sampler.name}\nquality.json\n")
-        for name in table.DOCUMENTS:
-            (tmp_path / "root" / name).write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+        begins = (self.SAMPLER, table.BEGIN)
+        for name, begin in zip(table.DOCUMENTS, begins, strict=True):
+            (tmp_path / "root" / name).write_text(f"before\n{begin}\nold\n{table.END}\nafter\n")
         return tmp_path / "root"
 
     def test_writes_and_checks(self, root, capsys):
@@ -697,8 +748,8 @@ class TestTable:
         assert capsys.readouterr().err.count("out of date") == 2
         assert table.main(arguments) == 0
         readme, everything = ((root / name).read_text() for name in table.DOCUMENTS)
-        for text in (readme, everything):
-            assert text.startswith(f"before\n{table.BEGIN}\n| model |")
+        for text, begin in ((readme, self.SAMPLER), (everything, table.BEGIN)):
+            assert text.startswith(f"before\n{begin}\n| model |")
             assert text.endswith(f"{table.END}\nafter\n")
             assert "| tiny-bert float32 | 1 | 0 |" in text
             assert "1. `python benchmarks/sampler_throughput.py" in text
@@ -711,7 +762,39 @@ class TestTable:
     def test_nothing_chosen(self, root):
         (root / "benchmarks" / "results" / "chosen.txt").write_text("# none yet\n")
         assert table.main(["--root", str(root)]) == 0
-        assert (root / "README.md").read_text() == f"before\n{table.BEGIN}\n{table.END}\nafter\n"
+        assert (root / "README.md").read_text() == f"before\n{self.SAMPLER}\n{table.END}\nafter\n"
+
+    def test_pages_of_docs_say_which_kinds_they_show(self, root):
+        (root / "docs").mkdir()
+        place = "<!-- results:begin {} -->\n" + table.END
+        page, plain = root / "docs" / "page.md", root / "docs" / "plain.md"
+        page.write_text(f"{place.format('quality')}\n\nand\n\n{place.format('sampler')}\n")
+        plain.write_text("`<!-- results:begin -->` is only quoted here.\n")
+        assert table.main(["--root", str(root)]) == 0
+        first, second = page.read_text().split("\nand\n")
+        assert "1. `asked so`" in first and "tiny-bert" not in first
+        assert "1. `python benchmarks/sampler_throughput.py" in second and "asked so" not in second
+        assert plain.read_text() == "`<!-- results:begin -->` is only quoted here.\n"
+
+    @pytest.mark.parametrize(
+        ("text", "rule"),
+        [
+            (
+                "<!-- results:begin weather -->\n<!-- results:end -->",
+                "page.md: kinds of rows must be among sampler, .* got weather",
+            ),
+            ("<!-- results:begin -->\n", "page.md needs the lines .* in pairs"),
+            ("<!-- results:begin -->\n<!-- results:begin -->\n<!-- results:end -->", "in pairs"),
+            ("<!-- results:begin: sampler -->\n<!-- results:end -->", "in pairs"),
+        ],
+    )
+    def test_wrong_markers(self, text, rule):
+        with pytest.raises(ValueError, match=rule):
+            table.with_tables(text, [], "page.md")
+
+    def test_the_page_of_results_shows_every_kind(self):
+        places = table.PLACE.finditer((ROOT / "benchmarks" / "RESULTS.md").read_text())
+        assert {kind for place in places for kind in place["kinds"].split()} == set(table.KINDS)
 
     def test_missing_markers(self, root, capsys):
         (root / "README.md").write_text("nothing here")

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dllm.cli import main
-from dllm.demo import gauge
 from dllm.demo.shipped import SHIPPED
+from dllm.demo.training import gauge
 from dllm.models import get_model
 from dllm.tools import preprocess_sft_dataset
 

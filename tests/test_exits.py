@@ -1,4 +1,4 @@
-"""How programs end: exit codes, one line for what can be foreseen, a traceback for a bug."""
+"""How programs end: exit codes, one line for an expected error, a traceback for a bug."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import torch
 
-from dllm.exits import TRACEBACK, Interrupted, UsageError, exit_code, explanation, foreseen, usage
+from dllm.exits import TRACEBACK, Interrupted, UsageError, exit_code, explanation, is_expected, usage
 from dllm.fast.sampling.loop import NoFiniteLogit
 
 
@@ -33,7 +33,7 @@ def needs_two(one, two):
     return one
 
 
-FORESEEN = [
+EXPECTED = [
     lambda: checked(ValueError("steps must be at least 1, got 0")),
     lambda: checked(TypeError("text must be str, got int")),
     lambda: checked(jinja2.TemplateError("no such role")),
@@ -63,14 +63,14 @@ BUGS = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(FORESEEN)))
-def test_what_is_foreseen_is_one_line(number, capsys, monkeypatch):
-    assert foreseen(called(FORESEEN[number]))
-    assert exit_code("program", FORESEEN[number]) == 1
+@pytest.mark.parametrize("number", range(len(EXPECTED)))
+def test_an_expected_error_is_one_line(number, capsys, monkeypatch):
+    assert is_expected(called(EXPECTED[number]))
+    assert exit_code("program", EXPECTED[number]) == 1
     said = capsys.readouterr().err
     assert said.startswith("program: ") and said.count("\n") == 1 and len(said) > len("program: x\n")
     monkeypatch.setenv(TRACEBACK, "1")
-    assert exit_code("program", FORESEEN[number]) == 1
+    assert exit_code("program", EXPECTED[number]) == 1
     full = capsys.readouterr().err
     assert full.startswith("Traceback") and full.endswith(said)
 
@@ -78,7 +78,7 @@ def test_what_is_foreseen_is_one_line(number, capsys, monkeypatch):
 @pytest.mark.parametrize("number", range(len(BUGS)))
 def test_a_bug_is_not_hidden(number, capsys):
     error = called(BUGS[number])
-    assert not foreseen(error)
+    assert not is_expected(error)
     for work in (BUGS[number], lambda: in_usage(BUGS[number])):
         with pytest.raises(type(error)):
             exit_code("program", work)
@@ -93,7 +93,7 @@ def in_usage(work):
 def test_exit_codes(capsys):
     assert exit_code("program", lambda: "done") == exit_code("program", lambda: 0) == 0
     assert exit_code("program", lambda: 3) == 3
-    assert exit_code("program", lambda: in_usage(FORESEEN[0])) == 2
+    assert exit_code("program", lambda: in_usage(EXPECTED[0])) == 2
     assert capsys.readouterr().err == "program: steps must be at least 1, got 0\n"
     assert exit_code("program", lambda: in_usage(lambda: checked(NoFiniteLogit("row 0")))) == 1
     assert exit_code("program", lambda: checked(UsageError("no such option"))) == 2

@@ -21,6 +21,7 @@ from benchmarks.gpu_report import __main__ as command
 from benchmarks.gpu_report import (
     ceilings,
     checks,
+    gate,
     kernels,
     programs,
     runner,
@@ -34,8 +35,8 @@ from benchmarks.gpu_report import (
     wheels,
 )
 from benchmarks.gpu_report.ceilings import Ceilings
-from benchmarks.gpu_report.checks import TRITON
-from benchmarks.gpu_report.section import Run
+from benchmarks.gpu_report.gate import TRITON
+from benchmarks.gpu_report.run import Run
 from benchmarks.gpu_report.state import State
 from benchmarks.kernels import cases, operations
 from benchmarks.kernels.cases import Case
@@ -261,15 +262,15 @@ class TestMeasuring:
         monkeypatch.setattr(checks, "checks", lambda folder, dry: said)
         run = measuring("tests")
         checks.run(run)
-        assert run.failures == [f"{TRITON}: exit status 1: broken"] == checks.red(tmp_path, "truncation_floor")
-        assert checks.red(tmp_path, "masked_cross_entropy") == []
-        assert not checks.tested(tmp_path, ["truncation_floor"])
+        assert run.failures == [f"{TRITON}: exit status 1: broken"] == gate.red(tmp_path, "truncation_floor")
+        assert gate.red(tmp_path, "masked_cross_entropy") == []
+        assert not gate.tested(tmp_path, ["truncation_floor"])
 
     def test_a_section_that_began_is_red_until_it_ends(self, measuring, tmp_path, monkeypatch):
         stuck = checks.Check(TRITON, [sys.executable, "-c", "import time; time.sleep(60)"])
         monkeypatch.setattr(checks, "checks", lambda folder, dry: [stuck])
         checks.run(measuring("tests", seconds=0.2))
-        assert "did not finish" in checks.red(tmp_path, "gumbel_argmax")[0]
+        assert "did not finish" in gate.red(tmp_path, "gumbel_argmax")[0]
 
 
 def _rows(folder: Path) -> list[dict]:
@@ -384,13 +385,13 @@ subprocess.run([sys.executable, "-c", {part!r}], start_new_session=True)
 
 class TestChecks:
     def test_every_test_for_gpus_stands_behind_something(self):
-        behind = {file for files in checks.FILES.values() for file in files}
+        behind = {file for files in gate.FILES.values() for file in files}
         files = {str(path.relative_to(TESTS)): path for path in TESTS.rglob("test_*.py")}
         marked = {name for name, path in files.items() if "mark.gpu" in path.read_text() and path != Path(__file__)}
         kernels = {name for name in files if name.startswith("kernels/")} - NOT_ON_GPUS
         assert marked | kernels <= behind <= set(files)
-        assert set(checks.FILES) >= set(operations.OPERATIONS)
-        assert {name for each in sections.SECTIONS for name in each.needs} <= set(checks.FILES)
+        assert set(gate.FILES) >= set(operations.OPERATIONS)
+        assert {name for each in sections.SECTIONS for name in each.needs} <= set(gate.FILES)
 
     def test_what_pytest_wrote(self, tmp_path):
         junit = tmp_path / "a.xml"
@@ -416,10 +417,10 @@ class TestChecks:
 
     def test_shared_files_are_named_by_their_part(self, tmp_path):
         found = {check.name: check.command for check in checks.checks(tmp_path, dry=False)}
-        assert {checks.file_of(name) for name in found} >= {file for files in checks.FILES.values() for file in files}
+        assert {gate.file_of(name) for name in found} >= {file for files in gate.FILES.values() for file in files}
         assert "--shard=2/5" in found[f"{TRITON} 2/5"]
         make_red(tmp_path, f"{TRITON} 2/5")
-        assert checks.red(tmp_path, "truncation_floor") == [f"{TRITON} 2/5: test_truth: assert 1 == 2"]
+        assert gate.red(tmp_path, "truncation_floor") == [f"{TRITON} 2/5: test_truth: assert 1 == 2"]
 
     def test_a_file_whose_tests_are_all_skipped_proves_nothing(self, tmp_path):
         junit = tmp_path / "a.xml"
@@ -460,7 +461,7 @@ class TestChecks:
 
     def test_unknown_name(self, tmp_path):
         with pytest.raises(ValueError, match="got 'softmax'"):
-            checks.red(tmp_path, "softmax")
+            gate.red(tmp_path, "softmax")
 
 
 def added_ops() -> tuple[str, ...]:
@@ -666,10 +667,10 @@ class TestTable:
         for name in ("b.json", "a.json"):
             (tmp_path / "gpu" / "kernels" / name).write_text("{}")
         (tmp_path / "chosen.txt").write_text("gpu/*/*.json\n")
-        assert [path.name for path in table.chosen(tmp_path)] == ["a.json", "b.json"]
+        assert [path.name for path in report.chosen(tmp_path)] == ["a.json", "b.json"]
         (tmp_path / "chosen.txt").write_text("cpu/*.json\n")
         with pytest.raises(ValueError, match="must fit a file"):
-            table.chosen(tmp_path)
+            report.chosen(tmp_path)
 
 
 class TestWheels:

@@ -1,4 +1,4 @@
-"""Dream's diffusion_generate: a grid of times, tempered and filtered probabilities, four orders of unmasking."""
+"""Dream's diffusion_generate: a time grid, top-p and top-k of the tempered probabilities, four orders of unmasking."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def diffusion_generate(
     """Complete left-padded prompts [B, P].
 
     Args:
-        attention_mask: [B, P], 0 at padding; None: there is none.
-        alg: "origin" reveals each mask independently; the others the surest, by the chosen token's probability
-            (maskgit_plus), by its lead over the second (topk_margin) or by entropy.
-        alg_temp: above 0 positions are drawn from softmax(confidence / alg_temp) instead.
-        top_p, top_k: filter the tokens to choose from; None: all of them.
+        attention_mask: [B, P], 0 at padding; None: no padding.
+        alg: "origin" commits each masked position independently; the others commit those of highest confidence: the
+            token's probability (maskgit_plus), its margin over the second token (topk_margin), or negative entropy.
+        alg_temp: above 0, positions are drawn from softmax(confidence / alg_temp) instead.
+        top_p, top_k: filters of the tokens; None: no filter.
         cfg_scale: guidance, as dLLM 0.1 adds it.
-        right_shift_logits: position p is read at p - 1, as Dream's models are trained.
+        right_shift_logits: the logits of position p are those at p - 1, as Dream's models are trained.
 
     Returns:
         int64 [B, P + max_new_tokens].
@@ -56,7 +56,7 @@ def diffusion_generate(
     canvas, attention_mask = left_padded_canvas(prompt, attention_mask, max_new_tokens, mask_id)
     given = canvas != mask_id
     times = torch.linspace(1, eps, steps + 1, device=canvas.device)
-    moved = 0  # steps so far that committed something: random numbers are addressed by their number
+    moved = 0  # steps that committed something so far: the step number of random numbers
     for step in range(steps):
         masked = canvas == mask_id
         logits = guided_logits(model, canvas, given, mask_id, cfg_scale, attention_mask)
@@ -71,7 +71,7 @@ def diffusion_generate(
             moved += 1
         elif (k := int(masked.sum() / len(canvas) * share)) > 0:
             places = noise.place(masked, moved) if alg_temp > 0 else None
-            reveal_surest(canvas, masked, tokens, confidence, k, alg_temp, places)
+            commit_highest(canvas, masked, tokens, confidence, k, alg_temp, places)
             moved += 1
         mark("transfer")
     return canvas
@@ -110,7 +110,7 @@ def sample_tokens(
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Logits [N, V] with -inf where the tokens that come before hold more than `top_p` of the probability.
+    """Logits [N, V] with -inf for a token where more probable tokens have more than `top_p` of the probability.
 
     Example:
         >>> keep_top_p(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.6).exp()
@@ -122,7 +122,7 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
 
 
-def reveal_surest(
+def commit_highest(
     canvas: Tensor,
     masked: Tensor,
     tokens: Tensor,
@@ -131,8 +131,10 @@ def reveal_surest(
     alg_temp: float,
     places: Tensor | None,
 ) -> None:
-    """The k surest masks of every row take their token; with Gumbel noise of the `places` [B, L] k masks drawn from
-    softmax(confidence / alg_temp)."""
+    """Commit the k masked positions of highest confidence in every row.
+
+    With `places`, Gumbel noise [B, L], the k positions are drawn from softmax(confidence / alg_temp).
+    """
     everywhere = torch.full(canvas.shape, -torch.inf, dtype=torch.float64, device=canvas.device)
     everywhere[masked] = confidence.to(torch.float64)
     if places is not None:

@@ -1,9 +1,12 @@
-"""Fast-dLLM's loop as its authors run it: keys and values kept per block, as many tokens a step as a rule allows. It is
-approximate twice over: tokens of one step do not know each other, and what is kept is of a canvas that has changed.
+"""Fast-dLLM's generate: a cache of keys and values per block, and as many tokens per step as a rule allows.
 
-The first step of a block runs the canvas and keeps all keys and values. Later steps run the block and what follows it
-beside the keys and values to its left, joined anew in every layer ("prefix"), or the block alone, whose keys and values
-are replaced among all others ("dual"). The rows of a batch begin and end their blocks together.
+It is approximate for two reasons: tokens committed in one step are chosen independently, and cached keys and values
+belong to an earlier canvas.
+
+The first step of a block runs the whole canvas and caches all keys and values. With the "prefix" cache, later steps run
+the block and everything after it, and every layer concatenates the cached columns on its left. With the "dual" cache
+they run the block alone, and its new keys and values overwrite the cached ones. All rows of a batch are in the same
+block.
 """
 
 from __future__ import annotations
@@ -20,28 +23,28 @@ from benchmarks.card_loop import Noise, TorchNoise
 CACHES = ("prefix", "dual")
 
 
-class Kept:
-    """What attention layers keep: they call :meth:`update`. Set `window` to the columns that run, None for all."""
+class BlockCache:
+    """Cache of keys and values with transformers' interface. `window`: the columns that run; None: all of them."""
 
     def __init__(self, cache: str):
         self.cache, self.window = cache, None
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Keys and values that the columns which run see; arguments as of transformers' Cache."""
+        """Keys and values that the running columns attend to; arguments as in transformers' Cache."""
         if self.window is None:
             self.layers[layer_idx] = keys, values
             return keys, values
         begin, end = self.window
         if self.cache == "prefix":
-            left = (kept[:, :, :begin] for kept in self.layers[layer_idx])
+            left = (old[:, :, :begin] for old in self.layers[layer_idx])
             return tuple(torch.cat(both, dim=2) for both in zip(left, (keys, values), strict=True))
-        for kept, new in zip(self.layers[layer_idx], (keys, values), strict=True):
-            kept[:, :, begin:end] = new
+        for old, new in zip(self.layers[layer_idx], (keys, values), strict=True):
+            old[:, :, begin:end] = new
         return self.layers[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """None, as far as a model that is told its positions is concerned."""
+        """0: the model is given its positions and does not use this length."""
         return 0
 
 
@@ -64,7 +67,7 @@ def generate(
     """Complete left-padded prompts [B, P].
 
     Args:
-        model: a causal architecture of transformers whose positions see both sides, with a mask [B, 1, queries, keys].
+        model: a causal architecture of transformers made bidirectional, which takes a mask [B, 1, queries, keys].
         cache: "prefix" or "dual".
         The others: as in :func:`benchmarks.baselines.parallel.generate`.
 
@@ -72,7 +75,7 @@ def generate(
         int64 [B, P + gen_length].
 
     Raises:
-        ValueError: the blocks do not divide `gen_length`, or there is no such cache.
+        ValueError: the blocks do not divide `gen_length`, or `cache` is unknown.
     """
     if gen_length % block_length:
         raise ValueError(f"gen {gen_length}, block {block_length}: blocks must divide gen")
@@ -84,15 +87,15 @@ def generate(
     given = canvas != mask_id
     for begin in range(prompt.shape[1], canvas.shape[1], block_length):
         end = begin + block_length
-        kept = Kept(cache)
-        for step in range(block_length):  # each commits a token in every row that has a mask left
+        stored = BlockCache(cache)
+        for step in range(block_length):  # each step commits a token in every row with a masked position left
             eligible = canvas[:, begin:end] == mask_id
             if not eligible.any():
                 break
             if step:
-                kept.window = (begin, end if cache == "dual" else canvas.shape[1])
-            logits = _logits(model, canvas, given, real, kept, mask_id, cfg_scale)
-            first = 0 if kept.window is None else begin
+                stored.window = (begin, end if cache == "dual" else canvas.shape[1])
+            logits = _logits(model, canvas, given, real, stored, mask_id, cfg_scale)
+            first = 0 if stored.window is None else begin
             logits = logits[:, begin - first : end - first]
             tokens = noise.beginning_at(begin).choose(logits, temperature, eligible, step)
             scores = scores_of(logits, tokens, rule.order)
@@ -103,16 +106,16 @@ def generate(
 
 
 def _logits(
-    model: nn.Module, canvas: Tensor, given: Tensor, real: Tensor, kept: Kept, mask_id: int, cfg_scale: float
+    model: nn.Module, canvas: Tensor, given: Tensor, real: Tensor, stored: BlockCache, mask_id: int, cfg_scale: float
 ) -> Tensor:
-    """Logits [B, W, V] of the columns that run; guided as the model card's, both canvases in one batch."""
+    """Logits [B, W, V] of the running columns, with the model card's guidance: both canvases in one batch."""
     if cfg_scale:
         canvas, real = torch.cat([canvas, torch.where(given, mask_id, canvas)]), torch.cat([real, real])
-    begin, end = kept.window or (0, canvas.shape[1])
+    begin, end = stored.window or (0, canvas.shape[1])
     column = torch.arange(begin, end, device=canvas.device)
     seen = real.bool()[:, None, None, :].expand(-1, 1, len(column), -1)
     positions = column.expand(len(canvas), -1)
-    logits = model(canvas[:, begin:end], attention_mask=seen, position_ids=positions, past_key_values=kept).logits
+    logits = model(canvas[:, begin:end], attention_mask=seen, position_ids=positions, past_key_values=stored).logits
     if not cfg_scale:
         return logits
     conditional, unconditional = logits.chunk(2)

@@ -1,4 +1,4 @@
-"""LLaDA's generate: the model card's loop for left-padded prompts, with ways to keep answers from ending early."""
+"""LLaDA's generate: the model card's loop with left-padded prompts and suppression of EOS."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def generate(
     """Complete left-padded prompts [B, P].
 
     Args:
-        attention_mask: [B, P], 0 at padding; None: there is none.
-        suppressed: EOS, where its logit is to be -inf.
-        last: EOS and end of turn, where their logits are to be -inf once the tokens are chosen: such a choice has
-            confidence 0 and is committed after everything else.
+        attention_mask: [B, P], 0 at padding; None: no padding.
+        suppressed: a token whose logit is set to -inf, such as EOS.
+        last: tokens whose logits are set to -inf after the tokens are chosen, such as EOS and end of turn: they get
+            confidence 0 and are committed last.
         The others: as in the model card's loop.
 
     Returns:
@@ -84,7 +84,7 @@ def generate(
 def left_padded_canvas(
     prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Prompts [B, P] followed by masks, and the attention mask of both where there is one."""
+    """Prompts [B, P] followed by mask tokens, and the attention mask extended to them; None where it is None."""
     canvas = nn.functional.pad(prompt, (0, gen_length), value=mask_id)
     if attention_mask is not None:
         attention_mask = nn.functional.pad(attention_mask, (0, gen_length), value=1)

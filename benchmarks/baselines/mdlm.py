@@ -1,4 +1,4 @@
-"""The loop of dLLM 0.1's MDLMSampler: blocks from each prompt's own end, counts from the noise schedule."""
+"""dLLM 0.1's MDLMSampler: blocks start at each prompt's end, counts come from the noise schedule."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def sample(
     noise: Noise | None = None,
     mark: Callable[[str], None] = lambda part: None,
 ) -> Tensor:
-    """Complete B prompts under the linear schedule.
+    """Complete B prompts with the linear noise schedule.
 
     Args:
-        inputs: the prompts' tokens, vectors of any lengths.
-        cfg_keep_tokens: tokens of the prompt that the unconditional canvas keeps.
+        inputs: the tokens of the prompts, vectors of any lengths.
+        cfg_keep_tokens: prompt tokens that stay unmasked in the unconditional canvas.
         suppress_tokens: never chosen. begin_suppress_tokens: chosen, but with confidence 0.
-        right_shift_logits: position p is read at p - 1.
+        right_shift_logits: the logits of position p are those at p - 1.
         The others: as in dLLM 0.1.
 
     Returns:
@@ -48,7 +48,7 @@ def sample(
     if remasking not in REMASKING:
         raise ValueError(f"remasking must be one of {', '.join(REMASKING)}, got {remasking!r}")
     noise = noise or TorchNoise()
-    canvas, ends = laid_out(inputs, max_new_tokens, mask_id, eos_id)
+    canvas, ends = start_canvas(inputs, max_new_tokens, mask_id, eos_id)
     column = torch.arange(canvas.shape[1], device=canvas.device)
     real = column < ends[:, None]
     given = (canvas != mask_id) & real & ~torch.isin(canvas, canvas.new_tensor(list(cfg_keep_tokens)))
@@ -78,8 +78,8 @@ def sample(
     return canvas
 
 
-def laid_out(inputs: Sequence[Tensor], max_new_tokens: int, mask_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
-    """The start canvas [B, L], each row its prompt, masks, then EOS; and the column after each row's masks, [B]."""
+def start_canvas(inputs: Sequence[Tensor], max_new_tokens: int, mask_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
+    """The start canvas [B, L], in each row prompt, mask tokens, EOS; and the column after its mask tokens, [B]."""
     device = inputs[0].device
     ends = torch.tensor([len(tokens) + max_new_tokens for tokens in inputs], device=device)
     canvas = torch.full((len(inputs), int(ends.max())), eos_id, dtype=torch.int64, device=device)
@@ -90,11 +90,10 @@ def laid_out(inputs: Sequence[Tensor], max_new_tokens: int, mask_id: int, eos_id
 
 
 def scheduled_counts(totals: Tensor, steps: int) -> Tensor:
-    """How many tokens each step commits in each row: int64 [B, S], zeros of a row left out, then padded with zeros.
+    """Tokens that each step commits in each row, int64 [B, S], with the zeros of a row moved to its end.
 
     With m masks left at step j the linear schedule reveals round(m p), p = 1 - (1 - alpha(s)) / (1 - alpha(t)),
-    alpha(t) = 1 - t, t = (S - j) / S, s = (S - j - 1) / S; times, alpha and the quotient in float32, and halves go to
-    the even number.
+    alpha(t) = 1 - t, t = (S - j) / S, s = (S - j - 1) / S; times, alpha and quotient are float32, halves round to even.
 
     Example:
         >>> scheduled_counts(torch.tensor([10, 2]), 4)

@@ -1,8 +1,8 @@
-"""Loops that commit as many tokens a forward pass as a rule allows, without a cache. They are approximate: tokens of
-one step do not know each other, so an answer may differ from the one that a token a step gives.
+"""A loop that commits as many tokens per step as a rule allows, without a cache.
 
-A rule orders the eligible positions of a row and says how many of the first are committed. Within a block the loop goes
-on until no row has a mask in it, so the rows of a batch wait for the slowest.
+It is approximate: tokens committed in one step are chosen independently, so an answer may differ from that of one token
+per step. A rule orders the eligible positions of a row and says how many of the first are committed. A block ends when
+no row has a masked position in it, so the rows of a batch wait for the slowest.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from benchmarks.card_loop import Noise, TorchNoise, guided_logits
 
 
 class Rule(NamedTuple):
-    """How many tokens a row commits.
+    """How many positions a row commits in a step.
 
-    order: "confidence", descending, or "entropy", ascending. count: from the ordered values and the step within the
-    block to the number of positions to commit.
+    order: by "confidence", descending, or by "entropy", ascending. count: takes the ordered values and the step within
+    the block, and returns the number of positions to commit.
     """
 
     order: str
@@ -29,12 +29,12 @@ class Rule(NamedTuple):
 
 
 def threshold(threshold: float) -> Rule:
-    """Fast-dLLM: all positions with a confidence of at least the threshold, and never less than the surest one."""
+    """Fast-dLLM: all positions with a confidence of at least `threshold`, and at least one."""
     return Rule("confidence", lambda confidence, step: max(1, int((confidence >= threshold).sum())))
 
 
 def factor(factor: float) -> Rule:
-    """Fast-dLLM: the longest prefix of confidences c_1 >= c_2 >= ... with c_r >= 1 - factor / (r + 1), at least one."""
+    """Fast-dLLM: the longest prefix of c_1 >= c_2 >= ... with c_r >= 1 - factor / (r + 1), at least one position."""
 
     def count(confidence: Tensor, step: int) -> int:
         rank = torch.arange(1, len(confidence) + 1, device=confidence.device)
@@ -44,8 +44,10 @@ def factor(factor: float) -> Rule:
 
 
 def llada2(threshold: float, steps: int, block_length: int) -> Rule:
-    """LLaDA 2.0: all above the threshold if these are at least as many as a step of the schedule, else the surest ones
-    that the schedule asks for. `steps` are those of a block."""
+    """LLaDA 2.0: all positions above `threshold`, and at least the scheduled number of the step.
+
+    The schedule divides a block evenly over `steps`.
+    """
 
     def count(confidence: Tensor, step: int) -> int:
         scheduled = block_length // steps + (step < block_length % steps)
@@ -55,7 +57,7 @@ def llada2(threshold: float, steps: int, block_length: int) -> Rule:
 
 
 def entropy_bound(gamma: float) -> Rule:
-    """Entropy-bound sampling: the surest, and on as long as the entropies of those before add up to at most gamma."""
+    """Entropy bound: positions by rising entropy, while the entropies before a position sum to at most `gamma`."""
     return Rule("entropy", lambda entropy, step: _prefix(entropy.cumsum(dim=0) - entropy <= gamma))
 
 
@@ -77,8 +79,8 @@ def generate(
     """Complete left-padded prompts [B, P].
 
     Args:
-        attention_mask: [B, P], 0 at padding; None: there is none.
-        rule: how many of a row's eligible positions a step commits.
+        attention_mask: [B, P], 0 at padding; None: no padding.
+        rule: how many positions a row commits in a step.
         The others: as in the model card's loop.
 
     Returns:
@@ -94,7 +96,7 @@ def generate(
     given = canvas != mask_id
     for block_end in range(prompt.shape[1] + block_length, canvas.shape[1] + 1, block_length):
         left_of_end = torch.arange(canvas.shape[1], device=canvas.device) < block_end
-        for step in range(block_length):  # each commits a token in every row that has a mask left
+        for step in range(block_length):  # each step commits a token in every row with a masked position left
             eligible = (canvas == mask_id) & left_of_end
             if not eligible.any():
                 break
@@ -108,7 +110,7 @@ def generate(
 
 
 def commit(canvas: Tensor, tokens: Tensor, scores: Tensor, eligible: Tensor, rule: Rule, step: int) -> None:
-    """Each row takes the eligible tokens that the rule allows into its canvas; all [B, L]."""
+    """Commit in each row of `canvas` the eligible tokens that the rule allows; all tensors [B, L]."""
     for row in range(len(canvas)):
         positions = eligible[row].nonzero()[:, 0]
         if len(positions) == 0:
@@ -127,5 +129,5 @@ def scores_of(logits: Tensor, tokens: Tensor, order: str) -> Tensor:
 
 
 def _prefix(holds: Tensor) -> int:
-    """How many of the first all hold."""
+    """Length of the longest prefix that is all true."""
     return int(holds.long().cumprod(dim=0).sum())

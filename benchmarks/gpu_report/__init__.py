@@ -1,1 +1,1 @@
-"""One command that proves and measures everything on the GPU at hand: ``python -m benchmarks.gpu_report``."""
+"""The GPU report: tests and benchmarks of everything on one GPU, by ``python -m benchmarks.gpu_report``."""

@@ -1,13 +1,13 @@
-"""Prove and measure everything on the GPU at hand, in at most nine minutes.
+"""Test and measure everything on this machine's GPU, in at most nine minutes.
 
     python -m benchmarks.gpu_report [--out DIR] [--quick] [--section NAME ...] [--wheels DIR] [--again]
 
-Sections run one after the other, each in a process of its own with a budget of seconds: tests; the ceilings; every
-operation; sampling; training. Where tests are red, what they stand behind is not measured. The rows of finished
-sections stay in DIR (default: benchmarks/results/<gpu>-<date>); the same command goes on where it was stopped. From the
-rows it makes DIR/report.md, with what was aimed at beside what was measured, and plots.
+Sections run one after the other: tests, the machine's ceilings, single operations, sampling, training. Each runs in a
+separate process with a time limit. Nothing is measured whose tests failed. The rows of finished sections are kept in
+DIR (default: benchmarks/results/<gpu>-<date>), and the same command resumes a report that was stopped. At the end it
+writes plots and DIR/report.md, which compares the measured values with their targets.
 
-Without a CUDA device it is a dry run: everything runs but the timing, on tiny shapes, and no row is written. The exit
+Without a CUDA device it is a dry run: everything runs on tiny shapes, nothing is timed, and no row is written. The exit
 status is 1 where a section failed or was withheld.
 """
 
@@ -28,7 +28,7 @@ from benchmarks.gpu_report.sections import GROUPS, NAMES, Section, chosen
 from benchmarks.gpu_report.words import without
 
 ROOT = Path(__file__).resolve().parents[2]
-DRY = "No CUDA device: a dry run. Everything runs but the timing; nothing is measured and no row is written."
+DRY = "No CUDA device: a dry run. Everything runs on tiny shapes; nothing is timed and no row is written."
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -37,11 +37,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="benchmarks.gpu_report", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--out", type=Path, default=None, help="folder for everything; default: benchmarks/results/<gpu>-<date>")
-    add("--quick", action="store_true", help="fewer cases and repeats, in half of the time")
+    add("--out", type=Path, default=None, help="folder of the report; default: benchmarks/results/<gpu>-<date>")
+    add("--quick", action="store_true", help="fewer cases and repeats, in half the time")
     add("--section", nargs="+", metavar="NAME", help=f"{', '.join(NAMES)}, or a group: {', '.join(GROUPS)}")
-    add("--wheels", type=Path, default=None, metavar="DIR", help="install what is missing from here, into DIR/venv")
-    add("--again", action="store_true", help="run sections anew that have ended well before")
+    add(
+        "--wheels",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="install missing packages from these wheels into <out>/venv",
+    )
+    add("--again", action="store_true", help="run sections again that are done already")
     options = parser.parse_args(arguments)
     try:
         options.sections = chosen(options.section)
@@ -51,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the report; 1 where a section failed or was withheld, 2 for bad options."""
+    """Run the report; 1 where a section failed or was withheld, 2 for invalid options."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(arguments)
     import torch
@@ -69,21 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks import machine
     from benchmarks.gpu_report import state, summary
 
-    tell(DRY if dry else f"Measuring {torch.cuda.get_device_name()}; everything goes to {out}")
+    tell(DRY if dry else f"Measuring {torch.cuda.get_device_name()}; results go to {out}")
     how = {"dry": dry, "quick": options.quick, "again": options.again}
     states = runner.run(sections, out, **how, commit=machine.commit(), tell=tell)
-    ended = [state.read(out, name) for name in NAMES]  # those of earlier commands, too
+    ended = [state.read(out, name) for name in NAMES]  # also those of earlier runs
     tell(summary.write(out, [each for each in ended if each], dry=dry))
     tell(f"The report is {out / summary.FILE}")
     return int(not all(each.fine for each in states))
 
 
 def check(out: Path, sections: Sequence[Section], *, dry: bool) -> None:
-    """Make the folder, before anything runs.
+    """Make the folder and check the options, before anything runs.
 
     Raises:
-        ValueError: no section is for this machine, or a dry run would replace what was measured.
-        OSError: `out` is no folder that can be written to.
+        ValueError: no section is for this machine, or a dry run would overwrite measured results.
+        OSError: `out` is not a writable folder.
     """
     from benchmarks.gpu_report import state
 
@@ -97,7 +103,7 @@ def check(out: Path, sections: Sequence[Section], *, dry: bool) -> None:
 
 
 def default_folder(dry: bool) -> Path:
-    """Where a report goes that nobody has named a folder for: what was measured to the other results."""
+    """The folder of a report without --out: among the other results, or in build/ for a dry run."""
     if dry:
         return ROOT / "build" / "gpu-report-dry"
     import torch
@@ -107,7 +113,7 @@ def default_folder(dry: bool) -> Path:
 
 
 def elsewhere(wheels: Path, out: Path, arguments: list[str]) -> int:
-    """The same report by an interpreter that has what is missing here."""
+    """Run the same report with the Python of a virtual environment that has the missing packages; its exit status."""
     from benchmarks.gpu_report.wheels import environment
 
     try:
@@ -120,12 +126,12 @@ def elsewhere(wheels: Path, out: Path, arguments: list[str]) -> int:
 
 
 def tell(text: str) -> None:
-    """A line for whoever waits."""
+    """Print a line at once."""
     print(text, flush=True)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that sections are ended, too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that sections are ended as well
     try:
         sys.exit(main())
     except KeyboardInterrupt:

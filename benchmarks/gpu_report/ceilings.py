@@ -1,28 +1,26 @@
-"""What this machine can do at most, measured: a copy in memory, a product of bfloat16 matrices."""
+"""The ceilings of this machine, measured: memory speed of a copy, and speed of a bfloat16 matrix product."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from benchmarks import machine, report
 from benchmarks.gpu_report import state
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
+from benchmarks.gpu_report.run import Run
 
 
 class Ceilings(NamedTuple):
-    """Bytes per second of a copy, read and written together; FLOP/s of a square product of bfloat16 matrices."""
+    """Bytes per second of a copy, reads plus writes; FLOP/s of a square bfloat16 matrix product."""
 
     copy: float
     product: float
 
 
 def run(run: Run) -> None:
-    """The section: one row."""
+    """The section "ceilings": measures both and writes one row."""
     if run.dry:
         machine.bandwidth(run.device, repeats=1, n_bytes=2**20)
         machine.matmul_speed(run.device, torch.bfloat16, size=32)
@@ -35,7 +33,7 @@ def run(run: Run) -> None:
 
 
 def read(out: Path) -> Ceilings | None:
-    """Those measured in this report; None before."""
+    """The ceilings measured in this report; None where they are not measured yet."""
     for row in state.rows(out, "ceilings"):
         return Ceilings(row["bytes_per_second"]["copy"], row["flops_per_second"]["bfloat16"])
     return None

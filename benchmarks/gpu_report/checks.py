@@ -1,7 +1,7 @@
-"""The tests, on the GPU; and which of them stand behind which number.
+"""The section "tests": test files on the GPU, and compute-sanitizer.
 
-Kernel tests run natively, the others as far as they carry the marker `gpu`; each file in a process of its own, several
-at once. Where compute-sanitizer is on the PATH, a small call of each operation runs under its memcheck.
+Of kernel tests whole files run, natively; of other files the tests with the marker `gpu`. Each file runs in a separate
+process, several at once. Where compute-sanitizer is on the PATH, small calls of each operation run under its memcheck.
 """
 
 from __future__ import annotations
@@ -16,39 +16,27 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from benchmarks import files, machine
+from benchmarks import machine
+from benchmarks.gpu_report import gate
+from benchmarks.gpu_report.gate import FILES, TRITON
+from benchmarks.gpu_report.run import Run
 from benchmarks.gpu_report.sections import LOSS_OPS, SAMPLING_OPS
-from benchmarks.gpu_report.state import FILE
 
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
-
-TRITON = "kernels/test_triton.py"
-NOISE = ("kernels/test_philox.py", TRITON)
-# what is measured, and the test files that stand behind it
-FILES: dict[str, tuple[str, ...]] = {
-    "gumbel_argmax": ("kernels/test_gumbel_argmax.py", *NOISE),
-    "linear_gumbel_argmax": ("kernels/test_linear_gumbel_argmax.py", *NOISE),
-    "truncation_floor": ("kernels/test_truncation_floor.py", TRITON),
-    "transfer_tokens": ("kernels/test_transfer_tokens.py", TRITON),
-    "position_noise": ("kernels/test_position_noise.py", *NOISE),
-    "masked_cross_entropy": ("kernels/test_masked_cross_entropy.py",),
-    "linear_cross_entropy": ("kernels/test_linear_cross_entropy.py", "kernels/test_masked_cross_entropy.py"),
-    "sampling": ("fast/test_gpu.py", "fast/test_generate.py", "fast/test_generate_inputs.py"),
-    "training": ("fast/test_training_graphs_gpu.py",),
-}
-# files that take long, because many kernels are compiled: so many processes share them, and begin first
+# number of processes that share a file, for files that compile many kernels; they begin first
 SHARED = {TRITON: 5, "kernels/test_linear_cross_entropy.py": 3, "kernels/test_masked_cross_entropy.py": 2}
 AT_ONCE = 12
-LINE = 300  # characters of a reason
+LINE = 300  # most characters of a reason
 IN_A_DRY_RUN = "kernels/test_position_noise.py"
 
 
 class Check(NamedTuple):
-    """A program whose exit status says whether something is right. junit: what pytest writes, None for others.
-    all_skipped: whether that is fine; else it proves nothing, and counts as red."""
+    """A command that fails, or counts as red, where something is wrong.
+
+    junit: the file with pytest's results; None for other programs. all_skipped: whether it may skip all of its tests;
+    otherwise a check without any test that ran counts as red.
+    """
 
     name: str
     command: list[str]
@@ -57,23 +45,25 @@ class Check(NamedTuple):
 
 
 def run(run: Run) -> None:
-    """The section: run every check and note what is red. In a dry run one file, and what the marker `gpu` selects, all
-    of which is skipped."""
+    """Run every check and store the red ones.
+
+    A dry run runs one test file, and the tests with the marker `gpu`, which are all skipped.
+    """
     due = checks(run.folder, dry=run.dry)
     results: dict[str, dict] = {check.name: {"red": ["did not finish"]} for check in due}
-    _write(run.folder, results)
+    gate.write(run.folder, results)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {pool.submit(outcome, check, run.deadline): check.name for check in due}
         for future in as_completed(futures):
             name = futures[future]
             results[name] = future.result()
             print(f"{name}: {json.dumps(results[name])}", flush=True)
-            _write(run.folder, results)
+            gate.write(run.folder, results)
     run.failures += [f"{name}: {reason}" for name, result in results.items() for reason in result["red"]]
 
 
 def checks(folder: Path, *, dry: bool) -> list[Check]:
-    """What there is to run, the longest first."""
+    """The checks to run, the longest first."""
     files = dict.fromkeys((*SHARED, *(file for files in FILES.values() for file in files)))
     if dry:
         others = [f"tests/{file}" for file in files if not file.startswith("kernels/")]
@@ -84,7 +74,7 @@ def checks(folder: Path, *, dry: bool) -> list[Check]:
 
 
 def _files(files: Iterable[str], folder: Path) -> list[Check]:
-    """The checks of test files, named after them; of a shared file one for each part."""
+    """The checks of test files, each named after its file; a shared file has one for each part."""
     found = []
     for file in files:
         marker = [] if file.startswith("kernels/") else ["-m", "gpu"]
@@ -98,7 +88,7 @@ def _files(files: Iterable[str], folder: Path) -> list[Check]:
 
 
 def pytest(arguments: list[str], junit: Path) -> list[str]:
-    """The command that runs tests and writes what became of them."""
+    """The command that runs tests and writes their results to `junit`."""
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", *arguments]
 
 
@@ -122,7 +112,7 @@ def outcome(check: Check, deadline: float) -> dict[str, object]:
         return {"red": ["not started: no time was left"]}
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // AT_ONCE))}
     if check.junit is None:
-        environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else an access past a tensor may hit the cache's rest
+        environment |= {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else an access past a tensor may hit cached memory
     try:
         done = subprocess.run(
             check.command, cwd=machine.ROOT, env=environment, capture_output=True, text=True, timeout=seconds
@@ -139,7 +129,7 @@ def outcome(check: Check, deadline: float) -> dict[str, object]:
 
 
 def parsed(junit: Path) -> dict[str, object]:
-    """How many tests passed and were skipped, and which did not pass, with the first line of why."""
+    """Numbers of tests that passed and were skipped, and the failed ones with the first line of their messages."""
     counts, red = {"passed": 0, "skipped": 0}, []
     for case in ElementTree.parse(junit).getroot().iter("testcase"):
         wrong = next((case.find(tag) for tag in ("failure", "error") if case.find(tag) is not None), None)
@@ -149,44 +139,3 @@ def parsed(junit: Path) -> dict[str, object]:
         else:
             counts["skipped" if case.find("skipped") is not None else "passed"] += 1
     return counts | {"red": red}
-
-
-def red(out: Path, name: str) -> list[str]:
-    """Why no number of `name` (a name of FILES) may be reported: its red checks. Empty where none is, or none has run.
-
-    Raises:
-        ValueError: there is no such name.
-    """
-    if name not in FILES:
-        raise ValueError(f"name must be one of {', '.join(FILES)}, got {name!r}")
-    return [
-        f"{check}: {reason}"
-        for check, result in _read(out / "tests").items()
-        if file_of(check) in FILES[name] or check == f"compute-sanitizer {name}"
-        for reason in result["red"]
-    ]
-
-
-def file_of(check: str) -> str:
-    """The test file that a check is named after.
-
-    Example:
-        >>> file_of("kernels/test_triton.py 2/4")
-        'kernels/test_triton.py'
-    """
-    return check.partition(" ")[0]
-
-
-def tested(out: Path, names: Sequence[str]) -> bool:
-    """Whether every test file behind these names has run here."""
-    files = {file_of(check) for check in _read(out / "tests")}
-    return all(file in files for name in names for file in FILES[name])
-
-
-def _read(folder: Path) -> dict[str, dict]:
-    path = folder / FILE
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write(folder: Path, results: dict[str, dict]) -> None:
-    files.write_json(folder / FILE, results)

@@ -1,4 +1,4 @@
-"""The sections that are benchmark programs of this folder with arguments: sampling, cached decoding, training."""
+"""The sections that call benchmark programs: sampling, cached decoding, training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import shlex
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import report
+from benchmarks.gpu_report.run import Run
 from benchmarks.gpu_report.words import without
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
 
 
 class Call(NamedTuple):
@@ -28,12 +26,12 @@ class Call(NamedTuple):
 SAMPLE = "--dtype bfloat16 --providers card ours-eager ours-graph"
 DREAM = "dream-origin dream-maskgit_plus dream-topk_margin dream-entropy"
 SAMPLERS = f"mdlm llada {DREAM} threshold factor llada2 entropy-bound"
-# random weights are sure of nothing, so every program commits one token a forward pass
+# random weights give low probabilities, so every program commits one token per forward pass
 CACHED_SAMPLERS = "fast-dllm-dual fast-dllm-prefix"
 FAST_DLLM = "--model llada-8b --prompt-length 128 --gen-length 64 --block-length 32 --repeats 2"
 CACHED = "--model llada-8b --dtype bfloat16 --prompt 128 --new 256 --block 32 --steps 64 --repeats 2"
 STEP = "--model modernbert-large --batch 16 --length 1024 --dtype bfloat16"
-# the most telling first; a quick report makes the first call of each section alone
+# the most important first; a quick report makes only the first call of each section
 CALLS: dict[str, tuple[Call, ...]] = {
     "sampling-modernbert": (
         Call("sampler_throughput", f"--model modernbert-large --temperature 0 1 --check-noise --repeats 3 {SAMPLE}"),
@@ -69,7 +67,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
         Call("training_step", f"{STEP} --providers indexed patched --repeats 5"),
     ),
 }
-# what stands in for sizes in a dry run, for the same programs and options
+# options that replace the sizes in a dry run
 TINY = {
     "sampler_throughput": "--batch 2 --prompt-length 6 --gen-length 4 --block-length 4 --repeats 1 --dtype float32",
     "cached_decoding": "--layers 2 --hidden 32 --heads 2 --vocab 97 --prompt 5 --new 8 --block 4 --steps 4 --repeats 1 "
@@ -78,11 +76,11 @@ TINY = {
     "--providers full indexed patched ours",
 }
 QUICKLY = {"sampler_throughput": "--repeats 1", "cached_decoding": "--repeats 1", "training_step": "--repeats 2"}
-NOT_STARTED = "TimeoutError"  # of a row whose case the program had no time for
+NOT_STARTED = "TimeoutError"  # the error of a case that a program had no time for
 
 
 def run(run: Run) -> None:
-    """The section: its calls, one after the other, each with its share of the time that is left."""
+    """Make the section's calls one after the other, each with its share of the remaining time."""
     calls, before = CALLS[run.section.name], []
     calls = calls[:1] if run.quick else calls
     for number, call in enumerate(calls):
@@ -104,7 +102,7 @@ def run(run: Run) -> None:
 
 
 def attempt(program: str, words: list[str]) -> str:
-    """Run a program; why it did not end well, empty where it did. The calls after it are made all the same."""
+    """Run a program; the reason of a failure, empty for a success. Nothing is raised, so that later calls are made."""
     try:
         status = main_of(program)(words)
     except SystemExit as error:
@@ -121,7 +119,7 @@ def main_of(program: str) -> Callable[[list[str]], int]:
 
 
 def rehearsed(call: Call) -> list[str]:
-    """What stands for a call in a dry run: the same options, tiny sizes, no model of its own, nothing of GPUs."""
+    """The arguments of a call in a dry run: the same options, but tiny sizes, a tiny model and the CPU."""
     words, tiny = without(shlex.split(call.arguments), "--model"), shlex.split(TINY[call.program])
     for option in tiny:
         words = without(words, option) if option.startswith("--") else words
@@ -134,10 +132,10 @@ def rehearsed(call: Call) -> list[str]:
 
 
 def rehearse(program: str, words: list[str]) -> None:
-    """Run a program on a tiny model; its rows and what it prints are thrown away.
+    """Run a program on a tiny model and drop its rows and output.
 
     Raises:
-        RuntimeError: it did not end well, with the end of what it said.
+        RuntimeError: the program failed; the message has the end of its output.
     """
     with tempfile.TemporaryDirectory() as folder, tiny_model(causal=CACHED_SAMPLERS in " ".join(words)) as model:
         words = [*words, "--out", folder, *([] if program == "cached_decoding" else ["--model", model])]
@@ -150,7 +148,7 @@ def rehearse(program: str, words: list[str]) -> None:
 
 @contextlib.contextmanager
 def tiny_model(*, causal: bool) -> Iterator[str]:
-    """A folder with a BERT, or a Llama, of two tiny layers whose config names its mask token."""
+    """A folder with a BERT, or a causal Llama, of two tiny layers; its config names the mask token."""
     import transformers
 
     size = dict(vocab_size=97, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -164,7 +162,7 @@ def tiny_model(*, causal: bool) -> Iterator[str]:
 
 
 def settle(run: Run) -> list[str]:
-    """Take the rows of cases that were not started for left out, and drop them; what failed in the others."""
+    """Delete the rows of cases that were not started, note them as left out, and return the failures of the others."""
     wrong = []
     for path in sorted(run.folder.glob("*-*-*.json")):
         row = report.read_row(path)

@@ -1,4 +1,4 @@
-"""Sections one after the other, each in a process of its own: what one does to CUDA, no other feels."""
+"""Run sections one after the other, each in a separate process, so that a CUDA error in one affects no other."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from benchmarks.gpu_report.sections import SECONDS, Section
 from benchmarks.gpu_report.state import State
 
 LOG = "log.txt"
-TOLD = 300  # characters of a failed section's last line
-DRY_SECONDS = 1800  # a dry run measures nothing, and stops nothing that a busy machine makes slow
+TOLD = 300  # most characters printed of a failed section's last line
+DRY_SECONDS = 1800  # generous: on a busy machine a dry run is slow, and it measures nothing
 NOTES = ("left_out", "withheld", "failures")
 
 
@@ -32,14 +32,14 @@ def run(
     commit: str | None = None,
     tell: Callable[[str], None] = print,
 ) -> list[State]:
-    """Run the sections that have not ended well in this mode before, and hand out how all of them ended.
+    """Run the sections that are not done in this mode yet; returns the state of all of them.
 
-    A section may use the seconds that others do not need: those that have ended before it, or are not asked for. So
-    one that was stopped has more of them when the same command goes on, and nearly all when it is asked for alone.
+    A section may also use the seconds that finished sections left over and those of sections that were not asked for.
+    So a section that was stopped gets more time when the same command is repeated, and most of it when asked for alone.
 
     Args:
-        again: run the others, too.
-        commit: of the code, for the record.
+        again: also run the sections that are done.
+        commit: the commit of the code, stored in each state.
     """
     mode, states = ("dry" if dry else "measured"), []
     done = (
@@ -51,11 +51,11 @@ def run(
     spare = 0.0 if dry else SECONDS / (2 if quick else 1) - waiting
     for section in sections:
         if before := done.get(section.name):
-            tell(f"{section.name}: done before, {before.seconds:.0f} s; its rows are kept (--again runs it anew)")
+            tell(f"{section.name}: done before, {before.seconds:.0f} s; its rows are kept (--again runs it again)")
             states.append(before)
             continue
         share = DRY_SECONDS if dry else section.limit(quick=quick)
-        tell(f"{section.name}: begins, at most {share + spare:.0f} s")
+        tell(f"{section.name}: starts, at most {share + spare:.0f} s")
         ended = run_section(section, out, share + spare, dry=dry, quick=quick)
         ended.commit = commit
         ended.write(out)
@@ -72,7 +72,7 @@ def _ended(sections: Sequence[Section], out: Path) -> Iterator[tuple[str, State]
 
 
 def run_section(section: Section, out: Path, seconds: float, *, dry: bool, quick: bool) -> State:
-    """One section in a fresh folder and a fresh process, stopped after `seconds`."""
+    """Run one section in an empty folder and a new process, stopped after `seconds`; returns its state."""
     folder = out / section.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -83,7 +83,7 @@ def run_section(section: Section, out: Path, seconds: float, *, dry: bool, quick
     environment |= {"HF_HUB_OFFLINE": "1"}
     if dry:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environment |= {"OMP_NUM_THREADS": "1"}  # on a busy machine threads cost tiny models tenfold
+        environment |= {"OMP_NUM_THREADS": "1"}  # on a busy machine threads make tiny models ten times slower
     else:
         environment.pop("TRITON_INTERPRET", None)
     start, reason = time.monotonic(), ""
@@ -112,7 +112,7 @@ def run_section(section: Section, out: Path, seconds: float, *, dry: bool, quick
 
 
 def end(process: subprocess.Popen) -> None:
-    """Whatever a section has started ends with it."""
+    """Kill a section and all processes that it started."""
     try:
         os.killpg(process.pid, 9)
     except ProcessLookupError:
@@ -121,8 +121,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 def notes_of(log: Path) -> dict[str, list[str]] | None:
-    """What a section noted at its end, whatever libraries said while the process ended; None where it did not come to
-    its end."""
+    """The notes that a section printed at its end; None where it has none. Libraries may print lines after them."""
     for line in reversed(log.read_text(errors="replace").splitlines()):
         if line.startswith("{"):
             with contextlib.suppress(json.JSONDecodeError):
@@ -133,13 +132,13 @@ def notes_of(log: Path) -> dict[str, list[str]] | None:
 
 
 def last_line(log: Path) -> str:
-    """What a section said last; of what failed at most TOLD characters are told elsewhere."""
+    """The last line of a section's output."""
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "no output"
 
 
 def told(ended: State) -> list[str]:
-    """What there is to say of a section besides its status."""
+    """The lines to print for a section below its status: the reason and the notes."""
     lines = [f"  {ended.reason[:TOLD]}"] if ended.reason else []
     for name in NOTES:
         lines += [f"  {name.replace('_', ' ')}: {note}" for note in getattr(ended, name)]

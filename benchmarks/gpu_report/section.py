@@ -1,7 +1,7 @@
-"""One section in this process: ``python -m benchmarks.gpu_report.section NAME DIR --seconds S``; the report starts it.
+"""Run one section in this process: ``python -m benchmarks.gpu_report.section NAME DIR --seconds S``.
 
-What the section says goes to stdout, its rows into DIR/NAME, and the last line of stdout is one JSON object: what was
-left out for want of time, what was withheld because tests are red, and what failed.
+The report starts it. The section writes its rows into DIR/NAME and prints to stdout. The last line of stdout is one
+JSON object: cases left out for lack of time, cases withheld because their tests are red, and failures.
 """
 
 from __future__ import annotations
@@ -15,68 +15,18 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from benchmarks import report
-from benchmarks.gpu_report import checks
-from benchmarks.gpu_report.sections import SECTIONS, Section
+from benchmarks.gpu_report import gate
+from benchmarks.gpu_report.run import Run
+from benchmarks.gpu_report.sections import SECTIONS
 
 WATCHED_EVERY = 0.5  # seconds
-MARGIN = 0.85  # of a section's seconds, after which it begins nothing more
-
-
-@dataclass(slots=True)
-class Run:
-    """What a section is given, and what it notes.
-
-    out: the report's folder. deadline: a value of ``time.monotonic()``. dry: run everything but the timing, on tiny
-    shapes, and write no row. quick: fewer cases.
-    """
-
-    section: Section
-    out: Path
-    deadline: float
-    dry: bool = False
-    quick: bool = False
-    left_out: list[str] = field(default_factory=list)
-    withheld: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        """Where the section's rows lie."""
-        return self.out / self.section.name
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu" if self.dry else "cuda")
-
-    @property
-    def seconds_left(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def may_measure(self, case: str, name: str | None = None) -> bool:
-        """Whether there is time for a case and no test of `name` is red; what speaks against it is noted."""
-        if name and (reasons := checks.red(self.out, name)):
-            if (note := f"{name}: {'; '.join(reasons)}") not in self.withheld:
-                self.withheld.append(note)
-            return False
-        if self.seconds_left < 0:
-            self.left_out.append(case)
-            return False
-        return True
-
-    def new_row(self, kind: str) -> dict[str, object]:
-        """What every row has."""
-        arguments = ["--section", self.section.name] + ["--quick"] * self.quick
-        return report.new_row(kind, "-m benchmarks.gpu_report", arguments, self.device)
+MARGIN = 0.85  # share of a section's seconds after which it starts no further case
 
 
 def end_with(report: int) -> None:
-    """Once the report is gone, killed say, its section ends, and whatever that started: nobody else uses the GPU."""
+    """Kill this section and its processes once the report has ended, so that nothing keeps the GPU busy."""
     while os.getppid() == report:
         time.sleep(WATCHED_EVERY)
     os.killpg(0, signal.SIGKILL)
@@ -99,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = Run(section, options.out, deadline, options.dry, options.quick)
     run.folder.mkdir(parents=True, exist_ok=True)
     if section.whole:
-        run.withheld = [f"{name}: {reason}" for name in section.needs for reason in checks.red(run.out, name)]
+        run.withheld = [f"{name}: {reason}" for name in section.needs for reason in gate.red(run.out, name)]
     if not run.withheld:
         module, _, function = section.run.partition(":")
         getattr(importlib.import_module(f"benchmarks.gpu_report.{module}"), function)(run)

@@ -1,4 +1,4 @@
-"""What the report consists of, in the order in which it runs. Imports nothing that a bare machine lacks."""
+"""The sections of the report, in the order in which they run. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import NamedTuple
 SAMPLING_OPS = ("gumbel_argmax", "linear_gumbel_argmax", "transfer_tokens", "position_noise", "truncation_floor")
 LOSS_OPS = ("masked_cross_entropy", "linear_cross_entropy")
 SECONDS = 540  # of a whole report
-QUICK = 3  # in a quick report what is measured takes that part of the time; tests are all or nothing
+QUICK = 3  # a quick report divides the time of every section but the tests by this
 
 
 class Section(NamedTuple):
-    """A part of the report that runs in a process of its own.
+    """A part of the report that runs in a separate process.
 
-    seconds: after so many, and what the sections before it have left over, it is stopped.
-    run: "module:function" in this package, called with a :class:`benchmarks.gpu_report.section.Run`.
-    needs: names of :data:`benchmarks.gpu_report.checks.FILES` whose tests must not be red, or nothing is measured.
-    whole: whether one red name withholds all of it; else it is asked name by name.
-    only_dry: whether it belongs to machines without a GPU.
+    seconds: its time limit, to which unused seconds of other sections are added.
+    run: "module:function" in this package, called with a :class:`benchmarks.gpu_report.run.Run`.
+    needs: names of :data:`benchmarks.gpu_report.gate.FILES` whose tests must not be red.
+    whole: whether one red name withholds the whole section; otherwise only the cases of that name.
+    only_dry: whether it runs only on machines without a GPU.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Section(NamedTuple):
     only_dry: bool = False
 
     def limit(self, *, quick: bool) -> float:
-        """Seconds, without what others have left over."""
+        """Its time limit in seconds, without unused seconds of other sections."""
         return self.seconds / QUICK if quick and self.name != "tests" else self.seconds
 
 
@@ -43,18 +43,19 @@ SECTIONS = (
     Section("sampling-samplers", 25, "programs:run", (*SAMPLING_OPS, "sampling")),
     Section("sampling-cached", 25, "programs:run", (*SAMPLING_OPS, "sampling")),
     Section("training", 30, "programs:run", (*LOSS_OPS, "training")),
-    # last: compiling takes what others have left over
+    # last: compiling takes long and may use all seconds that are left over
     Section("sampling-compiled", 50, "programs:run", (*SAMPLING_OPS, "sampling")),
     Section("static", 0, "static:run", only_dry=True),
 )
 NAMES = tuple(section.name for section in SECTIONS)
 GROUPS = tuple(dict.fromkeys(name.partition("-")[0] for name in NAMES))
-ONCE = "ceilings"  # what fractions are of: measured with every section that is
+ONCE = "ceilings"  # measured with every other measurement, which is reported as a share of it
 
 
 def chosen(names: Sequence[str] | None) -> list[Section]:
-    """The sections of these names, or of groups such as "kernels"; all of them for None. Where anything is measured,
-    so are the ceilings.
+    """The sections of these names or groups (such as "kernels"), and the ceilings where anything is measured.
+
+    None: all sections.
 
     Raises:
         ValueError: there is no such section.

@@ -1,4 +1,4 @@
-"""A plugin of pytest: every n-th test only, so that several processes share a file.
+"""A pytest plugin that runs every n-th test only, so that several processes share a file.
 
 pytest -p benchmarks.gpu_report.shard --shard 2/4 FILE
 """
@@ -9,11 +9,12 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--shard", default="1/1", help="which of how many parts of the tests to run")
+    """Add the option --shard."""
+    parser.addoption("--shard", default="1/1", help="K/N: run part K of N parts of the tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of n shards the k-th takes tests k, k + n, k + 2n, ..."""
+    """Keep tests k, k + n, k + 2n, ... for part k of n."""
     number, count = map(int, config.getoption("--shard").split("/"))
     kept = items[number - 1 :: count]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

@@ -1,6 +1,6 @@
-"""A call of each operation on tiny shapes: ``python -m benchmarks.gpu_report.small OP ...``, for compute-sanitizer.
+"""Call operations once on tiny shapes, for compute-sanitizer: ``python -m benchmarks.gpu_report.small OP ...``.
 
-On a GPU its kernels, twice as many rows as a block has; without one, Triton's interpreter where it is switched on.
+On a GPU the kernels run on 128 rows, two blocks; without one, in Triton's interpreter where it is switched on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dllm_kernels import _impl
 
 
 def main(ops: list[str]) -> int:
-    """Call them, in float32 and bfloat16, with and without noise."""
+    """Call the operations with and without noise, on a GPU in float32 and bfloat16."""
     if unknown := set(ops) - set(operations.OPERATIONS):
         raise ValueError(f"operations must be among {', '.join(operations.OPERATIONS)}, got {', '.join(unknown)}")
     cuda = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""What lies in a report's folder: for each section a log, its rows, and how it ended."""
+"""The files of a report's folder: for each section a log, its rows, and how it ended (section.json)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class State:
     """How a section ended.
 
     status: "done"; "failed", with the reason; "withheld", where tests are red.
-    mode: "measured", or "dry" where everything ran but the timing. quick: with fewer cases.
-    left_out: cases for which there was no time. withheld: what is not reported because its tests are red.
-    failures: what went wrong beside it.
+    mode: "measured", or "dry" where nothing was timed. quick: with fewer cases.
+    left_out: cases for which there was no time. withheld: what is not measured because its tests are red.
+    failures: reasons.
     """
 
     section: str
@@ -35,19 +35,21 @@ class State:
 
     @property
     def fine(self) -> bool:
+        """Whether it is done, nothing failed and nothing was withheld."""
         return self.status == "done" and not (self.withheld or self.failures)
 
     def stands_for(self, mode: str, *, quick: bool) -> bool:
-        """Whether a run in this mode need not run the section again: a whole one stands for a quick one, too."""
+        """Whether this state makes another run in this mode unnecessary; a full run also counts for a quick one."""
         return self.fine and self.mode == mode and (quick or not self.quick)
 
     def write(self, out: Path) -> None:
+        """Store the state in the section's folder."""
         (out / self.section).mkdir(parents=True, exist_ok=True)
         files.write_json(out / self.section / STATE, asdict(self))
 
 
 def read(out: Path, section: str) -> State | None:
-    """How a section ended; None where it has not run here."""
+    """How a section ended; None where it has not run in this report."""
     path = out / section / STATE
     return State(**json.loads(path.read_text())) if path.exists() else None
 

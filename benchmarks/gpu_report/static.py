@@ -1,22 +1,19 @@
-"""The static report, where there is no GPU to measure: registers, spills, occupancy, and what is predicted."""
+"""The section "static", for machines without a GPU: registers, spills, occupancy and predicted times."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 from benchmarks import machine
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_report.section import Run
+from benchmarks.gpu_report.run import Run
 
 COMMAND = ("-m", "benchmarks.static_report", "--target", "sm_90")
 
 
 def run(run: Run) -> None:
-    """The section: the static report of sm_90, printed. It compiles the kernels: the interpreter is switched off."""
+    """Print the static report of sm_90; the interpreter is switched off, so that kernels are compiled."""
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     words = [sys.executable, *COMMAND]
     done = subprocess.run(words, cwd=machine.ROOT, env=environment, capture_output=True, text=True)

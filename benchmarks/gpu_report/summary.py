@@ -1,4 +1,4 @@
-"""The report of a folder's rows: report.md with targets, sections and tables, and plots beside it."""
+"""Write report.md of a report's folder, with targets, sections and tables, and its plots."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import machine, table
-from benchmarks.gpu_report import ceilings, checks, state, targets
+from benchmarks import machine, markdown, table
+from benchmarks.gpu_report import ceilings, gate, state, targets
 from benchmarks.gpu_report.sections import SECTIONS
 from benchmarks.gpu_report.state import State
 
@@ -16,9 +16,9 @@ NOTHING = "Nothing was timed: this was a dry run, on a machine without a CUDA de
 
 
 def write(out: Path, states: Sequence[State], *, dry: bool) -> str:
-    """Write DIR/report.md and the plots; returns the text.
+    """Write `out`/report.md and the plots; returns the text.
 
-    Rows of what has red tests are left out, whenever they were written.
+    Rows whose tests are red are left out, also those of earlier runs.
     """
     rows = [] if dry else reportable(out)
     parts = [
@@ -28,7 +28,7 @@ def write(out: Path, states: Sequence[State], *, dry: bool) -> str:
     ]
     if rows:
         shown, notes = _with_a_table(rows)
-        parts += ["## Aimed at, and measured", _targets(rows), "## Rows", table.table(shown), *notes]
+        parts += ["## Targets and measured values", _targets(rows), "## Rows", table.table(shown), *notes]
         parts += _utilization(shown, ceilings.read(out)) + _plots(rows, out)
     text = "\n\n".join(parts)
     (out / FILE).write_text(text + "\n")
@@ -36,10 +36,10 @@ def write(out: Path, states: Sequence[State], *, dry: bool) -> str:
 
 
 def reportable(out: Path) -> list[dict]:
-    """The rows of all sections, but for those that red tests stand behind."""
+    """The rows of all sections whose tests are not red."""
     rows = []
     for section in SECTIONS:
-        red = {name for name in section.needs if checks.red(out, name)}
+        red = {name for name in section.needs if gate.red(out, name)}
         for row in state.rows(out, section.name):
             behind = set(section.needs) if section.whole else {row["settings"]["op"]}
             if not behind & red:
@@ -48,7 +48,7 @@ def reportable(out: Path) -> list[dict]:
 
 
 def _head(rows: Sequence[dict], out: Path) -> str:
-    """Machine, versions and commit of the rows, and whether tests of the same commit stand behind them."""
+    """Machine, versions and commit of the rows, and warnings where tests did not run or ran on another commit."""
     machines = dict.fromkeys(machine.short_name(row["machine"]) for row in rows)
     versions = dict.fromkeys(
         ", ".join(f"{name} {version}" for name, version in row["versions"].items() if version) for row in rows
@@ -64,9 +64,9 @@ def _head(rows: Sequence[dict], out: Path) -> str:
 
 
 def untested(out: Path) -> list[str]:
-    """Sections with rows, but without a run of the tests that stand behind them."""
+    """Sections that have rows, but whose tests were not run."""
     with_rows = [section for section in SECTIONS if any(state.rows(out, section.name))]
-    return [section.name for section in with_rows if not checks.tested(out, section.needs)]
+    return [section.name for section in with_rows if not gate.tested(out, section.needs)]
 
 
 def _sections(states: Sequence[State]) -> str:
@@ -79,7 +79,7 @@ def _sections(states: Sequence[State]) -> str:
         ]
         for ended in states
     ]
-    return table.markdown(("section", "ended", "seconds in all", "left out, withheld, failed"), lines)
+    return markdown.table(("section", "status", "seconds", "left out, withheld, failed"), lines)
 
 
 def _notes(ended: State) -> list[str]:
@@ -94,7 +94,7 @@ def _cell(text: str) -> str:
 
 
 def _targets(rows: Sequence[dict]) -> str:
-    """Every target beside its worst case."""
+    """The table of targets, each with its worst case."""
     lines = [
         [
             verdict.target.what,
@@ -105,11 +105,11 @@ def _targets(rows: Sequence[dict]) -> str:
         ]
         for verdict in targets.verdicts(rows)
     ]
-    return table.markdown(("target", "formula", "aim", "measured, the worst case", ""), lines)
+    return markdown.table(("target", "formula", "goal", "measured, worst case", ""), lines)
 
 
 def _with_a_table(rows: Sequence[dict]) -> tuple[list[dict], list[str]]:
-    """The rows that have what their table shows, and what the others lack."""
+    """The rows that a table can show, and a note for each of the others on what it lacks."""
     shown, notes = [], []
     for row in rows:
         try:
@@ -121,7 +121,7 @@ def _with_a_table(rows: Sequence[dict]) -> tuple[list[dict], list[str]]:
 
 
 def _utilization(rows: Sequence[dict], found: ceilings.Ceilings | None) -> list[str]:
-    """What part of the measured product speed training steps reach with the FLOPs that are of use."""
+    """The table of training steps: useful FLOP/s, and their share of the measured speed of a matrix product."""
     lines = []
     for row in rows:
         if row["kind"] != "training_step" or found is None:
@@ -136,7 +136,7 @@ def _utilization(rows: Sequence[dict], found: ceilings.Ceilings | None) -> list[
     if not lines:
         return []
     head = ("training step", "useful TFLOP/s (body, attention, head of masked rows)", "of the measured product speed")
-    return [table.markdown(head, lines)]
+    return [markdown.table(head, lines)]
 
 
 def _plots(rows: Sequence[dict], out: Path) -> list[str]:

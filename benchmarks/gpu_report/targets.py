@@ -1,4 +1,4 @@
-"""What was aimed at, each with its formula, beside what was measured."""
+"""The performance targets, each with its formula, and whether the measured rows meet them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ Rows = Sequence[dict]
 
 
 class Measured(NamedTuple):
-    """A value, and what it was measured on."""
+    """A value, and the case that it was measured on."""
 
     value: float
     where: str
 
 
 class Target(NamedTuple):
-    """values: of all rows that it speaks of; the worst of them counts. at_most: whether it is a bound from above."""
+    """A bound for measured values.
+
+    values: takes all rows and yields the values that the target is about; the worst one counts. at_most: whether the
+    bound is an upper one.
+    """
 
     what: str
     formula: str
@@ -26,6 +30,7 @@ class Target(NamedTuple):
 
     @property
     def aim(self) -> str:
+        """The bound in words."""
         return f"{'at most' if self.at_most else 'at least'} {self.bound:g}"
 
 
@@ -38,11 +43,12 @@ class Verdict(NamedTuple):
 
     @property
     def word(self) -> str:
+        """The verdict in words."""
         return "not measured" if self.met is None else "met" if self.met else "missed"
 
 
 def verdict(target: Target, rows: Rows) -> Verdict:
-    """Whether a target was met by the worst of its cases."""
+    """Whether the worst case meets the target."""
     found = sorted(target.values(rows), key=lambda each: each.value, reverse=target.at_most)
     if not found:
         return Verdict(target, None, None)
@@ -51,12 +57,12 @@ def verdict(target: Target, rows: Rows) -> Verdict:
 
 
 def verdicts(rows: Rows) -> list[Verdict]:
-    """All targets."""
+    """The verdict on every target."""
     return [verdict(target, rows) for target in TARGETS]
 
 
 def _kernels(rows: Rows, op: str, /, **settings: object) -> Iterator[tuple[dict, float]]:
-    """Rows of an operation with these settings, and the median seconds of ours."""
+    """Rows of an operation with these settings, each with the median seconds of dllm's program."""
     for row in rows:
         if row["kind"] != "kernel" or row["settings"]["op"] != op or "ceilings" not in row:
             continue
@@ -71,7 +77,7 @@ def _head_over_floor(rows: Rows) -> Iterator[Measured]:
 
 
 def _head_over_others(rows: Rows) -> Iterator[Measured]:
-    """Against the fastest of the other ways, our own sampler behind the library's product among them."""
+    """Against the fastest other program, which may be dllm's own sampler after the library's matrix product."""
     for row, seconds in _kernels(rows, "linear_gumbel_argmax"):
         others = {name: r["seconds"]["median"] for name, r in row["providers"].items() if "seconds" in r}
         del others["ours"]
@@ -100,8 +106,7 @@ def _share_of_product(rows: Rows) -> Iterator[Measured]:
 
 
 def _large_at_batch_1(rows: Rows) -> Iterator[tuple[str, dict[str, dict]]]:
-    """Of the rows of ModernBERT-large where it is sampled from as its card says: the temperature, in words, and the
-    results of the programs that were timed."""
+    """Rows of ModernBERT-large, model card's sampler, batch 1: the temperature in words, and the timed results."""
     for row in rows:
         settings = row.get("settings", {})
         if row["kind"] != "sampler" or settings["sampler"] != "generate":
@@ -112,7 +117,7 @@ def _large_at_batch_1(rows: Rows) -> Iterator[tuple[str, dict[str, dict]]]:
 
 
 def _generate_over(provider: str) -> Callable[[Rows], Iterator[Measured]]:
-    """How many times as fast as another provider the fastest of ours is."""
+    """Speed-up of the fastest dllm program over another provider."""
 
     def values(rows: Rows) -> Iterator[Measured]:
         for where, results in _large_at_batch_1(rows):

@@ -1,6 +1,6 @@
-"""Packages for machines without a network: what is missing is installed from a folder of wheels, beside what is there.
+"""A virtual environment for machines without a network: missing packages come from a folder of wheels.
 
-A virtual environment of its own sees the packages of this interpreter behind its own; nothing else is changed.
+It also sees the packages of this interpreter. Nothing is installed outside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# module, distribution: what the report cannot do without, and what it only compares with or draws by
+# module: distribution. The report needs the first; the second are for comparisons and plots
 NEEDED = {"pytest": "pytest", "rich": "rich", "transformers": "transformers", "numpy": "numpy"}
 WELCOME = {
     "matplotlib": "matplotlib",
@@ -25,18 +25,18 @@ WELCOME = {
 
 
 def missing() -> list[str]:
-    """Distributions whose modules cannot be found here."""
+    """Distributions whose modules are not installed."""
     return [name for module, name in (NEEDED | WELCOME).items() if importlib.util.find_spec(module) is None]
 
 
 def environment(wheels: Path, folder: Path, tell: Callable[[str], None]) -> Path:
-    """A virtual environment in `folder` with everything missing that `wheels` holds; returns its interpreter.
+    """Make a virtual environment in `folder` with the missing packages that `wheels` has; returns its interpreter.
 
-    Each package is installed by itself: one whose wheel does not fit keeps no other out.
+    Each package is installed separately, so that one without a suitable wheel does not stop the others.
 
     Raises:
-        ValueError: `wheels` is no folder.
-        RuntimeError: something that is needed could not be installed; with the end of what pip said.
+        ValueError: `wheels` is not a folder.
+        RuntimeError: a needed package could not be installed; the message has the end of pip's output.
     """
     if not wheels.is_dir():
         raise ValueError(f"--wheels must be a folder, got {wheels}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def without(words: list[str], option: str, *, values: bool = True) -> list[str]:
-    """Arguments without an option, and without the values behind it unless it is a switch.
+    """The arguments without an option and, where it has some (`values`), its values.
 
     Example:
         >>> without(["--a", "1", "2", "--b", "3"], "--a")

@@ -1,1 +1,1 @@
-"""Cases for pytest-benchmark, one file for each operation."""
+"""Benchmarks of single operations: cases, inputs, programs, and files for pytest-benchmark."""

@@ -1,7 +1,7 @@
-"""linear_cross_entropy and masked_cross_entropy beside torch and, where they are installed, Liger, Apple's CCE, QuACK.
+"""linear_cross_entropy and masked_cross_entropy against torch and, where installed, Liger, Apple's CCE and QuACK.
 
-Forward and backward, for the masked rows alone, which is what every other program is given too, but for "full logits".
-The useful FLOPs are 6 R H V; peers that know no row weights are given none.
+Forward and backward on the masked rows only; the program "full logits" gets all rows. The useful FLOPs are 6 R H V.
+Peers without row weights are given none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""gumbel_argmax: the kernel beside the eager chain of the model cards, over the vocabularies that matter."""
+"""gumbel_argmax against the eager chain of the model cards, on the vocabularies of known models."""
 
 from __future__ import annotations
 

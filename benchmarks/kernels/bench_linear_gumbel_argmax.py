@@ -1,6 +1,6 @@
-"""linear_gumbel_argmax beside the head's product and `gumbel_argmax`, from one row to a batch of blocks.
+"""linear_gumbel_argmax against the head's product followed by `gumbel_argmax`, from one row to a batch of blocks.
 
-The floor is the larger of one read of the weight and the product's FLOPs, 2 R H V: the benchmark reports both shares.
+The lower bound is one read of the weight or the product's 2 R H V FLOPs: the benchmark reports the share of both.
 """
 
 from __future__ import annotations

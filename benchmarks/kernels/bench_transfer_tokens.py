@@ -1,4 +1,4 @@
-"""transfer_tokens: one launch for the batch beside the model cards' Python loop over the rows."""
+"""transfer_tokens, one launch for the batch, against the model cards' Python loop over the rows."""
 
 from __future__ import annotations
 

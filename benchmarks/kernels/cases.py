@@ -1,4 +1,4 @@
-"""What the kernels are measured on: operations and the shapes that matter, for pytest-benchmark and the GPU report."""
+"""Cases of single operations: an operation on a shape of a known model, for pytest-benchmark and the GPU report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADS = {  # hidden, vocabulary
 }
 WITH_HIDDEN = ("linear_gumbel_argmax", "linear_cross_entropy")
 LOSSES = ("masked_cross_entropy", "linear_cross_entropy")
-FIRST = ("llada-8b", "modernbert-large", "dream-7b")  # measured first where time is short
+FIRST = ("llada-8b", "modernbert-large", "dream-7b")  # measured first, in case time runs out
 OTHERS = ("llada2", "qwen3-0.6b", "modernbert-base")
 
 
@@ -27,8 +27,8 @@ OTHERS = ("llada2", "qwen3-0.6b", "modernbert-base")
 class Case:
     """One operation on one shape.
 
-    rows: R; the batch of transfer_tokens, the positions of position_noise. head: a name of HEADS, None where no
-    vocabulary is met. window: columns of transfer_tokens.
+    rows: R; the batch of transfer_tokens, the number of positions of position_noise. head: a name of HEADS; None for
+    operations without a vocabulary. window: columns of transfer_tokens.
     """
 
     op: str
@@ -52,13 +52,13 @@ class Case:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What a stored prediction is found by: (op, rows, hidden, vocab, dtype, temperature)."""
+        """The key of a stored prediction: (op, rows, hidden, vocab, dtype, temperature)."""
         columns = self.vocab if self.window is None else self.window
         return (self.op, self.rows, self.hidden, columns, self.dtype, self.temperature)
 
     @property
     def title(self) -> str:
-        """The case in words, but for the operation.
+        """The case without its operation, for tables.
 
         Example:
             >>> Case("gumbel_argmax", 64, "llada-8b", temperature=1.0).title
@@ -72,7 +72,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Bytes that must be read and written at least, intermediate results not counted."""
+        """Least bytes to read and write, without intermediate results."""
         size = self.torch_dtype.itemsize
         if self.op == "transfer_tokens":
             return self.rows * (self.window * (8 + 8 + 4) + 2 * 8)  # canvas, proposals, confidence; two commits a row
@@ -87,7 +87,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Of the matrix products: 2 R H V forward, and twice that backward."""
+        """FLOPs of the matrix products: 2 R H V forward, and twice that backward."""
         if self.hidden is None:
             return 0.0
         return (6.0 if self.op == "linear_cross_entropy" else 2.0) * self.rows * self.hidden * self.vocab
@@ -98,7 +98,7 @@ class Case:
 
 
 def on_gpus() -> Iterator[Case]:
-    """The cases of the GPU report, of each operation the most telling first."""
+    """The cases of the GPU report; of each operation the most important first."""
     for rows in (1024, 64):
         for dtype in ("bfloat16", "float32"):
             for temperature in (0.0, 1.0):
@@ -124,6 +124,6 @@ def on_gpus() -> Iterator[Case]:
 
 
 def tiny(case: Case) -> Case:
-    """The same operation on a shape that is through at once, in the dtype that Triton's interpreter multiplies."""
+    """The same operation on a tiny shape, in float32, which Triton's interpreter multiplies correctly."""
     window = case.window and 8
     return replace(case, rows=2, head=case.head and "tiny", dtype="float32", window=window)

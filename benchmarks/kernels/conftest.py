@@ -1,9 +1,9 @@
-"""Benchmarks of the kernels alone: `pytest benchmarks/kernels`, by pytest-benchmark.
+"""Fixtures of the kernel benchmarks: `pytest benchmarks/kernels`, with pytest-benchmark.
 
-Every case reads its inputs cold. Besides pytest-benchmark's own table, `extra_info` of each case holds the bytes that
-must be moved, the speed that makes, and the fraction of what this machine's memory was measured to do: a copy on a GPU,
-a read on a CPU. Where matrix products are what costs, it is their useful FLOPs, as a fraction of what a square product
-was measured to do, and the peak of memory. With `--benchmark-json FILE` all of it is written to a file.
+Every case reads its inputs from a cold cache. `extra_info` of a case holds the least bytes to move, the resulting bytes
+per second, and their share of this machine's measured memory speed (a copy on a GPU, a read on a CPU). For matrix
+products it holds useful FLOPs, their share of the measured speed of a square product, and peak memory.
+`--benchmark-json FILE` writes all of it to a file.
 """
 
 from __future__ import annotations
@@ -25,33 +25,36 @@ SUMMARY = pytest.StashKey[list[tuple[str, dict[str, object]]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Files here are called bench_*.py, their cases bench_*."""
+    """Collect functions bench_* of files bench_*.py."""
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
 
 
 @pytest.fixture(params=DEVICES, scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device of this machine in turn."""
+    """Each device of this machine."""
     return torch.device(request.param)
 
 
 @functools.cache
 def ceiling(device: torch.device) -> float:
-    """Measured bytes per second that a kernel is held against."""
+    """Measured bytes per second: of a copy on a GPU, of a read on a CPU."""
     return machine.bandwidth(device)["copy" if device.type == "cuda" else "read"]
 
 
 @functools.cache
 def product_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured FLOP/s of a matrix product."""
+    """Measured FLOP/s of a square matrix product."""
     return machine.matmul_speed(device, dtype)
 
 
 @pytest.fixture
 def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> Callable[..., None]:
-    """`measure(call, inputs, n_bytes)`: time `call(input)` on each of the inputs in turn and record what it moved;
-    `measure(call, inputs, flops=f, dtype=d)`: the FLOPs of its products and its memory instead."""
+    """A function that times `call(input)` on the inputs in turn and records its share of the machine's speed.
+
+    `measure(call, inputs, n_bytes)` records bytes per second; `measure(call, inputs, flops=f, dtype=d)` records FLOP/s
+    and peak memory.
+    """
 
     def run(
         call: Callable[[object], object],
@@ -68,7 +71,7 @@ def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> 
             timing.synchronize(device)
 
         benchmark.pedantic(synchronised, setup=lambda: ((next(turns),), {}), rounds=20, warmup_rounds=3)
-        if benchmark.disabled:  # one call of each case was enough
+        if benchmark.disabled:  # one call of each case is enough
             return
         seconds = timing.median_seconds(lambda: call(next(turns)), device, repeats=20)
         info = {"device": device.type, "cold_seconds": seconds}
@@ -80,7 +83,7 @@ def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> 
             }
         if flops is not None:
             given = next(turns)
-            operations.forget_gradients(given)
+            operations.free_gradients(given)
             with timing.PeakMemory(device) as memory:
                 synchronised(given)
             info |= {
@@ -96,7 +99,7 @@ def measure(request: pytest.FixtureRequest, benchmark, device: torch.device) -> 
 
 @pytest.fixture
 def measure_case(measure: Callable[..., None], device: torch.device) -> Callable[[Case, str], None]:
-    """`measure_case(case, program)`: one program on one case, on inputs that no cache holds."""
+    """A function `measure_case(case, program)` that measures one program on one case, on cold inputs."""
 
     def run(case: Case, program: str) -> None:
         programs = operations.programs(case, backend="inductor" if program == "compiled" else None)
@@ -115,7 +118,7 @@ def measure_case(measure: Callable[..., None], device: torch.device) -> Callable
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Below pytest-benchmark's table: what each case moved or multiplied, and the share of the measured speed."""
+    """Print below pytest-benchmark's table each case's bytes or FLOPs and its share of the machine's speed."""
     summary = config.stash.get(SUMMARY, [])
     if not summary:
         return

@@ -1,4 +1,4 @@
-"""Inputs and programs of every case: the library's operation, plain PyTorch, and libraries that are installed."""
+"""Inputs and programs of a case: dllm's operation, plain PyTorch, and installed libraries."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from benchmarks.peers import plain
 
 MASK = 103
 TOP_P, TOP_K = 0.95, 50
-Program = Callable[[object], object]  # of what make_inputs gives
+Program = Callable[[object], object]  # takes the result of make_inputs
 
 
 class Head(NamedTuple):
-    """hidden [R, H], weight [V, H]; logits of a standard deviation of about 3."""
+    """Inputs of the head: hidden [R, H], weight [V, H]; its logits have a standard deviation of about 3."""
 
     hidden: Tensor
     weight: Tensor
 
 
 class Step(NamedTuple):
-    """What a transfer gets; the canvas keeps its masks because every call works on `fresh`."""
+    """Inputs of a transfer. A call works on a copy of the canvas, `fresh`, so the canvas stays masked."""
 
     canvas: Tensor
     proposals: Tensor
@@ -35,12 +35,15 @@ class Step(NamedTuple):
     counts: Tensor
 
     def fresh(self) -> Tensor:
+        """A copy of the canvas."""
         return self.canvas.clone()
 
 
 class Loss(NamedTuple):
-    """hidden [R, H] of the masked rows, weight [V, H], targets [R] and row_weight [R]; `everywhere` [2R, H] are the
-    masked rows and as many that carry no loss, as in training."""
+    """Inputs of head and loss: hidden [R, H] of the masked rows, weight [V, H], targets [R] and row_weight [R].
+
+    everywhere: [2R, H], the masked rows and as many others without a loss, as in training.
+    """
 
     hidden: Tensor
     weight: Tensor
@@ -50,7 +53,7 @@ class Loss(NamedTuple):
 
 
 class LossOfLogits(NamedTuple):
-    """logits [R, V], targets [R] and row_weight [R]."""
+    """Inputs of a loss: logits [R, V], targets [R] and row_weight [R]."""
 
     logits: Tensor
     targets: Tensor
@@ -58,7 +61,7 @@ class LossOfLogits(NamedTuple):
 
 
 def make_inputs(case: Case, device: torch.device) -> object:
-    """What the programs of a case are called with."""
+    """The inputs of the programs of a case."""
     rows, vocab, dtype = case.rows, case.vocab, case.torch_dtype
     if case.op == "position_noise":
         return torch.arange(rows, device=device)
@@ -86,8 +89,8 @@ def programs(case: Case, *, impl: str = "auto", backend: str | None = None) -> d
     """The programs of a case by name, ours first.
 
     Args:
-        impl: of ours.
-        backend: of torch.compile; None leaves out what is compiled.
+        impl: implementation of dllm's operation.
+        backend: of torch.compile; None leaves out compiled programs.
     """
     return _PROGRAMS[case.op](case, impl, backend)
 
@@ -118,7 +121,7 @@ def _linear_gumbel_argmax(case: Case, impl: str, backend: str | None) -> dict[st
 
 
 def _noise(case: Case) -> Callable[[Tensor], dict[str, object]]:
-    """Where each row's noise lies, made once: a call is measured without it."""
+    """A function that returns the noise arguments of a call, made once so that no call is timed with it."""
     made: dict[str, object] = {}
 
     def noise(rows: Tensor) -> dict[str, object]:
@@ -187,8 +190,8 @@ def _linear_cross_entropy(case: Case, impl: str, backend: str | None) -> dict[st
     return found | {"full logits": _on_full_logits}
 
 
-def forget_gradients(inputs: object) -> None:
-    """Free the gradients of a step before, where there are any: those of a step count to its own memory."""
+def free_gradients(inputs: object) -> None:
+    """Free the gradients of an earlier step, so that they do not count as memory of the next."""
     if isinstance(inputs, Loss | LossOfLogits):
         for tensor in inputs:
             tensor.grad = None
@@ -196,15 +199,15 @@ def forget_gradients(inputs: object) -> None:
 
 def _forward_and_backward(loss: Callable[..., Tensor]) -> Program:
     def step(inputs: Loss | LossOfLogits) -> None:
-        forget_gradients(inputs)
+        free_gradients(inputs)
         loss(*inputs[:-1] if isinstance(inputs, Loss) else inputs).backward()
 
     return step
 
 
 def _on_full_logits(inputs: Loss) -> None:
-    """As dLLM trains: logits and loss of every position, those that are not masked weighted with 0."""
-    forget_gradients(inputs)
+    """As in dLLM: logits and loss of every position, with weight 0 where it is not masked."""
+    free_gradients(inputs)
     targets, row_weight = (F.pad(x, (0, len(x))) for x in (inputs.targets, inputs.row_weight))
     plain.weighted_loss(inputs.everywhere, inputs.weight, targets, row_weight).backward()
 

@@ -1,8 +1,7 @@
-"""What others offer for the same work: plain PyTorch, eager and compiled, and libraries where they are installed.
+"""Peers: other programs for the same operations, in plain PyTorch, eager and compiled, and in installed libraries.
 
-A library's adapter is a module here of a few lines, imported when it is first called: a library that is there and
-cannot be imported fails as a program does, and keeps no other out. What it cannot do that ours does stands in `lacks`:
-its time is then that of less work.
+Each library has an adapter module here, imported at its first call, so that a library that is installed but broken
+fails alone. `lacks` names what the library cannot do and dllm does: its time is then that of less work.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 
 class Peer(NamedTuple):
-    """A library. function: of its adapter, a module of this package by the library's name here."""
+    """A library. function: the function of its adapter, the module of this package with the library's name."""
 
     package: str
     distribution: str
@@ -41,12 +40,12 @@ DISTRIBUTIONS = {peer.package: peer.distribution for peers in PEERS.values() for
 
 
 def installed(package: str) -> bool:
-    """Whether a library can be imported here; it is not."""
+    """Whether a library is installed; it is not imported."""
     return importlib.util.find_spec(package) is not None
 
 
 def programs(op: str) -> dict[str, Callable[..., object]]:
-    """The adapters of the libraries that offer an operation and are installed, by name.
+    """The adapters of installed libraries that offer an operation, by name.
 
     Example:
         >>> programs("transfer_tokens")

@@ -1,14 +1,14 @@
-"""FlashInfer: a draw from given logits, and top-k, without a sort."""
+"""FlashInfer: sampling from given logits, and top-k, both without a sort."""
 
 import flashinfer.sampling
 import torch
 
 
 def draw(logits: torch.Tensor) -> torch.Tensor:
-    """A token of each row from the softmax of its logits, which it wants in float32."""
+    """A token drawn from the softmax of each row; the library requires float32 logits."""
     return flashinfer.sampling.sampling_from_logits(logits.float())
 
 
 def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """The logits with -inf below the k largest."""
+    """The logits with -inf at all but the k largest."""
     return flashinfer.sampling.top_k_mask_logits(logits, top_k)

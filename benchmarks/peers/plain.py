@@ -1,4 +1,4 @@
-"""Plain PyTorch: what people write, and what torch.compile makes of it."""
+"""Plain PyTorch, eager and under torch.compile."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def choose(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def head_and_choose(hidden: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The head, then :func:`choose`."""
+    """The LM head, then :func:`choose`."""
     return choose(F.linear(hidden, weight), temperature)
 
 
 def keep(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Dream's filters: the logits with -inf where one is cut off."""
+    """Dream's top-p and top-k filters: the logits with -inf at dropped tokens."""
     if top_p is not None:
         logits = keep_top_p(logits, top_p)
     if top_k is not None:
@@ -34,7 +34,7 @@ def keep(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
 
 
 def weighted_loss(hidden: Tensor, weight: Tensor, targets: Tensor, row_weight: Tensor) -> Tensor:
-    """The head on the masked rows alone, and their weighted cross-entropy in float32."""
+    """The LM head on the masked rows, and their weighted cross-entropy in float32."""
     return weighted_loss_of_logits(F.linear(hidden, weight), targets, row_weight)
 
 
@@ -44,16 +44,16 @@ def weighted_loss_of_logits(logits: Tensor, targets: Tensor, row_weight: Tensor)
 
 
 def chunked_mean_loss(hidden: Tensor, weight: Tensor, targets: Tensor, row_weight: Tensor) -> Tensor:
-    """torch's own F.linear_cross_entropy in chunks; it knows no row weights."""
+    """F.linear_cross_entropy of torch, in chunks; it has no row weights."""
     return F.linear_cross_entropy(hidden, weight, targets, options=torch.nn.LinearCrossEntropyOptions())
 
 
 def has_chunked_loss() -> bool:
-    """Whether this torch has :func:`chunked_mean_loss`."""
+    """Whether this version of torch can run :func:`chunked_mean_loss`."""
     return hasattr(torch.nn, "LinearCrossEntropyOptions")
 
 
 def compiled(function: Callable[..., object], backend: str) -> Callable[..., object]:
-    """`function` under torch.compile, compiled for the shapes at hand."""
-    torch._dynamo.reset()  # else the next shape would be compiled as a dynamic one
+    """`function` under torch.compile, with static shapes."""
+    torch._dynamo.reset()  # else the next shape would be compiled with dynamic sizes
     return torch.compile(function, backend=backend)

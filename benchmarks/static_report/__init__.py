@@ -1,1 +1,1 @@
-"""What kernels take of a GPU and how long operations would take at its ceilings, reckoned without one."""
+"""The static report: resources of kernels and predicted times of operations, computed without a GPU."""

@@ -1,9 +1,9 @@
-"""What every kernel takes of a GPU, and how long every operation would take at its ceilings: no GPU needed.
+"""Resources of every kernel on a GPU and predicted time of every operation, computed without a GPU.
 
     python -m benchmarks.static_report [--target sm_90] [--json] [--out FILE]
 
-Kernels are compiled (:mod:`dllm_kernels.offline`) and their occupancy is bounded (:mod:`.occupancy`); times are
-predicted (:mod:`.prediction`), so that the first measurement has something to be compared with.
+It compiles the kernels (:mod:`dllm_kernels.offline`), bounds their occupancy (:mod:`.occupancy`) and predicts times
+(:mod:`.prediction`), with which measurements are compared later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dllm_kernels import _impl, _tuned, offline
 
 
 def kernels(target: str, named: str = "") -> list[dict[str, object]]:
-    """Every kernel in every configuration of :mod:`dllm_kernels.offline`, and how many fit a multiprocessor at once."""
+    """A row for every kernel in every configuration of :mod:`dllm_kernels.offline`, with its occupancy."""
     rows = []
     for row in offline.compile_all(target, [named]):
         bound = occupancy(target, warps=row.warps, registers=row.registers, shared=row.shared)
@@ -31,7 +31,7 @@ def kernels(target: str, named: str = "") -> list[dict[str, object]]:
 
 
 def predictions(target: str, ops: Iterable[str], **ceilings: float | None) -> list[dict[str, object]]:
-    """A row for each of :func:`cases` of these operations, all instructions counted."""
+    """The prediction for each of :func:`.prediction.cases` of these operations, with all instructions counted."""
     flops = ceilings.pop("flops_per_second", None)
     return [
         predict(
@@ -47,7 +47,7 @@ def predictions(target: str, ops: Iterable[str], **ceilings: float | None) -> li
 
 
 def write(document: dict[str, object], path: Path) -> None:
-    """JSON with a line for each row."""
+    """Write the document as JSON with one line for each row."""
     parts = []
     for key, value in document.items():
         text = json.dumps(value)
@@ -59,15 +59,17 @@ def write(document: dict[str, object], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Compile, predict and print; exit status 1 where Triton cannot compile here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static_report", description=__doc__.splitlines()[0])
     parser.add_argument("--target", choices=CEILINGS, default="sm_90")
-    parser.add_argument("--op", nargs="+", choices=CALLS, default=list(CALLS), help="predict these; default: all")
-    parser.add_argument("--named", default="", help="of the kernels only configurations with this in their name")
-    parser.add_argument("--bytes-per-second", type=float, help="measured bandwidth, 4.2e12 say; default: data sheet")
-    parser.add_argument("--flops-per-second", type=float, help="measured rate of half-precision products")
+    parser.add_argument(
+        "--op", nargs="+", choices=CALLS, default=list(CALLS), help="operations to predict; default: all"
+    )
+    parser.add_argument("--named", default="", help="compile only configurations with this in their name")
+    parser.add_argument("--bytes-per-second", type=float, help="measured bandwidth (4.2e12); default: data sheet")
+    parser.add_argument("--flops-per-second", type=float, help="measured speed of half-precision products")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON to this file")
     options = parser.parse_args(arguments)
     if missing := _impl.why_not_triton():
         parser.exit(1, f"{missing}\n")

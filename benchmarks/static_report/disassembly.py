@@ -1,8 +1,8 @@
-"""Instructions of a compiled kernel, counted in its disassembly: those of each innermost loop, and those of no loop.
+"""Number of instructions of a compiled kernel, from its disassembly: in each innermost loop, and outside of loops.
 
-A warp issues one instruction at a time and a multiprocessor of the architectures here four in a cycle, so a kernel with
-so many instructions cannot be faster, whatever memory does. Instructions that take their unit for longer than a cycle
-(a 32 x 32 -> 64 bit product two, an exponential eight) count as one: the bound is one from below.
+A warp issues one instruction at a time, and a multiprocessor of these architectures issues four per cycle. So the
+number of instructions is a lower bound of a kernel's time. Instructions that occupy their unit for several cycles (two
+for a 32 x 32 -> 64 bit product, eight for an exponential) count as one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
 
 
 class Code(NamedTuple):
-    """Instructions of each innermost loop in the order of the program, and of all that is in none of them."""
+    """Number of instructions. loops: of each innermost loop, in the order of the code; straight: of all other code."""
 
     loops: tuple[int, ...]
     straight: int
@@ -27,7 +27,7 @@ class Code(NamedTuple):
 
 @functools.cache
 def disassemble(kernel) -> Code:
-    """The code of a kernel that Triton compiled for an NVIDIA GPU."""
+    """Count the instructions of a kernel that Triton compiled for an NVIDIA GPU."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -38,7 +38,9 @@ def disassemble(kernel) -> Code:
 
 
 def count(assembly: str) -> Code:
-    """A loop is what lies between a label and a branch back to it; a branch to itself, which ends a kernel, is none.
+    """Count the instructions of a disassembly.
+
+    A loop extends from a label to a branch back to it. A branch to itself, which ends a kernel, is not a loop.
 
     Example:
         >>> count('''.L_x_0:

@@ -1,19 +1,19 @@
-"""What a call asks of a GPU, counted from its launches on a machine that has none.
+"""The launches of a call on a GPU with their bytes, FLOPs and instructions, counted without a GPU.
 
-The operation runs on meta tensors. Every Triton launch is recorded instead of run, with its grid and arguments, and so
-is every operation that torch would launch, matrix products foremost. Of each:
+The operation runs on meta tensors. Every Triton launch is recorded with its grid and arguments instead of run, and so
+is every operation that torch would launch, such as a matrix product. A launch has these counts:
 
-    bytes     of device memory: every tensor that is read and every one that is written counts once, a tensor that is
-              both counts twice. What a kernel does with a pointer is read off its source: `tl.store` writes there, any
-              other call reads. A tensor that was repeated by `expand` counts its own elements.
-    l2_bytes  the same for what is found in the L2 cache: tensors of up to 32 MiB that the call makes for itself, or has
-              met before; and the passes over a row after the first, by those kernels that document them.
-    flops     of matrix products, by their shapes, those of the fused head by its grid: 2 m n k.
-    slots     issue slots, threads times instructions: those of the random numbers, 16 for each logit that gets noise;
-              or all of a Triton kernel's, from its disassembly, where launches are compiled too.
+    bytes     of device memory. A tensor counts once if it is read, once if it is written, twice if both. A kernel
+              writes to a pointer that it passes to `tl.store` and reads those that it passes to other calls, according
+              to its source. A tensor repeated by `expand` counts its own elements once.
+    l2_bytes  the same for the L2 cache. It holds tensors of up to 32 MiB that the call itself made or an earlier launch
+              used, and serves the passes over a row after the first, in kernels that document several passes.
+    flops     2 m n k of matrix products, by their shapes; those of the fused head by its grid.
+    slots     issue slots, that is threads times instructions. Without compiling, only those of the random numbers: 16
+              for each logit that gets noise. With compiling, all of a Triton kernel's, from its disassembly.
 
-A launch is taken to touch all of every tensor it is given; with `rows` or `count` it touches less. Upstream gradients
-are taken to be 1, so that no gradient is rescaled.
+It assumes that a launch uses all elements of its tensors (with `rows` or `count` it uses fewer), and that upstream
+gradients are 1, so that no gradient is rescaled.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.static_report.disassembly import Code, disassemble
 from dllm_kernels import _impl, offline
 
-IN_CACHE = 2**25  # bytes: what a slice of logits is cut to, and what stays in an L2 of 40 or 50 MB
-# ten rounds of two 32 x 32 -> 64 bit products, two three-way exclusive ors and their keys make four words
+IN_CACHE = 2**25  # bytes: size of a slice of logits, and of a tensor that stays in an L2 cache of 40 or 50 MB
+# per word: ten rounds of two 32 x 32 -> 64 bit products, two three-way XORs and the keys make four words
 PHILOX_SLOTS = 16
 _LEFT_FACTOR = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1}  # argument number of the left factor of a product
 
@@ -55,13 +55,15 @@ class Launch(NamedTuple):
 
 
 class _Touch(NamedTuple):
-    """So many bytes of a storage, read or written."""
+    """Bytes of a storage that a launch reads or writes."""
 
-    storage: torch.UntypedStorage  # kept, so that no other storage gets its number
+    storage: torch.UntypedStorage  # kept alive, so that no other storage gets its number
     n_bytes: int
 
 
-class _Seen(NamedTuple):
+class _Recorded(NamedTuple):
+    """A launch before its bytes are divided between memory and L2. again: bytes of passes after the first."""
+
     name: str
     grid: tuple[int, ...]
     touched: list[_Touch]
@@ -71,12 +73,14 @@ class _Seen(NamedTuple):
 
 
 def record(call: Callable[[], object], target: str = "sm_90", *, compiled: bool = False) -> list[Launch]:
-    """The launches of `call` on a GPU of that architecture; it runs on meta tensors and returns what outlives it.
+    """The launches of `call` on a GPU of the architecture `target`.
 
     Args:
-        call: runs the operation on meta tensors that were made before; what it makes counts as temporary.
+        call: runs the operation on existing meta tensors and returns the results. Other tensors that it makes are
+            temporary.
         target: "sm_90" or another of :data:`dllm_kernels.offline.TARGETS`.
-        compiled: compile what is launched, seconds the first time, and count its instructions; NVIDIA only.
+        compiled: also compile the kernels, which takes seconds the first time, and count their instructions; NVIDIA
+            only.
 
     Raises:
         RuntimeError: `compiled` under Triton's interpreter (TRITON_INTERPRET=1), which has nothing to compile.
@@ -97,8 +101,8 @@ def record(call: Callable[[], object], target: str = "sm_90", *, compiled: bool 
     return [_counted(seen, operations.made - results, met) for seen in operations.seen]
 
 
-def _counted(seen: _Seen, temporary: set[int], met: set[int]) -> Launch:
-    """A launch's bytes, split between memory and L2; `met` are the storages that launches before it touched."""
+def _counted(seen: _Recorded, temporary: set[int], met: set[int]) -> Launch:
+    """A launch with its bytes divided between memory and L2; `met`: the storages that earlier launches used."""
     n_bytes, l2_bytes = 0, seen.again
     for storage, touched in seen.touched:
         number = storage._cdata
@@ -109,8 +113,8 @@ def _counted(seen: _Seen, temporary: set[int], met: set[int]) -> Launch:
 
 
 @contextmanager
-def _stand_in_for(target: str, seen: list[_Seen], compiled: bool) -> Iterator[None]:
-    """Within, meta tensors pass for those of a GPU, and Triton's launches are noted down in `seen`."""
+def _stand_in_for(target: str, seen: list[_Recorded], compiled: bool) -> Iterator[None]:
+    """A context in which meta tensors count as CUDA tensors and Triton's launches are recorded in `seen`."""
     from triton.runtime import driver
     from triton.runtime.jit import KernelInterface
 
@@ -134,7 +138,7 @@ def _stand_in_for(target: str, seen: list[_Seen], compiled: bool) -> Iterator[No
                 (torch.Tensor, "is_cuda", True),
                 (torch.version, "cuda", torch.version.cuda or "13.0"),
                 (torch.cuda, "device_of", nullcontext),
-                (torch, "is_autocast_enabled", lambda *device: False),  # neither knows of meta tensors
+                (torch, "is_autocast_enabled", lambda *device: False),  # neither supports meta tensors
                 (torch, "autocast", lambda *_, **__: nullcontext()),
             ):
                 patches.enter_context(mock.patch.object(owner, name, stand_in))
@@ -145,11 +149,11 @@ def _stand_in_for(target: str, seen: list[_Seen], compiled: bool) -> Iterator[No
 
 
 class _Operations(TorchDispatchMode):
-    """Notes down what torch launches; `made` are the storages that appear as an operation's result."""
+    """Records the operations of torch in `seen`; `made`: the storages that operations created."""
 
     def __init__(self):
         super().__init__()
-        self.seen: list[_Seen] = []
+        self.seen: list[_Recorded] = []
         self.made: set[int] = set()
         self._alive: list[torch.UntypedStorage] = []
 
@@ -167,11 +171,11 @@ class _Operations(TorchDispatchMode):
         written = fresh if not operation._schema.is_mutable else results
         if written and not name.startswith(("empty", "new_empty")):
             flops = 2 * out.numel() * args[_LEFT_FACTOR[name]].shape[-1] if name in _LEFT_FACTOR else 0
-            self.seen.append(_Seen(name, (), [*map(_touch, read), *map(_touch, written)], 0, flops, 0))
+            self.seen.append(_Recorded(name, (), [*map(_touch, read), *map(_touch, written)], 0, flops, 0))
         return out
 
 
-def _triton_launch(kernel, grid: tuple[int, ...], arguments: dict[str, object], code: Code | None) -> _Seen:
+def _triton_launch(kernel, grid: tuple[int, ...], arguments: dict[str, object], code: Code | None) -> _Recorded:
     reads, writes = _pointers(kernel.fn)
     name = kernel.fn.__name__
     if name == "_scale_kernel":  # rows whose scale is 1 are not touched
@@ -184,11 +188,11 @@ def _triton_launch(kernel, grid: tuple[int, ...], arguments: dict[str, object], 
     ]
     again = _passes_in_cache(name, arguments) * _extent(arguments["x_ptr"]) if "x_ptr" in arguments else 0
     slots = _noise_slots(name, grid, arguments) if code is None else _all_slots(name, grid, arguments, code)
-    return _Seen(name, grid, touched, again, _flops(name, grid, arguments), slots)
+    return _Recorded(name, grid, touched, again, _flops(name, grid, arguments), slots)
 
 
 def _passes_in_cache(name: str, arguments: dict[str, object]) -> int:
-    """Passes over the logits after the first, as the kernels' own documentation counts them."""
+    """Number of passes over the logits after the first, according to the kernels' documentation."""
     if name == "_row_kernel":
         return int(arguments["HAS_GRADIENT"])
     if name == "_floor_kernel":
@@ -197,7 +201,7 @@ def _passes_in_cache(name: str, arguments: dict[str, object]) -> int:
 
 
 def _flops(name: str, grid: tuple[int, ...], arguments: dict[str, object]) -> int:
-    """Of matrix products; only the fused head has one."""
+    """FLOPs of the matrix product in a Triton kernel; only the fused head has one."""
     if name != "_tile_kernel":
         return 0
     columns = -(-arguments["H"] // arguments["BLOCK_K"]) * arguments["BLOCK_K"]
@@ -206,32 +210,35 @@ def _flops(name: str, grid: tuple[int, ...], arguments: dict[str, object]) -> in
 
 def _noise_slots(name: str, grid: tuple[int, ...], arguments: dict[str, object]) -> int:
     if name == "_noise_kernel":
-        return 4 * PHILOX_SLOTS * arguments["N"]  # a block of four words each
+        return 4 * PHILOX_SLOTS * arguments["N"]  # each position uses a whole block of four words
     if name == "_tile_kernel":
         return PHILOX_SLOTS * grid[0] * arguments["BLOCK_V"] * arguments["BLOCK_R"] * arguments["HAS_NOISE"]
     return PHILOX_SLOTS * arguments["x_ptr"].numel() if arguments.get("HAS_NOISE") else 0
 
 
 def _all_slots(name: str, grid: tuple[int, ...], arguments: dict[str, object], code: Code) -> int:
-    if name == "_scale_kernel":  # left at once
+    if name == "_scale_kernel":  # returns at once where the scale is 1
         return 0
     each = code.straight + sum(length * turns for length, turns in _turns(name, arguments, code.loops))
     return math.prod(grid) * 32 * arguments["num_warps"] * each
 
 
 def _turns(name: str, arguments: dict[str, object], loops: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(instructions, how often) of each loop. The pass over the logits is a kernel's longest loop; what else loops does
-    so once, as far as is known before it runs: the search of columns, of which one is enough more often than not."""
+    """The instructions of each loop and the number of its turns.
+
+    The longest loop of a kernel is its pass over the logits. Others count one turn, since their number is only known at
+    run time: the search of columns mostly needs one.
+    """
     longest = sorted(loops, reverse=True)
     if name == "_chunk_kernel":
         turns = [-(-min(arguments["BLOCK_V"], arguments["V"]) // (16 * arguments["COLUMNS"]))]
-    elif name == "_row_kernel":  # the loop besides clears the gradient of rows without a weight
+    elif name == "_row_kernel":  # a further loop clears the gradient of rows of weight 0
         each = arguments["THREADS"] * arguments["VECTOR"]
         turns = [-(-arguments["V"] // each)] * (1 + arguments["HAS_GRADIENT"]) + [0]
     elif name == "_floor_kernel":
         each = -(-arguments["V"] // (4 * arguments["COLUMNS"]))
         passes = 1 + _passes_in_cache(name, arguments)
-        longest = loops  # the first finds the ends, the last searches
+        longest = loops  # the first finds minimum and maximum, the last searches
         turns = [each] * (len(loops) - 1) + [each * (passes - len(loops) + 1)]
     elif name == "_tile_kernel":
         turns = [-(-arguments["H"] // arguments["BLOCK_K"])]
@@ -242,7 +249,7 @@ def _turns(name: str, arguments: dict[str, object], loops: tuple[int, ...]) -> l
 
 @functools.cache
 def _pointers(function: Callable) -> tuple[frozenset[str], frozenset[str]]:
-    """The pointers through which a kernel reads, and those through which it writes."""
+    """Names of the pointers that a kernel reads, and of those that it writes."""
     reads, writes = set(), set()
     for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
         if isinstance(node, ast.Call):
@@ -253,8 +260,10 @@ def _pointers(function: Callable) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _named(expression: ast.expr) -> Iterator[str]:
-    """The pointers that an expression is formed of, those behind a dot (their dtype) left out, and those in calls,
-    which are met by themselves."""
+    """Names of the pointers in an expression.
+
+    Attributes (`x_ptr.dtype`) are left out, and so are calls inside it, which are looked at separately.
+    """
     if isinstance(expression, ast.Name) and expression.id.endswith("_ptr"):
         yield expression.id
     elif not isinstance(expression, ast.Attribute | ast.Call):
@@ -267,7 +276,7 @@ def _touch(x: Tensor) -> _Touch:
 
 
 def _extent(x: Tensor) -> int:
-    """Bytes of a tensor's own elements: what `expand` repeats counts once."""
+    """Bytes of a tensor's elements; those repeated by `expand` count once."""
     elements = 1
     for size, stride in zip(x.shape, x.stride(), strict=True):
         elements *= size if stride else min(size, 1)

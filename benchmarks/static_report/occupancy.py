@@ -1,4 +1,4 @@
-"""How many programs of a kernel a multiprocessor holds at once, by its registers, shared memory and threads.
+"""Occupancy: how many programs of a kernel run on a multiprocessor at once, by registers, shared memory and threads.
 
 Source of the limits and of the rounding: CUDA C++ Programming Guide, "Compute Capabilities", table of technical
 specifications, and the CUDA occupancy calculator.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-REGISTERS = 2**16  # of 32 bits, in four parts; a warp's lie in one part, in pieces of 256
+REGISTERS = 2**16  # of 32 bits, in four parts; a warp gets its registers from one part, in multiples of 256
 PARTS = 4
-RESERVED = 1024  # bytes of shared memory that the system keeps of each program
+RESERVED = 1024  # bytes of shared memory that the system reserves for each program
 
 
 class Limits(NamedTuple):
-    """What a multiprocessor holds: warps, programs, bytes of shared memory."""
+    """Limits of a multiprocessor: warps, programs, bytes of shared memory."""
 
     warps: int
     programs: int
@@ -29,7 +29,7 @@ LIMITS = {
 
 
 class Occupancy(NamedTuple):
-    """Programs and warps a multiprocessor holds at once, and what bounds them."""
+    """Programs and warps that run on a multiprocessor at once, and the resource that bounds them."""
 
     programs: int
     warps: int
@@ -37,7 +37,9 @@ class Occupancy(NamedTuple):
 
 
 def occupancy(target: str, *, warps: int, registers: int, shared: int) -> Occupancy:
-    """The bound for a kernel of so many warps a program, registers a thread and bytes of shared memory a program.
+    """The occupancy of a kernel with `warps` per program, `registers` per thread and `shared` bytes per program.
+
+    It is the least of four numbers of programs:
 
         by registers      parts floor((2^16 / parts) / (256 ceil(32 registers / 256))) / warps
         by shared memory  the multiprocessor's / (the program's + 1 KiB)

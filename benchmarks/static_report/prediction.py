@@ -1,12 +1,12 @@
-"""How long every operation would take at a GPU's ceilings, from what its launches ask for. Nothing here is measured.
+"""Predicted time of an operation on a GPU, from its launches and the GPU's ceilings. Nothing here is measured.
 
-A prediction is a bound from below: no launch is faster than the slowest of what it asks for,
+A prediction is a lower bound: no launch is faster than its slowest resource,
 
     seconds = sum over launches of max(bytes / bandwidth, flops / rate of products, slots / rate of instructions)
 
 with bytes, flops and slots counted from the launches (:mod:`.launches`), and ceilings from the data sheet or as given.
-A launch of fewer programs than there are multiprocessors has the instructions of so many of them only. Launches follow
-one another; what they take besides, from the host and in L2, counts nothing.
+A launch with fewer programs than the GPU has multiprocessors issues instructions on these only. Launches do not
+overlap; time of the host and of the L2 cache is not counted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from benchmarks.kernels import cases as measured
 from benchmarks.static_report import launches
 
 HEADS = tuple(size for name, size in measured.HEADS.items() if name in (*measured.FIRST, *measured.OTHERS))
-ISSUED = 4 * 32  # threads in a cycle
+ISSUED = 4 * 32  # threads per cycle of a multiprocessor: four warps
 
 
 class Ceilings(NamedTuple):
-    """Multiprocessors of a GPU, and what it can do in a second: bytes of memory, FLOPs of products in bfloat16 and
-    float16, and in float32 without tensor cores, which is two for each lane and cycle; `lanes` of those a
-    multiprocessor has."""
+    """Highest speeds of a GPU, per second, and its number of multiprocessors.
+
+    bytes: of memory. flops: of products in bfloat16 and float16. flops_float32: of products in float32 without tensor
+    cores, two for each lane and cycle. lanes: of a multiprocessor.
+    """
 
     gpu: str
     multiprocessors: int
@@ -42,8 +44,7 @@ class Ceilings(NamedTuple):
 
     @property
     def slots(self) -> float:
-        """Issue slots: cycles times the threads of the four warps that a multiprocessor may begin in each, whatever
-        lanes they then wait for."""
+        """Issue slots per second: cycles times the threads of the four warps that can issue in each cycle."""
         return self.flops_float32 / 2 / self.lanes * ISSUED
 
 
@@ -57,10 +58,10 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 class Prediction(NamedTuple):
-    """A case, what its launches add up to (:class:`.launches.Launch`), and seconds at the ceilings.
+    """A case, the sums over its launches (:class:`.launches.Launch`), and its seconds at the ceilings.
 
-    `rows` are those of the result, `hidden` the width of hidden states (None for operations on logits), `vocab` the
-    tokens. For transfer_tokens `rows` is the batch and `vocab` the window; position_noise has no `vocab`.
+    rows: of the result. hidden: width of hidden states; None for operations on logits. vocab: number of tokens. For
+    transfer_tokens `rows` is the batch and `vocab` the window; position_noise has no `vocab`.
     """
 
     op: str
@@ -93,19 +94,19 @@ def predict(
 ) -> Prediction:
     """Bytes, FLOPs and issue slots of one call, counted from its launches, and its time at the given ceilings.
 
-    The cross-entropies are counted forward and backward, the one of given logits in place; truncation_floor with
-    top_p = 0.9; transfer_tokens by the rule k.
+    Cross-entropies are counted forward and backward, masked_cross_entropy in place; truncation_floor has top_p = 0.9,
+    transfer_tokens commits k tokens.
 
     Args:
         op: a public function of dllm_kernels.
         rows, hidden, vocab, dtype, temperature: as in :class:`Prediction`.
-        target: the architecture whose block shapes are taken.
-        bytes_per_second, flops_per_second, slots_per_second: ceilings, by default those of :data:`CEILINGS` for the
-            target; the products' for `dtype`.
-        compiled: compile the kernels and count all their instructions, not only the random numbers'.
+        target: the architecture, which also selects the block shapes.
+        bytes_per_second, flops_per_second, slots_per_second: ceilings; by default those of :data:`CEILINGS`
+            for the target and `dtype`.
+        compiled: compile the kernels and count all their instructions, not only those of the random numbers.
 
     Raises:
-        ValueError: `op`, `dtype` or `target` is none, or a size that the operation needs is missing.
+        ValueError: `op`, `dtype` or `target` is unknown, or a size that the operation needs is missing.
 
     Example:
         >>> found = predict("gumbel_argmax", rows=1024, vocab=126464)
@@ -136,7 +137,7 @@ def predict(
 
 
 def cases() -> Iterator[dict[str, object]]:
-    """Every operation over the shapes that matter: :func:`predict`'s arguments.
+    """Arguments of :func:`predict` for every operation on the shapes of known models.
 
     Example:
         >>> next(cases())

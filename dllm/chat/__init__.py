@@ -1,4 +1,4 @@
-"""Talk to a masked-diffusion model in a terminal, and look at how its answers take form, live or replayed."""
+"""Chat with a masked-diffusion model in a terminal; show its denoising steps, live or as a replay."""
 
 from dllm.chat.session import multi_turn_chat, single_turn_sampling
 from dllm.chat.talk import Continuation, Conversation

@@ -1,39 +1,42 @@
-"""What can be typed besides questions: lines that begin with a slash."""
+"""The commands of a chat: lines that begin with a slash, such as "/steps 32"."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from dllm.chat.exchange import Exchange
 from dllm.chat.save import save
 from dllm.fast.sampling.inputs import row_seeds
 
-if TYPE_CHECKING:
-    from dllm.chat.session import Session
-
 
 class Command(NamedTuple):
-    """What a command takes, what it does, in words and as a function of the session and the text behind it."""
+    """One command.
 
-    takes: str
-    does: str
-    run: Callable[[Session, str], None]
+    argument: its argument as shown by /help; empty where it takes none.
+    help: what it does.
+    run: carries it out, given the chat and the text of the argument.
+    """
+
+    argument: str
+    help: str
+    run: Callable[[Exchange, str], None]
 
 
-class Leave(Exception):
-    """The chat is over."""
+class Quit(Exception):
+    """Raised by /quit: the chat ends."""
 
 
-def run_command(session: Session, line: str) -> None:
-    """Carry out a line such as "/steps 32".
+def run_command(chat: Exchange, line: str) -> None:
+    """Run the command in a line such as "/steps 32".
 
     Raises:
-        Leave: the line says so.
-        ValueError, OSError, ImportError: no such command, or it does not work; nothing has changed.
+        Quit: the command is /quit.
+        ValueError, OSError, ImportError: there is no such command, or it failed and changed nothing.
     """
     name, _, rest = line[1:].partition(" ")
     command = COMMANDS.get(name.lower())
@@ -41,78 +44,81 @@ def run_command(session: Session, line: str) -> None:
         near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
         hint = f"did you mean /{near[0]}?" if near else "/help lists the commands"
         raise ValueError(f"there is no command /{name}: {hint}")
-    if rest.strip() and not command.takes:
+    if rest.strip() and not command.argument:
         raise ValueError(f"/{name} takes nothing behind it, got {rest.strip()!r}")
-    command.run(session, rest.strip())
+    command.run(chat, rest.strip())
 
 
 def help_text() -> str:
-    """All commands, a line each."""
-    usage = {f"/{name} {command.takes}".rstrip(): command.does for name, command in COMMANDS.items()}
+    """All commands, one line each."""
+    usage = {f"/{name} {command.argument}".rstrip(): command.help for name, command in COMMANDS.items()}
     width = max(map(len, usage))
-    return "\n".join(f"{text.ljust(width)}  {does}" for text, does in usage.items())
+    return "\n".join(f"{text.ljust(width)}  {explained}" for text, explained in usage.items())
 
 
-def _reset(session: Session, _: str) -> None:
-    session.talk.reset()
-    session.screen.note("a new conversation")
+def _reset(chat: Exchange, _: str) -> None:
+    chat.talk.reset()
+    chat.screen.print_message("a new conversation")
 
 
-def _history(session: Session, _: str) -> None:
-    said = [f"{message['role']}: {message['content']}" for message in session.talk.messages]
-    session.screen.note("\n".join(said) or "nothing has been said")
+def _history(chat: Exchange, _: str) -> None:
+    lines = [f"{message['role']}: {message['content']}" for message in chat.talk.messages]
+    chat.screen.print_message("\n".join(lines) or "nothing has been said")
 
 
-def _save(session: Session, name: str) -> None:
+def _save(chat: Exchange, name: str) -> None:
     if not name:
         raise ValueError("/save takes a file name, such as talk.json, answer.html or answer.gif")
-    session.screen.note(f"written: {save(Path(name).expanduser(), session.talk, session.replay)}")
+    chat.screen.print_message(f"written: {save(Path(name).expanduser(), chat.talk, chat.replay)}")
 
 
-def _seed(session: Session, text: str) -> None:
+def _seed(chat: Exchange, text: str) -> None:
     if text:
         seed = _parse("seed", int, "none", text)
-        row_seeds(seed, 1, torch.device("cpu"))  # refuses what does not fit
-        session.talk.seed = seed
-    session.screen.note(f"seed {'none' if session.talk.seed is None else session.talk.seed}")
+        row_seeds(seed, 1, torch.device("cpu"))  # raises if it does not fit 64 bits
+        chat.talk.seed = seed
+    chat.screen.print_message(f"seed {'none' if chat.talk.seed is None else chat.talk.seed}")
 
 
-def _leave(session: Session, _: str) -> None:
-    raise Leave
+def _quit(chat: Exchange, _: str) -> None:
+    raise Quit
 
 
-def _setting(name: str, field: str, number: type[int] | type[float], none: str | None = None) -> Callable:
-    """A command that shows a setting of the sampler, or changes it."""
+def _setting(
+    name: str, field: str, number: type[int] | type[float], word_for_none: str | None = None
+) -> Callable[[Exchange, str], None]:
+    """The `run` of a command that shows a setting of the sampler, or changes it where a value is given."""
 
-    def run(session: Session, text: str) -> None:
+    def run(chat: Exchange, text: str) -> None:
         if text:
-            session.talk.set(**{field: _parse(name, number, none, text)})
-        value = session.talk.setting(field)
-        session.screen.note(f"{name} {none if value is None else value}")
+            chat.talk.set(**{field: _parse(name, number, word_for_none, text)})
+        value = chat.talk.setting(field)
+        chat.screen.print_message(f"{name} {word_for_none if value is None else value}")
 
     return run
 
 
-def _parse(name: str, number: type[int] | type[float], none: str | None, text: str) -> int | float | None:
-    if none is not None and text == none:
+def _parse(name: str, number: type[int] | type[float], word_for_none: str | None, text: str) -> int | float | None:
+    if word_for_none is not None and text == word_for_none:
         return None
     try:
         return number(text)
     except ValueError as error:
         kind = "a whole number" if number is int else "a number"
-        raise ValueError(f"/{name} takes {kind}{f' or {none}' if none else ''}, got {text!r}") from error
+        allowed = f"{kind} or {word_for_none}" if word_for_none else kind
+        raise ValueError(f"/{name} takes {allowed}, got {text!r}") from error
 
 
 COMMANDS = {
     "reset": Command("", "start a new conversation; settings stay", _reset),
-    "retry": Command("", "ask the last question again", lambda session, _: session.retry()),
+    "retry": Command("", "ask the last question again", lambda chat, _: chat.retry()),
     "history": Command("", "show the conversation", _history),
-    "seed": Command("N", "of the noise, none for another one each time", _seed),
+    "seed": Command("N", "seed of the noise; none draws a new one for each answer", _seed),
     "steps": Command("N", "denoising steps of an answer", _setting("steps", "steps", int)),
-    "block": Command("N", "tokens of a block, all for one block", _setting("block", "block_size", int, "all")),
-    "length": Command("N", "tokens of an answer, at most", _setting("length", "max_new_tokens", int)),
-    "temperature": Command("T", "0 takes the likeliest token", _setting("temperature", "temperature", float)),
-    "save": Command("FILE", "talk.json, or the last answer's steps: answer.html, answer.gif", _save),
-    "help": Command("", "this list", lambda session, _: session.screen.note(help_text())),
-    "quit": Command("", "leave (Ctrl-D does, too)", _leave),
+    "block": Command("N", "tokens per block; all for one block", _setting("block", "block_size", int, "all")),
+    "length": Command("N", "maximum number of tokens of an answer", _setting("length", "max_new_tokens", int)),
+    "temperature": Command("T", "0 takes the most likely token", _setting("temperature", "temperature", float)),
+    "save": Command("FILE", "save talk.json, or the last answer's steps as answer.html or answer.gif", _save),
+    "help": Command("", "show this list", lambda chat, _: chat.screen.print_message(help_text())),
+    "quit": Command("", "end the chat (so does Ctrl-D)", _quit),
 }

@@ -1,4 +1,4 @@
-"""The denoising of some rows, frame by frame: what views draw and what replays are made of."""
+"""The denoising of B rows as frames, one frame per row and step: what views draw and replays contain."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dllm.chat.tokens import COMMITTED, GIVEN, MASKED, NEW, state
 
 
 class Frame(NamedTuple):
-    """A row after a step; entry i of each list is about its token i.
+    """One row after one step; entry i of each list belongs to token i.
 
-    tokens: ids, with this step's proposals in place of masks.
-    states: one of :data:`dllm.chat.tokens.STATES`.
-    confidence: what ranked the proposal when it was made, None where there was none.
+    tokens: token ids, with this step's proposals in place of masks.
+    states: for each token one of :data:`dllm.chat.tokens.STATES`.
+    confidence: the sampler's confidence in the token when it was proposed; None where nothing was proposed.
     """
 
     tokens: list[int]
@@ -26,23 +26,23 @@ class Frame(NamedTuple):
 
     @property
     def committed(self) -> int:
-        """Generated tokens that are kept for good."""
+        """Number of generated tokens that are committed."""
         return sum(kind in (NEW, COMMITTED) for kind in self.states)
 
     @property
     def generated(self) -> int:
-        """Tokens that were masks at first."""
+        """Number of tokens that were masks before the first step."""
         return sum(kind != GIVEN for kind in self.states)
 
 
 class Film:
-    """The frames of some columns of B rows.
+    """Records the frames of B rows, step by step.
 
     Args:
-        mask_id: of the mask token.
-        spans: for each row the columns that are filmed.
-        start: the canvases [B, L] before the first step: what is no mask in them is given. None: all that is filmed is
-            generated.
+        mask_id: id of the mask token.
+        spans: for each row the columns to record.
+        start: canvases [B, L] before the first step; tokens in them that are not masks are "given". None: all recorded
+            columns begin as masks.
 
     Example:
         >>> film = Film(0, [slice(1, None)])
@@ -57,11 +57,12 @@ class Film:
             self._begin(start)
 
     def add(self, canvas: Tensor, tentative: Tensor | None = None, confidence: Tensor | None = None) -> list[Frame]:
-        """The frames after one more step, of each row one.
+        """Record one more step; returns the new frame of each row.
 
         Args:
             canvas: int64 [B, L].
-            tentative: int64 [B, L], see :class:`dllm.fast.Step`; without it no token is tentative.
+            tentative: int64 [B, L], the canvas with proposals in place of masks, see :class:`dllm.fast.Step`; without
+                it no token is tentative.
             confidence: float [B, L], NaN where nothing was proposed.
         """
         if not all(self.rows):
@@ -93,14 +94,14 @@ class Film:
         return Frame(tentative, states, known)
 
 
-def film_of(tokenizer: Any, histories: Sequence[Tensor]) -> Film:
-    """The film of a sampler's `histories`, canvases [B, L] or [L], the first of them from before the first step.
+def film_from_histories(tokenizer: Any, histories: Sequence[Tensor]) -> Film:
+    """The film of a sampler's `histories`: canvases [B, L] or [L], the first from before the first step.
 
-    Padding at either end of a row is left out.
+    Padding at either end of a row is not recorded.
 
     Raises:
-        TypeError: no tensors of token ids.
-        ValueError: no canvas, canvases of several shapes, or a tokenizer without a mask token.
+        TypeError: `histories` holds something other than tensors of token ids.
+        ValueError: no canvas, canvases of different shapes, or a tokenizer without a mask token.
     """
     histories = list(histories)
     if not histories:
@@ -121,5 +122,6 @@ def film_of(tokenizer: Any, histories: Sequence[Tensor]) -> Film:
 
 
 def _without_padding(row: list[int], padding: set[int | None]) -> slice:
+    """The columns from the first to the last token that is not padding."""
     real = [column for column, token in enumerate(row) if token not in padding]
     return slice(real[0], real[-1] + 1) if real else slice(0, 0)

@@ -1,4 +1,4 @@
-"""An answer's denoising as an animated GIF, drawn with Pillow."""
+"""Draw the denoising of some rows as an animated GIF, with Pillow."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ INK = {
     COMMITTED: (31, 35, 40),
 }
 PAPER, RULE = (255, 255, 255), (228, 232, 236)
-COLORS = 64  # inks, and their shades at the letters' edges
+COLORS = 64  # the colors above, and their shades at the edges of letters
 
 
 class Mark(NamedTuple):
-    """A piece of text and where it stands: x in pixels, line from 0 on."""
+    """A piece of text and its position: x in pixels, line counted from 0."""
 
     text: str
     state: str
@@ -41,22 +41,22 @@ def animated(
     font: Path | str | None = None,
     font_size: int = 20,
 ) -> bytes:
-    """A GIF in which B rows take form, one below the other, again and again.
+    """An endless GIF of B rows, one below the other, with one image per step.
 
     Args:
-        tokenizer: turns token ids into text.
-        rows: for each row its frames, the same number for all.
-        titles: of the rows.
+        tokenizer: decodes the token ids.
+        rows: the frames of each row, the same number for all.
+        titles: one per row.
         fps: steps per second.
-        hold: seconds that the last step stays.
-        width: pixels; lines are wrapped there.
-        font: a TrueType or OpenType file; Pillow's own font knows Latin letters only.
+        hold: seconds that the last step is shown.
+        width: of the image, pixels; longer lines are wrapped.
+        font: a TrueType or OpenType file; Pillow's own font has Latin letters only.
         font_size: pixels.
 
     Raises:
         ImportError: Pillow is not installed.
-        ValueError: a number that is not positive, no frames, or as many titles as rows.
-        OSError: no font in that file.
+        ValueError: a number that is not positive, no frames, rows of different lengths, or not one title per row.
+        OSError: the font file cannot be read.
     """
     for name, value in dict(fps=fps, hold=hold, width=width, font_size=font_size).items():
         if not value > 0:
@@ -68,21 +68,21 @@ def animated(
     margin, leading = font_size, round(1.6 * font_size)
     inside = width - 2 * margin
     scenes = [
-        [list(laid_out(tokenizer, frame, letters.getlength, inside)) for frame in step]
+        [list(layout(tokenizer, frame, letters.getlength, inside)) for frame in step]
         for step in zip(*rows, strict=True)
     ]
     lines = [
         max(1 + max((mark.line for mark in scene[row]), default=0) for scene in scenes) for row in range(len(rows))
     ]
-    images = [_drawn(scene, titles, lines, letters, width, margin, leading) for scene in scenes]
+    images = [_image(scene, titles, lines, letters, width, margin, leading) for scene in scenes]
     buffer = io.BytesIO()
     durations = [round(1000 / fps)] * (len(images) - 1) + [round(1000 * hold)]
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return buffer.getvalue()
 
 
-def laid_out(tokenizer: Any, frame: Frame, measure: Callable[[str], float], width: float) -> Iterator[Mark]:
-    """A frame's pieces of text on lines of at most `width`; words are not torn apart unless they are wider."""
+def layout(tokenizer: Any, frame: Frame, measure: Callable[[str], float], width: float) -> Iterator[Mark]:
+    """Place the text of a frame on lines of at most `width`; only words wider than a line are broken."""
     x, line = 0.0, 0
     for word in _words(pieces(tokenizer, frame.tokens), frame.states):
         if x and x + measure("".join(piece for piece, _ in word).rstrip("\n")) > width:
@@ -97,7 +97,7 @@ def laid_out(tokenizer: Any, frame: Frame, measure: Callable[[str], float], widt
 
 
 def _words(texts: Sequence[str], states: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """Pieces that belong together: a new word begins with a space, a line break, or as a mask or an end."""
+    """Group tokens into words; a word begins at a space, a line break, a mask or an end of text."""
     words: list[list[tuple[str, str]]] = []
     for piece, kind in zip(texts, states, strict=True):
         if not words or piece.startswith((" ", "\n", END_MARK)):
@@ -106,7 +106,7 @@ def _words(texts: Sequence[str], states: Sequence[str]) -> list[list[tuple[str, 
     return words
 
 
-def _drawn(
+def _image(
     scene: Sequence[Sequence[Mark]],
     titles: Sequence[str],
     lines: Sequence[int],
@@ -115,7 +115,7 @@ def _drawn(
     margin: int,
     leading: int,
 ) -> Any:
-    """One image: for each row its title, its lines, and a rule below."""
+    """One image: for each row its title, its lines of text, and a horizontal rule below."""
     from PIL import Image, ImageDraw
 
     height = margin + sum((count + 1) * leading + margin for count in lines)
@@ -123,7 +123,7 @@ def _drawn(
     draw = ImageDraw.Draw(image)
     top = margin
     for marks, title, count in zip(scene, titles, lines, strict=True):
-        draw.text((margin, top), _cut(title, font, width - 2 * margin), INK[GIVEN], font)
+        draw.text((margin, top), _shortened(title, font, width - 2 * margin), INK[GIVEN], font)
         top += leading
         for mark in marks:
             _draw_mark(draw, mark, margin + mark.x, top + mark.line * leading, font)
@@ -133,7 +133,7 @@ def _drawn(
 
 
 def _draw_mark(draw: Any, mark: Mark, x: float, y: float, font: Any) -> None:
-    if mark.state == MASKED or mark.text.strip() == END_MARK:  # no font is sure to have these
+    if mark.state == MASKED or mark.text.strip() == END_MARK:  # not every font has these characters
         size, right = font.size, x + max(font.getlength(mark.text), font.size / 2)
         inset = 0.1 * size if mark.state == MASKED else 0.3 * size
         draw.rectangle([x + 2, y + inset, right - 2, y + 1.2 * size - inset], INK[MASKED])
@@ -141,8 +141,8 @@ def _draw_mark(draw: Any, mark: Mark, x: float, y: float, font: Any) -> None:
     draw.text((x, y), mark.text, INK[mark.state], font)
 
 
-def _cut(text: str, font: Any, width: float) -> str:
-    """One line of text; what does not fit is left out."""
+def _shortened(text: str, font: Any, width: float) -> str:
+    """The text on one line, cut to `width` pixels with an ellipsis."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
@@ -155,5 +155,5 @@ def _font(path: Path | str | None, size: int) -> Any:
     try:
         from PIL import ImageFont
     except ImportError as error:
-        raise ImportError("Pillow is not installed, which draws the pictures: pip install 'dllm[chat]'") from error
+        raise ImportError("a GIF needs Pillow, which is not installed: pip install 'dllm[chat]'") from error
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)

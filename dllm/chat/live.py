@@ -1,4 +1,4 @@
-"""The denoising on a terminal, redrawn as it runs (needs rich)."""
+"""The live view: panels on a terminal that are redrawn with every step (needs rich)."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ STYLES = {
     NEW: "bold green",
     COMMITTED: "bold",
 }
-SECONDS_BETWEEN_FRAMES = 1 / 30  # more often nobody sees
-MODEL_PER_DRAWING = 4  # the model gets at least this many times the time that drawing takes
+SECONDS_BETWEEN_FRAMES = 1 / 30  # faster redrawing is not visible
+MODEL_PER_DRAWING = 4  # between two frames the model runs at least this many times as long as one takes to draw
 
 
 class LiveView(View):
-    """Panels that change with every step, a legend, progress and tokens per second above them.
+    """Draws one panel per row; above them progress, tokens per second and a legend.
 
     Args:
         tokenizer, titles, film: see :class:`~dllm.chat.view.View`.
-        console: of rich.
-        pace: seconds that every frame stays at least; 0 draws as often as one can see.
-        transient: take the panels off the screen at the end.
+        console: rich's console to draw on.
+        pace: draw every step, and keep each frame for at least this many seconds; 0: draw at most 30 frames a second
+            and skip the steps between.
+        transient: erase the panels at the end.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class LiveView(View):
         self.live.__exit__(kind, error, trace)
 
     def due(self, done: int, total: int) -> bool:
-        """Whether the last frame has been there long enough to be seen."""
+        """True where every step is drawn (`pace`), or when the last frame has been shown long enough."""
         return bool(self.pace) or time.perf_counter() >= self.next
 
     def draw(self, frames: Sequence[Frame], progress: Progress) -> None:
-        """Redraw. The panels come last: what does not fit is cut at the bottom."""
+        """Redraw. The panels come last, because rich cuts off at the bottom what does not fit."""
         began = time.perf_counter()
         shown = panels(self.tokenizer, self.titles, frames)
         total = sum(frame.generated for frame in frames)
@@ -79,8 +80,8 @@ class LiveView(View):
         time.sleep(self.pace)
 
 
-def painted(tokenizer: Any, frame: Frame) -> Text:
-    """A frame in colors."""
+def colored_text(tokenizer: Any, frame: Frame) -> Text:
+    """The text of a frame, colored by the states of its tokens."""
     text = Text()
     for kind, words in runs(pieces(tokenizer, frame.tokens), frame.states):
         text.append(words, STYLES[kind])
@@ -88,20 +89,20 @@ def painted(tokenizer: Any, frame: Frame) -> Text:
 
 
 def panels(tokenizer: Any, titles: Sequence[str], frames: Sequence[Frame]) -> list[Panel]:
-    """A panel for each row."""
+    """One panel per row."""
     return [
-        Panel(painted(tokenizer, frame), title=Text(title), title_align="left")
+        Panel(colored_text(tokenizer, frame), title=Text(title), title_align="left")
         for title, frame in zip(titles, frames, strict=True)
     ]
 
 
 def legend() -> Text:
-    """What the colors say."""
+    """The states of a token in their colors."""
     return Text.assemble(*((f" {kind} ", STYLES[kind]) for kind in (MASKED, TENTATIVE, NEW, COMMITTED)))
 
 
 def bar(progress: Progress, tokens: int) -> RenderableType:
-    """One line: steps as a bar and in numbers, tokens kept of those to generate, tokens per second."""
+    """One line: steps as a bar and in numbers, committed tokens of those to generate, tokens per second."""
     line = Table.grid(padding=(0, 2))
     line.add_row(
         ProgressBar(total=progress.total, completed=progress.done, width=24),

@@ -1,4 +1,4 @@
-"""A web page that replays how an answer took form. It is one file that asks for nothing else, not even a font."""
+"""A web page that replays the denoising of an answer, in one file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def replay_page(tokenizer: Any, replay: Replay) -> str:
-    """The page: a slider over the steps, play and pause, each token's confidence as its shade and under the pointer.
+    """The HTML: a slider over the steps, play and pause; a token's confidence is its shade and is shown on hover.
 
-    The arrow keys step, the space bar plays; `#step=12` behind the address opens the page at that step.
+    Arrow keys step, the space bar plays; `#step=12` at the end of the address opens the page at that step.
 
     Args:
-        tokenizer: turns the frames' token ids into text.
-        replay: what to show.
+        tokenizer: decodes the frames' token ids.
+        replay: the frames to show.
 
     Example:
         >>> from dllm.chat.film import Film
@@ -30,7 +30,7 @@ def replay_page(tokenizer: Any, replay: Replay) -> str:
         True
     """
     data = {"rank": replay.rank_name, "answer": replay.answer, "scenes": replay.scenes(tokenizer)}
-    # inside <script> only "</" and "<!" could end the data early
+    # inside <script> only "</" and "<!" can end the data early
     embedded = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     values = {"question": html.escape(replay.question), "data": embedded}
     return re.sub(r"{{(\w+)}}", lambda blank: values[blank[1]], TEMPLATE.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`dllm chat`: a model is loaded, and talked to."""
+"""The command `dllm chat`: load a model and start a chat."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Loader = Callable[[torch.device, torch.dtype], tuple[Any, Any]]
 
 
 def main(options: argparse.Namespace, load_shipped: Loader) -> int:
-    """Chat; 0, or 1 if a line that was piped in could not be carried out.
+    """Run `dllm chat`; returns 0, or 1 if a line that was piped in failed.
 
     Args:
         options: those of `dllm chat --help`.
-        load_shipped: gives model and tokenizer where none is named, for a device and a dtype.
+        load_shipped: loads the bundled model and its tokenizer on a device in a dtype; called where no model is named.
 
     Raises:
-        UsageError: a model or an option that makes no sense.
-        KeyboardInterrupt: Ctrl-C, and no one types.
+        UsageError: an option is invalid, or the model cannot be loaded.
+        KeyboardInterrupt: see :meth:`dllm.chat.session.Session.run`.
     """
     with usage():
         session = _session(options, load_shipped)
-    return session.run(f"chat with {options.model or 'the shipped model'}")
+    return session.run(f"chat with {options.model or 'the bundled model'}")
 
 
 def _session(options: argparse.Namespace, load_shipped: Loader) -> Session:

@@ -1,4 +1,4 @@
-"""An answer's denoising, kept to be looked at again."""
+"""The recorded denoising of one answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dllm.chat.film import Frame
 from dllm.chat.tokens import pieces
 
-# what ranks proposals: in words, and how it becomes a number from 0 to 1
+# kinds of confidence: a description, and the function that maps it to [0, 1]
 RANKS = {
     "log_prob": ("probability", math.exp),
     "probability": ("probability", float),
@@ -21,10 +21,9 @@ RANKS = {
 class Replay(NamedTuple):
     """All frames of an answer.
 
-    question: what was asked.
-    answer: as text.
-    frames: the first from before the first step.
-    ranked_by: the sampler's confidence, one of :data:`RANKS`.
+    question, answer: text.
+    frames: one per step, and the first from before the first step.
+    ranked_by: kind of the sampler's confidence, one of :data:`RANKS`.
     """
 
     question: str
@@ -34,16 +33,16 @@ class Replay(NamedTuple):
 
     @property
     def rank_name(self) -> str:
-        """What the confidence is, in words."""
+        """A description of the confidence."""
         return RANKS[self.ranked_by][0]
 
     def confidences(self, frame: Frame) -> list[float | None]:
-        """Of each token of a frame, from 0 to 1; None where nothing was proposed."""
+        """The confidence of each token of a frame, in [0, 1]; None where nothing was proposed."""
         scale = RANKS[self.ranked_by][1]
         return [None if value is None else scale(value) for value in frame.confidence]
 
     def scenes(self, tokenizer: Any) -> list[dict[str, Any]]:
-        """The frames as text: for each the pieces of text, their states and confidences."""
+        """For each frame the text, state and confidence of its tokens, as plain values for JSON."""
         return [
             {
                 "pieces": pieces(tokenizer, frame.tokens),

@@ -1,4 +1,4 @@
-"""What a chat leaves behind as files: the conversation, or the replay of its last answer."""
+"""Save the conversation, or the replay of the last answer, as a file."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from dllm.chat.page import replay_page
 from dllm.chat.replay import Replay
 from dllm.chat.talk import Talk
 
-KINDS = (".json", ".html", ".gif")
+SUFFIXES = (".json", ".html", ".gif")
 
 
 def save(path: Path, talk: Talk, replay: Replay | None) -> Path:
-    """Write a new file; its ending says what: .json the conversation with its settings (each conversation is a row
-    that :func:`dllm.data.load_sft_dataset` takes), .html or .gif the replay of the last answer.
+    """Write a new file and return its path. The suffix chooses the content: .json the conversation with its settings (a
+    row that :func:`dllm.data.load_sft_dataset` reads), .html or .gif the replay of the last answer.
 
     Args:
-        path: of the file; none that exists is overwritten.
-        talk: what was said.
-        replay: of the last answer, None where its steps were not shown.
+        path: of the file; an existing file is not overwritten.
+        talk: holds the conversation.
+        replay: of the last answer; None where its steps were not shown.
 
     Raises:
-        FileExistsError: there is such a file.
+        FileExistsError: the file exists.
         ImportError: a .gif needs Pillow, which is not installed.
-        OSError: it cannot be written.
-        ValueError: another ending, or nothing to save.
+        OSError: the file cannot be written.
+        ValueError: another suffix, or nothing to save.
     """
-    if path.suffix.lower() not in KINDS:
-        raise ValueError(f"expected a file name that ends in {', '.join(KINDS)}, got {path.name!r}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"expected a file name that ends in {', '.join(SUFFIXES)}, got {path.name!r}")
     if path.exists():
         raise FileExistsError(f"{path} exists, and is left as it is")
     return write(path, _content(path.suffix.lower(), talk, replay))
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Write a file, whole or not at all.
+    """Write a file atomically, and return its path.
 
     Raises:
-        OSError: that is not possible.
+        OSError: it cannot be written.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"expected a folder to write {path.name} to, there is none at {path.parent}")
@@ -54,14 +54,14 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def _content(kind: str, talk: Talk, replay: Replay | None) -> bytes:
-    if kind == ".json":
+def _content(suffix: str, talk: Talk, replay: Replay | None) -> bytes:
+    if suffix == ".json":
         if not talk.messages:
             raise ValueError("expected a conversation to save, nothing has been said")
         settings = dataclasses.asdict(talk.config) | {"seed": talk.seed}
         return (json.dumps({"messages": talk.messages, "settings": settings}, indent=2) + "\n").encode()
     if replay is None:
         raise ValueError("expected an answer whose steps were shown, there is none to replay")
-    if kind == ".html":
+    if suffix == ".html":
         return replay_page(talk.tokenizer, replay).encode()
     return animated(talk.tokenizer, [replay.frames], titles=[replay.question])

@@ -1,159 +1,93 @@
-"""A chat from the first line to the last: read, answer while one looks on, and go on whatever happens."""
+"""The loop of a chat: read a line, answer it or run it as a command, and go on after errors."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
 
-from dllm.chat.commands import Leave, run_command
-from dllm.chat.replay import Replay
-from dllm.chat.screen import Screen
-from dllm.chat.talk import Continuation, Conversation, Prompt, Reply, Talk, TooLong
+from dllm.chat.commands import Quit, run_command
+from dllm.chat.exchange import Exchange
+from dllm.chat.talk import Continuation, Conversation, TooLong
 from dllm.chat.text import banner_line
-from dllm.chat.view import open_view, plain_text
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
-from dllm.exits import explanation, foreseen
-from dllm.fast import Step
+from dllm.exits import explanation, is_expected
 
 
-class Session:
-    """Reads lines and answers them until the input ends.
-
-    Args:
-        talk: who answers, and what was said.
-        show: the steps of every answer.
-        screen: stdin, stdout and stderr by default.
-
-    Attributes:
-        replay: the steps of the last answer that was shown.
-    """
-
-    def __init__(self, talk: Talk, *, show: bool = True, screen: Screen | None = None):
-        self.talk, self.show = talk, show
-        self.screen = Screen() if screen is None else screen
-        self.replay: Replay | None = None
-        self.asked: str | None = None
-        self.answered = False
+class Session(Exchange):
+    """Reads lines, answers questions and runs commands until the input ends. Arguments: see Exchange."""
 
     def run(self, title: str) -> int:
-        """The whole chat; 0, or 1 if a line that was piped in could not be carried out.
+        """Run the chat; returns 0, or 1 if a line that was piped in failed.
 
-        On a terminal Ctrl-C stops an answer; typed twice in a row before a question it leaves. Where lines are piped in
-        it is raised.
+        On a terminal Ctrl-C stops an answer; pressed twice in a row before a question it ends the chat.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, and no one types.
-            ValueError: what comes in is no text.
+            KeyboardInterrupt: Ctrl-C twice on a terminal, or once where lines are piped in.
+            ValueError: the input is not text.
         """
         failed, leaving = False, False
         if self.screen.interactive:
-            self.screen.note(banner_line(title))
-            self.screen.note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
-        with contextlib.suppress(Leave):
+            self.screen.print_message(banner_line(title))
+            self.screen.print_message("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        with contextlib.suppress(Quit):
             while True:
                 try:
                     line = self.screen.read()
                 except KeyboardInterrupt:
                     if leaving or not self.screen.interactive:
                         raise
-                    self.screen.note("\nCtrl-C again, Ctrl-D or /quit leaves")
+                    self.screen.print_message("\nCtrl-C again, Ctrl-D or /quit leaves")
                     leaving = True
                     continue
                 leaving = False
                 if line is None:
                     break
-                failed |= not self._carry_out(line)
+                failed |= not self._run_line(line)
         return int(failed and not self.screen.interactive)
 
-    def retry(self) -> None:
-        """Ask the last question again, in place of the turn it was answered in."""
-        if self.asked is None:
-            raise ValueError("/retry asks the last question again, but none has been asked")
-        if not self.answered:
-            self._ask(self.asked)
-            return
-        with self.talk.last_turn_aside():
-            self._ask(self.asked)
-
-    def _carry_out(self, line: str) -> bool:
-        """Whether it worked. Empty lines do nothing."""
+    def _run_line(self, line: str) -> bool:
+        """Answer a question or run a command; returns whether it worked. Empty lines do nothing."""
         if not line.strip():
             return True
         try:
             if line.lstrip().startswith("/"):
                 run_command(self, line.strip())
             else:
-                self._ask(line)
+                self.ask(line)
         except TooLong as error:
-            self.screen.complain(f"{error}. {self._way_out()}")
+            self.screen.print_error(f"{error}. {self._advice()}")
         except Exception as error:
-            # a chat outlives what its model or device does; where nobody reads it ends
-            if isinstance(error, BrokenPipeError) or not (foreseen(error) or isinstance(error, RuntimeError)):
+            # errors of the model or the device do not end a chat; a closed output does
+            if isinstance(error, BrokenPipeError) or not (is_expected(error) or isinstance(error, RuntimeError)):
                 raise
-            self.screen.complain(explanation(error))
+            self.screen.print_error(explanation(error))
         except KeyboardInterrupt:
             if not self.screen.interactive:
                 raise
-            self.screen.note("stopped; this is no part of the conversation, /retry asks again")
+            self.screen.print_message("stopped; this is no part of the conversation, /retry asks again")
         else:
             return True
         return False
 
-    def _way_out(self) -> str:
+    def _advice(self) -> str:
+        """What to do about a prompt that is too long."""
         kept = "The conversation and the question are kept"
         if self.talk.messages:
             return f"{kept}: /reset and then /retry asks it in a new conversation, /length N allows shorter answers"
         return f"{kept}: /length N and then /retry allows a shorter answer"
 
-    def _ask(self, text: str) -> None:
-        self.asked, self.answered = text, False
-        prompt = self.talk.prompt(text)
-        with self._shown(prompt) as on_step:
-            reply = self.talk.answer(text, prompt, on_step)
-        self.answered = True
-        self.replay = self._replay(text, prompt, reply)
-        self.screen.say(reply.text or "(an empty answer)")
-        stats = reply.stats
-        speed = stats.useful_tokens / max(stats.seconds, 1e-9)
-        if self.show or self.screen.interactive:
-            self.screen.note(
-                f"{stats.useful_tokens} tokens in {stats.forwards} steps, {stats.seconds:.1f} s, {speed:.0f} tokens/s"
-            )
-
-    @contextlib.contextmanager
-    def _shown(self, prompt: Prompt) -> Iterator[Callable[[Step], object] | None]:
-        """What to call after each step; a stopped answer leaves its last state on the screen."""
-        if not self.show:
-            yield None
-            return
-        tokenizer, film = self.talk.tokenizer, prompt.film
-        try:
-            with open_view(tokenizer, ["answer"], film, self.screen.aside, transient=True) as view:
-                yield view.show
-        except KeyboardInterrupt:
-            for frames in filter(None, film.rows):
-                self.screen.note(f"\n{plain_text(tokenizer, frames[-1])}")
-            raise
-
-    def _replay(self, text: str, prompt: Prompt, reply: Reply) -> Replay | None:
-        if not self.show:
-            return None
-        ranked_by = self.talk.sampler.policy(self.talk.config).get("confidence", "log_prob")
-        return Replay(text, reply.text, prompt.film.rows[0], ranked_by)
-
 
 def multi_turn_chat(
     sampler: BaseSampler, sampler_config: BaseSamplerConfig | None = None, visualize: bool = True
 ) -> int:
-    """Chat in the terminal, every answer seeing all turns before it, until the input ends.
+    """Chat in the terminal until the input ends; every answer sees all turns before it.
 
     Args:
         sampler: of :mod:`dllm.core.samplers`, with its model and a tokenizer that has a chat template.
         sampler_config: its settings; the class's defaults when None.
-        visualize: show the steps while an answer takes form.
+        visualize: show the denoising steps of each answer.
 
     Returns:
-        0, or 1 if a line that was piped in could not be carried out.
+        0, or 1 if a line that was piped in failed.
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -165,7 +99,7 @@ def multi_turn_chat(
 def single_turn_sampling(
     sampler: BaseSampler, sampler_config: BaseSamplerConfig | None = None, visualize: bool = True
 ) -> int:
-    """Continue every line that is typed, without a chat template and without memory; fill a line's mask tokens.
+    """Continue each line independently, without a chat template; mask tokens in a line are filled instead.
 
     Arguments, result and errors as in :func:`multi_turn_chat`.
     """

@@ -1,4 +1,4 @@
-"""What is said: a conversation of several turns, or single texts to be continued. Nothing here reads or prints."""
+"""A conversation of several turns, or independent texts to continue; without any input or output."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Message = Mapping[str, str]
 
 
 class TooLong(ValueError):
-    """What was said does not fit the model's positions, together with an answer; nothing of it is lost."""
+    """The prompt and an answer exceed the model's positions; the conversation is unchanged."""
 
 
 class Prompt(NamedTuple):
-    """What the model is given.
+    """The input of one answer.
 
-    tokens: ids; a conversation's have no mask token.
-    film: records the steps of what is generated.
+    tokens: token ids; in a conversation without mask tokens.
+    film: records the steps of the tokens to generate.
     """
 
     tokens: list[int]
@@ -37,7 +37,7 @@ class Prompt(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What the model said, and what it cost."""
+    """The text of an answer, and what it cost."""
 
     text: str
     stats: Stats
@@ -45,11 +45,11 @@ class Reply(NamedTuple):
 
 @dataclass
 class Talk(ABC):
-    """A sampler, its settings, and what was said so far.
+    """A sampler, its settings, and the conversation so far.
 
-    sampler: of :mod:`dllm.core.samplers`, whose tokenizer knows a mask token.
+    sampler: of :mod:`dllm.core.samplers`; its tokenizer has a mask token.
     config: its settings; the class's defaults when None.
-    seed: of the noise of every answer; None draws another one each time.
+    seed: seed of the noise of every answer; None draws a new one for each.
     """
 
     sampler: BaseSampler
@@ -62,11 +62,11 @@ class Talk(ABC):
 
     @property
     def tokenizer(self) -> Any:
-        """The sampler's."""
+        """The sampler's tokenizer."""
         return self.sampler.tokenizer
 
     def setting(self, name: str) -> Any:
-        """The value of one of the sampler's settings.
+        """The value of a setting of the sampler.
 
         Raises:
             ValueError: the sampler has no such setting.
@@ -76,7 +76,7 @@ class Talk(ABC):
         return getattr(self.config, name)
 
     def set(self, **settings: Any) -> None:
-        """Change settings of the sampler; either all of them, or none and an error.
+        """Change settings of the sampler; on an error none is changed.
 
         Raises:
             TypeError, ValueError: the sampler has no such setting, or the value breaks a rule.
@@ -89,37 +89,37 @@ class Talk(ABC):
 
     @abstractmethod
     def prompt(self, text: str) -> Prompt:
-        """What the model is given for `text`.
+        """The input for `text`.
 
         Raises:
-            ValueError: nothing to answer.
-            TooLong: it does not fit.
+            ValueError: there is nothing to answer.
+            TooLong: the prompt and an answer exceed the model's positions.
         """
 
     @abstractmethod
     def answer(self, text: str, prompt: Prompt, on_step: Callable[[Step], object] | None = None) -> Reply:
-        """Let the model answer; only a finished answer becomes part of what was said."""
+        """Generate the answer; only a finished one becomes part of the conversation."""
 
     def reset(self) -> None:
-        """Forget what was said.
+        """Forget the conversation.
 
         Raises:
-            ValueError: nothing is remembered.
+            ValueError: texts are independent, there is no conversation.
         """
         raise ValueError("there is nothing to forget: each text is continued for itself")
 
     @property
     def messages(self) -> list[Message]:
-        """What later answers see."""
+        """The conversation that later answers see."""
         return []
 
     @contextlib.contextmanager
-    def last_turn_aside(self) -> Iterator[None]:
-        """Without the last turn; it comes back if what is done meanwhile fails."""
+    def without_last_turn(self) -> Iterator[None]:
+        """A context without the last turn; the turn is restored if the body raises."""
         yield
 
-    def _room(self, tokens: int, context: int) -> int:
-        """How many tokens are generated after `tokens`, of which `context` are from earlier turns."""
+    def _answer_length(self, tokens: int, context: int) -> int:
+        """Tokens to generate after a prompt of `tokens`, of which `context` are from earlier turns."""
         new, limit = self.config.max_new_tokens, position_limit(self.sampler.model)[0]
         if new is None:
             new, limit = self.config.max_length - tokens, min(filter(None, (limit, self.config.max_length)))
@@ -134,9 +134,9 @@ class Talk(ABC):
 
 @dataclass
 class Conversation(Talk):
-    """Questions and answers; every answer sees all turns before it.
+    """A conversation: every answer sees all turns before it.
 
-    system: a system message that stands before the first question.
+    system: a system message before the first question.
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -162,36 +162,36 @@ class Conversation(Talk):
 
     @property
     def messages(self) -> list[Message]:
-        """All that was said, the system message first."""
+        """All messages, the system message first."""
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
 
     def prompt(self, text: str) -> Prompt:
         """See :meth:`Talk.prompt`."""
         if not text.strip():
             raise ValueError("expected a question, got an empty text")
-        text.encode()  # UnicodeEncodeError, a ValueError, for what is no text
+        text.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
         question = [{"role": "user", "content": text}]
         tokens = build_chat_inputs(self.tokenizer, [*self.messages, *question], add_generation_prompt=True)
         if (mask := self.tokenizer.mask_token_id) in tokens:
             raise ValueError(f"a question must not hold the mask token {self.tokenizer.decode([mask])!r}, got it")
         context = len(tokens) - len(build_chat_inputs(self.tokenizer, question, add_generation_prompt=True))
-        new = self._room(len(tokens), context)
+        new = self._answer_length(len(tokens), context)
         return Prompt(tokens, Film(mask, [slice(len(tokens), len(tokens) + new)]))
 
     def answer(self, text: str, prompt: Prompt, on_step: Callable[[Step], object] | None = None) -> Reply:
         """See :meth:`Talk.answer`."""
         output = self.sampler.sample([prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True)
-        (said,) = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])
-        self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": said.strip()}]
-        return Reply(said.strip(), output.stats)
+        reply = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])[0].strip()
+        self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
+        return Reply(reply, output.stats)
 
     def reset(self) -> None:
         """Forget all turns; the system message stays."""
         self.turns.clear()
 
     @contextlib.contextmanager
-    def last_turn_aside(self) -> Iterator[None]:
-        """See :meth:`Talk.last_turn_aside`."""
+    def without_last_turn(self) -> Iterator[None]:
+        """See :meth:`Talk.without_last_turn`."""
         before = list(self.turns)
         del self.turns[-2:]
         try:
@@ -203,11 +203,11 @@ class Conversation(Talk):
 
 @dataclass
 class Continuation(Talk):
-    """Texts, each continued for itself, without a chat template; mask tokens inside a text are filled instead."""
+    """Independent texts, each continued without a chat template; mask tokens in a text are filled instead."""
 
     def prompt(self, text: str) -> Prompt:
         """See :meth:`Talk.prompt`."""
-        text.encode()  # UnicodeEncodeError, a ValueError, for what is no text
+        text.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
         tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not tokens:
             raise ValueError("expected a text to continue, got an empty one")
@@ -217,7 +217,7 @@ class Continuation(Talk):
             if limit is not None and len(tokens) > limit:
                 raise TooLong(f"this is {len(tokens)} tokens long, but there is room for {limit}")
             return Prompt(tokens, Film(mask, [slice(0, len(tokens))], torch.tensor([tokens])))
-        new = self._room(len(tokens), 0)
+        new = self._answer_length(len(tokens), 0)
         return Prompt(tokens, Film(mask, [slice(len(tokens), len(tokens) + new)]))
 
     def answer(self, text: str, prompt: Prompt, on_step: Callable[[Step], object] | None = None) -> Reply:
@@ -228,19 +228,19 @@ class Continuation(Talk):
             )
             return Reply(self.tokenizer.decode(output.sequences[0].tolist()).strip(), output.stats)
         output = self.sampler.sample([prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True)
-        (said,) = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])
-        return Reply(said.strip("\n"), output.stats)
+        (reply,) = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])
+        return Reply(reply.strip("\n"), output.stats)
 
 
 def build_chat_inputs(
     tokenizer: Any, messages: Sequence[Message] | Sequence[Sequence[Message]], add_generation_prompt: bool
 ) -> list[int] | list[list[int]]:
-    """The token ids of a conversation, or of each of several, as the tokenizer's chat template writes them.
+    """The token ids of one conversation, or of each of several, by the tokenizer's chat template.
 
     Args:
         tokenizer: one with a chat template.
-        messages: {"role": ..., "content": ...} of one conversation, or a list of conversations.
-        add_generation_prompt: end with the beginning of an answer.
+        messages: the {"role": ..., "content": ...} of one conversation, or a list of conversations.
+        add_generation_prompt: end with the tokens that begin an answer.
     """
     return tokenizer.apply_chat_template(
         messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False

@@ -1,4 +1,4 @@
-"""Text for a terminal: banners, boxes, wrapped lines, a small menu."""
+"""Plain text for a terminal: banners, boxes, wrapped lines, a menu."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ CHOICES = ("1", "2", "3")
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, 80 where there is none."""
+    """Width of the terminal in columns; 80 where there is none."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
 def banner_line(text: str, width: int = 80, fill: str = "=") -> str:
-    """A line with `text` in its middle.
+    """`text` centered in a line of `width` columns.
 
     Example:
         >>> banner_line("chat", width=12)
@@ -24,7 +24,7 @@ def banner_line(text: str, width: int = 80, fill: str = "=") -> str:
 
 
 def boxed(text: str, width: int = 80) -> str:
-    """Text in a frame of at most `width` columns; longer lines are wrapped.
+    """`text` in a box of at most `width` columns; longer lines are wrapped.
 
     Example:
         >>> print(boxed("Hello"))
@@ -40,7 +40,7 @@ def boxed(text: str, width: int = 80) -> str:
 
 
 def wrapped(text: str, width: int = 80) -> list[str]:
-    """Lines of at most `width` columns, broken between words; line breaks and indents of the text stay.
+    """Lines of at most `width` columns, broken between words; line breaks and indents of the text are kept.
 
     Example:
         >>> wrapped("one two three", 8)
@@ -54,15 +54,15 @@ def wrapped(text: str, width: int = 80) -> list[str]:
 
 
 def print_wrapped(text: str, width: int = 80) -> None:
-    """Print :func:`wrapped` text."""
+    """Print `text`, wrapped as by :func:`wrapped`."""
     print("\n".join(wrapped(text, width)))
 
 
 def render_menu(round_idx: int) -> str:
-    """What can be done next, for scripts that ask after every round; :func:`prompt_choice` reads the choice.
+    """A menu for scripts that ask after every round what to do next; :func:`prompt_choice` reads the choice.
 
     Args:
-        round_idx: rounds so far; before the first there is no conversation to go on with.
+        round_idx: rounds so far; at 0 there is no conversation to continue.
 
     Example:
         >>> print(render_menu(0))

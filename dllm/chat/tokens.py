@@ -1,4 +1,4 @@
-"""What a token is while an answer takes form, and how it reads in running text."""
+"""The state of each token during denoising, and the text of each token."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-GIVEN = "given"  # stood there before
-MASKED = "masked"  # nothing is known yet
-TENTATIVE = "tentative"  # this step's proposal, not kept
-NEW = "new"  # kept for good in this step
-COMMITTED = "committed"  # kept for good earlier
+GIVEN = "given"  # part of the input
+MASKED = "masked"  # a mask without a proposal
+TENTATIVE = "tentative"  # a mask, shown as this step's proposal
+NEW = "new"  # committed in this step
+COMMITTED = "committed"  # committed in an earlier step
 STATES = (GIVEN, MASKED, TENTATIVE, NEW, COMMITTED)
 
 MASK_MARK, END_MARK = " ·", "∎"
-UNFINISHED = "\ufffd"  # how the first bytes of a character are decoded
-WINDOW = 16  # tokens that are decoded together: what a token adds to a text depends on those right before it
+UNFINISHED = "\ufffd"  # what an incomplete UTF-8 sequence is decoded to
+WINDOW = 16  # tokens that are decoded together: the text that a token adds depends on the tokens right before it
 
 
 def state(now: int, proposed: int, mask_id: int, earlier: tuple[int, str]) -> str:
-    """What a token is after a step.
+    """The state of a token after a step.
 
     Args:
-        now: the token id in the canvas.
-        proposed: the same, or what the step proposed in place of a mask.
-        mask_id: of the mask token.
-        earlier: the token id and the state before the step.
+        now: its id in the canvas.
+        proposed: the same id, or the step's proposal in place of a mask.
+        mask_id: id of the mask token.
+        earlier: its id and state before the step.
 
     Example:
         >>> state(7, 7, 0, (0, MASKED)), state(0, 7, 0, (0, MASKED)), state(7, 7, 0, (7, NEW))
@@ -40,10 +40,10 @@ def state(now: int, proposed: int, mask_id: int, earlier: tuple[int, str]) -> st
 
 
 def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """Each token as it stands in running text; masks are dots, ends of text are squares.
+    """The text of each token; masks are shown as dots, end-of-text tokens as squares.
 
-    A token's text is what it adds to the text before it: only so does any tokenizer say where its spaces are. A
-    character of several tokens appears with the last of them.
+    The text of a token is what it adds to the decoded text before it, spaces included: this works with every tokenizer.
+    A character that takes several tokens appears with the last of them.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -70,7 +70,7 @@ def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
 
 
 def runs(texts: Sequence[str], states: Sequence[str]) -> list[tuple[str, str]]:
-    """Neighbors of the same state joined, as (state, text); ends of text in a row become one with a count.
+    """Join neighbors of the same state into (state, text); consecutive ends of text become one with a count.
 
     Example:
         >>> runs([" 4", "8", END_MARK, END_MARK, END_MARK], [NEW, NEW, NEW, COMMITTED, COMMITTED])

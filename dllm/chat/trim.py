@@ -1,4 +1,4 @@
-"""From finished canvases to text: what was generated, without the prompt and what stands behind the end."""
+"""Decode finished canvases: the generated text, without the prompt and everything after the end of the answer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ Rows = Sequence[Sequence[int]]
 
 
 def sample_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> list[str]:
-    """What a sampler's `sample` added to each prompt, up to the end of the answer.
+    """The text that a sampler's `sample` generated after each prompt, up to the end of the answer.
 
-    The end is the first end-of-sequence or end-of-turn token behind the prompt, or the end of turn spelled out:
-    BERT-chat's, `[/Answer]`, is a text of several tokens. Special tokens are left out, masks that a sampler left among
-    them (:attr:`dllm.fast.Stats.masks_left` counts those).
+    The answer ends at the first end-of-sequence or end-of-turn token after the prompt, or at the text of the end of
+    turn: BERT-chat's `[/Answer]` is several tokens. Special tokens are left out, and so are masks that were never
+    committed (:attr:`dllm.fast.Stats.masks_left` counts those).
 
     Args:
-        tokenizer: its `eos_token_id`, `eot_token_id`, `eos_token` and `eot_token` are used where it has them.
-        seq_ids_list: B canvases, token ids.
-        input_ids_list: their B prompts, as given to the sampler; a canvas begins with its own, or with padding.
+        tokenizer: its `eos_token_id`, `eot_token_id` and `eot_token` are used where it has them.
+        seq_ids_list: B canvases of token ids.
+        input_ids_list: their B prompts, as given to the sampler; a canvas begins with its prompt, or padding before it.
 
     Returns:
         B texts.
 
     Raises:
-        ValueError: more or fewer prompts than canvases, or a canvas that does not begin with its prompt.
+        ValueError: not one prompt per canvas, or a canvas that does not begin with its prompt.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -36,12 +36,12 @@ def sample_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> lis
         >>> sample_trim(tokenizer, [canvas], [prompt.input_ids])
         [' 42']
     """
-    pairs = _pairs(seq_ids_list, input_ids_list)
-    return [_text(tokenizer, _behind(tokenizer, canvas, prompt)) for canvas, prompt in pairs]
+    pairs = _canvases_and_prompts(seq_ids_list, input_ids_list)
+    return [_decoded(tokenizer, _generated(tokenizer, canvas, prompt)) for canvas, prompt in pairs]
 
 
 def infill_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> list[str]:
-    """What a sampler's `infill` wrote where each input had mask tokens, as one text for each input.
+    """The text that a sampler's `infill` generated in place of the mask tokens of each input, joined into one text.
 
     Arguments and errors as in :func:`sample_trim`; special tokens are left out.
 
@@ -53,9 +53,9 @@ def infill_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> lis
         [' *']
     """
     texts = []
-    for canvas, given in _pairs(seq_ids_list, input_ids_list):
+    for canvas, given in _canvases_and_prompts(seq_ids_list, input_ids_list):
         masked = [token == tokenizer.mask_token_id for token in given]
-        begin = _begin(tokenizer, canvas, given)
+        begin = _prompt_start(tokenizer, canvas, given)
         if begin is None:
             raise ValueError("a canvas must agree with its input outside the masks, got another one")
         filled = [token for token, hole in zip(canvas[begin : begin + len(given)], masked, strict=True) if hole]
@@ -63,32 +63,32 @@ def infill_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> lis
     return texts
 
 
-def _pairs(canvases: Any, prompts: Any) -> Iterator[tuple[list[int], list[int]]]:
-    canvases, prompts = _rows(canvases), _rows(prompts)
+def _canvases_and_prompts(canvases: Any, prompts: Any) -> Iterator[tuple[list[int], list[int]]]:
+    canvases, prompts = _token_lists(canvases), _token_lists(prompts)
     if len(canvases) != len(prompts):
         raise ValueError(f"expected a prompt for each canvas, got {len(prompts)} and {len(canvases)}")
     return zip(canvases, prompts, strict=True)
 
 
-def _rows(rows: Any) -> list[list[int]]:
-    """Rows of token ids as lists; also from a tensor, or from what a tokenizer returns."""
+def _token_lists(rows: Any) -> list[list[int]]:
+    """Rows of token ids as lists, from lists, a tensor or a tokenizer's output."""
     if isinstance(rows, Mapping):
         rows = rows["input_ids"]
     return [row.tolist() if isinstance(row, Tensor) else list(row) for row in rows]
 
 
-def _behind(tokenizer: Any, canvas: list[int], prompt: list[int]) -> list[int]:
-    """The tokens after the prompt, up to the first that ends an answer."""
-    begin = _begin(tokenizer, canvas, prompt)
+def _generated(tokenizer: Any, canvas: list[int], prompt: list[int]) -> list[int]:
+    """The tokens after the prompt, up to the end of the answer."""
+    begin = _prompt_start(tokenizer, canvas, prompt)
     if begin is None:
         raise ValueError("a canvas must begin with its prompt, got another one")
-    added, ends = canvas[begin + len(prompt) :], _ends(tokenizer)
+    added, ends = canvas[begin + len(prompt) :], _end_sequences(tokenizer)
     stops = (n for n in range(len(added)) if any(added[n : n + len(end)] == end for end in ends))
     return added[: next(stops, len(added))]
 
 
-def _ends(tokenizer: Any) -> list[list[int]]:
-    """The tokens that end an answer: the tokenizer's, and its end of turn, which may be of several tokens."""
+def _end_sequences(tokenizer: Any) -> list[list[int]]:
+    """Token sequences that end an answer: end of sequence, end of turn, and the end of turn spelled as text."""
     single = (getattr(tokenizer, name, None) for name in ("eos_token_id", "eot_token_id"))
     ends = [[token] for token in single if token is not None]
     turn = getattr(tokenizer, "eot_token", None)
@@ -96,8 +96,8 @@ def _ends(tokenizer: Any) -> list[list[int]]:
     return [*ends, list(spelled)] if spelled else ends
 
 
-def _begin(tokenizer: Any, canvas: list[int], given: list[int]) -> int | None:
-    """The column where the given tokens begin, behind padding on the left; None where they stand nowhere."""
+def _prompt_start(tokenizer: Any, canvas: list[int], given: list[int]) -> int | None:
+    """The column where the given tokens begin, after padding on the left; None if the canvas does not have them."""
     padding = {getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")}
     mask = tokenizer.mask_token_id
     for begin in range(len(canvas) - len(given) + 1):
@@ -109,7 +109,7 @@ def _begin(tokenizer: Any, canvas: list[int], given: list[int]) -> int | None:
     return None
 
 
-def _text(tokenizer: Any, tokens: list[int]) -> str:
-    """The text up to the end of turn, which may have been written with other tokens than the tokenizer's own."""
+def _decoded(tokenizer: Any, tokens: list[int]) -> str:
+    """The text up to the end of turn, which the model may have spelled with other tokens than the tokenizer does."""
     text, turn = tokenizer.decode(tokens, skip_special_tokens=True), getattr(tokenizer, "eot_token", None)
     return text.partition(turn)[0] if turn else text

@@ -1,11 +1,7 @@
-"""What one sees of the denoising while it runs: every step redrawn on a terminal, a few lines elsewhere."""
+"""The base class of everything that shows denoising steps while they run, and the one that prints plain lines."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,15 +14,13 @@ from dllm.fast import Step
 
 PLAIN_LINES = 5
 
-_log = logging.getLogger("dllm")
-
 
 class Progress(NamedTuple):
     """How far the denoising is.
 
     done, total: steps.
-    tokens: generated ones that are kept for good, all rows.
-    seconds: since the view was opened; None in a replay.
+    tokens: committed tokens of all rows.
+    seconds: since the view was opened, s; None in a replay.
     """
 
     done: int
@@ -36,12 +30,12 @@ class Progress(NamedTuple):
 
 
 class View(ABC):
-    """Follows one call of a sampler: ``with View(...) as view: sampler.sample(..., on_step=view.show)``.
+    """Shows the steps of one call of a sampler: ``with View(...) as view: sampler.sample(..., on_step=view.show)``.
 
     Args:
-        tokenizer: turns token ids into words; its mask token marks what is not known yet.
-        titles: of the rows.
-        film: takes in every step; it says which columns are shown.
+        tokenizer: decodes the token ids.
+        titles: one per row.
+        film: records every step; its spans are the columns that are shown.
     """
 
     def __init__(self, tokenizer: Any, titles: Sequence[str], film: Film):
@@ -55,12 +49,12 @@ class View(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Draw the last state, if it has not been: a row may end before its schedule does."""
+        """Draw the last state if it has not been drawn: a row may finish before the last step of its schedule."""
         if self.waiting:
             self._draw_waiting()
 
     def show(self, step: Step) -> None:
-        """Draw the state after a step."""
+        """Record a step, and draw the state after it if a frame is due."""
         frames = self.film.add(step.canvas, step.tentative, step.confidence)
         done, total = step.block * step.steps + step.step + 1, step.blocks * step.steps
         tokens = sum(frame.committed for frame in frames)
@@ -74,33 +68,33 @@ class View(ABC):
 
     @abstractmethod
     def due(self, done: int, total: int) -> bool:
-        """Whether to draw after step `done` of `total`; the last one is drawn in any case."""
+        """Whether to draw after step `done` of `total`; the last step is always drawn."""
 
     @abstractmethod
     def draw(self, frames: Sequence[Frame], progress: Progress) -> None:
-        """Show the rows as they are now."""
+        """Draw one frame per row."""
 
 
 class PlainView(View):
-    """A few lines of text in all, for files, pipes and terminals that cannot redraw."""
+    """Prints about five steps as lines of text, for files, pipes and terminals that cannot redraw."""
 
     def __init__(self, tokenizer: Any, titles: Sequence[str], film: Film, stream: TextIO):
         super().__init__(tokenizer, titles, film)
         self.stream = stream
 
     def due(self, done: int, total: int) -> bool:
-        """After every fifth of the steps."""
+        """True after every fifth of the steps."""
         return done % max(1, total // PLAIN_LINES) == 0
 
     def draw(self, frames: Sequence[Frame], progress: Progress) -> None:
-        """Write a line, and one for each row."""
+        """Print a heading, and one line per row."""
         print(f"step {progress.done} of {progress.total}: · masked, (tentative), committed", file=self.stream)
         for title, frame in zip(self.titles, frames, strict=True):
             print(f"  {title} | {plain_text(self.tokenizer, frame)}", file=self.stream, flush=True)
 
 
 def plain_text(tokenizer: Any, frame: Frame) -> str:
-    """A frame as text: tentative tokens in parentheses, masks as dots, the ends of text in a row as one with a count.
+    """A frame as text: tentative tokens in parentheses, masks as dots, consecutive ends of text as one with a count.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -113,43 +107,3 @@ def plain_text(tokenizer: Any, frame: Frame) -> str:
     for kind, text in runs(pieces(tokenizer, frame.tokens), frame.states):
         words += [f"({word})" if kind == TENTATIVE else word for word in text.split()]
     return " ".join(words)
-
-
-def open_view(
-    tokenizer: Any,
-    titles: Sequence[str],
-    film: Film,
-    stream: TextIO,
-    *,
-    pace: float = 0.0,
-    transient: bool = False,
-) -> View:
-    """The view that suits a stream: live on a terminal where rich is installed, plain lines otherwise.
-
-    Args:
-        tokenizer, titles, film: see :class:`View`.
-        stream: where to draw.
-        pace: seconds that a live frame stays at least.
-        transient: take live frames off the screen at the end.
-    """
-    if not is_terminal(stream) or not has_rich():
-        return PlainView(tokenizer, titles, film, stream)
-    from rich.console import Console
-
-    from dllm.chat.live import LiveView
-
-    return LiveView(tokenizer, titles, film, Console(file=stream), pace=pace, transient=transient)
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Whether frames can be redrawn there."""
-    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
-
-
-@functools.cache
-def has_rich() -> bool:
-    """Whether rich is installed; where it is not, a log line says once what that costs."""
-    found = importlib.util.find_spec("rich") is not None
-    if not found:
-        _log.warning("rich is not installed, so steps are shown as plain lines: pip install 'dllm[chat]'")
-    return found

@@ -1,4 +1,4 @@
-"""Replays of what a sampler has done, from its `histories`: on the terminal, as a GIF, as a web page."""
+"""Show a sampler's `histories`: on the terminal, as a GIF, or as a web page."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from typing import Any
 
 from torch import Tensor
 
-from dllm.chat.film import Film, Frame, film_of
+from dllm.chat.display import is_terminal
+from dllm.chat.film import Film, Frame, film_from_histories
 from dllm.chat.gif import animated
 from dllm.chat.page import replay_page
 from dllm.chat.replay import Replay
 from dllm.chat.save import write
 from dllm.chat.tokens import pieces
-from dllm.chat.view import PlainView, Progress, View, is_terminal
+from dllm.chat.view import PlainView, Progress, View
 
 
 @dataclass
 class BaseVisualizer(ABC):
-    """Shows the canvases of a sampler, step after step.
+    """Base class: shows the canvases of a sampler step by step.
 
-    tokenizer: turns token ids into text; it knows the mask token.
+    tokenizer: decodes token ids; it has a mask token.
     """
 
     tokenizer: Any
 
     @abstractmethod
     def visualize(self, history: Sequence[Tensor], **options: Any) -> Any:
-        """Show `history`: token ids [B, L] or [L] of every step, the first from before the first step."""
+        """Show `history`: the canvases, token ids [B, L] or [L], the first from before the first step."""
 
 
 @dataclass
 class TerminalVisualizer(BaseVisualizer):
-    """Plays the steps on the terminal.
+    """Replays the steps on the terminal.
 
     Example:
         >>> import torch
@@ -61,15 +62,15 @@ class TerminalVisualizer(BaseVisualizer):
         max_chars: int | None = None,
         every_n_steps: int = 1,
     ) -> None:
-        """Play the steps.
+        """Replay the steps.
 
         Args:
-            history: see :meth:`BaseVisualizer.visualize`; `histories` of what a sampler returns.
+            history: see :meth:`BaseVisualizer.visualize`; a sampler's output has it as `histories`.
             fps: frames per second.
-            rich: redraw in colors; False, or an output that is no terminal, gives a few plain lines.
-            title: of the panels.
-            max_chars: most characters that are shown of a row, its first; None shows all.
-            every_n_steps: leave out the steps between; the last is always shown.
+            rich: redraw in colors; a few plain lines if False or if stdout is not a terminal.
+            title: of each row; with several rows their numbers are added.
+            max_chars: show at most the first `max_chars` characters of a row; None: all.
+            every_n_steps: show every n-th step, and the last.
 
         Raises:
             ImportError: `rich` is asked for on a terminal and is not installed.
@@ -81,30 +82,29 @@ class TerminalVisualizer(BaseVisualizer):
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         if max_chars is not None and max_chars < 1:
             raise ValueError(f"max_chars must be at least 1 or None, got {max_chars}")
-        film = film_of(self.tokenizer, history)
+        film = film_from_histories(self.tokenizer, history)
         titles = _titles(title, len(film.rows))
         live = rich and is_terminal(sys.stdout)
-        view = self._live(titles, film) if live else PlainView(self.tokenizer, titles, film, sys.stdout)
+        view = self._live_view(titles, film) if live else PlainView(self.tokenizer, titles, film, sys.stdout)
         steps = len(film.rows[0]) - 1 if film.rows else 0
         with view:
             for step in range(0 if live else 1, steps + 1):
                 frames = [frames[step] for frames in film.rows]
-                kept = sum(frame.committed for frame in frames)
+                committed = sum(frame.committed for frame in frames)
                 if step == steps or (step % every_n_steps == 0 and (live or view.due(step, steps))):
-                    view.draw(
-                        [self._beginning(frame, max_chars) for frame in frames], Progress(step, steps, kept, None)
-                    )
+                    shown = [self._first_characters(frame, max_chars) for frame in frames]
+                    view.draw(shown, Progress(step, steps, committed, None))
                     time.sleep(1 / fps if live else 0)
 
-    def _beginning(self, frame: Frame, max_chars: int | None) -> Frame:
-        """The tokens of a frame that end within its first `max_chars` characters."""
+    def _first_characters(self, frame: Frame, max_chars: int | None) -> Frame:
+        """The frame cut to the tokens that end within its first `max_chars` characters."""
         if max_chars is None:
             return frame
         ends = itertools.accumulate(len(text) for text in pieces(self.tokenizer, frame.tokens))
         shown = sum(end <= max_chars for end in ends)
         return Frame(*(each[:shown] for each in frame))
 
-    def _live(self, titles: Sequence[str], film: Film) -> View:
+    def _live_view(self, titles: Sequence[str], film: Film) -> View:
         if importlib.util.find_spec("rich") is None:
             raise ImportError("rich is not installed: pip install 'dllm[chat]', or visualize(..., rich=False)")
         from rich.console import Console
@@ -126,21 +126,21 @@ class VideoVisualizer(BaseVisualizer):
         title: str = "dllm",
         **options: Any,
     ) -> Path:
-        """Write the file, over one that is there, and return its path.
+        """Write the file, replacing an existing one, and return its path.
 
         Args:
             history: see :meth:`BaseVisualizer.visualize`.
-            output_path: ends in .gif.
-            title: above each row.
+            output_path: must end in .gif.
+            title: above each row; with several rows their numbers are added.
             options: fps, hold, width, font, font_size of :func:`dllm.chat.gif.animated`.
 
         Raises:
-            ImportError, OSError, TypeError, ValueError: see :func:`dllm.chat.gif.animated`; another kind of file.
+            ImportError, OSError, TypeError, ValueError: see :func:`dllm.chat.gif.animated`; or another suffix.
         """
         path = Path(output_path)
         if path.suffix.lower() != ".gif":
             raise ValueError(f"output_path must end in .gif, got {path.name!r}")
-        rows = film_of(self.tokenizer, history).rows
+        rows = film_from_histories(self.tokenizer, history).rows
         return write(path, animated(self.tokenizer, rows, titles=_titles(title, len(rows)), **options))
 
 
@@ -156,14 +156,14 @@ class PageVisualizer(BaseVisualizer):
         row: int = 0,
         title: str = "dllm",
     ) -> Path:
-        """Write the file, over one that is there, and return its path; without confidences, which histories lack."""
-        frames = film_of(self.tokenizer, history).rows[row]
+        """Write the file, replacing an existing one, and return its path. Histories have no confidences to show."""
+        frames = film_from_histories(self.tokenizer, history).rows[row]
         page = replay_page(self.tokenizer, Replay(title, self.tokenizer.decode(frames[-1].tokens), frames))
         return write(Path(output_path), page.encode())
 
 
 def visualize_histories(tokenizer: Any, histories: Sequence[Tensor]) -> None:
-    """Play the steps on the terminal, in colors where it can."""
+    """Replay the steps on the terminal, in colors where possible."""
     TerminalVisualizer(tokenizer).visualize(histories)
 
 

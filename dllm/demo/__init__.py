@@ -1,1 +1,1 @@
-"""`python -m dllm.demo`: the main job on real weights and real text, then a short benchmark. Runs from a clone."""
+"""The bundled model: its weights, how to load it, and answering questions with it; `training/` made and measures it."""

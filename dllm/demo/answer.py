@@ -1,4 +1,4 @@
-"""Questions in, answers out: a chat model's template around `dllm.fast.generate`."""
+"""Answer questions: a tokenizer's chat template around `dllm.fast.generate`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dllm.fast import Stats, generate
 
 
 def encode(tokenizer: object, questions: Sequence[str], room: int | None = None) -> tuple[Tensor, Tensor]:
-    """The prompts that ask these questions, int64 [B, P], left-padded, and their attention mask [B, P].
+    """The questions as prompts, int64 [B, P], left-padded, and their attention mask [B, P].
 
     Args:
-        tokenizer: one with a chat template.
+        tokenizer: has a chat template.
         questions: B texts.
-        room: most tokens that a prompt may have, template included; None sets no limit.
+        room: maximum length of a prompt in tokens, template included; None: no limit.
 
     Raises:
-        TypeError: a question is not text.
-        ValueError: no question, an empty one, or one that does not fit.
+        TypeError: a question is not a str.
+        ValueError: no question, an empty one, or a prompt that is too long.
     """
     if isinstance(questions, str) or not all(isinstance(q, str) for q in questions):
         raise TypeError(f"expected a list of texts, got {questions!r}")
     for question in questions:
-        question.encode()  # UnicodeEncodeError, a ValueError, for what is no text
+        question.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
     if not questions:
         raise ValueError("expected at least one question, got none")
     if not all(question.strip() for question in questions):
@@ -45,17 +45,17 @@ def encode(tokenizer: object, questions: Sequence[str], room: int | None = None)
 def answer(
     model: nn.Module, tokenizer: object, questions: Sequence[str], *, gen_length: int = 64, **options: object
 ) -> tuple[list[str], Stats]:
-    """The answers to some questions, in one batch, and what they cost.
+    """Answer questions in one batch; returns the B answers and the call's statistics.
 
     Args:
-        model: a masked language model; its `config.max_position_embeddings` bounds the length of question and answer.
+        model: a masked language model; its `config.max_position_embeddings` limits prompt and answer together.
         tokenizer: its tokenizer, with a chat template and a mask token.
         questions: B texts.
-        gen_length: tokens to generate; an answer ends at the tokenizer's EOS, if that comes first.
-        **options: of `dllm.fast.generate`.
+        gen_length: tokens to generate; an answer ends at the first EOS among them.
+        **options: further options of `dllm.fast.generate`.
 
     Raises:
-        TypeError, ValueError: an argument breaks a rule above or one of `generate`; the model has not run.
+        TypeError, ValueError: an argument breaks a rule above or one of `generate`; raised before the model runs.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped

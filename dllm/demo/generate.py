@@ -1,4 +1,4 @@
-"""`dllm generate`: one question, one answer, shown while it takes form."""
+"""The command `dllm generate`: answer one question, and show the denoising steps."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SECONDS_PER_FRAME = 0.06
 
 
 def main(options: argparse.Namespace) -> int:
-    """Answer `options.prompt`; returns 0. The options are those of `dllm generate --help`.
+    """Answer `options.prompt` and return 0. The options are those of `dllm generate --help`.
 
     Raises:
-        UsageError: a question, a model or an option that makes no sense.
-        NoFiniteLogit: what the model computes is not finite.
+        UsageError: the question or an option is invalid, or the model cannot be loaded.
+        NoFiniteLogit: the model computes NaN.
     """
     with usage():
         reply, summary = _answer(options)
@@ -33,7 +33,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace) -> tuple[str, str]:
-    """The answer, and what it cost in words."""
+    """The answer, and a line about its cost."""
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     if not prompt.strip():
         raise ValueError("expected a question, got an empty text")
@@ -62,14 +62,14 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
 def _view(
     live: bool | None, tokenizer: object, prompt: str, gen_length: int
 ) -> Iterator[Callable[[Step], None] | None]:
-    """What to call after each step; None where the steps are not shown."""
+    """Yields the callback for each step; None where steps are not shown."""
     if live is None:
         live = sys.stderr.isatty()
     if not live:
         yield None
         return
+    from dllm.chat.display import open_view
     from dllm.chat.film import Film
-    from dllm.chat.view import open_view
 
     film = Film(tokenizer.mask_token_id, [slice(-gen_length, None)])
     with open_view(tokenizer, [prompt], film, sys.stderr, pace=SECONDS_PER_FRAME) as view:

@@ -1,4 +1,4 @@
-"""Samplers by name, as the gauge and the benchmarks ask for them."""
+"""Samplers by name, for the gauge and the benchmarks."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GENERATE = MappingProxyType({"remasking": "low_confidence"})  # options of dllm.
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """A sampler with the settings that its name stands for.
+class NamedSampler:
+    """A sampler class with fixed settings.
 
     sampler: the class.
-    settings: what the name says.
-    options: what may be chosen besides, with its value where nothing is.
+    settings: the fixed settings of its config.
+    options: the settings that a caller may choose, with their defaults.
     steps: see :func:`steps_of`.
     """
 
@@ -40,44 +40,44 @@ class Named:
     steps: str | None = "all"
 
 
-def _dream(alg: str, **options: object) -> Named:
+def _dream(alg: str, **options: object) -> NamedSampler:
     options |= {"top_p": None, "top_k": None}
-    return Named(DreamSampler, {"alg": alg, "schedule": "time", "right_shift_logits": False}, options)
+    return NamedSampler(DreamSampler, {"alg": alg, "schedule": "time", "right_shift_logits": False}, options)
 
 
-def _fast_dllm(cache: str, **rule: float) -> Named:
-    return Named(FastDLLMSampler, {"cache": cache, "threshold": None}, rule, steps=None)
+def _fast_dllm(cache: str, **rule: float) -> NamedSampler:
+    return NamedSampler(FastDLLMSampler, {"cache": cache, "threshold": None}, rule, steps=None)
 
 
-SAMPLERS: Mapping[str, Named] = MappingProxyType(
+SAMPLERS: Mapping[str, NamedSampler] = MappingProxyType(
     {
-        "mdlm": Named(MDLMSampler, {}, {"remasking": "low_confidence"}),
-        "llada": Named(LLaDASampler, {}, {"remasking": "low_confidence"}),
+        "mdlm": NamedSampler(MDLMSampler, {}, {"remasking": "low_confidence"}),
+        "llada": NamedSampler(LLaDASampler, {}, {"remasking": "low_confidence"}),
         "dream-origin": _dream("origin"),
         "dream-maskgit_plus": _dream("maskgit_plus", alg_temp=0.0),
         "dream-topk_margin": _dream("topk_margin", alg_temp=0.0),
         "dream-entropy": _dream("entropy", alg_temp=0.0),
-        "threshold": Named(ThresholdSampler, {}, {"threshold": 0.9}, steps=None),
-        "factor": Named(ThresholdSampler, {"threshold": None}, {"factor": 1.0}, steps=None),
+        "threshold": NamedSampler(ThresholdSampler, {}, {"threshold": 0.9}, steps=None),
+        "factor": NamedSampler(ThresholdSampler, {"threshold": None}, {"factor": 1.0}, steps=None),
         "fast-dllm-prefix": _fast_dllm("prefix", threshold=0.9),
         "fast-dllm-dual": _fast_dllm("dual", threshold=0.9),
         "fast-dllm-dual-factor": _fast_dllm("dual", factor=1.0),
-        "llada2": Named(LLaDA2Sampler, {"blocks_from": "prompt"}, {"threshold": 0.95}, steps="block"),
-        "entropy-bound": Named(EntropyBoundSampler, {}, {"gamma": 0.1}, steps=None),
+        "llada2": NamedSampler(LLaDA2Sampler, {"blocks_from": "prompt"}, {"threshold": 0.95}, steps="block"),
+        "entropy-bound": NamedSampler(EntropyBoundSampler, {}, {"gamma": 0.1}, steps=None),
     }
 )
 NAMES = ("generate", *SAMPLERS)
-RULES = ("threshold", "factor", "gamma")  # options that say how many tokens a step commits
+RULES = ("threshold", "factor", "gamma")  # options that decide how many tokens a step commits
 OPTIONS = tuple(sorted({option for named in SAMPLERS.values() for option in named.options}))
 
 
 def is_approximate(name: str) -> bool:
-    """Whether the sampler called `name` trades tokens for speed."""
+    """Whether the sampler called `name` is approximate: faster, with other tokens than one token per step gives."""
     return name in SAMPLERS and SAMPLERS[name].sampler.approximate
 
 
 def keeps_cache(name: str) -> bool:
-    """Whether the sampler called `name` keeps keys and values, and so needs a causal architecture made bidirectional.
+    """Whether the sampler called `name` uses a KV cache, and so needs a causal architecture made bidirectional.
 
     Example:
         >>> keeps_cache("fast-dllm-dual"), keeps_cache("threshold")
@@ -87,7 +87,7 @@ def keeps_cache(name: str) -> bool:
 
 
 def title(name: str) -> str:
-    """A sampler's name in tables: those that trade tokens for speed say so.
+    """A sampler's name in tables; approximate ones are marked.
 
     Example:
         >>> title("mdlm"), title("threshold")
@@ -97,15 +97,15 @@ def title(name: str) -> str:
 
 
 def steps_of(name: str) -> str | None:
-    """What the setting `steps` counts: those of "all" blocks or of each "block"; None where it does not exist."""
+    """What the setting `steps` counts: the steps of "all" blocks or of each "block"; None where there is none."""
     return SAMPLERS[name].steps if name in SAMPLERS else "all"
 
 
 def options_of(name: str, **chosen: object) -> dict[str, object]:
-    """The options of the sampler called `name`: those chosen, and what the others then are.
+    """All options of the sampler called `name`: those chosen, and the defaults of the others.
 
     Raises:
-        TypeError: it has no such option.
+        TypeError: the sampler has no such option.
 
     Example:
         >>> options_of("factor"), options_of("mdlm", remasking="random")
@@ -126,17 +126,17 @@ def answer_with(
     gen_length: int = 64,
     **settings: object,
 ) -> tuple[list[str], Stats]:
-    """The answers to some questions, in one batch, by the sampler called `name`, and what they cost.
+    """Answer questions in one batch with the sampler called `name`; returns the B answers and the call's statistics.
 
     Args:
         model: a masked language model.
-        tokenizer: its tokenizer, with a chat template, a mask token and an EOS, where an answer ends.
+        tokenizer: its tokenizer, with a chat template, a mask token and an EOS, which ends an answer.
         questions: B texts.
         gen_length: tokens to generate.
-        **settings: of the sampler's config, stronger than what its name says.
+        **settings: of the sampler's config; they override the fixed settings.
 
     Raises:
-        TypeError, ValueError: there is no such sampler, or a setting breaks one of its rules; the model has not run.
+        TypeError, ValueError: no such sampler, or a setting breaks one of its rules; raised before the model runs.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped

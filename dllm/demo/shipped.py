@@ -1,4 +1,7 @@
-"""The model that comes with the package: two-stage word problems, their arithmetic and a little English small talk."""
+"""Load the model that comes with the package; it solves two-stage word problems and arithmetic.
+
+`dllm/demo/model/README.md` is its model card.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ SHIPPED = Path(__file__).parent / "model"
 def load_shipped(
     device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
-    """The shipped model, in evaluation mode, and its tokenizer; see the card beside it, dllm/demo/model/README.md.
+    """Load the bundled model, in evaluation mode, and its tokenizer.
 
     Example:
         >>> model, tokenizer = load_shipped()
@@ -30,15 +33,15 @@ def load_shipped(
 def load(
     source: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
-    """A model (:func:`dllm.models.get_model`), in evaluation mode, and its tokenizer. Runs no code that comes with it.
+    """Load a model, in evaluation mode, and its tokenizer. Never runs code that comes with a model.
 
     Args:
         source: a folder, or a name on the Hugging Face Hub.
-        device: where to put the model.
-        dtype: of its weights.
+        device: for the weights.
+        dtype: of the weights.
 
     Raises:
-        OSError, ValueError: as :func:`dllm.models.get_model` and :func:`dllm.models.get_tokenizer`.
+        OSError, ValueError: see :func:`dllm.models.get_model` and :func:`dllm.models.get_tokenizer`.
     """
     with quiet_transformers():
         tokenizer = get_tokenizer(model_name_or_path=source)
@@ -47,7 +50,7 @@ def load(
 
 
 class quiet_transformers:
-    """While it lasts transformers shows neither loading bars nor what it thinks of the weights it finds."""
+    """Context manager: transformers shows neither progress bars nor warnings, such as those about missing weights."""
 
     def __enter__(self) -> None:
         self.verbosity = transformers.logging.get_verbosity()

@@ -43,9 +43,9 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     Weights are read from safetensors only. An adapter of peft, in a folder or on the Hub, gives its base model with it
     (:func:`adapted`). Code that comes with a model is run with `trust_remote_code` only.
 
-    One of a causal architecture, as `python -m dllm.demo.train --architecture llama` saves it, has `"is_causal": false`
-    in its config.json and is made bidirectional (:func:`dllm.models.bidirectional`). transformers 5 reads that key
-    itself; 4.57 does not, so there any other way of loading gives a causal model.
+    One of a causal architecture, as `python -m dllm.demo.training.train --architecture llama` saves it, has
+    `"is_causal": false` in its config.json and is made bidirectional (:func:`dllm.models.bidirectional`). transformers
+    5 reads that key itself; 4.57 does not, so there any other way of loading gives a causal model.
 
     `attn_implementation` goes to transformers as it is: "eager", "sdpa", "flex_attention", "flash_attention_2",
     "flash_attention_3" or what else it knows. Under flash attention samplers run rows of unequal length without their

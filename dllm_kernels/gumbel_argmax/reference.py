@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels import philox
-
-# Statistics of softmax(l / T) take temperatures beyond these as these, so that no gap times 1 / T is NaN.
-STATISTICS_TEMPERATURES = (1e-30, 1e30)
+from dllm_kernels.logits import STATISTICS_TEMPERATURES, as_numbers
 
 
 def gumbel_argmax(
@@ -85,12 +83,6 @@ def gumbel_argmax(
         torch.where(measurable, neg_entropy, -torch.inf),
         torch.where(measurable, lse, -torch.inf),
     )
-
-
-def as_numbers(logits: Tensor) -> Tensor:
-    """float32 (or float64) logits with NaN as -inf and +inf as the largest finite float32."""
-    x = logits if logits.dtype == torch.float64 else logits.float()
-    return x.nan_to_num(nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
 
 
 def _nothing(n: int, logits: Tensor) -> tuple[Tensor, ...]:

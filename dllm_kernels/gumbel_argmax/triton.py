@@ -32,15 +32,22 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _checks, _tuning
+from dllm_kernels.logits_triton import (
+    HIGHEST,
+    INF,
+    LOG2_E,
+    NOTHING,
+    adjacent,
+    exponent,
+    hide,
+    load_logits,
+    statistics_temperature,
+    stride,
+)
 from dllm_kernels.philox_triton import TOKEN_NOISE, gumbel_bound, gumbel_from_words, log_float32, words
 
-_INF = tl.constexpr(float("inf"))
-_HIGHEST = tl.constexpr(torch.finfo(torch.float32).max)
 _NO_TOKEN = tl.constexpr(2**31 - 1)
-_LOG2_E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
-_NOTHING = tl.constexpr(-200.0)  # e^-200 is 0 in float32: differences below it count as this, and 0 * inf never arises
-_COLDEST, _HOTTEST = tl.constexpr(1e-30), tl.constexpr(1e30)  # of the statistics: beyond, a gap times 1 / T may be NaN
 
 # what a chunk hands to the second kernel, float32 [6, N, chunks]
 _SCORE, _LOGIT, _FIRST, _SECOND, _SUM, _MOMENT = (tl.constexpr(field) for field in range(6))
@@ -106,41 +113,41 @@ def _chunk_kernel(
         seed = tl.load(seeds_ptr + row * stride_sr)
         position = tl.load(positions_ptr + row * stride_pr)
         step = tl.load(step_ptr + row * stride_ir)
-    floor = -_INF
+    floor = -INF
     if HAS_FLOOR:
         floor = tl.load(floor_ptr + n)
     rate = 1.0
     if TEMPERED:
-        rate = tl.div_rn(1.0, _statistics_temperature(T))
+        rate = tl.div_rn(1.0, statistics_temperature(T))
 
     offs_c = tl.arange(0, COLUMNS)
     offs_g = offs_c[:, None] * 4 + tl.arange(0, 4)[None, :]
-    peak = tl.full([COLUMNS], -_INF, tl.float32)
-    bound = tl.full([COLUMNS], -_INF, tl.float32)
-    m = tl.full([COLUMNS], -_HIGHEST, tl.float32)
+    peak = tl.full([COLUMNS], -INF, tl.float32)
+    bound = tl.full([COLUMNS], -INF, tl.float32)
+    m = tl.full([COLUMNS], -HIGHEST, tl.float32)
     s = tl.zeros([COLUMNS], tl.float32)
     t = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, tl.minimum(BLOCK_V, size_v), 16 * COLUMNS):
         # four groups at once: four loads in flight, one change of m
-        l0 = _load_logits(x_ptr, suppress_ptr, start + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
-        l1 = _load_logits(x_ptr, suppress_ptr, start + 4 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
-        l2 = _load_logits(x_ptr, suppress_ptr, start + 8 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
-        l3 = _load_logits(x_ptr, suppress_ptr, start + 12 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l0 = load_logits(x_ptr, suppress_ptr, start + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l1 = load_logits(x_ptr, suppress_ptr, start + 4 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l2 = load_logits(x_ptr, suppress_ptr, start + 8 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l3 = load_logits(x_ptr, suppress_ptr, start + 12 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
         l = tl.reshape(tl.join(tl.join(l0, l1), tl.join(l2, l3)), [COLUMNS, 16])
 
         if HAS_BEGIN_SUPPRESS:
             if not HAS_NOISE:
                 bound = tl.maximum(bound, tl.max(l, axis=1))
-            z0 = _hide(l0, begin_suppress_ptr, start + offs_g, size_v)
-            z1 = _hide(l1, begin_suppress_ptr, start + 4 * COLUMNS + offs_g, size_v)
-            z2 = _hide(l2, begin_suppress_ptr, start + 8 * COLUMNS + offs_g, size_v)
-            z3 = _hide(l3, begin_suppress_ptr, start + 12 * COLUMNS + offs_g, size_v)
+            z0 = hide(l0, begin_suppress_ptr, start + offs_g, size_v)
+            z1 = hide(l1, begin_suppress_ptr, start + 4 * COLUMNS + offs_g, size_v)
+            z2 = hide(l2, begin_suppress_ptr, start + 8 * COLUMNS + offs_g, size_v)
+            z3 = hide(l3, begin_suppress_ptr, start + 12 * COLUMNS + offs_g, size_v)
             l = tl.reshape(tl.join(tl.join(z0, z1), tl.join(z2, z3)), [COLUMNS, 16])
 
         peak = tl.maximum(peak, tl.max(l, axis=1))
         new_m = tl.maximum(m, peak)
-        fall = _gap(m - new_m, rate, TEMPERED)
-        d = _gap(l - new_m[:, None], rate, TEMPERED)
+        fall = exponent(m - new_m, rate, TEMPERED)
+        d = exponent(l - new_m[:, None], rate, TEMPERED)
         e = tl.exp2(d)
         t = (t + s * fall) * tl.exp2(fall) + tl.sum(e * d, axis=1)
         s = s * tl.exp2(fall) + tl.sum(e, axis=1)
@@ -157,11 +164,11 @@ def _chunk_kernel(
 
     # the best score: column by column, in the order of their bounds, for as long as one can still win
     offs_k = tl.arange(0, BLOCK_V // COLUMNS)
-    best, token = tl.full([], -_INF, tl.float32), tl.full([], _NO_TOKEN, tl.int32)
+    best, token = tl.full([], -INF, tl.float32), tl.full([], _NO_TOKEN, tl.int32)
     highest, column = tl.max(bound, axis=0, return_indices=True)
-    while highest > -_INF:
+    while highest > -INF:
         offs_v = _column_tokens(offs_k, column, COLUMNS)
-        score = _load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        score = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
         if HAS_NOISE:
             score = _scores(score, T, seed, first_v // 4 + offs_v // 4, offs_v % 4, position, step)
         score_here, k = tl.max(score, axis=0, return_indices=True)  # ties: the first k, which is the lowest token
@@ -170,25 +177,25 @@ def _chunk_kernel(
         best = tl.where(better, score_here, best)
         token = tl.where(better, token_here, token)
         beaten = (bound < best) | ((bound == best) & (4 * offs_c > token))  # 4 c: the lowest token of column c
-        bound = tl.where(beaten | (offs_c == column), -_INF, bound)
+        bound = tl.where(beaten | (offs_c == column), -INF, bound)
         highest, column = tl.max(bound, axis=0, return_indices=True)
 
     # the two likeliest: the peak, and the better of its column's runner-up and the other columns' peaks
     first, column = tl.max(peak, axis=0, return_indices=True)
     offs_v = _column_tokens(offs_k, column, COLUMNS)
-    l = _load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+    l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
     if HAS_BEGIN_SUPPRESS:
-        l = _hide(l, begin_suppress_ptr, offs_v, size_v)
+        l = hide(l, begin_suppress_ptr, offs_v, size_v)
     k = tl.argmax(l, axis=0)
-    runner_up = tl.max(tl.where(offs_k == k, -_INF, l), axis=0)
-    second = tl.maximum(runner_up, tl.max(tl.where(offs_c == column, -_INF, peak), axis=0))
+    runner_up = tl.max(tl.where(offs_k == k, -INF, l), axis=0)
+    second = tl.maximum(runner_up, tl.max(tl.where(offs_c == column, -INF, peak), axis=0))
 
-    fall = _gap(m - tl.maximum(first, -_HIGHEST), rate, TEMPERED)
+    fall = exponent(m - tl.maximum(first, -HIGHEST), rate, TEMPERED)
     moment = tl.sum((t + s * fall) * tl.exp2(fall), axis=0)
     total = tl.sum(s * tl.exp2(fall), axis=0)
-    logit = tl.minimum(tl.load(x_ptr + token, mask=token < size_v, other=-_INF).to(tl.float32), _HIGHEST)
+    logit = tl.minimum(tl.load(x_ptr + token, mask=token < size_v, other=-INF).to(tl.float32), HIGHEST)
     if HAS_BEGIN_SUPPRESS:
-        logit = _hide(logit, begin_suppress_ptr, token, size_v)
+        logit = hide(logit, begin_suppress_ptr, token, size_v)
 
     out = n.to(tl.int64) * chunks + chunk
     stride_f = tl.num_programs(0).to(tl.int64) * chunks
@@ -232,26 +239,26 @@ def _combine_kernel(
     mask_c = offs_c < written
     partial_ptr += n * chunks + offs_c
     stride_f = tl.num_programs(0).to(tl.int64) * chunks
-    score = tl.load(partial_ptr + _SCORE * stride_f, mask=mask_c, other=-_INF)
-    logit = tl.load(partial_ptr + _LOGIT * stride_f, mask=mask_c, other=-_INF)
-    first = tl.load(partial_ptr + _FIRST * stride_f, mask=mask_c, other=-_INF)
-    second = tl.load(partial_ptr + _SECOND * stride_f, mask=mask_c, other=-_INF)
+    score = tl.load(partial_ptr + _SCORE * stride_f, mask=mask_c, other=-INF)
+    logit = tl.load(partial_ptr + _LOGIT * stride_f, mask=mask_c, other=-INF)
+    first = tl.load(partial_ptr + _FIRST * stride_f, mask=mask_c, other=-INF)
+    second = tl.load(partial_ptr + _SECOND * stride_f, mask=mask_c, other=-INF)
     s = tl.load(partial_ptr + _SUM * stride_f, mask=mask_c, other=0.0)
     t = tl.load(partial_ptr + _MOMENT * stride_f, mask=mask_c, other=0.0)
     token = tl.load(partial_token_ptr + n * chunks + offs_c, mask=mask_c, other=_NO_TOKEN)
 
     best = tl.max(score, axis=0)
     winner = tl.min(tl.where(score == best, token, _NO_TOKEN), axis=0)
-    l = tl.max(tl.where(token == winner, logit, -_INF), axis=0)
+    l = tl.max(tl.where(token == winner, logit, -INF), axis=0)
 
     T, rate = 1.0, 1.0
     if TEMPERED:
-        T = _statistics_temperature(tl.load(temperature_ptr + row * stride_tr, mask=written > 0, other=1.0))
+        T = statistics_temperature(tl.load(temperature_ptr + row * stride_tr, mask=written > 0, other=1.0))
         rate = tl.div_rn(1.0, T)
     m, likeliest = tl.max(first, axis=0, return_indices=True)
-    measurable = m > -_INF
+    measurable = m > -INF
     m = tl.where(measurable, m, 0.0)
-    fall = _gap(tl.maximum(first, -_HIGHEST) - m, rate, TEMPERED)
+    fall = exponent(tl.maximum(first, -HIGHEST) - m, rate, TEMPERED)
     total = tl.sum(s * tl.exp2(fall), axis=0)
     moment = tl.sum((t + s * fall) * tl.exp2(fall), axis=0)
     total = tl.where(measurable, total, 1.0)
@@ -261,47 +268,11 @@ def _combine_kernel(
     if TEMPERED:
         gap, behind, m = tl.div_rn(gap, T), tl.div_rn(behind, T), tl.div_rn(m, T)
 
-    tl.store(token_ptr + n, tl.where(best > -_INF, winner, -1).to(tl.int64))
-    tl.store(log_prob_ptr + n, tl.where(measurable, gap - log_total, -_INF))
+    tl.store(token_ptr + n, tl.where(best > -INF, winner, -1).to(tl.int64))
+    tl.store(log_prob_ptr + n, tl.where(measurable, gap - log_total, -INF))
     tl.store(margin_ptr + n, tl.where(measurable, tl.div_rn(1.0 - _exp(behind), total), 0.0))
-    tl.store(neg_entropy_ptr + n, tl.where(measurable, tl.div_rn(moment, total) * _LN2 - log_total, -_INF))
-    tl.store(lse_ptr + n, tl.where(measurable, m + log_total, -_INF))
-
-
-@triton.jit
-def _load_logits(
-    x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS: tl.constexpr, HAS_FLOOR: tl.constexpr = False
-):
-    """float32 logits: NaN, what is suppressed, below the floor or past the end as -inf, +inf as the largest finite
-    number."""
-    mask_v = offs_v < size_v
-    x = tl.load(x_ptr + offs_v, mask=mask_v, other=-_INF).to(tl.float32)
-    x = tl.minimum(tl.maximum(x, -_INF), _HIGHEST)  # of a number and NaN, either takes the number
-    if HAS_SUPPRESS:
-        x = _hide(x, suppress_ptr, offs_v, size_v)
-    if HAS_FLOOR:
-        x = tl.where(x < floor, -_INF, x)
-    return x
-
-
-@triton.jit
-def _hide(l, hidden_ptr, offs_v, size_v):
-    """Logits with those at which a flag is set as -inf."""
-    return tl.where(tl.load(hidden_ptr + offs_v, mask=offs_v < size_v, other=0), -_INF, l)
-
-
-@triton.jit
-def _statistics_temperature(T):
-    """The temperature at which a row is measured: T where it is above 0, within bounds, else 1."""
-    return tl.where(T > 0, tl.minimum(tl.maximum(T, _COLDEST), _HOTTEST), 1.0)
-
-
-@triton.jit
-def _gap(difference, rate, TEMPERED: tl.constexpr):
-    """(l - m) / T log2 e, of -inf and what is far below 0 the lowest number that matters."""
-    if TEMPERED:
-        difference = tl.maximum(difference, -_HIGHEST) * rate
-    return tl.maximum(difference, _NOTHING) * _LOG2_E
+    tl.store(neg_entropy_ptr + n, tl.where(measurable, tl.div_rn(moment, total) * _LN2 - log_total, -INF))
+    tl.store(lse_ptr + n, tl.where(measurable, m + log_total, -INF))
 
 
 @triton.jit
@@ -325,15 +296,15 @@ def _scores(l, T, seed, block, j, position, step):
     w = tl.where(j == 0, w0, tl.where(j == 1, w1, tl.where(j == 2, w2, w3)))
     partner = tl.where(j == 0, w1, tl.where(j == 1, w2, tl.where(j == 2, w3, w0)))
     score = l + T * gumbel_from_words(w, partner)
-    return tl.where(l > -_INF, tl.maximum(score, -_HIGHEST), -_INF)
+    return tl.where(l > -INF, tl.maximum(score, -HIGHEST), -INF)
 
 
 @triton.jit
 def _exp(x):
     """e^x for x <= 0, with the rounding error of x log2 e given back: 2^(high + low) = 2^high (1 + low ln 2)."""
-    x = tl.maximum(x, _NOTHING)
-    high = x * _LOG2_E
-    low = tl.fma(x, _LOG2_E, -high)
+    x = tl.maximum(x, NOTHING)
+    high = x * LOG2_E
+    low = tl.fma(x, LOG2_E, -high)
     return tl.exp2(high) * (1.0 + low * _LN2)
 
 
@@ -372,8 +343,8 @@ def gumbel_argmax(
     of 28 bytes per row and chunk (:mod:`dllm_kernels._tuning` has the width of a chunk).
     """
     n = len(logits) if rows is None else len(rows)
-    noise, hidden = (temperature, seeds, positions, step), (_adjacent(suppress), _adjacent(begin_suppress))
-    options = _Options(*noise, *hidden, tempered, floor, _adjacent(rows), count)
+    noise, hidden = (temperature, seeds, positions, step), (adjacent(suppress), adjacent(begin_suppress))
+    options = _Options(*noise, *hidden, tempered, floor, adjacent(rows), count)
     return _reduce([(0, logits)], n, *logits.shape, logits.device, options)
 
 
@@ -398,7 +369,7 @@ def over_slices(
     the stream after the next is asked for. The other arguments as in the public function, per-row ones [n]. One launch
     for each slice and one at the end; temporaries of 28 bytes per row and chunk.
     """
-    noise, hidden = (temperature, seeds, positions, step), (_adjacent(suppress), _adjacent(begin_suppress))
+    noise, hidden = (temperature, seeds, positions, step), (adjacent(suppress), adjacent(begin_suppress))
     options = _Options(*noise, *hidden, tempered, count=count)
     return _reduce(slices, n, n, vocab_size, device, options)
 
@@ -447,7 +418,7 @@ def combine(
         lse_ptr=statistics[3],
         R=R,
         chunks=chunks,
-        stride_tr=_stride(temperature),
+        stride_tr=stride(temperature),
         BLOCK_C=BLOCK_C,
         TEMPERED=tempered,
         HAS_ROWS=rows is not None,
@@ -489,10 +460,10 @@ def _reduce_slice(
         first_chunk=first // shape.BLOCK_V,
         chunks=chunks,
         stride_xr=logits.stride(0),
-        stride_tr=_stride(options.temperature),
-        stride_sr=_stride(options.seeds),
-        stride_pr=_stride(options.positions),
-        stride_ir=_stride(options.step),
+        stride_tr=stride(options.temperature),
+        stride_sr=stride(options.seeds),
+        stride_pr=stride(options.positions),
+        stride_ir=stride(options.step),
         BLOCK_V=shape.BLOCK_V,
         COLUMNS=shape.COLUMNS,
         HAS_NOISE=options.temperature is not None,
@@ -506,11 +477,3 @@ def _reduce_slice(
         num_stages=shape.num_stages,
         enable_fp_fusion=False,  # the bits of the noise are multiplications and additions, each rounded
     )
-
-
-def _stride(per_row: Tensor | None) -> int:
-    return 0 if per_row is None else per_row.stride(0)
-
-
-def _adjacent(x: Tensor | None) -> Tensor | None:
-    return x if x is None else x.contiguous()

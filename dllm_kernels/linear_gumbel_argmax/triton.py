@@ -21,12 +21,12 @@ from torch import Tensor
 from dllm_kernels import _tuning
 from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
 from dllm_kernels.linear_gumbel_argmax import sliced
+from dllm_kernels.logits_triton import HIGHEST, INF, adjacent, exponent, statistics_temperature, stride
 from dllm_kernels.philox_triton import TOKEN_NOISE, gumbel_from_words, words
 
-_INF, _HIGHEST, _NO_TOKEN = gumbel_argmax._INF, gumbel_argmax._HIGHEST, gumbel_argmax._NO_TOKEN
+_NO_TOKEN = gumbel_argmax._NO_TOKEN
 _SCORE, _LOGIT, _FIRST = gumbel_argmax._SCORE, gumbel_argmax._LOGIT, gumbel_argmax._FIRST
 _SECOND, _SUM, _MOMENT = gumbel_argmax._SECOND, gumbel_argmax._SUM, gumbel_argmax._MOMENT
-_gap, _statistics_temperature = gumbel_argmax._gap, gumbel_argmax._statistics_temperature
 
 # Logits of a slice, in bytes: what stays in an L2 of 40 or 50 MB beside the weight that streams through it.
 SLICE_BYTES = 2**25
@@ -103,10 +103,10 @@ def _tile_kernel(
 
     if HAS_BIAS:
         l += tl.load(bias_ptr + offs_v, mask=mask_v, other=0.0).to(tl.float32)[:, None]
-    l = tl.minimum(tl.maximum(l, -_INF), _HIGHEST)  # of a number and NaN, either takes the number
+    l = tl.minimum(tl.maximum(l, -INF), HIGHEST)  # of a number and NaN, either takes the number
     if HAS_SUPPRESS:
         mask_v &= tl.load(suppress_ptr + offs_v, mask=mask_v, other=0) == 0
-    l = tl.where(mask_v[:, None] & there[None, :], l, -_INF)
+    l = tl.where(mask_v[:, None] & there[None, :], l, -INF)
 
     T = tl.zeros([BLOCK_R], tl.float32)
     if HAS_NOISE:
@@ -117,9 +117,9 @@ def _tile_kernel(
         step = tl.load(step_ptr + offs_r * stride_ir, mask=mask_r, other=0)
         noise = _noise(seed, tile, position, step, BLOCK_V, BLOCK_R)
         # what is above -inf stays so whatever T is
-        score = tl.where(l > -_INF, tl.maximum(l + T[None, :] * noise, -_HIGHEST), -_INF)
+        score = tl.where(l > -INF, tl.maximum(l + T[None, :] * noise, -HIGHEST), -INF)
         best, winner = tl.max(score, axis=0, return_indices=True)  # ties: the first, which is the lowest token
-        logit = tl.max(tl.where(_is(winner, BLOCK_V), l, -_INF), axis=0)
+        logit = tl.max(tl.where(_is(winner, BLOCK_V), l, -INF), axis=0)
     else:
         best, winner = tl.max(l, axis=0, return_indices=True)
         logit = best
@@ -128,15 +128,15 @@ def _tile_kernel(
     x = l  # what the statistics see
     if HAS_BEGIN_SUPPRESS:
         hidden = tl.load(begin_suppress_ptr + offs_v, mask=offs_v < V, other=0) != 0
-        x = tl.where(hidden[:, None], -_INF, l)
+        x = tl.where(hidden[:, None], -INF, l)
         hidden = tl.load(begin_suppress_ptr + token, mask=token < V, other=0) != 0
-        logit = tl.where(hidden, -_INF, logit)
+        logit = tl.where(hidden, -INF, logit)
     first, likeliest = tl.max(x, axis=0, return_indices=True)
-    second = tl.max(tl.where(_is(likeliest, BLOCK_V), -_INF, x), axis=0)
+    second = tl.max(tl.where(_is(likeliest, BLOCK_V), -INF, x), axis=0)
     rate = 1.0
     if TEMPERED:
-        rate = tl.div_rn(1.0, _statistics_temperature(T))[None, :]
-    d = _gap(x - tl.maximum(first, -_HIGHEST)[None, :], rate, TEMPERED)
+        rate = tl.div_rn(1.0, statistics_temperature(T))[None, :]
+    d = exponent(x - tl.maximum(first, -HIGHEST)[None, :], rate, TEMPERED)
     e = tl.exp2(d)
 
     partial_ptr += offs_r * tiles + tile
@@ -147,7 +147,7 @@ def _tile_kernel(
     tl.store(partial_ptr + _SECOND * stride_f, second, mask=mask_r)
     tl.store(partial_ptr + _SUM * stride_f, _sum(e, BLOCK_V, BLOCK_R), mask=mask_r)
     tl.store(partial_ptr + _MOMENT * stride_f, _sum(e * d, BLOCK_V, BLOCK_R), mask=mask_r)
-    token = tl.where(best > -_INF, token, _NO_TOKEN)
+    token = tl.where(best > -INF, token, _NO_TOKEN)
     tl.store(partial_token_ptr + offs_r * tiles + tile, token, mask=mask_r)
 
 
@@ -246,9 +246,9 @@ def fused_head(
         seeds_ptr=seeds,
         positions_ptr=positions,
         step_ptr=step,
-        suppress_ptr=gumbel_argmax._adjacent(suppress),
-        begin_suppress_ptr=gumbel_argmax._adjacent(begin_suppress),
-        rows_ptr=gumbel_argmax._adjacent(rows),
+        suppress_ptr=adjacent(suppress),
+        begin_suppress_ptr=adjacent(begin_suppress),
+        rows_ptr=adjacent(rows),
         count_ptr=count,
         partial_ptr=partial,
         partial_token_ptr=partial_token,
@@ -259,10 +259,10 @@ def fused_head(
         tiles=tiles,
         stride_hr=hidden.stride(0),
         stride_wv=weight.stride(0),
-        stride_tr=gumbel_argmax._stride(temperature),
-        stride_sr=gumbel_argmax._stride(seeds),
-        stride_pr=gumbel_argmax._stride(positions),
-        stride_ir=gumbel_argmax._stride(step),
+        stride_tr=stride(temperature),
+        stride_sr=stride(seeds),
+        stride_pr=stride(positions),
+        stride_ir=stride(step),
         **shape._asdict(),
         EVEN_H=width % shape.BLOCK_K == 0,
         HAS_BIAS=bias is not None,

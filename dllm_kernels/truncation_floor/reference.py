@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_kernels.gumbel_argmax.reference import STATISTICS_TEMPERATURES, as_numbers
+from dllm_kernels.logits import STATISTICS_TEMPERATURES, as_numbers
 
 
 def truncation_floor(

@@ -19,13 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _tuning
-from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
+from dllm_kernels.logits_triton import HIGHEST, INF, adjacent, exponent, load_logits, statistics_temperature, stride
 
-_load_logits, _gap = gumbel_argmax._load_logits, gumbel_argmax._gap
-_statistics_temperature = gumbel_argmax._statistics_temperature
-
-_INF = tl.constexpr(float("inf"))
-_HIGHEST = tl.constexpr(torch.finfo(torch.float32).max)
 _VECTOR = tl.constexpr(4)  # neighbouring tokens that a thread loads at a time
 
 
@@ -64,27 +59,27 @@ def _floor_kernel(
     x_ptr += tl.where(used, row, 0) * stride_xr
     T, rate = 1.0, 1.0
     if TEMPERED:
-        T = _statistics_temperature(tl.load(temperature_ptr + row * stride_tr, mask=used, other=1.0))
+        T = statistics_temperature(tl.load(temperature_ptr + row * stride_tr, mask=used, other=1.0))
         rate = tl.div_rn(1.0, T)
 
     offs_v = tl.arange(0, COLUMNS)[:, None] * _VECTOR + tl.arange(0, _VECTOR)[None, :]
-    peak = tl.full([COLUMNS], -_INF, tl.float32)
-    least = tl.full([COLUMNS], _INF, tl.float32)
+    peak = tl.full([COLUMNS], -INF, tl.float32)
+    least = tl.full([COLUMNS], INF, tl.float32)
     for start in range(0, size_v, COLUMNS * _VECTOR):
-        l = _load_logits(x_ptr, suppress_ptr, start + offs_v, size_v, 0.0, HAS_SUPPRESS)
+        l = load_logits(x_ptr, suppress_ptr, start + offs_v, size_v, 0.0, HAS_SUPPRESS)
         peak = tl.maximum(peak, tl.max(l, axis=1))
-        least = tl.minimum(least, tl.min(tl.where(l > -_INF, l, _INF), axis=1))
+        least = tl.minimum(least, tl.min(tl.where(l > -INF, l, INF), axis=1))
     high, low = tl.max(peak, axis=0), tl.min(least, axis=0)
 
-    m = tl.maximum(high, -_HIGHEST)
+    m = tl.maximum(high, -HIGHEST)
     floor = high
     if HAS_P:
         total, _, _, _, _ = _above(
-            *(x_ptr, suppress_ptr, offs_v, size_v, m, rate, low, high, -_INF, _INF, _INF),
+            *(x_ptr, suppress_ptr, offs_v, size_v, m, rate, low, high, -INF, INF, INF),
             *(TEMPERED, True, HAS_SUPPRESS, COLUMNS),
         )
         # l < m - T ln(V / (1 - p)) weighs less than 1 - p altogether; below the float before, whatever was rounded
-        low_p = tl.maximum(low, _after(tl.maximum(m - T * reach, -_HIGHEST), -1))
+        low_p = tl.maximum(low, _after(tl.maximum(m - T * reach, -HIGHEST), -1))
         floor = _search(
             *(x_ptr, suppress_ptr, offs_v, size_v, m, rate, low_p, high, p * total),
             *(TEMPERED, True, HAS_SUPPRESS, COLUMNS),
@@ -157,12 +152,12 @@ def _above(
     """f at each candidate, the smallest logit from `low` on, the largest up to `high`."""
     f1 = tl.zeros([COLUMNS], tl.float32 if WEIGHTED else tl.int32)
     f2, f3 = f1, f1
-    lowest = tl.full([COLUMNS], _INF, tl.float32)
-    highest = tl.full([COLUMNS], -_INF, tl.float32)
+    lowest = tl.full([COLUMNS], INF, tl.float32)
+    highest = tl.full([COLUMNS], -INF, tl.float32)
     for start in range(0, size_v, COLUMNS * _VECTOR):
-        l = _load_logits(x_ptr, suppress_ptr, start + offs_v, size_v, 0.0, HAS_SUPPRESS)
+        l = load_logits(x_ptr, suppress_ptr, start + offs_v, size_v, 0.0, HAS_SUPPRESS)
         if WEIGHTED:
-            weight = tl.exp2(_gap(l - m, rate, TEMPERED))
+            weight = tl.exp2(exponent(l - m, rate, TEMPERED))
             f1 += tl.sum(tl.where(l > q1, weight, 0.0), axis=1)
             f2 += tl.sum(tl.where(l > q2, weight, 0.0), axis=1)
             f3 += tl.sum(tl.where(l > q3, weight, 0.0), axis=1)
@@ -170,8 +165,8 @@ def _above(
             f1 += tl.sum((l > q1).to(tl.int32), axis=1)
             f2 += tl.sum((l > q2).to(tl.int32), axis=1)
             f3 += tl.sum((l > q3).to(tl.int32), axis=1)
-        lowest = tl.minimum(lowest, tl.min(tl.where(l >= low, l, _INF), axis=1))
-        highest = tl.maximum(highest, tl.max(tl.where(l <= high, l, -_INF), axis=1))
+        lowest = tl.minimum(lowest, tl.min(tl.where(l >= low, l, INF), axis=1))
+        highest = tl.maximum(highest, tl.max(tl.where(l <= high, l, -INF), axis=1))
     f1, f2, f3 = tl.sum(f1, axis=0), tl.sum(f2, axis=0), tl.sum(f3, axis=0)
     return f1, f2, f3, tl.min(lowest, axis=0), tl.max(highest, axis=0)
 
@@ -220,8 +215,8 @@ def truncation_floor(
         _floor_kernel[(n,)](
             x_ptr=logits,
             temperature_ptr=temperature,
-            suppress_ptr=gumbel_argmax._adjacent(suppress),
-            rows_ptr=gumbel_argmax._adjacent(rows),
+            suppress_ptr=adjacent(suppress),
+            rows_ptr=adjacent(rows),
             count_ptr=count,
             floor_ptr=floor,
             R=len(logits),
@@ -230,7 +225,7 @@ def truncation_floor(
             p=top_p or 0.0,
             reach=math.log(vocab_size) + 24 * math.log(2) + 1,  # 1 - p is at least 2^-24 in float32; 1 to spare
             stride_xr=logits.stride(0),
-            stride_tr=gumbel_argmax._stride(temperature),
+            stride_tr=stride(temperature),
             COLUMNS=COLUMNS,
             HAS_K=top_k is not None,
             HAS_P=top_p is not None,

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dllm.demo.dialogues import canonical, dialogues, subjects
+from dllm.demo.training.dialogues import canonical, dialogues, subjects
 from dllm.exits import exit_code
 
 HELD_OUT_SHARE = 0.1

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import dllm
-from dllm.demo.gauge import Score
+from dllm.demo.training.gauge import Score
 from dllm.exits import exit_code
 from dllm.fast import Stats, generate
 

@@ -1,4 +1,4 @@
-"""What the chat's tests share: the shipped model behind a sampler, and a tokenizer that one can follow by eye."""
+"""What the chat's tests share: the bundled model behind a sampler, and a tokenizer that one can follow by eye."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class TestGif:
     def test_lines_keep_the_width_and_words_their_pieces(self, words):
         """Letters ten wide: 'hello world' does not fit into 100, 'worldly' is not torn apart."""
         frame = Frame([1, 2, 3, 0], [COMMITTED] * 3 + [MASKED], [None] * 4)
-        marks = list(gif.laid_out(words, frame, lambda text: 10.0 * len(text), 100))
+        marks = list(gif.layout(words, frame, lambda text: 10.0 * len(text), 100))
         assert [(mark.text, mark.line, mark.x) for mark in marks] == [
             ("hello", 0, 0.0),
             ("world", 1, 0.0),

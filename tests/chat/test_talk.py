@@ -86,7 +86,7 @@ class TestConversation:
         talk = Conversation(sampler, short)
         talk.turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
         before = list(talk.turns)
-        with pytest.raises(KeyboardInterrupt), talk.last_turn_aside():
+        with pytest.raises(KeyboardInterrupt), talk.without_last_turn():
             assert talk.turns == []
             raise KeyboardInterrupt
         assert talk.turns == before

@@ -11,11 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from dllm.chat import view as views
-from dllm.chat.film import Film, film_of
+from dllm.chat import display
+from dllm.chat.display import open_view
+from dllm.chat.film import Film, film_from_histories
 from dllm.chat.live import LiveView
 from dllm.chat.tokens import COMMITTED, GIVEN, MASKED, NEW, TENTATIVE, pieces
-from dllm.chat.view import PlainView, open_view
+from dllm.chat.view import PlainView
 from dllm.demo.shipped import load_shipped
 from dllm.fast import Step
 
@@ -68,7 +69,7 @@ class TestFilm:
 
     def test_histories_without_their_padding(self, words):
         start, end = torch.tensor([[4, 1, 0, 4], [1, 0, 0, 0]]), torch.tensor([[4, 1, 2, 4], [1, 2, 3, 4]])
-        film = film_of(words, [start, end])
+        film = film_from_histories(words, [start, end])
         assert [row[-1].tokens for row in film.rows] == [[1, 2], [1, 2, 3, 4]]
         assert film.rows[0][-1].states == [GIVEN, NEW]
 
@@ -82,7 +83,7 @@ class TestFilm:
     )
     def test_what_is_no_history(self, words, histories, error, rule):
         with pytest.raises(error, match=rule):
-            film_of(words, histories)
+            film_from_histories(words, histories)
 
 
 class TestPieces:
@@ -162,13 +163,13 @@ class TestViews:
     def test_without_rich_a_terminal_gets_lines_and_one_word_why(self, words, monkeypatch, caplog):
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        views.has_rich.cache_clear()
+        display.has_rich.cache_clear()
         try:
             with caplog.at_level(logging.WARNING, logger="dllm"):
                 for _ in range(2):
                     assert isinstance(open_view(words, ["?"], Film(0, [slice(0, 1)]), Terminal()), PlainView)
         finally:
-            views.has_rich.cache_clear()
+            display.has_rich.cache_clear()
         assert [record.message for record in caplog.records] == [
             "rich is not installed, so steps are shown as plain lines: pip install 'dllm[chat]'"
         ]

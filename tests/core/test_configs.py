@@ -19,7 +19,7 @@ IN_TRANSFORMERS = {field.name for field in dataclasses.fields(transformers.Train
 
 @pytest.fixture(autouse=True)
 def say_again():
-    configs._say_once.cache_clear()
+    configs._warn_once.cache_clear()
 
 
 def test_defaults():

@@ -1,4 +1,4 @@
-"""A step of the shipped model's training in float32, alone or as one rank of several: `python -m tests.demo.rank OUT`.
+"""A step of the bundled model's training in float32, alone or as one rank of several: `python -m tests.demo.rank OUT`.
 
 Environment as torchrun sets it. Writes OUT/rank{r}.pt, the gradient of the step.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dllm.demo import lessons, train
+from dllm.demo.training import lessons, train
 from tests import launch
 from tests.core.runs import Gradients
 

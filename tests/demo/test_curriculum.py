@@ -10,9 +10,9 @@ import torch
 
 from dllm.core.schedulers import LinearAlphaScheduler
 from dllm.core.trainers.collator import IGNORE, MDLMCollator
-from dllm.demo import lessons
-from dllm.demo.curriculum import FORWARDS, Curriculum, prepared
-from dllm.demo.lessons import Lessons, vocabulary
+from dllm.demo.training import lessons
+from dllm.demo.training.curriculum import FORWARDS, Curriculum, collator_input
+from dllm.demo.training.lessons import Lessons, vocabulary
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -83,7 +83,7 @@ class TestItems:
 class TestMasks:
     def test_only_answers_are_masked_and_the_rest_is_kept(self, stream, collate):
         batch = stream[3][0]
-        canvas = collate([prepared(batch, 3, seed=0)])["input_ids"]
+        canvas = collate([collator_input(batch, 3, seed=0)])["input_ids"]
         chosen = canvas == collate.mask_id
         assert chosen.any() and not (chosen & ~batch.answer).any()
         assert torch.equal(canvas[~chosen], batch.tokens[~chosen])
@@ -91,27 +91,28 @@ class TestMasks:
     def test_every_share_is_as_likely(self, stream, collate):
         batch, shares = stream[3][0], []
         for number in range(400):
-            masked = collate([prepared(batch, number, seed=0)])["input_ids"] == collate.mask_id
+            masked = collate([collator_input(batch, number, seed=0)])["input_ids"] == collate.mask_id
             shares.append(masked.sum(1) / batch.answer.sum(1))
         counts = torch.histc(torch.stack(shares), bins=4, min=0, max=1) / (400 * len(batch.tokens))
         assert (counts - 0.25).abs().max() < 0.04  # over four standard deviations; t is spread over the rows besides
 
     def test_t_is_spread_evenly(self, stream):
         for batch in stream[lessons.DRILL_FROM]:
-            times, rows = prepared(batch, 7, seed=0)["times"], len(batch.tokens)
+            times, rows = collator_input(batch, 7, seed=0)["times"], len(batch.tokens)
             assert (times * rows).floor().tolist() == list(range(rows))
 
     def test_another_step_or_seed_masks_others(self, stream, collate):
         batch = stream[3][0]
         one, again, later, other = (
-            collate([prepared(batch, number, seed)])["input_ids"] for number, seed in ((5, 0), (5, 0), (6, 0), (5, 1))
+            collate([collator_input(batch, number, seed)])["input_ids"]
+            for number, seed in ((5, 0), (5, 0), (6, 0), (5, 1))
         )
         assert torch.equal(one, again)
         assert not torch.equal(one, later) and not torch.equal(one, other)
 
     def test_rows_with_a_tail_are_masked_from_there_on(self, stream, collate):
         batch = stream[lessons.TAIL_FROM][0]
-        rows = prepared(batch, lessons.TAIL_FROM, seed=0)
+        rows = collator_input(batch, lessons.TAIL_FROM, seed=0)
         masked = collate([rows])["input_ids"] == collate.mask_id
         tailed = [row for row in range(len(batch.tokens)) if batch.tail[row] >= 0]
         assert tailed == list(range(0, len(batch.tokens), lessons.TAIL_EVERY))

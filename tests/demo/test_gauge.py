@@ -1,4 +1,4 @@
-"""The gauge of quality: that it tells right from wrong, and that the shipped model is worth measuring with."""
+"""The gauge of quality: that it tells right from wrong, and that the bundled model is worth measuring with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from dllm.demo import gauge, samplers
-from dllm.demo.problems import final_answer
+from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED, load_shipped
+from dllm.demo.training import gauge
+from dllm.demo.training.problems import final_answer
 
 LARGEST_BYTES = 8_000_000
 
@@ -195,7 +196,7 @@ class TestProgram:
     )
     def test_options_that_make_no_sense(self, arguments, capsys):
         assert gauge.main(["--questions", "2", "--device", "cpu", *arguments]) == 2
-        assert "dllm.demo.gauge:" in capsys.readouterr().err
+        assert "dllm.demo.training.gauge:" in capsys.readouterr().err
 
     def test_samplers_that_trade_tokens_for_speed_say_so(self, capsys):
         arguments = ["--questions", "2", "--device", "cpu", "--sampler", "threshold", "--threshold", "0.7"]

@@ -1,4 +1,4 @@
-"""What the shipped model is taught: its tokenizer, and the stream of conversations."""
+"""What the bundled model is taught: its tokenizer, and the stream of conversations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jinja2
 import pytest
 import torch
 
-from dllm.demo import lessons, problems
 from dllm.demo.shipped import SHIPPED, load
+from dllm.demo.training import lessons, problems
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dllm.demo.optimizer import MuonAdamW, rate, schedule
+from dllm.demo.training.optimizer import MuonAdamW, rate, schedule
 
 
 def small_model() -> nn.Module:

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from dllm.demo import problems
-from dllm.demo.problems import ACTIVITIES, CARD, HELD_OUT_PHRASINGS, PEOPLE, PHRASINGS, Numbers
+from dllm.demo.training import problems
+from dllm.demo.training.problems import ACTIVITIES, CARD, HELD_OUT_PHRASINGS, PEOPLE, PHRASINGS, Numbers
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 

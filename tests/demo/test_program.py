@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
+import sys
 
 import pytest
 import torch
 
-from dllm.demo import __main__ as demo
+from benchmarks import demo
 
 NOT_INSTALLED = [package for module, package in demo.NEEDED.items() if importlib.util.find_spec(module) is None]
 needs_packages = pytest.mark.skipif(bool(NOT_INSTALLED), reason=f"not installed: {', '.join(NOT_INSTALLED)}")
@@ -39,13 +41,6 @@ class TestProgram:
         assert "dllm[demo]" in error
 
     @needs_packages
-    def test_outside_a_clone(self, monkeypatch, capsys):
-        find = importlib.util.find_spec
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "benchmarks" else find(name))
-        assert demo.main([]) == 1
-        assert "clone" in capsys.readouterr().err
-
-    @needs_packages
     def test_interrupt(self, monkeypatch, capsys):
         def interrupt(options):
             raise KeyboardInterrupt
@@ -68,7 +63,7 @@ class TestProgram:
 def encoder():
     if NOT_INSTALLED:
         pytest.skip(f"not installed: {', '.join(NOT_INSTALLED)}")
-    from dllm.demo.encoder import load_encoder
+    from benchmarks.encoder import load_encoder
 
     return load_encoder(torch.device("cpu"))
 
@@ -89,7 +84,7 @@ class TestEncoder:
         assert not torch.isin(likeliest, never).any()
 
     def test_text(self, encoder):
-        from dllm.demo.dialogues import running_text
+        from dllm.demo.training.dialogues import running_text
 
         _, tokenizer = encoder
         prompt = running_text(tokenizer, 64)
@@ -100,7 +95,7 @@ class TestEncoder:
 @needs_packages
 class TestDialogues:
     def test_small_talk_is_short_and_has_one_answer_to_a_question(self):
-        from dllm.demo.dialogues import LONGEST_LINE, canonical, small_talk
+        from dllm.demo.training.dialogues import LONGEST_LINE, canonical, small_talk
 
         pairs = small_talk()
         assert len(pairs) > 500
@@ -109,6 +104,15 @@ class TestDialogues:
         assert ("Hello", "Hi") in pairs
 
     def test_what_a_partner_hears(self):
-        from dllm.demo.dialogues import canonical
+        from dllm.demo.training.dialogues import canonical
 
         assert canonical("  What's UP,  doc?! ") == "whats up doc"
+
+
+@pytest.mark.parametrize("name", ["gauge", "train"])
+def test_commands_run_under_their_old_path(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.delitem(sys.modules, f"dllm.demo.{name}", raising=False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"dllm.demo.{name}", run_name="__main__")
+    assert end.value.code == 0 and "--seed" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The shipped model reads a text as it did when it was trained, under every version of transformers: all that its card,
+"""The bundled model reads a text as it did when it was trained, under every version of transformers: all that its card,
 README and docs say of it is said of these token ids."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from dllm.demo.shipped import SHIPPED, load_shipped
-from dllm.demo.tokenizer import build_tokenizer
+from dllm.demo.training.tokenizer import build_tokenizer
 from dllm.models import get_tokenizer
 
 CARD = (

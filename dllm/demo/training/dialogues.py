@@ -1,4 +1,4 @@
-"""English dialogues of the package chatterbot-corpus: small talk to learn, and text to time."""
+"""English dialogues of the package chatterbot-corpus: small talk for training, and text for benchmarks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LONGEST_LINE = 14  # words
 
 
 def subjects() -> list[str]:
-    """The names of the corpus's files."""
+    """The subjects of the corpus, one file each."""
     return sorted(path.stem for path in _folder().glob("*.yml"))
 
 
 def dialogues(subject: str) -> list[list[str]]:
-    """All dialogues of one file of the corpus, each a list of lines."""
+    """All dialogues of a subject, each a list of lines."""
     import yaml
 
     path = _folder() / f"{subject}.yml"
@@ -42,21 +42,20 @@ def dialogues(subject: str) -> list[list[str]]:
 
 
 def running_text(tokenizer: object, length: int, subjects: Sequence[str] = SUBJECTS) -> Tensor:
-    """int64 [1, length]: the beginning of the corpus as one prompt."""
+    """The first `length` tokens of the corpus as one prompt, int64 [1, length]."""
     lines = " ".join(line for subject in subjects for dialogue in dialogues(subject) for line in dialogue)
     tokens = tokenizer(lines, truncation=True, max_length=length)["input_ids"]
     return torch.tensor([tokens])
 
 
 def small_talk(subjects: Sequence[str] = SMALL_TALK, longest: int = LONGEST_LINE) -> list[tuple[str, str]]:
-    """(question, answer) for every line of the corpus that is followed by another, if both are short.
+    """All pairs of a line and its answer, (question, answer), if both are short.
 
-    A line that occurs with several answers keeps its first; lines count as the same whatever their case and
-    punctuation.
+    Of several answers to the same line the first is kept; case and punctuation are ignored in the comparison.
 
     Args:
         subjects: files of the corpus.
-        longest: most words in a line.
+        longest: maximum number of words in a line.
 
     Example:
         >>> small_talk()[0]
@@ -71,7 +70,7 @@ def small_talk(subjects: Sequence[str] = SMALL_TALK, longest: int = LONGEST_LINE
 
 
 def canonical(line: str) -> str:
-    """A line without case and punctuation: what a chat partner hears.
+    """A line in lower case and without punctuation, to compare lines.
 
     Example:
         >>> canonical("What's up?")

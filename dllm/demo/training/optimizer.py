@@ -1,7 +1,7 @@
-"""The shipped model's optimizer: Muon for the matrices of the layers, AdamW for all else, on one schedule.
+"""The optimizer of the bundled model: Muon for the matrices of the layers, AdamW for everything else, on one schedule.
 
-Under Muon (Jordan et al. 2024) the model looks at the question after 200 steps, where under AdamW it takes many more.
-Neither minds the scale of the loss: Muon makes every update orthogonal, AdamW divides by the gradient's own size.
+With Muon (Jordan et al. 2024) the model attends to the question after 200 steps, with AdamW after many more. Both are
+invariant to the scale of the loss: Muon orthogonalizes every update, AdamW divides by the size of the gradient.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-WARMUP_STEPS, HIGH_STEPS, AGAIN = 100, 500, 0.1
+WARMUP_STEPS, DECAY_STEPS, RESTART = 100, 500, 0.1
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Both optimizers as one, with a group of parameters and a learning rate for each.
+    """Muon and AdamW as one optimizer, with a parameter group and a learning rate for each.
 
     Args:
-        model: a transformer whose matrices in `layers` Muon takes; AdamW takes embeddings, head, norms and biases.
+        model: a transformer; Muon updates the matrices in its `layers`, AdamW embeddings, head, norms and biases.
         matrix_lr: learning rate of Muon.
         other_lr: learning rate of AdamW.
 
@@ -39,36 +39,37 @@ class MuonAdamW(torch.optim.Optimizer):
             torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0),
         )
         super().__init__([part.param_groups[0] for part in self.parts], defaults={})
-        self._share()
+        self._share_state()
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Update all parameters; `closure` as in every optimizer of torch."""
+        """Update all parameters; `closure` as in `torch.optim.Optimizer.step`."""
         muon, adamw = self.parts
         loss = muon.step(closure)
         adamw.step()
         return loss
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was called."""
+        """Restore a state saved by `state_dict`."""
         super().load_state_dict(state_dict)
-        self._share()
+        self._share_state()
 
-    def _share(self) -> None:
-        """What the parts read and write is this object's: a schedule sets its rates, a checkpoint holds its state."""
+    def _share_state(self) -> None:
+        """Let both parts use this object's groups and state, so that schedules and checkpoints reach them."""
         for part, group in zip(self.parts, self.param_groups, strict=True):
             part.param_groups, part.state = [group], self.state
 
 
 def schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    """The learning rates of a run of that many steps; see :func:`rate`."""
+    """The learning-rate schedule of a run of `steps` steps; see :func:`rate`."""
     return LambdaLR(optimizer, lambda number: rate(number, steps))
 
 
 def rate(number: int, steps: int) -> float:
-    """The learning rate of step `number`, as a share of the highest.
+    """The learning rate of step `number`, as a share of the maximum.
 
-    All of it until the model has found the question (some hundred steps), then so little that it can learn its sums, at
-    last none; and once more from a tenth to none, for the sums.
+    In the first 12/13 of the run: linear warm-up over WARMUP_STEPS, then (1 - number / first) / (1 + number /
+    DECAY_STEPS), which is high until the model attends to the question and low while it learns arithmetic. In the last
+    1/13: linear from RESTART to 0, which improves the arithmetic.
 
     Example:
         >>> [round(rate(number, 3900), 3) for number in (0, 99, 500, 3599, 3600, 3900)]
@@ -76,5 +77,5 @@ def rate(number: int, steps: int) -> float:
     """
     first = steps * 12 // 13
     if number < first:
-        return min((number + 1) / WARMUP_STEPS, (1 - number / first) / (1 + number / HIGH_STEPS))
-    return AGAIN * (1 - (number - first) / (steps - first))
+        return min((number + 1) / WARMUP_STEPS, (1 - number / first) / (1 + number / DECAY_STEPS))
+    return RESTART * (1 - (number - first) / (steps - first))

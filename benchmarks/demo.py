@@ -1,6 +1,7 @@
-"""The demo: the shipped model answers, live; what haste costs in right answers; a race with the model card's loop.
+"""The bundled model answers live, then accuracy against tokens per step, then a benchmark with table and plot.
 
-python -m dllm.demo        after `make demo` or `pip install 'dllm[demo]'`, in a clone of the repository
+make demo                     # or, where the extra `demo` is installed: python -m benchmarks.demo
+make demo ARGS="--problems 500"
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ TOKENS_PER_STEP = (1, 2, 4, 8)
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(
-        prog="python -m dllm.demo", description=__doc__.partition("\n")[0], allow_abbrev=False
+        prog="python -m benchmarks.demo", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--problems", type=int, default=32, help="how many word problems measure the quality")
-    add("--seed", type=int, default=0, help="of the choice of problems and of the noise")
-    add("--benchmark-length", type=int, default=64, help="tokens, and steps, of a benchmark run")
-    add("--repeats", type=int, default=3, help="counted runs of each program in the benchmark")
-    add("--plot", type=Path, default=Path("build/demo.png"))
+    add("--problems", type=int, default=32, help="word problems to measure accuracy on (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the problems and the noise")
+    add("--benchmark-length", type=int, default=64, help="tokens, and steps, of a benchmark run (default: %(default)s)")
+    add("--repeats", type=int, default=3, help="timed runs of each program (default: %(default)s)")
+    add("--plot", type=Path, default=Path("build/demo.png"), help="where to write the plot (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -53,16 +54,12 @@ def require_packages() -> None:
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} not installed: run `make demo`, or pip install 'dllm[demo]'")
-    if importlib.util.find_spec("benchmarks") is None:
-        raise ImportError(
-            "the folder `benchmarks` is not importable: the demo runs from a clone, in its top folder (`make demo`)"
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The whole demo; returns the exit code (:mod:`dllm.exits`)."""
+    """Run the demo; returns the exit code (:mod:`dllm.exits`)."""
     options = parse(arguments)
-    return exit_code("dllm.demo", lambda: _timed(options))
+    return exit_code("benchmarks.demo", lambda: _timed(options))
 
 
 def _timed(options: argparse.Namespace) -> None:
@@ -82,19 +79,17 @@ def _run(options: argparse.Namespace) -> None:
         console.print(loading)
     with console.status(loading):
         shipped, encoder = _load(device)
-    console.print("[bold]The shipped model[/bold], 2.6 million parameters, trained from nothing on word problems\n")
+    console.print("[bold]The bundled model[/bold], 2.6 million parameters, trained from scratch on word problems\n")
     ask(*shipped, console)
     quality(*shipped, options)
-    console.print(
-        "\n[bold]all-MiniLM-L6-v2[/bold], a pretrained encoder with a vocabulary of 30,522: the same work, timed\n"
-    )
+    console.print("\n[bold]all-MiniLM-L6-v2[/bold], a pretrained encoder with a vocabulary of 30,522: sampling speed\n")
     rows = benchmark(*encoder, options)
     _finish(rows, options.plot)
 
 
 def _load(device: torch.device) -> list[tuple[nn.Module, object]]:
-    """The shipped model and the encoder, each with its tokenizer, after a first call of the kernels."""
-    from dllm.demo.encoder import load_encoder
+    """The bundled model and the encoder, each with its tokenizer; compiles the kernels if that has not been done."""
+    from benchmarks.encoder import load_encoder
     from dllm.demo.shipped import load_shipped
     from dllm_kernels import gumbel_argmax
 
@@ -103,12 +98,12 @@ def _load(device: torch.device) -> list[tuple[nn.Module, object]]:
 
 
 def ask(model: nn.Module, tokenizer: object, console: object) -> list[str]:
-    """Answer three questions in one batch, shown step by step."""
+    """Answer three questions in one batch, and show the steps."""
+    from dllm.chat.display import open_view
     from dllm.chat.film import Film
-    from dllm.chat.view import open_view
     from dllm.demo.answer import answer
-    from dllm.demo.gauge import GEN_LENGTH
     from dllm.demo.generate import SECONDS_PER_FRAME
+    from dllm.demo.training.gauge import GEN_LENGTH
 
     film = Film(tokenizer.mask_token_id, [slice(-GEN_LENGTH, None)] * len(QUESTIONS))
     with open_view(tokenizer, QUESTIONS, film, console.file, pace=SECONDS_PER_FRAME) as view:
@@ -129,9 +124,9 @@ def ask(model: nn.Module, tokenizer: object, console: object) -> list[str]:
 
 
 def quality(model: nn.Module, tokenizer: object, options: argparse.Namespace) -> list[float]:
-    """Exact answers to problems with numbers never trained on, for more and more tokens per step."""
+    """Accuracy on held-out word problems for 1, 2, 4 and 8 tokens per step."""
     from benchmarks import report
-    from dllm.demo import gauge
+    from dllm.demo.training import gauge
 
     lines, accuracies = [], []
     for tokens_per_step in TOKENS_PER_STEP:
@@ -150,19 +145,19 @@ def quality(model: nn.Module, tokenizer: object, options: argparse.Namespace) ->
         )
         accuracies.append(score.accuracy)
     report.print_table(
-        "Haste has a price: word problems with numbers that the model never saw",
+        "Accuracy against tokens per step, on word problems with held-out numbers",
         ("tokens per step", "exact answers", "95 % interval", "forward passes", "problems/s"),
         lines,
-        ["all 500 problems: python -m dllm.demo.gauge"],
+        ["all 500 problems: python -m dllm.demo.training.gauge --tokens-per-step 1"],
     )
     return accuracies
 
 
 def benchmark(model: nn.Module, tokenizer: object, options: argparse.Namespace) -> list[dict]:
-    """The model card's loop and ours on this model and this text, at temperature 0 and 1: one row for each."""
+    """Time the model card's loop and dllm on the same prompt, at temperatures 0 and 1; returns a row for each."""
     from benchmarks import measure, models, report
     from benchmarks.providers import Case
-    from dllm.demo.dialogues import running_text
+    from dllm.demo.training.dialogues import running_text
 
     loaded = models.Loaded("all-MiniLM-L6-v2", model, tokenizer.mask_token_id)
     prompt = running_text(tokenizer, 64).to(model.device)
@@ -181,7 +176,7 @@ def benchmark(model: nn.Module, tokenizer: object, options: argparse.Namespace) 
             temperature=temperature,
             seed=options.seed,
         )
-        row = report.new_row("sampler", "-m dllm.demo", sys.argv[1:], model.device)
+        row = report.new_row("sampler", "-m benchmarks.demo", sys.argv[1:], model.device)
         row["settings"] = {"model": case.model, "dtype": case.dtype, "batch": 1, "temperature": temperature}
         row["providers"] = measure.measure(
             loaded, case, names, options.repeats, prompt=prompt, check_noise=True, deadline=deadline
@@ -191,24 +186,24 @@ def benchmark(model: nn.Module, tokenizer: object, options: argparse.Namespace) 
 
 
 def _finish(rows: list[dict], plot_path: Path) -> None:
-    """The closing table and plot."""
+    """Print the table of the benchmark and write its plot."""
     from benchmarks import plot, report
 
     report.print_table(
-        "dllm.fast.generate against the model card's loop, same model, same text, same settings",
+        "dllm.fast.generate against the model card's loop: same model, prompt and settings",
         ("program", "temperature", "tokens/s", "ms per step", "speed-up", "same tokens"),
         [
             table_line(name, row["settings"]["temperature"], result)
             for row in rows
             for name, result in row["providers"].items()
         ],
-        ["same tokens: as the model card's loop; above temperature 0 both on one stream of random numbers"],
+        ["same tokens: as the model card's loop; above temperature 0 both use the same random numbers"],
     )
     print(f"plot: {plot.sampler_rows(rows, plot_path).resolve()}")
 
 
 def table_line(name: str, temperature: float, result: dict) -> list[str]:
-    """A line of the closing table; a failed program's reason stands in its name."""
+    """One line of the table; for a program that failed, its error follows its name."""
     program = {"card": "model card's loop", "ours-eager": "dllm.fast", "ours-graph": "dllm.fast, CUDA graph"}[name]
     if "error" in result:
         return [f"{program}: {result['error']}", f"{temperature:g}", "-", "-", "-", "-"]

@@ -1,8 +1,7 @@
-"""The shipped model's own tokenizer: byte-level BPE in which every number of the word problems is one token.
+"""The bundled model's tokenizer: byte-level BPE in which every number of the word problems is one token.
 
-No text is outside its vocabulary: what was never seen falls apart into bytes. The tags of BERT-chat's template own the
-line breaks around them, so a conversation costs two tokens a turn beyond its words, and reads the same as on the model
-card:
+Unknown text is encoded as bytes. The tags of BERT-chat's template include the line breaks around them, so the template
+costs two tokens per message:
 
     [Question]
     How are you?
@@ -23,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from dllm.models.families import BERT_CHAT
 
 MASK, END_OF_ANSWER = "[MASK]", "[/Answer]"
-# stands for the line breaks beside it, too
+# each tag swallows the white space on these sides
 TAGS = {
     "[Question]": {"rstrip": True},
     "[/Question]": {"lstrip": True, "rstrip": True},
@@ -37,7 +36,7 @@ TAGS = {
 def build_tokenizer(
     texts: Iterable[str], vocab_size: int, largest_number: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """Learn the vocabulary from `texts`; the numbers 0 to `largest_number` become one token each.
+    """Train a tokenizer on `texts`; the numbers 0 to `largest_number` become one token each.
 
     Example:
         >>> tokenizer = build_tokenizer(["How are you?"] * 9, 512, 20, 64)
@@ -55,13 +54,13 @@ def build_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # merges are learnt from the most frequent down: seen so often, numbers come before any word
+    # BPE merges the most frequent pairs first: repeated this often, numbers come before any word
     texts = list(texts)
     backend.train_from_iterator([*texts, *[numbers] * (len(texts) + 1)], trainer)
     backend.add_special_tokens([AddedToken(tag, normalized=False, **sides) for tag, sides in TAGS.items()])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        add_prefix_space=True,  # in tokenizer_config.json, without which transformers 4.57 sets it back to False
+        add_prefix_space=True,  # written to tokenizer_config.json; without it transformers 4.57 resets it to False
         mask_token=MASK,
         eos_token=END_OF_ANSWER,
         pad_token=END_OF_ANSWER,

@@ -1,7 +1,7 @@
-"""What the shipped model is taught: an endless, seeded stream of conversations as token ids.
+"""The training data of the bundled model: an endless, seeded stream of conversations as token ids.
 
 A row is the conversation so far (never masked), then the answer, then end-of-answer tokens up to the width of the
-batch: the model learns to end, too.
+batch, from which the model learns to end an answer.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm.demo import problems
-from dllm.demo.dialogues import canonical, small_talk
-from dllm.demo.tokenizer import build_tokenizer
+from dllm.demo.training import problems
+from dllm.demo.training.dialogues import canonical, small_talk
+from dllm.demo.training.tokenizer import build_tokenizer
 
 VOCABULARY = 2048
 MAX_LENGTH = 192  # tokens of a conversation, its last answer included
-USUAL_LENGTH = 96  # of word problems; histories that do not fit are left out, but for every LONG_EVERY-th batch
+USUAL_LENGTH = 96  # tokens of a word problem and the turns before it, except in every LONG_EVERY-th batch
 LONG_EVERY = 16
-DRILL_FROM, DRILL_LENGTH = 1400, 24  # from this number on as many sums besides: they are learnt last
-TAIL_FROM, TAIL_EVERY = 2000, 2  # from this number on every other word problem is masked from an equals sign on
-OTHER_ADDENDS_FROM = 2400  # from this number on tails that begin with the sum follow addends of another problem
-STEPS = 3900  # of the run that the three numbers are for; `Lessons` stretches them to the length of another
-SHORT_LENGTHS = (32, 48, 64, 80)  # of the rest, one of these for a batch
+DRILL_FROM, DRILL_LENGTH = 1400, 24  # from this step on there is a third batch, of sums, which are learnt last
+TAIL_FROM, TAIL_EVERY = 2000, 2  # from this step on every other word problem is masked from an equals sign on
+OTHER_ADDENDS_FROM = 2400  # from this step on tails that begin at the final sum have addends of other problems
+STEPS = 3900  # length of the run that the three steps above are for; `Lessons` scales them to other lengths
+SHORT_LENGTHS = (32, 48, 64, 80)  # tokens of all other conversations; one of these per batch
 PROBLEM_SHARE = 0.7
 TURN = "[Question]\n{}\n[/Question]\n\n[Answer]\n"
 END_OF_TURN = "\n[/Answer]\n\n"
@@ -36,7 +36,7 @@ Draw = Callable[[random.Random], Turn]
 
 
 def vocabulary() -> object:
-    """The tokenizer, learnt from the problems and the small talk."""
+    """The tokenizer, trained on the problems and the small talk."""
     rng = random.Random(0)
     drawn = [problems.draw(rng, problems.split_numbers()[0], problems.PHRASINGS) for _ in range(3000)]
     texts = [text for problem in drawn for text in (problem.question, problem.solution)]
@@ -46,13 +46,13 @@ def vocabulary() -> object:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of token ids.
+    """Conversations as token ids.
 
     Attributes:
         tokens: int64 [B, L], the conversations.
-        answer: bool [B, L], where a token may be masked: the last answer and the end-of-answer tokens after it.
-        tail: int64 [B], the column from which on all of the answer is masked, as when a solution is written from left
-            to right; -1 where masks are drawn token by token.
+        answer: bool [B, L], True where a token may be masked: the last answer and the end-of-answer tokens after it.
+        tail: int64 [B], the first column of a tail, all of which is masked, as when a solution is written from left to
+            right; -1 where masks are drawn token by token.
     """
 
     tokens: Tensor
@@ -61,19 +61,19 @@ class Batch:
 
 
 class Lessons:
-    """Batches by number: one of long conversations and one of short ones, later one of sums besides.
+    """The batches of each step: word problems, other conversations, and later sums.
 
-    Seven in ten rows of the first two ask for a word problem, the others for a step of one or for small talk. Number n
-    is the same whatever was asked for before, so a resumed run misses nothing.
+    70 % of the rows of the first two batches are word problems; the others are single steps of one, or small talk.
+    Item n depends on n and the seed only, so a resumed run continues exactly.
 
-    The sum at the end is what is learnt last. Masked token by token it is seldom a question: both addends must be
-    visible, and itself and the answer, which repeats it, hidden. Hence the sums besides, and the tails (`Batch.tail`).
+    The final sum of a problem is learnt last. Token-by-token masking seldom trains it: both addends must be visible
+    while the sum and the answer that repeats it are masked. Hence the batch of sums, and the tails (`Batch.tail`).
 
     Args:
-        tokenizer: of :func:`vocabulary`.
-        batch_size: conversations of a step, sums not counted.
+        tokenizer: from :func:`vocabulary`.
+        batch_size: conversations per step, without the batch of sums.
         seed: of the stream.
-        steps: of the run; its lessons begin at the same share of it as in one of STEPS.
+        steps: of the run; sums and tails begin at the same fraction of it as in a run of STEPS.
 
     Example:
         >>> lessons = Lessons(vocabulary(), batch_size=10, seed=0)
@@ -93,23 +93,25 @@ class Lessons:
         narrow = rng.choice(SHORT_LENGTHS)
         others, n_others = (problems.arithmetic, self._small_talk), self.batch_size - self.n_problems
         batches = [
-            self._batch([self._row(rng, self._problem, wide) for _ in range(self.n_problems)], least=0),
-            self._batch([self._row(rng, others[i % 2], narrow) for i in range(n_others)], least=narrow),
+            self._pad([self._row(rng, self._problem, wide) for _ in range(self.n_problems)], least=0),
+            self._pad([self._row(rng, others[i % 2], narrow) for i in range(n_others)], least=narrow),
         ]
-        if self._past(number, TAIL_FROM):
-            self._cut(random.Random(f"{self.seed} {number} tail"), batches[0], self._past(number, OTHER_ADDENDS_FROM))
-        if self._past(number, DRILL_FROM):
+        if self._has_begun(TAIL_FROM, number):
+            self._add_tails(
+                random.Random(f"{self.seed} {number} tail"), batches[0], self._has_begun(OTHER_ADDENDS_FROM, number)
+            )
+        if self._has_begun(DRILL_FROM, number):
             sums = functools.partial(problems.arithmetic, weights=(0, 1, 0))
             drill = [self._row(rng, sums, DRILL_LENGTH) for _ in range(self.batch_size)]
-            batches.append(self._batch(drill, least=DRILL_LENGTH))
+            batches.append(self._pad(drill, least=DRILL_LENGTH))
         return batches
 
-    def _past(self, number: int, start: int) -> bool:
-        """Whether what a run of STEPS steps does from `start` on is done by now."""
+    def _has_begun(self, start: int, number: int) -> bool:
+        """Whether step `number` of this run is at or after step `start` of a run of STEPS steps."""
         return number * STEPS >= start * self.steps
 
-    def _cut(self, rng: random.Random, batch: Batch, other_addends: bool) -> None:
-        """Choose tails that begin behind an equals sign; half of them behind the last one, that of the sum."""
+    def _add_tails(self, rng: random.Random, batch: Batch, other_addends: bool) -> None:
+        """Set tails that begin after an equals sign: half of them after the last one, that of the final sum."""
         equals = (batch.tokens == self.tokenizer.convert_tokens_to_ids("Ġ=")) & batch.answer
         for row in range(0, len(batch.tokens), TAIL_EVERY):
             *others, last = equals[row].nonzero().flatten().tolist()
@@ -119,10 +121,10 @@ class Lessons:
                 self._replace_addends(rng, batch.tokens[row], others[0], others[-1], last)
 
     def _replace_addends(self, rng: random.Random, tokens: Tensor, first: int, second: int, last: int) -> None:
-        """Other products behind the equals signs `first` and `second`, and their sum behind `last`, in place.
+        """Replace, in place, the products after the equals signs `first` and `second`, and their sum after `last`.
 
-        Products are known by then. With these, nothing but adding what is written gives the sum: a problem's four
-        numbers can be learnt by heart, and those held out cannot.
+        The model knows the products by then. With products of other problems the sum follows only from adding the
+        numbers that are written, not from memorizing the problem.
         """
         one, two = (numbers.rate * numbers.hours for numbers in rng.sample(self.numbers, 2))
         total = tokens[last + 1].clone()
@@ -131,7 +133,7 @@ class Lessons:
         tokens[last + 1 :][tokens[last + 1 :] == total] = self._ids(str(one + two))[0]
 
     def _row(self, rng: random.Random, draw: Draw, limit: int) -> tuple[list[int], list[int]]:
-        """Token ids of the conversation so far, and of the answer with the token that ends it."""
+        """Token ids of the prompt, with up to three earlier turns if they fit, and of the answer with its end token."""
         question, answer = draw(rng)
         prompt, target = self._ids(TURN.format(question)), self._ids(answer + END_OF_TURN)
         for _ in range(rng.choice((0, 0, 0, 1, 2, 3))):
@@ -147,15 +149,15 @@ class Lessons:
         return problem.question, problem.solution
 
     def _small_talk(self, rng: random.Random) -> Turn:
-        """People do not always type capitals and question marks."""
+        """A line and its answer; the line sometimes in lower case or without punctuation, as people type."""
         question, answer = rng.choice(self.talk)
         return rng.choice((str, str, str.lower, canonical))(question), answer
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text).input_ids
 
-    def _batch(self, rows: Sequence[tuple[list[int], list[int]]], least: int) -> Batch:
-        """The rows, filled up with end-of-answer tokens to the longest of them and to the width `least`."""
+    def _pad(self, rows: Sequence[tuple[list[int], list[int]]], least: int) -> Batch:
+        """Pad the rows with end-of-answer tokens to the longest of them, and to at least `least` columns."""
         end = self.tokenizer.eos_token_id
         width = max([least, *(len(prompt) + len(answer) for prompt, answer in rows)])
         tokens = [(prompt + answer + [end] * width)[:width] for prompt, answer in rows]

@@ -1,0 +1,150 @@
+"""Tables of sampling: speed against the authors' loops, block caches, and accuracy against tokens per step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.markdown import megabytes
+from dllm.demo import samplers
+
+SAMPLER_HEAD = (
+    "model",
+    "batch",
+    "T",
+    "machine",
+    "card's loop, tokens/s",
+    "dllm, tokens/s",
+    "speed-up",
+    "ms/step",
+    "same tokens",
+    "command",
+)
+QUALITY_HEAD = ("asked", "tokens per step", "exact answers", "95 % interval", "tokens per forward", "command")
+CACHED_HEAD = (
+    "block caches",
+    "machine",
+    "forward passes",
+    "before, s",
+    "dllm's cache, s",
+    "speed-up",
+    "ms/step before",
+    "dllm's",
+    "cache, MB",
+    "command",
+)
+# pairs of loops of a cached_decoding row that are compared: without and with cache
+CACHED_PAIRS = (("bd3lm recomputed", "bd3lm cached"), ("full canvas", "dual cache"))
+
+
+def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for a case: the authors' loop and dllm's fastest program.
+
+    Raises:
+        ValueError: the row lacks one of the two.
+    """
+    settings, (card, ours) = row["settings"], card_and_ours(row)
+    same = ours.get("same_tokens")
+    return [
+        [
+            sampler_and_model(settings),
+            str(settings["batch"]),
+            f"{settings['temperature']:g}",
+            machine.short_name(row["machine"]),
+            *(f"{program['tokens_per_second']:.1f}" for program in (card, ours)),
+            f"{ours['tokens_per_second'] / card['tokens_per_second']:.1f}x",
+            f"{card['ms_per_step']['median']:.1f} -> {ours['ms_per_step']['median']:.1f}",
+            "n/a" if same is None else f"{same:.1%}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+    ]
+
+
+def card_and_ours(row: dict) -> tuple[dict, dict]:
+    """The results of the authors' loop and of dllm's fastest program in a sampler row.
+
+    Raises:
+        ValueError: the row lacks one of the two.
+    """
+    measured = {name: r for name, r in row.get("providers", {}).items() if "tokens_per_second" in r}
+    ours = [result for name, result in measured.items() if name.startswith("ours")]
+    if not ours or "card" not in measured:
+        raise ValueError(f"a chosen row has no measurement of both programs: {row['command']}")
+    return measured["card"], max(ours, key=lambda result: result["tokens_per_second"])
+
+
+def sampler_and_model(settings: dict) -> str:
+    """Model and dtype of a sampler row, with the sampler in front where it is not the model card's loop."""
+    model = f"{Path(settings['model']).name} {settings['dtype']}"
+    if settings.get("sampler", "generate") == "generate":
+        return model
+    return f"{sampler_in_words(settings['sampler'], settings['options'], settings['approximate'])}: {model}"
+
+
+def sampler_in_words(sampler: str, options: dict, approximate: bool) -> str:
+    """A sampler's name with its rule's setting, and "(approximate)" where it may give other tokens.
+
+    Example:
+        >>> sampler_in_words("threshold", {"threshold": 0.9}, True)
+        'threshold 0.9 (approximate)'
+        >>> sampler_in_words("llada2", {"threshold": 0.95}, True)
+        'llada2 threshold 0.95 (approximate)'
+    """
+    rules = [name for name in samplers.RULES if name in options]
+    values = [f"{options[name]:g}" if name == sampler else f"{name} {options[name]:g}" for name in rules]
+    return " ".join([sampler, *values]) + " (approximate)" * approximate
+
+
+def quality_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each task and sampler setting of a quality row."""
+    settings = row["settings"]
+    what = "" if settings["model"] == "shipped" else f", {settings['model']}"
+    if settings["block_length"] != settings["gen_length"]:
+        what += f", blocks of {settings['block_length']}"
+    return [
+        [
+            f"{result['questions']} {result['task']}{what}",
+            way_to_sample(result),
+            f"{result['accuracy']:.1%}",
+            "{:.1%} to {:.1%}".format(*result["interval_95"]),
+            f"{result['tokens_per_forward']:.2f}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for result in row["results"]
+    ]
+
+
+def way_to_sample(result: dict) -> str:
+    """The sampler and setting of a quality result; for the model card's loop only the number of tokens per step.
+
+    Example:
+        >>> way_to_sample({"tokens_per_step": 8})
+        '8'
+        >>> way_to_sample({"sampler": "mdlm", "approximate": False, "tokens_per_step": 2})
+        'mdlm, 2'
+    """
+    counted = [str(result["tokens_per_step"])] if "tokens_per_step" in result else []
+    if result.get("sampler", "generate") == "generate":
+        return counted[0]
+    return ", ".join([sampler_in_words(result["sampler"], result, result["approximate"]), *counted])
+
+
+def cached_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each loop with a cache and the same loop without."""
+    settings, loops = row["settings"], {result["loop"]: result for result in row["results"]}
+    model = settings.get("model") or f"Llama shape, {settings['layers']} layers x {settings['hidden']}"
+    what = f"{model} {settings['dtype']}, batch {settings['batch']}, {settings['prompt']} + {settings['new']} tokens"
+    pairs = [(loops[before], loops[after]) for before, after in CACHED_PAIRS if before in loops and after in loops]
+    return [
+        [
+            f"{before['loop']} -> {after['loop']}: {what} in blocks of {settings['block']}",
+            machine.short_name(row["machine"]),
+            f"{after['forwards']}",
+            *(f"{loop['call_seconds']['median']:.2f}" for loop in (before, after)),
+            f"{before['call_seconds']['median'] / after['call_seconds']['median']:.1f}x",
+            *(f"{1000 * loop['step_seconds']['median']:.1f}" for loop in (before, after)),
+            megabytes(after["cache_bytes"]),
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for before, after in pairs
+    ]

@@ -1,0 +1,60 @@
+"""How kernels read logits, flags and temperatures, in Triton (in PyTorch: `logits.py`)."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dllm_kernels.logits import STATISTICS_TEMPERATURES
+
+INF = tl.constexpr(float("inf"))
+HIGHEST = tl.constexpr(torch.finfo(torch.float32).max)
+LOG2_E = tl.constexpr(1.4426950408889634)
+NOTHING = tl.constexpr(-200.0)  # e^-200 is 0 in float32: differences below it count as this, and 0 * inf never arises
+_COLDEST, _HOTTEST = (tl.constexpr(T) for T in STATISTICS_TEMPERATURES)
+
+
+@triton.jit
+def load_logits(
+    x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS: tl.constexpr, HAS_FLOOR: tl.constexpr = False
+):
+    """float32 logits, with -inf for NaN and for what is suppressed, below the floor or past the end, and the largest
+    finite number for +inf."""
+    mask_v = offs_v < size_v
+    x = tl.load(x_ptr + offs_v, mask=mask_v, other=-INF).to(tl.float32)
+    x = tl.minimum(tl.maximum(x, -INF), HIGHEST)  # of a number and NaN, either takes the number
+    if HAS_SUPPRESS:
+        x = hide(x, suppress_ptr, offs_v, size_v)
+    if HAS_FLOOR:
+        x = tl.where(x < floor, -INF, x)
+    return x
+
+
+@triton.jit
+def hide(l, hidden_ptr, offs_v, size_v):
+    """Logits with -inf where a flag is set."""
+    return tl.where(tl.load(hidden_ptr + offs_v, mask=offs_v < size_v, other=0), -INF, l)
+
+
+@triton.jit
+def statistics_temperature(T):
+    """The temperature at which a row is measured: T where it is above 0, within bounds, else 1."""
+    return tl.where(T > 0, tl.minimum(tl.maximum(T, _COLDEST), _HOTTEST), 1.0)
+
+
+@triton.jit
+def exponent(difference, rate, TEMPERED: tl.constexpr):
+    """(l - m) / T log2 e, the exponent of 2 of a softmax weight; at least NOTHING log2 e, also for -inf."""
+    if TEMPERED:
+        difference = tl.maximum(difference, -HIGHEST) * rate
+    return tl.maximum(difference, NOTHING) * LOG2_E
+
+
+def stride(per_row: Tensor | None) -> int:
+    """The stride of an optional per-row tensor [R], 0 without one."""
+    return 0 if per_row is None else per_row.stride(0)
+
+
+def adjacent(x: Tensor | None) -> Tensor | None:
+    """An optional tensor with its entries next to each other in memory."""
+    return x if x is None else x.contiguous()
