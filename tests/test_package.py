@@ -21,7 +21,7 @@ from benchmarks.peers import PEERS
 
 ROOT = Path(__file__).parents[1]
 CODE = ("csrc", "dllm", "dllm_kernels")
-ABOUT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
+ABOUT = ("README.md", "LICENSE")
 
 
 def run(code: str, **environment: str) -> str:
@@ -85,7 +85,7 @@ def checkout(tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     for name in CODE:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", *ABOUT):
+    for name in ("pyproject.toml", "setup.py", *ABOUT):
         shutil.copy(ROOT / name, copy)
     return copy
 
