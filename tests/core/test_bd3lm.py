@@ -346,7 +346,7 @@ def test_masks_of_query_and_key_are_refused(tmp_path):
         return batch | {"attention_mask": batch["attention_mask"][:, None, None]}
 
     trainer, _ = trainer_of(tmp_path, family_model("bert"), samples_of(2))
-    trainer._noise[True].base = collate
+    trainer._collators["train"].base = collate
     with pytest.raises(ValueError, match="attention_mask must"):
         trainer.train()
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BertTokenizerFast, HfArgumentParser, TrainerCallback
 
 from dllm.core.trainers import MDLMConfig, MDLMTrainer, graphed
-from dllm.core.trainers.collator import OnGrid, padding_collator
+from dllm.core.trainers.padding import OnGrid, padding_collator
 from tests.core.runs import Gradients, config_of, losses, model_of, samples_of, trainer_of
 from tests.graph_stand_in import install
 
@@ -219,5 +219,5 @@ def test_batches_of_few_shapes(stand_in, tmp_path):
         trainer = MDLMTrainer(
             config_of(tmp_path, cuda_graph=cuda_graph), model=model_of(), tokenizer=tokenizer, train_dataset=samples
         )
-        assert type(trainer.data_collator) is type(trainer._noise[True].base) is kind
+        assert type(trainer.data_collator) is type(trainer._collators["train"].base) is kind
     assert trainer_of(tmp_path, model_of(), samples).data_collator.__name__ == "pad_right"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from dllm.core.schedulers import BaseAlphaScheduler
 from dllm.core.trainers.block_mask import BlockInputs, check_sees_blocks
 from dllm.core.trainers.blocks import AppendEOSBlockWrapper, BD3LMCollator
 from dllm.core.trainers.collator import MDLMCollator
-from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer
+from dllm.core.trainers.config import MDLMConfig
+from dllm.core.trainers.mdlm import MDLMTrainer
 from dllm.fast.inputs import input_embedding
 from dllm.fast.training import unwrapped
 
@@ -107,10 +109,7 @@ class BD3LMTrainer(MDLMTrainer):
         super().__init__(args, scheduler, model, **options)
         self._block_inputs = BlockInputs.of(self.model)
 
-    @property
-    def block_size(self) -> int:
-        """`args.block_size`."""
-        return self.args.block_size
+    block_size = property(attrgetter("args.block_size"), doc="Tokens of a block.")
 
     def _collator(self, kind: type[MDLMCollator] = BD3LMCollator, **options: Any) -> MDLMCollator:
         blocks = dict(block_size=self.args.block_size, time_per_block=self.args.time_per_block)
@@ -128,7 +127,7 @@ class BD3LMTrainer(MDLMTrainer):
         made = self._block_inputs(given["input_ids"], self.args.block_size, dtype=dtype, attention_mask=padding)
         return made | given  # positions and types of tokens that the batch has stay
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _on_train_begin(self) -> None:
+        super()._on_train_begin()
         # a token goes through the body twice; two halves of L^2 / 2 pairs each are what attention is counted for
         self._flops.body *= 2

@@ -9,14 +9,55 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dllm.core.trainers.collator import OnGrid
+from dllm.core.trainers.objective import Objective
+from dllm.core.trainers.padding import OnGrid
 from dllm.data.collators import CollatorWrapper
 from dllm.data.packing import PackingCollator
-from dllm.fast.inputs import check_positions
+from dllm.fast.inputs import check_positions, positions_of
 from dllm.fast.training import unwrapped
 from dllm.fast.trial import check_both_sides, forget, two_rows, who_sees_whom, why_not_padded
 
 _PADDING = (OnGrid, transformers.DataCollatorForSeq2Seq, transformers.DataCollatorWithPadding)
+
+
+class ModelChecks(Objective):
+    """A Trainer that tests what its model sees before the first batch, by five forwards of at most 20 tokens on every
+    rank (:mod:`dllm.fast.trial`).
+
+    A causal model is refused, and so are padded batches where padding is seen. Samples that exceed the model's
+    positions are refused before the first step where the data set is in memory and the collator only pads, else in
+    their batch; beyond what rotary positions were made for there is one warning.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._positions, self._positions_end = positions_of(self.model)
+        self._tried, self._why_not_padded = False, None
+
+    def _on_train_begin(self) -> None:
+        super()._on_train_begin()
+        for name in ("train_dataset", "eval_dataset"):
+            check_samples(self.model, getattr(self, name), self.data_collator, name)
+
+    def _check(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """That the model, once it is wrapped, can do what the batch asks of it."""
+        if not self._tried:
+            self._try(model, inputs["input_ids"].device)
+            self._tried = True
+        check_unpadded(inputs.get("attention_mask"), self._why_not_padded)
+        if self._positions is not None and "position_ids" not in inputs:
+            columns = self._text_columns(inputs)
+            if columns > self._positions:  # of positions that end the collator has told
+                check_positions(self.model, columns, "a row of a batch must fit")
+
+    def _try(self, model: nn.Module, device: torch.device) -> None:
+        """What the model sees, on a few tokens, by every rank alike."""
+        self._why_not_padded = check_padding(model, device)
+        check_packing(model, self.data_collator, device)
+
+    def _text_columns(self, inputs: Mapping[str, Any]) -> int:
+        """Positions that a row of the batch takes."""
+        return inputs["input_ids"].shape[1]
 
 
 def check_padding(model: nn.Module, device: torch.device) -> str | None:

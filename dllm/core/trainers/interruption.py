@@ -9,16 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
 from dllm.exits import Interrupted
-
-if TYPE_CHECKING:
-    from dllm.core.trainers.mdlm import MDLMTrainer
 
 # A signal again within so many seconds is the same one: a launcher passes on what the terminal has sent as well.
 _SAME = 1.0
@@ -80,7 +77,7 @@ class StopOnSignal(transformers.TrainerCallback):
 
 
 @contextlib.contextmanager
-def stopped_by_signals(trainer: MDLMTrainer, how_to_go_on: str) -> Iterator[StopOnSignal]:
+def stopped_by_signals(trainer: transformers.Trainer, how_to_go_on: str) -> Iterator[StopOnSignal]:
     """Within it SIGINT (Ctrl-C) and SIGTERM stop the training of `trainer` at the end of a step, with a checkpoint; a
     second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, which alone hears signals, nothing changes.
     torchrun passes both signals on, and kills what has not ended 30 seconds later: a step and its checkpoint must fit.

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dllm.core.schedulers import BaseAlphaScheduler
+from dllm.core.trainers.batches import CORRUPTION
+from dllm.core.trainers.collator import MDLMCollator
+from dllm.core.trainers.loaders import CorruptingLoaders
+from dllm.core.trainers.normalizer import WholeStepNormalizer
+from dllm.core.trainers.objective import Split
 from dllm.fast.training import masked_loss
 
-if TYPE_CHECKING:
-    from dllm.core.trainers.mdlm import MDLMConfig
 
-
-class ReplaceableSteps:
+class ReplaceableSteps(CorruptingLoaders, WholeStepNormalizer):
     """What of :class:`~dllm.core.trainers.mdlm.MDLMTrainer` a subclass may replace, with 0.1's names and signatures.
 
     As long as nothing is replaced none of this runs: masks are drawn in the data loader's processes, and the loss is
@@ -24,28 +28,12 @@ class ReplaceableSteps:
     step and the masks stay what they are.
     """
 
-    args: MDLMConfig
-    scheduler: Any
+    scheduler: BaseAlphaScheduler
 
-    @property
-    def time_epsilon(self) -> float:
-        """The smallest diffusion time: `args.time_epsilon`."""
-        return self.args.time_epsilon
-
-    @property
-    def loss_weight_type(self) -> str:
-        """`args.loss_weight_type`."""
-        return self.args.loss_weight_type
-
-    @property
-    def loss_norm_type(self) -> str:
-        """`args.loss_norm_type`."""
-        return self.args.loss_norm_type
-
-    @property
-    def right_shift_logits(self) -> bool:
-        """`args.right_shift_logits`."""
-        return self.args.right_shift_logits
+    time_epsilon = property(attrgetter("args.time_epsilon"), doc="The smallest diffusion time.")
+    loss_weight_type = property(attrgetter("args.loss_weight_type"), doc="How masked tokens are weighted.")
+    loss_norm_type = property(attrgetter("args.loss_norm_type"), doc="What the loss is a mean over.")
+    right_shift_logits = property(attrgetter("args.right_shift_logits"), doc="Whether p predicts the token at p + 1.")
 
     def _preprocess_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch x_0 that is corrupted: `input_ids` and `labels` [B, L], perhaps `attention_mask`."""
@@ -67,6 +55,28 @@ class ReplaceableSteps:
         """
         weight = torch.ones_like(t) if self.loss_weight_type == "uniform" else self.scheduler.weight(t)
         return (weight if weight.dim() == 2 else weight[:, None]).expand(inputs["input_ids"].shape)
+
+    def _replaced(self) -> list[str]:
+        return replaced_steps(self) + super()._replaced()
+
+    def _corrupted(self, inputs: Mapping[str, Any], split: Split) -> Mapping[str, Any]:
+        if CORRUPTION in inputs:
+            return inputs
+        return super()._corrupted(self._preprocess_inputs(dict(inputs)), split)
+
+    def _corrupt(self, collator: MDLMCollator, batch: dict[str, Any]) -> dict[str, Any]:
+        return collator.corrupt(batch, keep_clean=bool(replaced_steps(self)))
+
+    def _loss_of_replaced_steps(
+        self, model: nn.Module, inputs: Mapping[str, Any], scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`_weighted_loss` by the steps of a subclass, of a batch that was corrupted with `keep_clean=True`."""
+        chosen = inputs[CORRUPTION]
+        tokens = masked_tokens(self, chosen)
+        weight = self._normalized_weight(tokens.weight, tokens.row, chosen["maskable"])
+        loss, nll = loss_of(self, model, self._model_inputs(model, inputs), tokens, weight * scale)
+        weighted = (tokens.weight * nll).detach()
+        return loss, nll.new_zeros(len(chosen["maskable"])).index_add_(0, tokens.row, weighted)
 
 
 _OWN = {
