@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSamplerConfig, Span, at_least, true_or_false
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, true_or_false
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
 from dllm.core.samplers.schedules import binomial_draws, scheduled_counts, transfer_probabilities
 

@@ -128,6 +128,23 @@ def stacked(rows: Sequence[Tensor], pad: int, device: torch.device) -> Tensor:
     return canvas.to(device)
 
 
+def hidden_by_guidance(tokens: Tensor, length: Tensor, mask_id: int, keep: Sequence[int]) -> Tensor:
+    """bool [B, L]: given tokens that classifier-free guidance masks; all of a row but masks, padding and `keep`.
+
+    Args:
+        tokens: int64 [B, L].
+        length: int64 [B], columns of each row before its padding.
+        mask_id: the mask token.
+        keep: tokens that guidance does not mask.
+
+    Example:
+        >>> hidden_by_guidance(torch.tensor([[5, 6, 3, 0]]), torch.tensor([3]), mask_id=3, keep=[6])
+        tensor([[ True, False, False, False]])
+    """
+    given = (tokens != mask_id) & (torch.arange(tokens.shape[1], device=tokens.device) < length[:, None])
+    return given & ~torch.isin(tokens, torch.tensor(keep, device=tokens.device)) if keep else given
+
+
 def lookup(tokens: Sequence[int], model: nn.Module) -> Tensor | None:
     """bool [V], true for some tokens; None for none."""
     if not tokens:

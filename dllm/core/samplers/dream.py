@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import (
     binomial_draws,
     scheduled_counts,

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig
+from dllm.core.samplers.layout import Span
 from dllm_kernels import _checks
 from dllm_kernels.transfer_tokens.api import COST_CAP
 

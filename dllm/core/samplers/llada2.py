@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import even_counts
 from dllm_kernels import _checks
 

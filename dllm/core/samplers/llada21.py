@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import Span, at_least
+from dllm.core.samplers.config import at_least
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
 from dllm_kernels import _checks
 
