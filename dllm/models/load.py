@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -15,19 +13,10 @@ import transformers
 from torch import nn
 
 from dllm.configs import ModelArguments
+from dllm.models.adapters import adapted
 from dllm.models.bidirectional import SERVED, SERVED_TYPES, bidirectional
 from dllm.models.families import family_of
-from dllm.models.sources import (
-    ADAPTER_WEIGHTS,
-    adapter_at,
-    base_of,
-    check_source,
-    dtype_named,
-    file_at,
-    get_config,
-    need,
-    reading,
-)
+from dllm.models.sources import base_of, check_source, dtype_named, get_config, need, reading
 
 
 def get_model(model_args: ModelArguments | None = None, config: Any = None, **options: Any) -> nn.Module:
@@ -66,18 +55,15 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     """
     chosen = chosen_arguments(model_args, options)
     source = check_source(chosen.model_name_or_path)
-    dtype = dtype_named(chosen.dtype)
+    given = _options(chosen)
     if config is None:
         config = get_config(chosen)
-    given = dict(dtype=dtype, config=config, trust_remote_code=chosen.trust_remote_code)
     given["use_safetensors"] = True  # pickled weights would run code while they are read
-    if chosen.attn_implementation is not None:
-        given["attn_implementation"] = chosen.attn_implementation
     if chosen.load_in_4bit:
-        given["quantization_config"] = _four_bit(dtype)
+        given["quantization_config"] = _four_bit(given["dtype"])
     base = base_of(source)
     with _attention_named(chosen.attn_implementation), reading("weights", base):
-        model = _auto_class(config).from_pretrained(base, **given)
+        model = _auto_class(config).from_pretrained(base, config=config, **given)
     return adapted(_placed(_both_sides(model)), chosen)
 
 
@@ -97,9 +83,7 @@ def new_model(config: transformers.PretrainedConfig, model_args: ModelArguments)
         >>> type(new_model(get_config(arguments), arguments)).__name__
         'ModernBertForMaskedLM'
     """
-    given = dict(dtype=dtype_named(model_args.dtype), trust_remote_code=model_args.trust_remote_code)
-    if model_args.attn_implementation is not None:
-        given["attn_implementation"] = model_args.attn_implementation
+    given = _options(model_args)
     with _attention_named(model_args.attn_implementation), reading("configuration", model_args.model_name_or_path):
         return _both_sides(_auto_class(config).from_config(config, **given))
 
@@ -123,113 +107,20 @@ def chosen_arguments(model_args: Any, options: dict[str, Any]) -> ModelArguments
     return ModelArguments(**given | options)
 
 
+def _options(model_args: ModelArguments) -> dict[str, Any]:
+    """What transformers is told of a model, whether its weights are read or new."""
+    given = dict(dtype=dtype_named(model_args.dtype), trust_remote_code=model_args.trust_remote_code)
+    if model_args.attn_implementation is not None:
+        given["attn_implementation"] = model_args.attn_implementation
+    return given
+
+
 def _placed(model: nn.Module) -> nn.Module:
     """Where it is to run. What is to be sharded, or was quantised, is placed by those who do that."""
     sharded = any(os.environ.get(f"ACCELERATE_USE_{how}", "").lower() == "true" for how in ("FSDP", "DEEPSPEED"))
     if not torch.cuda.is_available() or sharded or getattr(model, "is_quantized", False):
         return model
     return model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
-
-
-def adapted(model: nn.Module, model_args: ModelArguments, *, weights: bool = True) -> nn.Module:
-    """The model with the adapter that lies at `model_args.model_name_or_path`; if none does, with a new one where it is
-    asked for (:func:`load_peft`). With `model_args.lora` the adapter is trained, and nothing else; without, nothing of
-    a model with an adapter is.
-
-    Args:
-        model: the base model.
-        model_args: which adapter.
-        weights: read those of an adapter that lies there; without, only its shape counts.
-
-    Raises:
-        ImportError: peft is not installed.
-        OSError: there are no weights of the adapter in safetensors, or damaged ones.
-        ValueError: the adapter is not of this model.
-
-    Example:
-        >>> from dllm.demo.shipped import SHIPPED
-        >>> arguments = ModelArguments(model_name_or_path=str(SHIPPED))
-        >>> model = get_model(arguments)
-        >>> adapted(model, arguments) is model
-        True
-    """
-    if adapter_at(model_args.model_name_or_path) is None:
-        return load_peft(model, model_args)
-    need("peft", "lora")
-    if getattr(model, "_hf_peft_config_loaded", False):  # transformers has, where it lies beside the model's weights
-        if model_args.lora:
-            raise ValueError(f"an adapter to train must be in a folder of its own, got a model's, {model.name_or_path}")
-        return model
-    if model_args.load_in_4bit and model_args.lora:
-        import peft
-
-        model = peft.prepare_model_for_kbit_training(model)
-    return with_adapter(model, model_args.model_name_or_path, trained=model_args.lora, weights=weights)
-
-
-def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
-    """The model with a new LoRA adapter, the only part of it that is trained; as it is if `model_args.lora` is not set,
-    or if it has an adapter already.
-
-    Raises:
-        ImportError: peft is not installed.
-
-    Source: LoRA (arXiv:2106.09685).
-
-    Example:
-        >>> from dllm.demo.shipped import SHIPPED
-        >>> arguments = ModelArguments(model_name_or_path=str(SHIPPED))
-        >>> model = get_model(arguments)
-        >>> load_peft(model, arguments) is model
-        True
-    """
-    if not model_args.lora:
-        return model
-    need("peft", "lora")
-    import peft
-
-    if isinstance(model, peft.PeftModel):
-        return model
-    config = peft.LoraConfig(
-        r=model_args.r,
-        lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout,
-        bias=model_args.bias,
-        target_modules=_targets(model_args.target_modules),
-        modules_to_save=_words(model_args.modules_to_save),
-    )
-    if model_args.load_in_4bit:
-        model = peft.prepare_model_for_kbit_training(model)
-    return peft.get_peft_model(model, config)
-
-
-def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weights: bool = True) -> nn.Module:
-    """The model with the adapter at a folder or a name on the Hub laid over it.
-
-    Raises:
-        OSError: its weights are damaged, or not there in safetensors.
-        ValueError: it is not of this model.
-    """
-    import peft
-
-    file = file_at(source, ADAPTER_WEIGHTS)
-    if file is None:
-        raise OSError(f"the adapter at {source} must have its weights in {ADAPTER_WEIGHTS}, got none")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*missing adapter keys.*")
-        try:
-            with reading("adapter's weights", source):
-                if not weights:
-                    config = peft.PeftConfig.from_pretrained(str(file.parent))
-                    config.inference_mode = not trained
-                    return peft.get_peft_model(model, config)
-                return peft.PeftModel.from_pretrained(model, str(file.parent), is_trainable=trained)
-        except ValueError as error:  # other shapes, other names
-            raise ValueError(f"{source} is no adapter of {_name(model)}: {error}") from error
-
-
-def _name(model: nn.Module) -> str:
-    return getattr(model, "name_or_path", "") or type(model).__name__
 
 
 @contextlib.contextmanager
@@ -271,15 +162,3 @@ def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _targets(text: str) -> str | list[str]:
-    """A list of names in JSON or with commas between them; one word may be "all-linear" or a regular expression."""
-    if text.startswith("["):
-        return json.loads(text)
-    return _words(text) if "," in text else text
-
-
-def _words(text: str | None) -> list[str] | None:
-    """The words of a list that is separated by commas."""
-    return None if text is None else [word.strip() for word in text.split(",")]

@@ -19,7 +19,7 @@ from dllm.fast.head import output_head
 from dllm.fast.inputs import check_positions
 from dllm.fast.training import unwrapped
 from dllm.models import load_peft, new_model
-from dllm.models.load import adapted
+from dllm.models.adapters import adapted
 
 # Values that an optimizer keeps for each trained weight, in the weight's dtype; of other optimizers nothing is known.
 _KEPT = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
