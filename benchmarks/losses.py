@@ -3,7 +3,7 @@
     full     logits and cross-entropy of every position, multiplied by weight and mask afterwards, as dLLM trains
     indexed  logits of every position, cross-entropy of the masked ones divided by p, as LLaDA trains
     patched  the same lines as indexed, on a model that `dllm.fast.patch` has been told of
-    ours     `dllm.fast.training.masked_loss`, as MDLMTrainer calls it: logits of the masked positions only
+    ours     `dllm.fast.training.loss.masked_loss`, as MDLMTrainer calls it: logits of the masked positions only
 
 All of them compute sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's own
 collator. Before anything is timed, each is held against float64.
@@ -68,7 +68,7 @@ def indexed(model: nn.Module, batch: Batch) -> Tensor:
 
 def ours(model: nn.Module, batch: Batch) -> Tensor:
     """Only the masked rows meet the vocabulary, and their logits live inside one operation."""
-    from dllm.fast.training import masked_loss
+    from dllm.fast.training.loss import masked_loss
 
     row_weight = batch.row_weight * (1 / batch.clean.numel())
     inputs = {"input_ids": batch.noisy}

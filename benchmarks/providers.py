@@ -209,7 +209,7 @@ def _card(name: str, loaded: Loaded, case: Case, prompt: Tensor, model: Callable
 
 def _ours(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
     """`dllm.fast.generate` or a sampler of ours, eager or under CUDA graphs; an explicit choice never falls back."""
-    from dllm.fast import graphs
+    from dllm.fast.sampling import graphs
 
     graph = name == "ours-graph"
     run = _generate(loaded, case, prompt, graph) if case.sampler == "generate" else _sample(loaded, case, prompt, graph)
@@ -256,7 +256,7 @@ def _sample(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable
 
 def graphed_body_seconds(loaded: Loaded, canvas: Tensor, replays: int = 20) -> float:
     """Seconds of one replay of the model's body alone, captured as a CUDA graph; the mean of many back to back."""
-    from dllm.fast.head import HeadTap
+    from dllm.fast.head.tap import HeadTap
 
     tap = HeadTap(loaded.model, canvas[:1])
     side = torch.cuda.Stream()

@@ -123,10 +123,12 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
     shared = ("prompt_length", "gen_length", "cfg_scale", "seed", "dtype", "device")
     settings = {name: getattr(options, name) for name in shared}
     combinations = itertools.product(options.model, options.sampler, options.batch, options.temperature)
-    return [Case(model=m, batch=b, temperature=t, **settings, **settings_of(s, options)) for m, s, b, t in combinations]
+    return [
+        Case(model=m, batch=b, temperature=t, **settings, **run_settings(s, options)) for m, s, b, t in combinations
+    ]
 
 
-def settings_of(sampler: str, options: argparse.Namespace) -> dict[str, object]:
+def run_settings(sampler: str, options: argparse.Namespace) -> dict[str, object]:
     """What of a case depends on its sampler."""
     given = {name: getattr(options, name) for name in samplers.OPTIONS if getattr(options, name) is not None}
     own = samplers.options_of(sampler, **{name: value for name, value in given.items() if takes(sampler, name)})

@@ -15,8 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dllm.fast import graphs
-from dllm.fast.head import HeadTap
+from dllm.fast import capture
+from dllm.fast.head.tap import HeadTap
+from dllm.fast.sampling import graphs
 from tests.watch import SyncWatch
 
 
@@ -57,8 +58,8 @@ class StandIn:
 def install(monkeypatch) -> StandIn:
     """Let graphs of training be captured by a stand-in."""
     stand_in = StandIn()
-    monkeypatch.setattr(graphs, "warm_up", lambda run, device: run())
-    monkeypatch.setattr(graphs, "record", stand_in.record)
+    monkeypatch.setattr(capture, "warm_up", lambda run, device: run())
+    monkeypatch.setattr(capture, "record", stand_in.record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     return stand_in
 
@@ -135,9 +136,9 @@ class Sampling:
 def install_sampling(monkeypatch, size: int = 3) -> Sampling:
     """Let denoising loops on the CPU be captured by a stand-in, unless they are called with cuda_graph=False."""
     stand_in = Sampling()
-    monkeypatch.setattr(graphs, "warm_up", lambda run, device: run())
-    monkeypatch.setattr(graphs, "record", stand_in.record)
-    monkeypatch.setattr(graphs, "wanted", lambda cuda_graph, device, forwards: (cuda_graph is not False, "off"))
+    monkeypatch.setattr(capture, "warm_up", lambda run, device: run())
+    monkeypatch.setattr(capture, "record", stand_in.record)
+    monkeypatch.setattr(capture, "wanted", lambda cuda_graph, device, forwards: (cuda_graph is not False, "off"))
     monkeypatch.setattr(graphs, "CACHE", graphs.GraphCache(size=size))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     return stand_in

@@ -73,9 +73,9 @@ def _build(family: str, options: dict) -> nn.Module:
 
 def kind_of(model: nn.Module) -> str:
     """How the logits of a model came about when it was used last: "linear", "module" or "logits"."""
-    from dllm.fast import head_use
+    from dllm.fast.head import use
 
-    return next(reversed(head_use._known[model.get_output_embeddings()].values())).kind
+    return next(reversed(use._known[model.get_output_embeddings()].values())).kind
 
 
 def make_prompt(model: nn.Module, batch: int, length: int, seed: int = 0) -> Tensor:

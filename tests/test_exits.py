@@ -14,7 +14,7 @@ import safetensors
 import torch
 
 from dllm.exits import TRACEBACK, Interrupted, UsageError, exit_code, explanation, foreseen, usage
-from dllm.fast.loop import NoFiniteLogit
+from dllm.fast.sampling.loop import NoFiniteLogit
 
 
 def called(function, *arguments):

@@ -46,7 +46,7 @@ def modules(*packages: str) -> list[str]:
     return names
 
 
-LIGHT = ["dllm", "dllm.fast", "dllm.fast.training", "dllm.core.noising", "dllm.utils", "dllm.cli", "dllm_kernels"]
+LIGHT = ["dllm", "dllm.fast", "dllm.fast.training.loss", "dllm.core.noising", "dllm.utils", "dllm.cli", "dllm_kernels"]
 
 
 def test_importing_loads_no_heavy_package():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from dllm.chat.save import save
-from dllm.fast.inputs import row_seeds
+from dllm.fast.sampling.inputs import row_seeds
 
 if TYPE_CHECKING:
     from dllm.chat.session import Session

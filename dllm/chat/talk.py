@@ -15,8 +15,8 @@ from dllm.chat.film import Film
 from dllm.chat.trim import sample_trim
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.fast import Step
-from dllm.fast.inputs import positions_of
-from dllm.fast.stats import Stats
+from dllm.fast.model import position_limit
+from dllm.fast.sampling.stats import Stats
 
 Message = Mapping[str, str]
 
@@ -120,7 +120,7 @@ class Talk(ABC):
 
     def _room(self, tokens: int, context: int) -> int:
         """How many tokens are generated after `tokens`, of which `context` are from earlier turns."""
-        new, limit = self.config.max_new_tokens, positions_of(self.sampler.model)[0]
+        new, limit = self.config.max_new_tokens, position_limit(self.sampler.model)[0]
         if new is None:
             new, limit = self.config.max_length - tokens, min(filter(None, (limit, self.config.max_length)))
         if new >= 1 and (limit is None or tokens + new <= limit):
@@ -213,7 +213,7 @@ class Continuation(Talk):
             raise ValueError("expected a text to continue, got an empty one")
         mask = self.tokenizer.mask_token_id
         if mask in tokens:
-            limit, _ = positions_of(self.sampler.model)
+            limit, _ = position_limit(self.sampler.model)
             if limit is not None and len(tokens) > limit:
                 raise TooLong(f"this is {len(tokens)} tokens long, but there is room for {limit}")
             return Prompt(tokens, Film(mask, [slice(0, len(tokens))], torch.tensor([tokens])))

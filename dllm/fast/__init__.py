@@ -1,8 +1,11 @@
-"""The engine room: fast, exact sampling, and a patch for scripts that exist. Imports torch and dllm_kernels only."""
+"""The engine: fast, exact sampling and training of masked-diffusion models, and a patch for scripts that exist.
 
-from dllm.fast.generate import generate
-from dllm.fast.loop import Step
+Imports torch and dllm_kernels only.
+"""
+
 from dllm.fast.patch import patch, unpatch
-from dllm.fast.stats import Stats
+from dllm.fast.sampling.generate import generate
+from dllm.fast.sampling.live import Step
+from dllm.fast.sampling.stats import Stats
 
 __all__ = ["Stats", "Step", "generate", "patch", "unpatch"]

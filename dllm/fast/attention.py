@@ -47,7 +47,7 @@ def check_attention(
     """Check that the model's attention can be told what a call needs.
 
     Args:
-        block_causal, cache: as :class:`dllm.fast.denoise.Policy` has them.
+        block_causal, cache: as :class:`dllm.fast.sampling.state.Policy` has them.
         padded: whether rows are of different lengths.
         columns: of the longest row.
 

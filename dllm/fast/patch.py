@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.deferred import DeferredHead, put_off
-from dllm.fast.head import output_head
-from dllm.fast.head_use import why_not_linear
-from dllm.fast.interception import own_forward
-from dllm.fast.training import unwrapped
+from dllm.fast.deferred import DeferredHead, defer_head
+from dllm.fast.head.interception import instance_forward
+from dllm.fast.head.tap import output_head
+from dllm.fast.head.use import why_not_linear
+from dllm.fast.model import unwrapped
 
 
 class Patch:
@@ -78,11 +78,11 @@ def patch(model: nn.Module) -> Patch:
     if type(head) is not nn.Linear:
         kind = type(head)
         raise ValueError(f"the head must be an nn.Linear, got {kind.__module__}.{kind.__qualname__}")
-    if own_forward(head) is not None:
+    if instance_forward(head) is not None:
         raise ValueError("the head must have the forward of its class, got one of the instance's own")
     if why := why_not_linear(model, head, {"input_ids": _example(head)}):
         raise ValueError(f"the model's logits must be its head's output: {type(unwrapped(model)).__name__}: {why}")
-    put_off(head, unwrapped(model))
+    defer_head(head, unwrapped(model))
     return Patch(model, made=True)
 
 

@@ -14,7 +14,7 @@ from dllm.configs import DataArguments, ModelArguments
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from dllm.core.trainers.interruption import stopped_by_signals
 from dllm.data.splits import row_count
-from dllm.fast.inputs import check_positions
+from dllm.fast.model import check_positions
 from dllm.startup import initial_training_setup, print_main
 
 # Under the output folder: what a run leaves at its end.

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import fully_shard
 
 from dllm.core.trainers import BD3LMTrainer, MDLMTrainer
-from dllm.fast.training import unwrapped
+from dllm.fast.model import unwrapped
 from tests import launch
 from tests.core.reference import Objective
 from tests.core.runs import KINDS, Gradients, model_of, samples_of, trainer_of

@@ -33,7 +33,7 @@ if "ddp_static_graph" in {known.name for known in dataclasses.fields(MDLMConfig)
     CASES.append(("sequence", "Strict", 4, 1, STATIC | CHECKPOINTED))
 
 
-def settings_of(norm: str, kind: str, size: int, accumulation: int, further: dict) -> dict:
+def run_settings(norm: str, kind: str, size: int, accumulation: int, further: dict) -> dict:
     options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, num_train_epochs=1)
     options |= dict(learning_rate=0.0, per_device_eval_batch_size=2)
     return dict(norm=norm, kind=kind, samples=8, evaluated=7, options=options | further)
@@ -41,7 +41,7 @@ def settings_of(norm: str, kind: str, size: int, accumulation: int, further: dic
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[list[dict]]:
-    return two_ranks(tmp_path_factory.mktemp("ranks"), [settings_of(*case) for case in CASES])
+    return two_ranks(tmp_path_factory.mktemp("ranks"), [run_settings(*case) for case in CASES])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -31,7 +31,7 @@ LONG = dict(per_device_train_batch_size=2, num_train_epochs=2, learning_rate=1e-
 KEPT = dict(save_strategy="steps", save_steps=1, save_only_model=False)
 
 
-def settings_of(norm: str, kind: str, head: str, options: dict, **others) -> dict:
+def run_settings(norm: str, kind: str, head: str, options: dict, **others) -> dict:
     options = dict(per_device_eval_batch_size=2) | options
     model = dict(tie_word_embeddings=head == "tied")
     settings = dict(norm=norm, kind=kind, model=model, sharded=True, samples=8, evaluated=7, options=options)
@@ -46,12 +46,12 @@ def found(tmp_path_factory):
     for i, (norm, kind, head, size, accumulation) in enumerate(CASES):
         options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, num_train_epochs=1)
         options |= dict(learning_rate=RATE, optim="sgd")
-        runs.append(settings_of(norm, kind, head, options, saved=str(folder / f"case{i}")))
-    runs.append(settings_of("token", "LooseModern", "tied", LONG | KEPT, saved=str(folder / "whole")))
+        runs.append(run_settings(norm, kind, head, options, saved=str(folder / f"case{i}")))
+    runs.append(run_settings("token", "LooseModern", "tied", LONG | KEPT, saved=str(folder / "whole")))
     resumed = dict(resume=str(folder / "checkpoint-3"), saved=str(folder / "resumed"))
-    runs.append(settings_of("token", "LooseModern", "tied", LONG, **resumed))
+    runs.append(run_settings("token", "LooseModern", "tied", LONG, **resumed))
     halves = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1, bf16=True)
-    runs.append(settings_of("token", "LooseModern", "tied", halves | dict(learning_rate=0.0)))
+    runs.append(run_settings("token", "LooseModern", "tied", halves | dict(learning_rate=0.0)))
     return folder, two_ranks(folder, runs)
 
 

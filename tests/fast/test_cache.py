@@ -4,8 +4,9 @@ import pytest
 import torch
 import transformers
 
-from dllm.fast.cache import KeyValueCache, Layer, Pool, layout_of
-from dllm.fast.head import HeadTap
+from dllm.fast.head.tap import HeadTap
+from dllm.fast.sampling.cache import KeyValueCache, SpareCaches
+from dllm.fast.sampling.cache_layout import Layer, find_layout
 from dllm.models import bidirectional, causal
 from tests.causal_models import causal_model
 from tests.flash_stand_in import register
@@ -31,13 +32,13 @@ def states(rows, columns, dtype=torch.float32, seed=0):
 def test_every_row_writes_at_columns_of_its_own():
     cache = KeyValueCache(LAYOUT, rows=3, columns=6, device=CPU)
     keys, values = states(2, 2)
-    cache.aim(torch.tensor([0, 2]), torch.tensor([[1, 2], [4, 6]]), seen=None)
+    cache.aim(torch.tensor([0, 2]), torch.tensor([[1, 2], [4, 6]]), visible=None)
     got = cache.update(keys, values, 0)
     assert got[0] is keys and got[1] is values  # it sees itself
     expected = torch.zeros(3, 2, 7, 4)
     expected[0, :, 1:3], expected[2, :, 4], expected[2, :, 6] = keys[0], keys[1, :, 0], keys[1, :, 1]
     assert torch.equal(cache.keys[0], expected) and not cache.keys[1].any()
-    cache.aim(torch.tensor([0, 1]), torch.tensor([[0], [5]]), seen=5)
+    cache.aim(torch.tensor([0, 1]), torch.tensor([[0], [5]]), visible=5)
     seen, _ = cache.update(keys[:, :, :1], values[:, :, :1], 0)
     assert seen.shape == (2, 2, 5, 4) and seen.data_ptr() == cache.keys[0].data_ptr()  # no copy
     assert torch.equal(seen[0, :, 0], keys[0, :, 0]) and torch.equal(seen[0, :, 1:3], keys[0])
@@ -59,22 +60,22 @@ def test_rows_that_leave():
 
 def test_what_was_said_before_a_block():
     """Noted where a block opens, kept elsewhere, and it stays with its row."""
-    cache = KeyValueCache(LAYOUT, rows=3, columns=6, device=CPU, before=(5, torch.float32))
+    cache = KeyValueCache(LAYOUT, rows=3, columns=6, device=CPU, shift_column=(5, torch.float32))
     said = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
-    cache.aim(torch.arange(3), torch.arange(6).expand(3, 6), seen=None)
-    cache.note_before(said, torch.tensor([0, 2, 6]), torch.tensor([True, True, True]))
-    assert torch.equal(cache.before, torch.stack([said[0, 0], said[1, 1], said[2, 5]]))
-    cache.note_before(-said, torch.tensor([3, 3, 3]), torch.tensor([False, False, True]))
-    assert torch.equal(cache.before, torch.stack([said[0, 0], said[1, 1], -said[2, 2]]))
-    address = cache.before.data_ptr()
+    cache.aim(torch.arange(3), torch.arange(6).expand(3, 6), visible=None)
+    cache.store_shift_column(said, torch.tensor([0, 2, 6]), torch.tensor([True, True, True]))
+    assert torch.equal(cache.shift_column, torch.stack([said[0, 0], said[1, 1], said[2, 5]]))
+    cache.store_shift_column(-said, torch.tensor([3, 3, 3]), torch.tensor([False, False, True]))
+    assert torch.equal(cache.shift_column, torch.stack([said[0, 0], said[1, 1], -said[2, 2]]))
+    address = cache.shift_column.data_ptr()
     cache.keep([1, 2])
-    cache.aim(torch.tensor([1, 0]), torch.tensor([[2, 3], [4, 5]]), seen=6)
-    window = cache.with_before(said[:2, 2:4])
+    cache.aim(torch.tensor([1, 0]), torch.tensor([[2, 3], [4, 5]]), visible=6)
+    window = cache.prepend_shift_column(said[:2, 2:4])
     assert window.shape == (2, 3, 5) and torch.equal(window[:, 0], torch.stack([-said[2, 2], said[1, 1]]))
-    assert torch.equal(window[:, 1:], said[:2, 2:4]) and cache.before.data_ptr() == address
+    assert torch.equal(window[:, 1:], said[:2, 2:4]) and cache.shift_column.data_ptr() == address
     assert cache.bytes == 3 * 2 * 7 * (4 + 3) * (4 + 2) + 3 * 5 * 4
     cache.clear()
-    assert not cache.before.any()
+    assert not cache.shift_column.any()
 
 
 def test_memory():
@@ -83,7 +84,7 @@ def test_memory():
 
 
 def test_the_pool():
-    pool = Pool(size=2)
+    pool = SpareCaches(size=2)
 
     def take(**changed):
         return pool.take(**(dict(layout=LAYOUT, rows=2, columns=60, device=CPU) | changed))
@@ -98,7 +99,7 @@ def test_the_pool():
     with torch.inference_mode():
         inside = take()
     assert inside is not first
-    assert take(before=(5, torch.float32)) is not first
+    assert take(shift_column=(5, torch.float32)) is not first
     assert take(columns=10) is first and not first.keys[0].any()  # nothing of an earlier call is left
     for cache in (first, second, inside):
         pool.give_back(cache)
@@ -118,15 +119,23 @@ BAD = [
         r"keys of layer 0 must be \[1, 2, 2, 4\], got",
     ),
     (lambda cache, k, v: cache.update(k[:, :, :1], v, 0), ValueError, r"must be \[1, 2, 2, 4\], got \[1, 2, 1, 4\]"),
-    (lambda cache, *_: cache.aim(torch.arange(3), torch.zeros(3, 1).long(), seen=1), ValueError, "a cache of 2 rows"),
-    (lambda cache, *_: cache.aim(torch.arange(1), torch.zeros(1, 1).long(), seen=9), ValueError, "rows of 8 columns"),
+    (
+        lambda cache, *_: cache.aim(torch.arange(3), torch.zeros(3, 1).long(), visible=1),
+        ValueError,
+        "a cache of 2 rows",
+    ),
+    (
+        lambda cache, *_: cache.aim(torch.arange(1), torch.zeros(1, 1).long(), visible=9),
+        ValueError,
+        "rows of 8 columns",
+    ),
 ]
 
 
 @pytest.mark.parametrize("call, error, message", BAD, ids=[row[-1] for row in BAD])
 def test_what_does_not_fit(call, error, message):
     cache = KeyValueCache(LAYOUT, rows=2, columns=8, device=CPU)
-    cache.aim(torch.tensor([0]), torch.tensor([[0, 1]]), seen=8)
+    cache.aim(torch.tensor([0]), torch.tensor([[0, 1]]), visible=8)
     with pytest.raises(error, match=message):
         call(cache, *states(1, 2))
 
@@ -135,12 +144,12 @@ def test_what_does_not_fit(call, error, message):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_layers_keep(family, dtype):
     model = causal_model(family, dtype=dtype)
-    assert layout_of(tap_of(model)) == (Layer(2, 8, 8, dtype, dtype),) * 2
+    assert find_layout(tap_of(model)).layout == (Layer(2, 8, 8, dtype, dtype),) * 2
 
 
 def test_a_model_without_a_cache():
     with pytest.raises(ValueError, match=r"keeps no cache|must hand its keys and values to past_key_values once"):
-        layout_of(tap_of(tiny("modernbert")))
+        find_layout(tap_of(tiny("modernbert")))
 
 
 def test_attention_that_takes_no_mask_sees_all():
@@ -148,7 +157,7 @@ def test_attention_that_takes_no_mask_sees_all():
     torch.manual_seed(0)
     model = bidirectional(transformers.LlamaForCausalLM(transformers.LlamaConfig(**size)).eval())
     model.config._attn_implementation = register()
-    assert len(layout_of(tap_of(model))) == 2
+    assert len(find_layout(tap_of(model)).layout) == 2
 
 
 def test_a_model_that_sees_something_else():
@@ -156,12 +165,12 @@ def test_a_model_that_sees_something_else():
     size = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, attn_implementation="eager")).eval()
-    assert len(layout_of(tap_of(bidirectional(model)))) == 2
+    assert len(find_layout(tap_of(bidirectional(model))).layout) == 2
     causal(model)
     with pytest.raises(ValueError, match="a position must see what attention_mask"):
-        layout_of(tap_of(model))  # eager attention adds what it is given: True is 1
+        find_layout(tap_of(model))  # eager attention adds what it is given: True is 1
     bidirectional(model)
-    assert len(layout_of(tap_of(model))) == 2
+    assert len(find_layout(tap_of(model)).layout) == 2
 
 
 def test_of_a_broken_model_nothing_is_remembered():
@@ -170,18 +179,18 @@ def test_of_a_broken_model_nothing_is_remembered():
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, attn_implementation="eager")).eval()
     good = model.lm_head.weight.data, model.model.norm.weight.data.clone()
     model.model.norm.weight.data.fill_(torch.nan)
-    assert len(layout_of(tap_of(model))) == 1
+    assert len(find_layout(tap_of(model)).layout) == 1
     model.model.norm.weight.data.copy_(good[1])
     with pytest.raises(ValueError, match="a position must see"):
-        layout_of(tap_of(model))
+        find_layout(tap_of(model))
 
 
 def test_the_host_waits_for_nothing():
     model = causal_model()
-    cache = KeyValueCache(layout_of(tap_of(model)), rows=2, columns=12, device=CPU)
+    cache = KeyValueCache(find_layout(tap_of(model)).layout, rows=2, columns=12, device=CPU)
     row, column = torch.arange(2), torch.tensor([[0, 1, 2], [5, 6, 7]])
     mask = (torch.arange(12) < 8).expand(2, 1, 3, 12)
     with SyncWatch() as watch, torch.no_grad():
-        cache.aim(row, column, seen=12)
+        cache.aim(row, column, visible=12)
         model(input_ids=column + 5, attention_mask=mask, position_ids=column, past_key_values=cache)
     assert not watch.seen and watch.operators > 20

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dllm.core import samplers
-from dllm.fast import graphs
+from dllm.fast import capture
+from dllm.fast.sampling import graphs
 from tests import graph_stand_in
 from tests.causal_models import causal_model
 from tests.samplers.test_cached import TOKENIZER, prompts
@@ -63,7 +64,7 @@ def test_replays_give_the_eager_tokens(stand_in, monkeypatch, name, stops):
 
 def kinds(stand_in):
     """What was captured: width, number of rows that begin, of each pass; and how many steps."""
-    return {(tuple((one.width, one.beginning) for one in passes), count) for passes, count in stand_in.captured}
+    return {(tuple((one.width, one.starting_rows) for one in passes), count) for passes, count in stand_in.captured}
 
 
 def test_the_kinds_of_steps(stand_in, monkeypatch):
@@ -94,19 +95,19 @@ def test_the_kinds_of_steps(stand_in, monkeypatch):
 @pytest.mark.parametrize("name", ["prefix", "dual", "dual, shifted", "llada21"])
 def test_a_capture_leaves_state_and_cache(stand_in, monkeypatch, name):
     """A window that a warm-up runs in the middle of a call may not be kept: later steps read what stood there."""
-    real, captured = graphs.capture, []
+    real, captured = graphs.capture_steps, []
 
-    def capture(step, count, state, pool):
+    def capture_steps(step, count, state, pool):
         cache, before = step.args[4], state.copy().tensors()
         kept = [tensor[:, :, :-1].clone() for tensor in (*cache.keys, *cache.values)]
         replay = real(step, count, state, pool)
         assert all(torch.equal(a[:, :, :-1], b) for a, b in zip((*cache.keys, *cache.values), kept, strict=True))
         for name, tensor in state.tensors().items():
             assert name in ("start", "proposals", "confidence") or torch.equal(tensor, before[name]), name
-        captured.append(int(state.spent.max()))
+        captured.append(int(state.row_steps.max()))
         return replay
 
-    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "capture_steps", capture_steps)
     kind, settings = CALLS[name]
     kind(causal_model(), TOKENIZER).sample([[5, 6], [7]], max_new_tokens=20, block_size=8, seed=0, **settings)
     assert max(captured) > 0
@@ -121,10 +122,10 @@ def test_a_capture_that_fails_in_a_call(stand_in, monkeypatch, caplog, allowed):
 
     def record(*arguments):
         if len(stand_in.captured) == allowed:
-            raise graphs.CaptureError("RuntimeError: out of memory")
+            raise capture.CaptureError("RuntimeError: out of memory")
         return stand_in.record(*arguments)
 
-    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(capture, "record", record)
     out = sampler.sample(rows, **options)
     assert torch.equal(out.sequences, eager.sequences) and all(map(torch.equal, out.histories, eager.histories))
     assert out.stats.mode == "eager" and out.stats.note.endswith("cannot be captured: RuntimeError: out of memory")

@@ -53,8 +53,8 @@ def many(model, n: int, *arguments, **options) -> torch.Tensor:
 def test_one_token_follows_softmax(model, temperature, scale, impl):
     prompt = make_prompt(model, 1, 2)[0].tolist()
     law = (logits(model, [[*prompt, MASK_ID]], scale)[0, 2] / temperature).softmax(0)
-    drawn = many(model, 20_000, 1, 1, 1, temperature, scale, LOW, seed=0, impl=impl)
-    assert chi_square_p(torch.bincount(drawn[:, 0], minlength=V), law) > P_MIN
+    sampled = many(model, 20_000, 1, 1, 1, temperature, scale, LOW, seed=0, impl=impl)
+    assert chi_square_p(torch.bincount(sampled[:, 0], minlength=V), law) > P_MIN
 
 
 def law_of_two(model, temperature: float, remasking: str) -> torch.Tensor:
@@ -83,8 +83,8 @@ def law_of_two(model, temperature: float, remasking: str) -> torch.Tensor:
 def test_two_tokens_follow_the_enumerated_law(model, temperature, remasking):
     law = law_of_two(model, temperature, remasking)
     assert float(law.sum()) == pytest.approx(1.0)
-    drawn = many(model, 20_000, 2, 2, 2, temperature, 0.0, remasking, seed=100)
-    counts = torch.bincount(drawn[:, 0] * V + drawn[:, 1], minlength=V * V)
+    sampled = many(model, 20_000, 2, 2, 2, temperature, 0.0, remasking, seed=100)
+    counts = torch.bincount(sampled[:, 0] * V + sampled[:, 1], minlength=V * V)
     assert chi_square_p(counts, law.flatten()) > P_MIN
     other = law_of_two(model, temperature, "random" if remasking == LOW else LOW)
     assert chi_square_p(counts, other.flatten()) < 1e-10, "the two orders are told apart"
@@ -95,10 +95,10 @@ def test_the_published_formula_has_the_same_law(model, remasking):
     """The card's own float64 noise, fewer draws: one loop per row."""
     n = 500
     prompts = make_prompt(model, 1, 2).expand(n, -1)
-    drawn = reference_generate(
+    sampled = reference_generate(
         model, prompts, 2, 2, 2, 1.0, 0.0, remasking, mask_id=MASK_ID, seeds=range(n), noise="card"
     )[:, 2:].cpu()
-    counts = torch.bincount(drawn[:, 0] * V + drawn[:, 1], minlength=V * V)
+    counts = torch.bincount(sampled[:, 0] * V + sampled[:, 1], minlength=V * V)
     assert chi_square_p(counts, law_of_two(model, 1.0, remasking).flatten()) > P_MIN
 
 
@@ -106,8 +106,8 @@ def test_none_draws_all_positions_at_once(model):
     """Two positions from the same forward pass: independent given the prompt."""
     prompt = make_prompt(model, 1, 2)[0].tolist()
     p = logits(model, [[*prompt, MASK_ID, MASK_ID]])[0, 2:].softmax(-1)
-    drawn = many(model, 20_000, 2, 2, 2, 1.0, 0.0, "none", seed=7)
-    counts = torch.bincount(drawn[:, 0] * V + drawn[:, 1], minlength=V * V)
+    sampled = many(model, 20_000, 2, 2, 2, 1.0, 0.0, "none", seed=7)
+    counts = torch.bincount(sampled[:, 0] * V + sampled[:, 1], minlength=V * V)
     assert chi_square_p(counts, (p[0][:, None] * p[1]).flatten()) > P_MIN
 
 
@@ -135,9 +135,9 @@ def test_steps_positions_and_rows_draw_independently(model):
         bias.copy_(torch.linspace(0, 1.5, V))
         bias[MASK_ID] = -20
     law = constant.get_output_embeddings().bias.detach().double().cpu().softmax(0)
-    drawn = many(constant, 10_000, 4, 8, 4, 1.0, 0.0, "random", seed=0)
+    sampled = many(constant, 10_000, 4, 8, 4, 1.0, 0.0, "random", seed=0)
     pairs = (law[:, None] * law).flatten()
     for i, j in itertools.combinations(range(8), 2):
-        assert chi_square_p(torch.bincount(drawn[:, i] * V + drawn[:, j], minlength=V * V), pairs) > P_MIN / 4
-    neighbours = drawn[:-1, 0] * V + drawn[1:, 0]  # seeds s and s + 1
+        assert chi_square_p(torch.bincount(sampled[:, i] * V + sampled[:, j], minlength=V * V), pairs) > P_MIN / 4
+    neighbours = sampled[:-1, 0] * V + sampled[1:, 0]  # seeds s and s + 1
     assert chi_square_p(torch.bincount(neighbours[::2], minlength=V * V), pairs) > P_MIN

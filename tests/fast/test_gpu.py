@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from dllm.fast import generate, graphs
-from dllm.fast.denoise import Clock, denoise_step
-from dllm.fast.loop import Denoiser
+from dllm.fast import capture, generate
+from dllm.fast.sampling import graphs
+from dllm.fast.sampling.clock import Clock
+from dllm.fast.sampling.loop import Denoiser
+from dllm.fast.sampling.step import denoise_step
 from tests.causal_models import causal_model
 from tests.fast.test_cache_graphs import CALLS
 from tests.models import MASK_ID, favour, tiny
@@ -81,7 +83,7 @@ def test_a_step_never_waits_for_the_host(monkeypatch, name):
         return generate(tiny("modernbert").cuda(), prompts(2, 8), cuda_graph=False, temperature=1.0, **ARGUMENTS)
 
     first = call()  # kernels are compiled by now
-    monkeypatch.setattr("dllm.fast.loop.denoise_step", lambda *given: within("error", denoise_step, *given))
+    monkeypatch.setattr("dllm.fast.sampling.loop.denoise_step", lambda *given: within("error", denoise_step, *given))
     assert torch.equal(call(), first) and not bool((first == MASK_ID).any())
 
 
@@ -133,7 +135,7 @@ def test_what_capturing_costs():
     ((handle, device),) = [(c.pool.handle, c.state.tokens.device) for c in graphs.CACHE._steps.values()]
     graphs.CACHE.clear()
     torch.cuda.empty_cache()
-    assert graphs.bytes_of(handle, device) < first.graph_bytes
+    assert capture.bytes_of(handle, device) < first.graph_bytes
 
 
 def test_a_pool_that_holds_too_much(monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dllm.core import samplers
-from dllm.fast import generate, graphs
+from dllm.fast import capture, generate
+from dllm.fast.sampling import graphs
 from tests import graph_stand_in
 from tests.models import MASK_ID, favour, tiny
 
@@ -106,7 +107,7 @@ def test_a_state_that_has_finished_stays(stand_in, monkeypatch, name):
     sampler.sample(rows, seed=0, max_new_tokens=12, temperature=0.8, stop_at_eos=True, **SAMPLERS[name])
     (steps,) = graphs.CACHE._steps.values()
     before = steps.state.copy().tensors()
-    assert bool((steps.state.block >= steps.state.blocks).all()) and bool((steps.state.spent > 0).all())
+    assert bool((steps.state.block >= steps.state.blocks).all()) and bool((steps.state.row_steps > 0).all())
     for replay in steps.replays.values():
         replay()
     for name, tensor in steps.state.tensors().items():
@@ -126,24 +127,24 @@ def test_steps_that_are_idle(stand_in, monkeypatch):
 
 def test_a_capture_leaves_the_state(stand_in, monkeypatch):
     """Though its warm-ups run the step, and though it may come in the middle of a call."""
-    real, captured = graphs.capture, []
+    real, captured = graphs.capture_steps, []
 
-    def capture(step, count, state, pool):
+    def capture_steps(step, count, state, pool):
         before = state.copy().tensors()
         replay = real(step, count, state, pool)
         for name, tensor in state.tensors().items():
             assert name in ("start", "proposals", "confidence") or torch.equal(tensor, before[name]), name
-        captured.append(int(state.spent.max()))
+        captured.append(int(state.row_steps.max()))
         return replay
 
-    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "capture_steps", capture_steps)
     monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
     generate(tiny("bert"), prompts(1, 5), **ARGUMENTS | dict(steps=6))
     assert captured == [0, 4]
 
 
 def test_what_capturing_costs_is_told(captures, monkeypatch):
-    monkeypatch.setattr(graphs, "bytes_of", lambda handle, device: 1000 * len(captures))
+    monkeypatch.setattr(capture, "bytes_of", lambda handle, device: 1000 * len(captures))
     model, options = tiny("bert"), dict(return_stats=True, **ARGUMENTS)
     first, again, other = (generate(model, prompts(1, n), **options)[1] for n in (5, 5, 6))
     assert 0 < first.capture_seconds < first.seconds and other.capture_seconds > 0 == again.capture_seconds
@@ -156,8 +157,8 @@ def test_memory_is_bounded(captures, monkeypatch):
     """A pool that holds too much goes with all its graphs before another shape is captured."""
     model, handles, held = tiny("bert"), iter(range(9)), {}
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
-    monkeypatch.setattr(graphs, "bytes_of", lambda handle, device: held.get(handle, 0))
-    monkeypatch.setattr(graphs, "memory_of", lambda device: 800)
+    monkeypatch.setattr(capture, "bytes_of", lambda handle, device: held.get(handle, 0))
+    monkeypatch.setattr(capture, "memory_of", lambda device: 800)
 
     def call(columns):
         stats = generate(model, prompts(1, columns), return_stats=True, **ARGUMENTS)[1]
@@ -188,7 +189,7 @@ def test_streams_share_nothing(captures, monkeypatch):
     """Graphs that may run at the same time may not work on the same memory."""
     model, streams, handles = tiny("bert"), iter([7, 7, 8, 7]), iter(range(9))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
-    monkeypatch.setattr(graphs, "stream_of", lambda device: next(streams))
+    monkeypatch.setattr(capture, "stream_of", lambda device: next(streams))
     for columns, captured, pool in ((4, 1, 0), (5, 2, 0), (5, 3, 1), (5, 3, 0)):
         generate(model, prompts(1, columns), **ARGUMENTS)
         assert len(captures) == captured and next(reversed(graphs.CACHE._steps.values())).pool.handle == pool
@@ -200,8 +201,8 @@ def test_bytes_of_a_pool(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: rows)
     for backend, expected in (("native", 21), ("cudaMallocAsync", 0)):
         monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda backend=backend: backend)
-        assert graphs.bytes_of((0, 3), torch.device("cuda", 0)) == expected
-    assert graphs.bytes_of((0, 3), torch.device("cpu")) == 0
+        assert capture.bytes_of((0, 3), torch.device("cuda", 0)) == expected
+    assert capture.bytes_of((0, 3), torch.device("cpu")) == 0
 
 
 def test_a_compiled_model(captures, monkeypatch):
@@ -273,12 +274,12 @@ def test_what_makes_a_new_bucket(captures):
 def test_weights_of_another_dtype_at_the_same_place():
     """What a model was given before, it may be given again: bfloat16, float32, then float16."""
     model, device = tiny("bert").bfloat16(), torch.device("cpu")
-    before = graphs.circumstances(model, device)
-    assert graphs.circumstances(model, device) == before
+    before = capture.capture_conditions(model, device)
+    assert capture.capture_conditions(model, device) == before
     for weight in (*model.parameters(), *model.buffers()):
         if weight.is_floating_point():
             weight.data = weight.data.view(torch.float16)
-    assert graphs.circumstances(model, device) != before
+    assert capture.capture_conditions(model, device) != before
 
 
 def test_weights_elsewhere(captures, caplog):
@@ -332,7 +333,7 @@ def test_a_load_that_fails_frees_the_captured_step(captures, monkeypatch):
     assert generate(model, prompt, return_stats=True, **ARGUMENTS)[1].mode == "graph"
 
 
-@pytest.mark.parametrize("error", [graphs.CaptureError.because(RuntimeError("broken off"), True), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [capture.CaptureError.because(RuntimeError("broken off"), True), KeyboardInterrupt()])
 def test_a_pool_into_which_a_capture_was_broken_off(stand_in, monkeypatch, error):
     """torch takes that capture for still going on, and refuses another into the same pool: no graph of it is kept."""
     handles, model = iter(range(9)), tiny("bert")
@@ -347,7 +348,7 @@ def test_a_pool_into_which_a_capture_was_broken_off(stand_in, monkeypatch, error
 
     assert call(4) == [0] and call(5) == [0, 0]
     with monkeypatch.context() as patched:
-        patched.setattr(graphs, "record", broken)
+        patched.setattr(capture, "record", broken)
         with contextlib.suppress(KeyboardInterrupt):
             call(6)
     captured = len(stand_in.captured)
@@ -416,9 +417,9 @@ def test_inference_mode_has_a_captured_step_of_its_own(captures):
 
 def test_a_capture_that_fails(captures, monkeypatch, caplog):
     def refuse(*arguments):
-        raise graphs.CaptureError("RuntimeError: operation not permitted when stream is capturing")
+        raise capture.CaptureError("RuntimeError: operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "record", refuse)
+    monkeypatch.setattr(capture, "record", refuse)
     model, prompt = tiny("bert"), prompts(1, 4)
     with pytest.raises(RuntimeError, match="cuda_graph=True, but the step cannot be captured: RuntimeError: operation"):
         generate(model, prompt, cuda_graph=True, **ARGUMENTS)
@@ -433,14 +434,14 @@ def test_a_capture_that_fails(captures, monkeypatch, caplog):
 )
 def test_bad_cuda_graph(value, error, message):
     with pytest.raises(error, match=message):
-        graphs.wanted(value, torch.device("cpu"), 8)
+        capture.wanted(value, torch.device("cpu"), 8)
 
 
 def test_when_to_capture():
     cuda = torch.device("cuda", 0)
-    assert graphs.wanted(None, cuda, 128)[0] and graphs.wanted(True, cuda, 1)[0]
-    assert not graphs.wanted(False, cuda, 128)[0] and not graphs.wanted(None, cuda, 2)[0]
-    assert not graphs.wanted(None, torch.device("cpu"), 128)[0]
+    assert capture.wanted(None, cuda, 128)[0] and capture.wanted(True, cuda, 1)[0]
+    assert not capture.wanted(False, cuda, 128)[0] and not capture.wanted(None, cuda, 2)[0]
+    assert not capture.wanted(None, torch.device("cpu"), 128)[0]
 
 
 class Device:
@@ -480,15 +481,15 @@ class Device:
         )
         for name, value in replaced.items():
             monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(graphs, "_side_stream", lambda device: "side")
-        monkeypatch.setattr(graphs, "_renew_generator", lambda device, state: self.done.append(("renewed", state)))
+        monkeypatch.setattr(capture, "_side_stream", lambda device: "side")
+        monkeypatch.setattr(capture, "_renew_generator", lambda device, state: self.done.append(("renewed", state)))
         return self
 
 
 def test_a_recording(monkeypatch):
     device = Device().install(monkeypatch)
     modes = []
-    assert graphs.record(lambda: modes.append(device.mode), torch.device("cuda", 0), "pool") == "replay"
+    assert capture.record(lambda: modes.append(device.mode), torch.device("cuda", 0), "pool") == "replay"
     assert modes == ["error"] and device.mode == 0  # what waits is refused within
     assert device.done == [("pool", "side", "thread_local")] and device.stream_in_use == "main"
 
@@ -502,13 +503,13 @@ def test_a_recording_that_fails(monkeypatch, broken):
         device.broken = broken
         raise RuntimeError("called a synchronizing CUDA operation\nand more")
 
-    with pytest.raises(graphs.CaptureError, match=r"^RuntimeError: called a synchronizing CUDA operation$"):
-        graphs.record(wait, torch.device("cuda", 0), "pool")
+    with pytest.raises(capture.CaptureError, match=r"^RuntimeError: called a synchronizing CUDA operation$"):
+        capture.record(wait, torch.device("cuda", 0), "pool")
     assert device.mode == 0 and device.stream_in_use == "main"
     assert (device.done[-1] == ("renewed", "state")) == broken  # one that ends in order leaves graphs of before alone
     device.broken = True  # torch may find out only at the end
-    with pytest.raises(graphs.CaptureError, match="previous error during capture") as found:
-        graphs.record(lambda: None, torch.device("cuda", 0), "pool")
+    with pytest.raises(capture.CaptureError, match="previous error during capture") as found:
+        capture.record(lambda: None, torch.device("cuda", 0), "pool")
     assert device.stream_in_use == "main" and found.value.broken
 
 
@@ -521,7 +522,7 @@ def test_a_recording_that_is_interrupted(monkeypatch, broken):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        graphs.record(stop, torch.device("cuda", 0), "pool")
+        capture.record(stop, torch.device("cuda", 0), "pool")
     assert device.mode == 0 and device.stream_in_use == "main"
     assert (device.done[-1] == ("renewed", "state")) == broken
 
@@ -532,7 +533,7 @@ def test_threads_take_turns_at_recording(monkeypatch):
     cuda = torch.device("cuda", 0)
 
     def inner():
-        graphs.record(lambda: order.append("inner"), cuda, "pool")
+        capture.record(lambda: order.append("inner"), cuda, "pool")
 
     other = threading.Thread(target=inner)
 
@@ -541,12 +542,12 @@ def test_threads_take_turns_at_recording(monkeypatch):
         other.join(0.2)
         order.append("outer")
 
-    graphs.record(outer, cuda, "pool")
+    capture.record(outer, cuda, "pool")
     other.join()
     assert order == ["outer", "inner"] and device.mode == 0 and device.stream_in_use == "main"
 
 
 def test_no_warm_up_without_a_gpu():
-    with pytest.raises(graphs.CaptureError, match="no CUDA graphs on cpu"):
-        graphs.warm_up(lambda: None, torch.device("cpu"))
-    assert str(graphs.CaptureError.because(KeyError())) == "KeyError: "
+    with pytest.raises(capture.CaptureError, match="no CUDA graphs on cpu"):
+        capture.warm_up(lambda: None, torch.device("cpu"))
+    assert str(capture.CaptureError.because(KeyError())) == "KeyError: "

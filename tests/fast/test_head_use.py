@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dllm.fast import generate, patch
 from dllm.fast.deferred import DeferredLogits
-from dllm.fast.head_use import HeadUse, use_of
-from dllm.fast.marked import ROWS, Marked, keeps_rows
-from dllm.fast.training import masked_loss
+from dllm.fast.head.marked import ROWS, Marked, is_rowwise
+from dllm.fast.head.use import HeadUse, find_head_use
+from dllm.fast.training.loss import masked_loss
 from tests.core.reference import Objective
 from tests.core.runs import Gradients, Loose, samples_of, trainer_of
 from tests.core.runs import model_of as trained_model_of
@@ -162,7 +162,7 @@ COPIES = {
 @pytest.mark.parametrize("kind", COPIES)
 def test_copies_and_casts_are_no_computation(kind):
     model = After(model_of(), lambda self, l, e: COPIES[kind](l))
-    assert use_of(model, model.get_output_embeddings(), EXAMPLE) == HeadUse("linear")
+    assert find_head_use(model, model.get_output_embeddings(), EXAMPLE) == HeadUse("linear")
 
 
 OTHERS = {
@@ -178,7 +178,7 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_anything_else_is(kind):
     model = After(tiny("bert"), lambda self, l, e: OTHERS[kind](l))
-    use = use_of(model, model.get_output_embeddings(), EXAMPLE)
+    use = find_head_use(model, model.get_output_embeddings(), EXAMPLE)
     assert use.kind == "logits" and use.why
 
 
@@ -189,7 +189,7 @@ def test_what_comes_later_is_seen():
     head = model.get_output_embeddings()
 
     def kind():
-        return use_of(model, head, EXAMPLE).kind
+        return find_head_use(model, head, EXAMPLE).kind
 
     assert kind() == "linear"
     model.post[0] = nn.Dropout(0.1).eval()  # acts in training only
@@ -267,7 +267,7 @@ TOGETHER = {
 @pytest.mark.parametrize("kind", [*ALONE, *TOGETHER])
 @torch.no_grad()
 def test_rows_alone_or_together(kind):
-    rows = Marked(torch.randn(1, ROWS, 8, generator=torch.Generator().manual_seed(0)), keeps_rows)
+    rows = Marked(torch.randn(1, ROWS, 8, generator=torch.Generator().manual_seed(0)), is_rowwise)
     (ALONE | TOGETHER)[kind](rows)
     assert (rows.trace.exception is None) == (kind in ALONE)
 
@@ -288,7 +288,7 @@ def test_looking_leaves_nothing_behind():
     model = Normed(tiny("bert")).train()
     model.inner.gradient_checkpointing_enable({"use_reentrant": True})
     before = [t.clone() for t in model.buffers()], torch.get_rng_state(), [m.training for m in model.modules()]
-    use_of(model, model.get_output_embeddings(), {"input_ids": EXAMPLE["input_ids"]})
+    find_head_use(model, model.get_output_embeddings(), {"input_ids": EXAMPLE["input_ids"]})
     after = list(model.buffers()), torch.get_rng_state(), [m.training for m in model.modules()]
     assert all(map(torch.equal, before[0], after[0])) and torch.equal(before[1], after[1]) and before[2] == after[2]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dllm.fast.interception import own_forward, replaced_forward
+from dllm.fast.head.interception import instance_forward, replaced_forward
 
 INPUT = torch.ones(2, 3)
 
@@ -41,7 +41,7 @@ def test_the_calling_thread_alone():
         assert torch.equal(layer(INPUT), INPUT + 1) and elsewhere(other)
         with replaced_forward(layer, lambda original, hidden: hidden * 5):
             assert torch.equal(layer(INPUT), INPUT * 5 + 1)
-        assert torch.equal(layer(INPUT), INPUT + 1) and own_forward(layer) is own
+        assert torch.equal(layer(INPUT), INPUT + 1) and instance_forward(layer) is own
         raise KeyboardInterrupt
     assert layer.forward is own and layer._forward_hooks is hooks and torch.equal(layer(INPUT), want)
 
@@ -52,8 +52,8 @@ def test_copies_have_the_forward_of_the_module():
         copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
     for other in copies:
         nn.init.zeros_(other.weight)
-        assert own_forward(other) is None and torch.equal(other(INPUT), layer.bias.expand(2, 5))
-    assert own_forward(layer) is None and "forward" not in vars(layer)
+        assert instance_forward(other) is None and torch.equal(other(INPUT), layer.bias.expand(2, 5))
+    assert instance_forward(layer) is None and "forward" not in vars(layer)
 
 
 def test_what_others_put_around_it_meanwhile_stays():

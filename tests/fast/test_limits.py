@@ -12,7 +12,7 @@ from torch import nn
 
 from dllm.core import samplers
 from dllm.fast import generate
-from dllm.fast.inputs import check_positions, positions_of
+from dllm.fast.model import check_positions, position_limit
 from tests.models import MASK_ID, POSITIONS, make_prompt, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,24 +67,24 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_positions(name):
     make, expected = FOUND[name]
-    assert positions_of(make()) == expected
+    assert position_limit(make()) == expected
 
 
 def test_a_limit_that_only_the_configuration_knows():
     """Nothing in the model tells that its positions go on, so its number is taken for their end."""
     model = nn.Linear(2, 2)
     model.config = SimpleNamespace(max_sequence_length=40)
-    assert positions_of(model) == (40, True)
+    assert position_limit(model) == (40, True)
     model.rope = nn.Module()
-    assert positions_of(model) == (40, True)
+    assert position_limit(model) == (40, True)
     model.rope = type("RotaryEmbedding", (nn.Module,), {})()
-    assert positions_of(model) == (40, False)
+    assert position_limit(model) == (40, False)
 
 
 def test_a_table_inside_an_adapter():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["position_embeddings"], modules_to_save=["decoder"], r=2)
-    assert positions_of(peft.get_peft_model(tiny("roberta"), config)) == (POSITIONS, True)
+    assert position_limit(peft.get_peft_model(tiny("roberta"), config)) == (POSITIONS, True)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dllm.fast.training import masked_loss, unwrapped
+from dllm.fast.model import unwrapped
+from dllm.fast.training.loss import masked_loss
 from dllm_kernels.testing import assert_model_no_worse
 from tests.models import FAMILIES, PAD_ID, kind_of, make_prompt, tiny
 
@@ -180,11 +181,11 @@ class NoHostSync(TorchDispatchMode):
     """Fails where a value of a tensor, or a shape that depends on values, is asked for."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        asked = function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        eligible = function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
         by_bool = function.overloadpacket is torch.ops.aten.index and any(
             index is not None and index.dtype == torch.bool for index in args[1]
         )
-        assert not asked and not by_bool, f"{function} waits for the device"
+        assert not eligible and not by_bool, f"{function} waits for the device"
         return function(*args, **(kwargs or {}))
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from dllm.fast import generate, patch, unpatch
 from dllm.fast.deferred import DeferredLogits, tensor
-from dllm.fast.training import masked_loss
+from dllm.fast.training.loss import masked_loss
 from dllm_kernels.testing import assert_model_no_worse, assert_no_worse
 from tests.fast.test_masked_loss import Capped, Largest, as_thrice, batch_of, model_of
 from tests.models import FAMILIES, MASK_ID, make_prompt
@@ -115,7 +115,7 @@ def check(loss, model=None):
 @pytest.fixture(autouse=True)
 def fresh_log():
     """What is said once is said once per test."""
-    tensor.told_once.cache_clear()
+    tensor.log_once.cache_clear()
 
 
 @pytest.fixture

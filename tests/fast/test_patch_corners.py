@@ -144,12 +144,12 @@ def test_gradients_of_views(form, late):
             view.retain_grad()
             view.register_hook(lambda gradient: 2 * gradient)
         loss = F.cross_entropy(then(view), ids)
-        (asked,) = torch.autograd.grad(loss, view, retain_graph=True)
+        (eligible,) = torch.autograd.grad(loss, view, retain_graph=True)
         if late:
             view.retain_grad()
             view.register_hook(lambda gradient: 2 * gradient)
         loss.backward()
-        return asked + 0, view.grad + 0, gradients(model)
+        return eligible + 0, view.grad + 0, gradients(model)
 
     check(script)
 
@@ -270,7 +270,7 @@ def test_transforms_of_functions(caplog):
             torch.vmap(F.cross_entropy)(logits, IDS),
         )
 
-    tensor.told_once.cache_clear()
+    tensor.log_once.cache_clear()
     check(script)
     assert "a transform of torch.func" in caplog.text
 

@@ -27,7 +27,7 @@ MASK = torch.rand(BATCH, LENGTH, generator=torch.Generator().manual_seed(2)) < 0
 @pytest.fixture(autouse=True)
 def said(caplog):
     """What is said once is said once per test."""
-    tensor.told_once.cache_clear()
+    tensor.log_once.cache_clear()
     caplog.set_level(logging.WARNING, "dllm.fast")
     return lambda: [record.message for record in caplog.records if record.name == "dllm.fast"]
 

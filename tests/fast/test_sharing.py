@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dllm.fast import generate, patch
-from dllm.fast.training import masked_loss
+from dllm.fast.training.loss import masked_loss
 from tests.fast.test_masked_loss import batch_of, model_of
 from tests.models import MASK_ID, tiny
 

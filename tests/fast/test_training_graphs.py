@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from dllm.fast import graphs, training_graphs
-from dllm.fast.graphs import WORTH_CAPTURING, CaptureError
-from dllm.fast.training_graphs import Batch, TrainingGraphs, forward_and_backward, row_capacity
+from dllm.fast import capture
+from dllm.fast.capture import WORTH_CAPTURING, CaptureError
+from dllm.fast.training import graphs as training_graphs
+from dllm.fast.training.graphs import Batch, TrainingGraphs, forward_and_backward, row_capacity
 from tests.graph_stand_in import install
 from tests.models import tiny
 
@@ -322,8 +323,8 @@ def refuse(*arguments):
 @pytest.mark.parametrize("stage", ["warm_up", "record"])
 def test_a_failed_capture_does_no_damage(stand_in, monkeypatch, stage):
     """Not even a half-done one: the warm-ups have run, on gradients that were there."""
-    whole = graphs.warm_up
-    monkeypatch.setattr(graphs, stage, lambda *a: (whole(a[0], a[1]) if stage == "warm_up" else None, refuse()))
+    whole = capture.warm_up
+    monkeypatch.setattr(capture, stage, lambda *a: (whole(a[0], a[1]) if stage == "warm_up" else None, refuse()))
     model = Small()
     eager(model, batch_of())
     model.head.bias.grad.mul_(3)
@@ -335,7 +336,7 @@ def test_a_failed_capture_does_no_damage(stand_in, monkeypatch, stage):
 
 
 def test_a_failed_capture_leaves_eager_steps(stand_in, monkeypatch, caplog):
-    monkeypatch.setattr(graphs, "record", refuse)
+    monkeypatch.setattr(capture, "record", refuse)
     captured = TrainingGraphs()
     with caplog.at_level(logging.WARNING, "dllm.fast"):
         check_equal(Small(), captured, mixed(), accumulation=2)

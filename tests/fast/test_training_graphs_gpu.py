@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from dllm.core.trainers import graphed as graphed_steps
-from dllm.fast.graphs import WORTH_CAPTURING
-from dllm.fast.training import MaskedLoss, masked_loss
-from dllm.fast.training_graphs import Batch, TrainingGraphs, forward_and_backward
+from dllm.fast.capture import WORTH_CAPTURING
+from dllm.fast.training.graphs import Batch, TrainingGraphs, forward_and_backward
+from dllm.fast.training.loss import MaskedLoss, masked_loss
 from tests.core.runs import losses, model_of, samples_of, trainer_of
 from tests.models import tiny
 
@@ -61,9 +61,9 @@ def train(model, step, batches, accumulation=2):
 def check_equal(model, captured, batches, eager=forward_and_backward):
     other = copy.deepcopy(model)
     expected = train(other, lambda m, b: eager(m, b.copy()), batches)
-    drawn = torch.cuda.get_rng_state()
+    sampled = torch.cuda.get_rng_state()
     assert train(model, by(captured), batches) == expected
-    assert torch.equal(torch.cuda.get_rng_state(), drawn)
+    assert torch.equal(torch.cuda.get_rng_state(), sampled)
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
 

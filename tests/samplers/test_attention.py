@@ -8,9 +8,10 @@ import torch
 import transformers
 
 from dllm.core import samplers
-from dllm.fast import generate, unpadded
+from dllm.fast import generate
 from dllm.fast.attention import is_flash
-from dllm.fast.head import HeadTap
+from dllm.fast.head.tap import HeadTap
+from dllm.fast.sampling import unpadded
 from tests.causal_models import causal_model
 from tests.flash_stand_in import register
 from tests.models import MASK_ID, left_padded, tiny
@@ -231,9 +232,9 @@ class Other(torch.nn.Module):
 @pytest.mark.parametrize(
     "lost, why",
     [
-        ("any", "Other takes no rows behind each other: unexpected position_ids"),
-        (("cu_seq", "max_length"), "rows behind each other see each other in Other"),
-        ("position_ids", "Other does not heed position_ids"),
+        ("any", "Other takes no packed rows: unexpected position_ids"),
+        (("cu_seq", "max_length"), "packed rows see each other in Other"),
+        ("position_ids", "Other ignores position_ids"),
     ],
 )
 def test_models_that_cannot(lost, why, attention):

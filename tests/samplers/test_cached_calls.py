@@ -9,8 +9,8 @@ import transformers
 
 from dllm.core import samplers
 from dllm.core.schedulers import LinearAlphaScheduler
-from dllm.fast import cache as caches
-from dllm.fast.denoise import denoise_step
+from dllm.fast.sampling import cache as caches
+from dllm.fast.sampling.step import denoise_step
 from tests import reference_samplers as judges
 from tests.causal_models import EOS, causal_model
 from tests.models import MASK_ID, favour, tiny
@@ -148,19 +148,19 @@ def test_the_callback_and_the_history_agree(name, device):
 
 def test_memory_is_used_again(device):
     model = causal_model(device=str(device))
-    caches.POOL.clear()
+    caches.SPARE.clear()
     out = call("dual", model, prompts(model), return_dict=True)
-    (free,) = caches.POOL._free
+    (free,) = caches.SPARE._free
     assert out.stats.cache_bytes == free.bytes == 2 * 2 * 4 * 2 * 65 * 8 * 4  # k and v, layers, rows, heads, ...
     free.keys[0].fill_(torch.nan)
     again = call("dual", model, prompts(model), return_dict=True)
-    assert caches.POOL._free == [free] and torch.equal(again.sequences, out.sequences)
+    assert caches.SPARE._free == [free] and torch.equal(again.sequences, out.sequences)
     with pytest.raises(KeyError):
         call("bd3lm", model, prompts(model), on_step=lambda _: {}["stop"])
-    assert caches.POOL._free == [free]  # given back all the same
+    assert caches.SPARE._free == [free]  # given back all the same
 
     def nested(_):
-        assert free not in caches.POOL._free
+        assert free not in caches.SPARE._free
         call("dual", model, prompts(model), seed=8)
 
     outer = call("dual", model, prompts(model), on_step=nested)
@@ -212,7 +212,7 @@ def test_a_step_waits_for_nothing(name, monkeypatch):
             denoise_step(*arguments)
         seen.extend(watch.seen)
 
-    monkeypatch.setattr("dllm.fast.loop.denoise_step", watched)
+    monkeypatch.setattr("dllm.fast.sampling.loop.denoise_step", watched)
     model = causal_model()
     call(name, model, prompts(model))
     assert not seen

@@ -180,8 +180,8 @@ def test_the_pieces_of_a_loop():
     masked = torch.tensor([[True] * 10, [True] * 2 + [False] * 8, [False] * 10])
     counts = utils.get_num_transfer_tokens(masked, 4, LinearAlphaScheduler())
     assert counts.tolist() == [[2, 3, 2, 3], [1, 1, 0, 0], [0, 0, 0, 0]] and counts.dtype == torch.int64
-    drawn = utils.get_num_transfer_tokens(masked, 4, LinearAlphaScheduler(), stochastic=True)
-    assert drawn.sum(1).tolist() == [10, 2, 0]
+    sampled = utils.get_num_transfer_tokens(masked, 4, LinearAlphaScheduler(), stochastic=True)
+    assert sampled.sum(1).tolist() == [10, 2, 0]
     logits = torch.randn(3, 5)
     assert utils.add_gumbel_noise(logits, 0) is logits
     noisy = utils.add_gumbel_noise(logits.expand(4000, 3, 5), 0.7)

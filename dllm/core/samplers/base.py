@@ -23,10 +23,12 @@ from dllm.core.samplers.layout import Layout, Seed, Span, lay_out_prompts, lay_o
 from dllm.core.samplers.run import BaseSamplerOutput, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
-from dllm.fast.denoise import Policy
-from dllm.fast.inputs import check_eos, input_embedding
-from dllm.fast.loop import Step, Work
-from dllm.fast.schedule import Block, Schedule
+from dllm.fast.model import input_embedding
+from dllm.fast.sampling.batch import DenoisingBatch
+from dllm.fast.sampling.inputs import check_eos
+from dllm.fast.sampling.live import Step
+from dllm.fast.sampling.schedule import Block, Schedule
+from dllm.fast.sampling.state import Policy
 from dllm_kernels import _impl
 
 __all__ = ["BaseSampler", "BaseSamplerConfig", "BaseSamplerOutput", "Span"]
@@ -57,11 +59,11 @@ class BaseSampler(ABC):
 
     @abstractmethod
     def amounts(self, config: Any, span: Span) -> Sequence[float]:
-        """The schedule's number for each step of a block; see :class:`dllm.fast.schedule.Block`."""
+        """The schedule's number for each step of a block; see :class:`dllm.fast.sampling.schedule.Block`."""
 
     @abstractmethod
     def policy(self, config: Any) -> dict[str, Any]:
-        """Fields of :class:`dllm.fast.denoise.Policy`, but for those that follow from the shared settings."""
+        """Fields of :class:`dllm.fast.sampling.state.Policy`, but for those that follow from the shared settings."""
 
     def first_column(self, config: Any, given: int) -> int:
         """Where the first block begins in a row that generates, behind `given` tokens: with what it generates."""
@@ -166,7 +168,7 @@ class BaseSampler(ABC):
         policy, layout = self._policy(layout, config, eos_id)
         tokens = canvas.stacked(layout.rows, self._pad(layout.rows, eos_id, mask_id), device)
         length = torch.tensor([len(row) for row in layout.rows], dtype=torch.int64, device=device)
-        work = Work(
+        work = DenoisingBatch(
             tokens=tokens,
             given=canvas.hidden_by_guidance(tokens, length, mask_id, keep),
             first=layout.first.to(device),

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.head import output_head
-from dllm.fast.inputs import check_positions, find_mask_id, input_embedding
+from dllm.fast.head.tap import output_head
+from dllm.fast.model import check_positions, find_mask_id, input_embedding
 from dllm_kernels import _checks
 
 Rows = Tensor | Sequence[Tensor | Sequence[int]] | Mapping[str, Any]

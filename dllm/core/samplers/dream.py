@@ -92,15 +92,15 @@ class DreamSampler(BaseSampler):
 
     def policy(self, config: DreamSamplerConfig) -> dict[str, Any]:
         """Statistics of what is really drawn from; how positions are ranked or drawn."""
-        drawn = bool(config.alg_temp)
+        sampled = bool(config.alg_temp)
         ranked_by = CONFIDENCE.get(config.alg, "log_prob")
         return {
             "tempered": True,
             "top_p": None if config.top_p == 1 else config.top_p,
             "top_k": config.top_k,
             # as long as only their order counts, logarithms tell apart what is 1 as a float32 probability
-            "confidence": "log_prob" if ranked_by == "probability" and not drawn else ranked_by,
+            "confidence": "log_prob" if ranked_by == "probability" and not sampled else ranked_by,
             # below 1e-30 confidences that differ as float32 numbers are drawn in their order anyway; 0 / 0 is none
-            "order_temperature": max(config.alg_temp, 1e-30) if drawn else 0.0,
-            "rule": "coin" if config.alg == "origin" else "count",
+            "order_temperature": max(config.alg_temp, 1e-30) if sampled else 0.0,
+            "rule": "bernoulli" if config.alg == "origin" else "count",
         }

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dllm.fast.inputs import row_seeds
+from dllm.fast.sampling.inputs import row_seeds
 from dllm_kernels.transfer_tokens.api import MAX_WINDOW
 
 Seed = int | Sequence[int] | Tensor | None

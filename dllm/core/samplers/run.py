@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dllm.core.samplers.config import BaseSamplerConfig
-from dllm.fast.denoise import Policy
-from dllm.fast.loop import Denoiser, Step, Work
-from dllm.fast.stats import Stats, stats_of
+from dllm.fast.sampling.batch import DenoisingBatch
+from dllm.fast.sampling.live import Step
+from dllm.fast.sampling.loop import Denoiser
+from dllm.fast.sampling.state import Policy
+from dllm.fast.sampling.stats import Stats, stats_of
 
 
 @dataclass
@@ -32,7 +34,7 @@ class BaseSamplerOutput:
 @torch.no_grad()
 def run(
     model: nn.Module,
-    work: Work,
+    work: DenoisingBatch,
     policy: Policy,
     config: BaseSamplerConfig,
     on_step: Callable[[Step], object] | None,

@@ -1,4 +1,4 @@
-"""Trainers: transformers' Trainer with diffusion objectives, on the loss of :mod:`dllm.fast.training`."""
+"""Trainers: transformers' Trainer with diffusion objectives, on the loss of :mod:`dllm.fast.training.loss`."""
 
 from dllm.core.trainers.bd3lm import BD3LMConfig, BD3LMTrainer
 from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer

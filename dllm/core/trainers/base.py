@@ -16,7 +16,7 @@ from dllm.core.trainers.measures import Measures
 from dllm.core.trainers.normalizer import WholeStepNormalizer
 from dllm.core.trainers.padding import padding_collator
 from dllm.core.trainers.sharding import check_fsdp, keep_fsdp
-from dllm.fast.inputs import find_mask_id, input_embedding
+from dllm.fast.model import find_mask_id, input_embedding
 
 
 class DiffusionTrainer(Checkpoints, Measures, CorruptingLoaders, WholeStepNormalizer, GraphedSteps, ModelChecks):

@@ -16,8 +16,7 @@ from dllm.core.trainers.blocks import AppendEOSBlockWrapper, BD3LMCollator
 from dllm.core.trainers.collator import MDLMCollator
 from dllm.core.trainers.config import MDLMConfig
 from dllm.core.trainers.mdlm import MDLMTrainer
-from dllm.fast.inputs import input_embedding
-from dllm.fast.training import unwrapped
+from dllm.fast.model import input_embedding, unwrapped
 
 __all__ = ["AppendEOSBlockWrapper", "BD3LMConfig", "BD3LMTrainer"]
 

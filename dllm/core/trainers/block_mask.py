@@ -10,10 +10,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dllm.fast.head import logits_of
-from dllm.fast.inputs import input_embedding
-from dllm.fast.training import evaluating, unwrapped
-from dllm.fast.trial import rounding_error, two_rows
+from dllm.fast.head.tap import logits_of
+from dllm.fast.model import evaluation_mode, input_embedding, unwrapped
+from dllm.fast.visibility import probe_rows, rounding_error
 
 ATTENTION = ("eager", "sdpa")
 
@@ -148,7 +147,7 @@ def check_sees_blocks(model: nn.Module, block_inputs: BlockInputs) -> None:
     inner = unwrapped(model)
     weight = input_embedding(inner)
     eager = getattr(model, "_orig_mod", model)  # not to be compiled for these few tokens
-    text, others = (torch.tensor(row, device=weight.device) for row in two_rows(inner))
+    text, others = (torch.tensor(row, device=weight.device) for row in probe_rows(inner))
     if (length := len(text)) < 2:
         return
     block_size = length // 2
@@ -156,7 +155,7 @@ def check_sees_blocks(model: nn.Module, block_inputs: BlockInputs) -> None:
     other = same.clone()
     other.diagonal().copy_(others.repeat(2))  # row i: another token at i
     inputs = block_inputs(same, block_size, dtype=weight.dtype)
-    with evaluating(inner):
+    with evaluation_mode(inner):
         before, after = (logits_of(eager(input_ids=tokens, **inputs)) for tokens in (same, other))
     name = type(inner).__name__
     # same shapes and same rows: what is not seen leaves every bit as it was

@@ -13,16 +13,15 @@ from dllm.core.trainers.objective import Objective
 from dllm.core.trainers.padding import OnGrid
 from dllm.data.collators import CollatorWrapper
 from dllm.data.packing import PackingCollator
-from dllm.fast.inputs import check_positions, positions_of
-from dllm.fast.training import unwrapped
-from dllm.fast.trial import check_both_sides, forget, two_rows, who_sees_whom, why_not_padded
+from dllm.fast.model import check_positions, position_limit, unwrapped
+from dllm.fast.visibility import check_bidirectional, forget, probe_rows, visible_keys, why_not_padded
 
 _PADDING = (OnGrid, transformers.DataCollatorForSeq2Seq, transformers.DataCollatorWithPadding)
 
 
 class ModelChecks(Objective):
     """A Trainer that tests what its model sees before the first batch, by five forwards of at most 20 tokens on every
-    rank (:mod:`dllm.fast.trial`).
+    rank (:mod:`dllm.fast.visibility`).
 
     A causal model is refused, and so are padded batches where padding is seen. Samples that exceed the model's
     positions are refused before the first step where the data set is in memory and the collator only pads, else in
@@ -31,7 +30,7 @@ class ModelChecks(Objective):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self._positions, self._positions_end = positions_of(self.model)
+        self._positions, self._positions_end = position_limit(self.model)
         self._tried, self._why_not_padded = False, None
 
     def _on_train_begin(self) -> None:
@@ -74,7 +73,7 @@ def check_padding(model: nn.Module, device: torch.device) -> str | None:
         ValueError: the model is causal.
     """
     forget(model)
-    check_both_sides(model, device)
+    check_bidirectional(model, device)
     return why_not_padded(model, device)
 
 
@@ -84,14 +83,14 @@ def check_packing(model: nn.Module, collator: Any, device: torch.device) -> None
     Raises:
         ValueError: they do.
     """
-    collator, (tokens, _) = _innermost(collator), two_rows(unwrapped(model))
+    collator, (tokens, _) = _innermost(collator), probe_rows(unwrapped(model))
     if not isinstance(collator, PackingCollator) or len(tokens) < 2:
         return
     half = len(tokens) // 2
     row = {"input_ids": tokens, "position_ids": [*range(half), *range(len(tokens) - half)]}
     given = collator([row] * (1 + len(tokens)))
     inputs = {name: _to(given[name], device) for name in ("position_ids", "attention_mask")}
-    sees = who_sees_whom(model, device, **inputs)
+    sees = visible_keys(model, device, **inputs)
     if sees is not None and bool(sees[:half, half:].any() or sees[half:, :half].any()):
         raise ValueError(
             f"samples of one row must not see each other, and in {type(unwrapped(model)).__name__} they do, whatever "

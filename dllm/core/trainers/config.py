@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dllm.configs import TrainingArguments
-from dllm.fast.graphs import check_choice
+from dllm.fast.capture import check_cuda_graph
 
 WEIGHT_TYPES = ("scheduler", "uniform")
 NORM_TYPES = ("token", "sequence", "batch")
@@ -38,7 +38,7 @@ class MDLMConfig(TrainingArguments):
     )
 
     def __post_init__(self):
-        check_choice(self.cuda_graph)
+        check_cuda_graph(self.cuda_graph)
         if not 0 <= self.time_epsilon < self.time_max <= 1:
             raise ValueError(
                 f"time_epsilon and time_max must satisfy 0 <= time_epsilon < time_max <= 1, "

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dllm.core.trainers.objective import Objective
 from dllm.core.trainers.steps import replaced_steps
-from dllm.fast.training import masked_loss
-from dllm.fast.training_graphs import TrainingGraphs
+from dllm.fast.training.graphs import TrainingGraphs
+from dllm.fast.training.loss import masked_loss
 
 _log = logging.getLogger("dllm")
 
@@ -58,7 +58,7 @@ class GraphedSteps(Objective):
             self._in_training_step = False
 
     def _masked_loss(self, model: nn.Module, inputs: Mapping[str, Any], **rows: Tensor) -> tuple[Tensor, Tensor]:
-        """:func:`dllm.fast.training.masked_loss`, replayed within a training step where there are graphs."""
+        """:func:`dllm.fast.training.loss.masked_loss`, replayed within a training step where there are graphs."""
         if self.graphs is None or not self._in_training_step:
             return masked_loss(model, inputs, **rows)
         loss, nll = self.graphs.step(model, inputs, **rows)

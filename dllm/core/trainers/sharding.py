@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dllm.fast.head import output_head
-from dllm.fast.inputs import input_embedding
+from dllm.fast.head.tap import output_head
+from dllm.fast.model import input_embedding
 
 _log = logging.getLogger("dllm")
 

@@ -16,16 +16,16 @@ from dllm.core.trainers.collator import MDLMCollator
 from dllm.core.trainers.loaders import CorruptingLoaders
 from dllm.core.trainers.normalizer import WholeStepNormalizer
 from dllm.core.trainers.objective import Split
-from dllm.fast.training import masked_loss
+from dllm.fast.training.loss import masked_loss
 
 
 class ReplaceableSteps(CorruptingLoaders, WholeStepNormalizer):
     """What of :class:`~dllm.core.trainers.mdlm.MDLMTrainer` a subclass may replace, with 0.1's names and signatures.
 
     As long as nothing is replaced none of this runs: masks are drawn in the data loader's processes, and the loss is
-    that of :func:`dllm.fast.training.masked_loss`. What replaces a step makes the batches come as they were collated,
-    with `labels`; they are corrupted in the training process. The objective, its normaliser over the whole optimizer
-    step and the masks stay what they are.
+    that of :func:`dllm.fast.training.loss.masked_loss`. What replaces a step makes the batches come as they were
+    collated, with `labels`; they are corrupted in the training process. The objective, its normaliser over the whole
+    optimizer step and the masks stay what they are.
     """
 
     scheduler: BaseAlphaScheduler

@@ -9,7 +9,7 @@ tokens      argmax, and probabilities of chosen tokens
 head        a linear head that returns it
 """
 
-from dllm.fast.deferred.head import DeferredHead, put_off, undeferred
+from dllm.fast.deferred.head import DeferredHead, defer_head, no_deferral
 from dllm.fast.deferred.tensor import DeferredLogits
 
-__all__ = ["DeferredHead", "DeferredLogits", "put_off", "undeferred"]
+__all__ = ["DeferredHead", "DeferredLogits", "defer_head", "no_deferral"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dllm.fast.deferred import loss, tokens, views  # noqa: F401  what a deferred tensor serves
-from dllm.fast.deferred.tensor import defer, told_once
+from dllm.fast.deferred.tensor import defer, log_once
 from dllm_kernels._checks import LOGIT_DTYPES
 
 
@@ -38,7 +38,7 @@ class DeferredHead(nn.Linear):
             return super().forward(hidden)
         why = self._why_not(hidden)
         if why:
-            told_once(f"not here, because {why}")
+            log_once(f"not here, because {why}")
             return super().forward(hidden)
         return defer(hidden, self.weight, self.bias)
 
@@ -60,7 +60,7 @@ class DeferredHead(nn.Linear):
         return _lent(self)
 
 
-def put_off(head: nn.Linear, model: nn.Module) -> None:
+def defer_head(head: nn.Linear, model: nn.Module) -> None:
     """Make the head of a model a deferred one."""
     head.__class__ = DeferredHead
     _models[head] = weakref.ref(model)
@@ -84,7 +84,7 @@ def _lent(head: nn.Linear) -> str | None:
 
 
 @contextmanager
-def undeferred() -> Iterator[None]:
+def no_deferral() -> Iterator[None]:
     """Within this context deferred heads are, for the calling thread, the plain ones that they were."""
     _plain.depth += 1
     try:

@@ -147,7 +147,7 @@ class DeferredLogits(Tensor):
             return DeferredLogits(first.plan, first.memory)
         if function._schema.is_mutable:
             raise RuntimeError(f"{function} cannot write to deferred logits: unpatch the model around such code")
-        told_once(f"{function} asked for real logits, which are computed")
+        log_once(f"{function} asked for real logits, which are computed")
         return function(*tree_map(_values, args), **tree_map(_values, kwargs or {}))
 
 
@@ -168,7 +168,7 @@ def _answer(function: Callable, args: tuple, kwargs: dict) -> object:
         result = _serve(function, args, kwargs)
         if result is not NotImplemented:
             return result
-        told_once(f"{_name(function)} asked for real logits, which are computed and stored")
+        log_once(f"{_name(function)} asked for real logits, which are computed and stored")
     return function(*tree_map(_materialized, args), **tree_map(_materialized, kwargs))
 
 
@@ -183,7 +183,7 @@ def of_autocast(tensor: DeferredLogits) -> torch.dtype:
 
 
 @functools.cache
-def told_once(message: str) -> None:
+def log_once(message: str) -> None:
     """Say it once in the life of this process."""
     _log.warning("deferred logits: %s", message)
 

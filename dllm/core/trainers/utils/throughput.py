@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dllm.fast.head import output_head
-from dllm.fast.training import unwrapped
+from dllm.fast.head.tap import output_head
+from dllm.fast.model import unwrapped
 
 # Side of the square matrices whose product stands for what a device can do.
 _SIDE = {"cpu": 1024, "cuda": 4096}

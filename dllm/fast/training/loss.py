@@ -7,18 +7,18 @@ holds, and the loss then leaves through the model's own output, as DDP and FSDP 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.deferred import undeferred
-from dllm.fast.head import output_head
-from dllm.fast.head_use import logits_of, use_of
-from dllm.fast.interception import replaced_forward
+from dllm.fast.deferred import no_deferral
+from dllm.fast.head.interception import replaced_forward
+from dllm.fast.head.tap import output_head
+from dllm.fast.head.use import find_head_use
+from dllm.fast.model import logits_of, unwrapped
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
 # Tokens of the forward in which a head is looked at.
@@ -86,9 +86,9 @@ def masked_loss(
     """
     check_arguments(inputs, rows, targets, row_weight)
     head = output_head(unwrapped(model))
-    kind = use_of(model, head, _beginning(inputs)).kind
+    kind = find_head_use(model, head, _rows_that_start(inputs)).kind
     job = _Job(head, kind, rows, targets, row_weight)
-    with undeferred():
+    with no_deferral():
         if kind == "logits":
             return job.of_logits(logits_of(model(**inputs)))
         with replaced_forward(head, job.run):
@@ -97,7 +97,7 @@ def masked_loss(
         return job.of_logits(handed_out)
     if job.loss is None or handed_out.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
-    return MaskedLoss(_Carried.apply(handed_out.reshape(()), job.loss), job.nll)
+    return MaskedLoss(_LossFromHead.apply(handed_out.reshape(()), job.loss), job.nll)
 
 
 def check_arguments(inputs: Mapping[str, object], rows: Tensor, targets: Tensor, row_weight: Tensor) -> None:
@@ -111,23 +111,6 @@ def check_arguments(inputs: Mapping[str, object], rows: Tensor, targets: Tensor,
     if not rows.shape == targets.shape == row_weight.shape or rows.dim() != 1:
         shapes = [list(tensor.shape) for tensor in (rows, targets, row_weight)]
         raise ValueError(f"rows, targets and row_weight must have one shape [N], got {shapes}")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP, FSDP, DeepSpeed or torch.compile: the first that can name its LM head.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> unwrapped(layer) is layer
-        True
-    """
-    inner = model
-    while not callable(getattr(inner, "get_output_embeddings", None)):
-        inside = getattr(inner, "_orig_mod", getattr(inner, "module", None))
-        if not isinstance(inside, nn.Module):
-            return model
-        inner = inside
-    return inner
 
 
 def _from_hidden(
@@ -178,7 +161,7 @@ class _Job:
         return _from_logits(logits.flatten(0, -2).index_select(0, self.rows), self.targets, self.row_weight)
 
 
-class _Carried(torch.autograd.Function):
+class _LossFromHead(torch.autograd.Function):
     """The loss as the head computed it, differentiated through what the model handed out of it: that is what DDP and
     FSDP wait for in the backward, and FSDP rounds it to the precision of its policy, bfloat16 often."""
 
@@ -198,22 +181,10 @@ def _recording() -> tuple[bool, object]:
     return torch.is_grad_enabled(), hooks[0] if of_checkpoint else None
 
 
-def _beginning(inputs: Mapping[str, object]) -> dict[str, Tensor]:
+def _rows_that_start(inputs: Mapping[str, object]) -> dict[str, Tensor]:
     """The beginning of the first row, for the forward in which the head is looked at."""
     beginning = {"input_ids": inputs["input_ids"][:1, :_EXAMPLE]}
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         beginning["attention_mask"] = mask[:1, :_EXAMPLE]
     return beginning
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode (no dropout, so no random number is drawn), then each as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

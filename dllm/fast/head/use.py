@@ -24,9 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.deferred import DeferredHead, undeferred
-from dllm.fast.interception import own_forward, replaced_forward
-from dllm.fast.marked import ROWS, Marked, is_handed_on, keeps_rows
+from dllm.fast.deferred import DeferredHead, no_deferral
+from dllm.fast.head.interception import instance_forward, replaced_forward
+from dllm.fast.head.marked import ROWS, Marked, is_copy, is_rowwise
+from dllm.fast.model import logits_of
 
 _log = logging.getLogger("dllm.fast")
 
@@ -57,7 +58,7 @@ class HeadUse(NamedTuple):
     why: str | None = None
 
 
-def use_of(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> HeadUse:
+def find_head_use(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> HeadUse:
     """How the logits of a model come about, found once for each state of what lies between head and logits.
 
     Args:
@@ -81,7 +82,7 @@ def is_linear(head: nn.Module) -> bool:
     """Whether it computes as nn.Linear does, by a weight of numbers: LoRA, a quantised layer or weight, or a forward of
     the instance's own do not. A deferred head does."""
     of_class = type(head).forward is nn.Linear.forward or type(head) is DeferredHead
-    return of_class and own_forward(head) is None and _is_plain(head.weight)
+    return of_class and instance_forward(head) is None and _is_plain(head.weight)
 
 
 def hooks_of(module: nn.Module) -> list[Callable[..., object]]:
@@ -89,9 +90,9 @@ def hooks_of(module: nn.Module) -> list[Callable[..., object]]:
     return [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
 
 
-def around_forward(module: nn.Module) -> tuple:
+def forward_and_hooks(module: nn.Module) -> tuple:
     """What an instance carries around its forward; torch numbers hooks and never reuses a number."""
-    return (id(own_forward(module)), *(tuple(getattr(module, kind)) for kind in _HOOKS))
+    return (id(instance_forward(module)), *(tuple(getattr(module, kind)) for kind in _HOOKS))
 
 
 def _find(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> tuple[HeadUse, bool]:
@@ -123,9 +124,9 @@ def _look(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> H
             raise TypeError(f"its head returns a {type(logits).__name__}")
         probe = _ramp(logits.shape, logits)
         calls.append((probe, None if linear else _mixes_rows(original, hidden, args, kwargs), linear))
-        return Marked(probe, is_handed_on)
+        return Marked(probe, is_copy)
 
-    with torch.inference_mode(False), torch.no_grad(), undeferred(), _unnoticed(model):
+    with torch.inference_mode(False), torch.no_grad(), no_deferral(), _unnoticed(model):
         try:
             with replaced_forward(head, watched):
                 logits = logits_of(model(**example))
@@ -159,7 +160,7 @@ def _difference(probe: Tensor, logits: Tensor) -> str | None:
 
 def _mixes_rows(original: Callable[..., object], hidden: Tensor, args: tuple, kwargs: dict) -> str | None:
     """The first thing in a head's forward that is not known to treat every row by itself."""
-    rows = Marked(_ramp((1, ROWS, hidden.shape[-1]), hidden), keeps_rows)
+    rows = Marked(_ramp((1, ROWS, hidden.shape[-1]), hidden), is_rowwise)
     try:
         logits = original(rows, *args, **kwargs)
     except Exception as error:
@@ -183,13 +184,6 @@ def _is_plain(weight: object) -> bool:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits of a model's output: `.logits`, the first element of a tuple, or the tensor itself."""
-    if isinstance(output, Tensor):
-        return output
-    return output.logits if hasattr(output, "logits") else output[0]
 
 
 @contextmanager
@@ -225,7 +219,7 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
     it writes into its configuration) nothing counts.
     """
     weight = head._parameters.get("weight")  # a parametrized one would be computed here
-    of_head = id(model), id(head), type(head), type(weight), getattr(weight, "dtype", None), *around_forward(head)
+    of_head = id(model), id(head), type(head), type(weight), getattr(weight, "dtype", None), *forward_and_hooks(head)
     states, way = [], _way(model, head)
     for module in way:
         states.append(_state_of(module))
@@ -241,8 +235,8 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
 
 def _state_of(module: nn.Module) -> Hashable:
     children = tuple(id(child) for child in module._modules.values())
-    settings = module.training if _is_distributed() else settings_of_module(module)
-    return id(module), id(type(module).forward), around_forward(module), children, settings
+    settings = module.training if _is_distributed() else module_settings(module)
+    return id(module), id(type(module).forward), forward_and_hooks(module), children, settings
 
 
 def _state_beside(module: nn.Module) -> Hashable:
@@ -274,7 +268,7 @@ def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def settings_of_module(module: nn.Module) -> Hashable:
+def module_settings(module: nn.Module) -> Hashable:
     """A module's own numbers, names, switches and functions, besides its forward and what every module has."""
     return frozenset((name, setting(value)) for name, value in vars(module).items() if name not in _OF_ALL_MODULES)
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dllm.fast import graphs
-from dllm.fast.graphs import WORTH_CAPTURING, CaptureError
-from dllm.fast.head_use import around_forward, hooks_of
-from dllm.fast.training import MaskedLoss, check_arguments, masked_loss
+from dllm.fast import capture
+from dllm.fast.capture import WORTH_CAPTURING, CaptureError
+from dllm.fast.head.use import forward_and_hooks, hooks_of
+from dllm.fast.training.loss import MaskedLoss, check_arguments, masked_loss
 
 # Only the static inputs belong to one graph alone: memory for activations is shared by all, and many shapes come up.
 MAX_GRAPHS = 32
@@ -69,7 +69,7 @@ class TrainingGraphs:
     """
 
     def __init__(self, cuda_graph: bool | None = None, *, size: int = MAX_GRAPHS):
-        graphs.check_choice(cuda_graph)
+        capture.check_cuda_graph(cuda_graph)
         if cuda_graph is False:
             raise ValueError("cuda_graph must be None or True where steps are to be captured, got False")
         if size < 1:
@@ -84,7 +84,7 @@ class TrainingGraphs:
     def clear(self) -> None:
         """Forget all captured steps and free their memory."""
         self._steps: OrderedDict[Hashable, _CapturedStep] = OrderedDict()
-        self._awaited: OrderedDict[Hashable, _Sightings] = OrderedDict()
+        self._awaited: OrderedDict[Hashable, _Occurrences] = OrderedDict()
         self._buffers: dict[int, Tensor] = {}  # of gradients, by the index of the weight
         self._model: Callable[[], nn.Module | None] = lambda: None
         self._pool: object | None = None
@@ -93,15 +93,15 @@ class TrainingGraphs:
     def step(
         self, model: nn.Module, inputs: Mapping[str, object], *, rows: Tensor, targets: Tensor, row_weight: Tensor
     ) -> MaskedLoss:
-        """:func:`~dllm.fast.training.masked_loss` and its backward, whose gradients are added to `weight.grad`.
+        """:func:`~dllm.fast.training.loss.masked_loss` and its backward, whose gradients are added to `weight.grad`.
 
         A weight's `grad` is the same memory in every step: whoever keeps it beyond a step keeps a copy.
 
         Args:
-            model, inputs, rows, targets, row_weight: as in :func:`~dllm.fast.training.masked_loss`.
+            model, inputs, rows, targets, row_weight: as in :func:`~dllm.fast.training.loss.masked_loss`.
 
         Returns:
-            :class:`~dllm.fast.training.MaskedLoss`, the loss not differentiable any more.
+            :class:`~dllm.fast.training.loss.MaskedLoss`, the loss not differentiable any more.
 
         Raises:
             ValueError: what `masked_loss` refuses.
@@ -133,26 +133,26 @@ class TrainingGraphs:
         return step
 
     def _worth_capturing(self, key: Hashable) -> bool:
-        seen = self._awaited.pop(key, None) or _Sightings(since=self._now)
+        seen = self._awaited.pop(key, None) or _Occurrences(since=self._now)
         full = len(self._steps) >= self.size
         if not self.insist:
             if seen.times < WORTH_CAPTURING:
-                self._await(key, _Sightings(seen.since, seen.times + 1))
+                self._await(key, _Occurrences(seen.since, seen.times + 1))
                 return False
             if full and next(iter(self._steps.values())).used >= seen.since:
-                self._await(key, _Sightings(since=self._now))
+                self._await(key, _Occurrences(since=self._now))
                 return False
         if full:
             self._steps.popitem(last=False)
         return True
 
-    def _await(self, key: Hashable, seen: _Sightings) -> None:
+    def _await(self, key: Hashable, seen: _Occurrences) -> None:
         self._awaited[key] = seen
         if len(self._awaited) > 8 * self.size:  # of shapes that do not come back
             self._awaited.popitem(last=False)
 
     def _capture(self, model: nn.Module, batch: Batch) -> _CapturedStep:
-        if watcher := _watcher(model):
+        if watcher := _hook_that_forbids_capture(model):
             raise CaptureError(f"{watcher}, which a replay would not call")
         own, parameters, results = batch.copy(), list(model.parameters()), []
 
@@ -162,16 +162,16 @@ class TrainingGraphs:
             torch.clear_autocast_cache()  # and no one else is to read the graph's
 
         gc.collect()  # an autograd graph in a dead cycle ties the weights to the stream on which it was made
-        with _everything_as_before(model, batch.device):
-            with _no_numbers_of_the_host():
-                for _ in range(graphs.WARM_UPS):
+        with _model_restored(model, batch.device):
+            with _no_host_randomness():
+                for _ in range(capture.WARM_UPS):
                     _set_gradients(parameters, {})
-                    graphs.warm_up(run, batch.device)
+                    capture.warm_up(run, batch.device)
             gradients = {i: self._buffer(i, p) for i, p in enumerate(parameters) if p.grad is not None}
             _set_gradients(parameters, gradients)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            replay = graphs.record(run, batch.device, self._pool)
+            replay = capture.record(run, batch.device, self._pool)
         return _CapturedStep(own, *results, gradients, replay)
 
     def _buffer(self, index: int, parameter: nn.Parameter) -> Tensor:
@@ -269,13 +269,13 @@ class _CapturedStep:
 
     def run(self, model: nn.Module, batch: Batch) -> MaskedLoss:
         self.batch.load(batch)
-        _carry_on(list(model.parameters()), self.gradients)
+        _attach_buffers(list(model.parameters()), self.gradients)
         self.replay()
         return MaskedLoss(self.result.loss.clone(), self.result.nll[: len(batch.rows)].clone())
 
 
 @dataclass(slots=True)
-class _Sightings:
+class _Occurrences:
     """Of a shape that is not captured: how often it came, and when first."""
 
     since: int
@@ -291,12 +291,12 @@ def _bucket(model: nn.Module, batch: Batch) -> Hashable:
         (name, (tuple(v.shape), v.dtype, str(v.device)) if isinstance(v, Tensor) else (type(v), v))
         for name, v in batch.inputs.items()
     )
-    around = tuple(around_forward(module) for module in model.modules())
+    around = tuple(forward_and_hooks(module) for module in model.modules())
     trained = tuple(p.requires_grad for p in model.parameters())
-    return inputs, batch.capacity, hash((around, trained)), graphs.circumstances(model, batch.device)
+    return inputs, batch.capacity, hash((around, trained)), capture.capture_conditions(model, batch.device)
 
 
-def _watcher(model: nn.Module) -> str | None:
+def _hook_that_forbids_capture(model: nn.Module) -> str | None:
     """Someone's code that would run in an eager step and does not in a replay."""
     for name, parameter in model.named_parameters():
         if any(getattr(parameter, kind, None) for kind in _GRADIENT_HOOKS):
@@ -314,7 +314,7 @@ def _set_gradients(parameters: list[nn.Parameter], gradients: Mapping[int, Tenso
 
 
 @torch.no_grad()
-def _carry_on(parameters: list[nn.Parameter], gradients: Mapping[int, Tensor]) -> None:
+def _attach_buffers(parameters: list[nn.Parameter], gradients: Mapping[int, Tensor]) -> None:
     """Hang the buffers where the weights' gradients are, holding what those hold now."""
     fresh = [buffer for index, buffer in gradients.items() if parameters[index].grad is None]
     if fresh:
@@ -328,7 +328,7 @@ def _carry_on(parameters: list[nn.Parameter], gradients: Mapping[int, Tensor]) -
 
 
 @contextmanager
-def _everything_as_before(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _model_restored(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Afterwards gradients, buffers (running means) and random generators are what they were, whatever happens."""
     parameters, python = list(model.parameters()), random.getstate()
     gradients = {index: p.grad for index, p in enumerate(parameters)}
@@ -345,7 +345,7 @@ def _everything_as_before(model: nn.Module, device: torch.device) -> Iterator[No
 
 
 @contextmanager
-def _no_numbers_of_the_host() -> Iterator[None]:
+def _no_host_randomness() -> Iterator[None]:
     """What is drawn on the host (which layers to drop, say) is drawn in the capture, once and for all.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dllm.fast.loop import Denoiser
+from dllm.fast.sampling.loop import Denoiser
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ def stats_of(denoiser: Denoiser, tokens: Tensor, generated: Tensor, eos_id: int 
     parts = {} if denoiser.graphed else denoiser.clock.seconds()
     return Stats(
         forwards=denoiser.forwards,
-        row_forwards=denoiser.spent.tolist(),
+        row_forwards=denoiser.row_steps.tolist(),
         seconds=seconds,
         body_seconds=parts.get("body"),
         head_seconds=parts.get("head"),

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import weakref
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.model import check_positions, input_embedding
 from dllm_kernels import _checks, philox
 from dllm_kernels.transfer_tokens.api import MAX_WINDOW
-
-# Names of tables of positions, perhaps inside an adapter, and of modules whose positions do not end.
-_TABLE = re.compile(r"(^|\.)((?!rel)\w*position(s|al)?(_embeddings?)?|wpe|pos_emb)(\.(base_layer|original_module))?$")
-_ENDLESS = re.compile(r"[Rr]otary|RoPE|Rope|ALiBi|Alibi")
-# Of a configuration, what only models have whose positions do not end.
-_SAYS_ENDLESS = ("rope_theta", "rope_parameters", "alibi", "relative_attention")
-# What configurations call the number of positions.
-_POSITIONS = ("max_position_embeddings", "max_sequence_length", "n_positions", "max_seq_len")
-
-_log = logging.getLogger("dllm.fast")
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 # The model card's table and its code use different words for the same thing.
 REMASKING = {
@@ -198,98 +184,3 @@ def row_seeds(seed: int | list[int] | Tensor | None, batch: int, device: torch.d
         first = philox.as_int64(seed)
         seeds = [philox.as_int64((first + i) % 2**64) for i in range(batch)]
     return torch.tensor(seeds, dtype=torch.int64, device=device)
-
-
-def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None) -> int:
-    """The mask token: `mask_id`, else the tokenizer's, else the model config's, else that of the tokenizer at
-    `model.name_or_path`.
-
-    Raises:
-        TypeError: `mask_id` is no integer.
-        ValueError: none of these knows one.
-    """
-    if mask_id is not None:
-        return _checks.int64("mask_id", mask_id)
-    if tokenizer is not None:
-        found = getattr(tokenizer, "mask_token_id", None)
-        if found is None:
-            raise ValueError(f"the tokenizer ({type(tokenizer).__name__}) has no mask token; pass mask_id=")
-        return int(found)
-    found = getattr(getattr(model, "config", None), "mask_token_id", None)
-    if found is None:
-        found = _mask_id_at(getattr(model, "name_or_path", "") or "")
-    if found is None:
-        raise ValueError(
-            "no mask token is known: pass mask_id= or tokenizer= "
-            "(the model's config has no mask_token_id and no tokenizer with one lies at model.name_or_path)"
-        )
-    return int(found)
-
-
-def input_embedding(model: nn.Module) -> Tensor:
-    """The model's input embedding weight [V, H], or its output head's where it names no input embedding."""
-    get = getattr(model, "get_input_embeddings", None)
-    weight = _weight_of(get() if callable(get) else None)
-    return _weight_of(model.get_output_embeddings()) if weight is None else weight
-
-
-def _weight_of(module: nn.Module | None) -> Tensor | None:
-    """A module's weight; a quantised one has it as a method."""
-    weight = getattr(module, "weight", None)
-    return weight() if callable(weight) else weight
-
-
-def positions_of(model: nn.Module) -> tuple[int | None, bool]:
-    """How many positions a model has, None where it does not say; and whether it has no more than these.
-
-    A table of positions ends. Rotary positions and ALiBi do not: there the number is that of the configuration, which
-    the model was trained for. Of a model that shows neither, the configuration's number is taken for its end.
-    RoBERTa-like tables begin with rows that are never used.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and _TABLE.search(name):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - max(unused, getattr(module, "offset", 0)), True
-    config = getattr(model, "config", None)
-    count = next((value for name in _POSITIONS if isinstance(value := getattr(config, name, None), int)), None)
-    endless = any(getattr(config, name, None) for name in _SAYS_ENDLESS)
-    endless = endless or any(_ENDLESS.search(type(module).__name__) for module in model.modules())
-    return count, count is not None and not endless
-
-
-def check_positions(model: nn.Module, columns: int, rule: str, where: str = "") -> None:
-    """Check that rows of so many columns fit the model; where they are only longer than what it was trained for, that
-    is logged, once per model.
-
-    Args:
-        rule, where: what must fit, "every row must fit", and where that many columns are, for the error.
-
-    Raises:
-        ValueError: the model has fewer positions.
-    """
-    positions, ends = positions_of(model)
-    if positions is None or columns <= positions:
-        return
-    if ends:
-        raise ValueError(f"{rule} the model's {positions} positions, got {columns}{where}")
-    if model not in _warned:
-        _warned.add(model)
-        _log.warning(
-            "rows of %d tokens are longer than the %d that %s was made for: its positions go on, its answers may not",
-            columns,
-            positions,
-            type(model).__name__,
-        )
-
-
-def _mask_id_at(name_or_path: str) -> int | None:
-    """The one place of the engine room that may load transformers, and only when nobody named the mask token."""
-    folder = Path(name_or_path)
-    if not name_or_path or (folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*"))):
-        return None  # for a folder without a tokenizer transformers 5 makes up an empty one, with a mask token
-    try:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(name_or_path).mask_token_id
-    except (ImportError, OSError, ValueError, KeyError):
-        return None

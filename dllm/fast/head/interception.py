@@ -106,7 +106,7 @@ def replaced_forward(module: nn.Module, replacement: Replacement) -> Iterator[No
             dispatcher.remove()
 
 
-def own_forward(module: nn.Module) -> Callable[..., object] | None:
+def instance_forward(module: nn.Module) -> Callable[..., object] | None:
     """The forward that an instance has in place of its class's, whoever replaces it just now; None: it has none."""
     forward = module.__dict__.get("forward")
     if isinstance(forward, _Dispatcher):

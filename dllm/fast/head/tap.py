@@ -1,12 +1,13 @@
-"""Head tap: run a model up to its LM head, then the head on chosen rows only. No model is forked."""
+"""Run a model up to its LM head, then the head on chosen rows only. No model is forked."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dllm.fast.deferred import DeferredHead, undeferred
-from dllm.fast.head_use import hooks_of, is_linear, logits_of, use_of
-from dllm.fast.interception import replaced_forward
+from dllm.fast.deferred import DeferredHead, no_deferral
+from dllm.fast.head.interception import replaced_forward
+from dllm.fast.head.use import find_head_use, hooks_of, is_linear
+from dllm.fast.model import logits_of
 from dllm_kernels._linear import by_blocks, linear
 
 
@@ -15,15 +16,14 @@ class HeadTap:
 
     kind is one of
         "linear"  the head is a plain nn.Linear: logits = hidden @ weight.T + bias;
-        "module"  the head has a forward of its own, which treats every row by itself: the module is called on rows;
-        "logits"  the model computes with its head's output (softcap, scale, a second bias), or the head's rows depend
-                  on each other: the model's own logits are taken, and rows of them are chosen afterwards. Correct,
-                  slower, and logged.
+        "module"  the head is another module that treats every row by itself: it is called on rows;
+        "logits"  the model computes with its head's output (softcap, scale, a second bias), or the head mixes rows: the
+                  model computes all logits, and rows of them are chosen afterwards. Correct, slower, and logged.
 
-    Which one holds is found by one small forward (:func:`dllm.fast.head_use.use_of`), whatever the weights' values, and
-    again when the head, or the modules, hooks or settings between it and the logits have changed.
+    The kind is found by one small forward (:func:`dllm.fast.head.use.find_head_use`), whatever the weights' values. It
+    is found again when the head, or modules, hooks or settings between it and the logits, have changed.
 
-    Several threads may share a model: the tap is the calling thread's alone.
+    Several threads may share a model: only the calling thread's forwards stop at the head.
 
     Args:
         model: a module with `get_output_embeddings()` whose output has `.logits`, or is a tuple that begins with them.
@@ -36,20 +36,20 @@ class HeadTap:
     def __init__(self, model: nn.Module, example: Tensor):
         self.model = model
         self.head = output_head(model)
-        self.kind = use_of(model, self.head, {"input_ids": example}).kind
+        self.kind = find_head_use(model, self.head, {"input_ids": example}).kind
         if self.kind == "linear" and not _weight_at_hand(self.head):
             self.kind = "module"
 
     def body(self, tokens: Tensor, attention_mask: Tensor | None, **context: object) -> Tensor:
-        """What the head would be given for tokens [B, L]: hidden states [B, L, H], or logits [B, L, V] for "logits".
+        """The head's input for tokens [B, L]: hidden states [B, L, H]; for "logits" the logits [B, L, V].
 
-        `context` is what else the model's forward takes.
+        `context` holds further arguments of the model's forward.
         """
         inputs = {"input_ids": tokens} | context
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         if self.kind == "logits":
-            with undeferred():
+            with no_deferral():
                 return logits_of(self.model(**inputs))
         with replaced_forward(self.head, _hidden):
             return logits_of(self.model(**inputs))
@@ -59,8 +59,8 @@ class HeadTap:
         if self.kind == "logits":
             return hidden
         if self.kind == "module":
-            with undeferred():
-                # whatever the module multiplies by, a row's bits must not depend on how many rows there are
+            with no_deferral():
+                # a row's bits must not depend on the number of rows, whatever product the module uses
                 return by_blocks(self.head, hidden) if hidden.device.type == "cpu" else self.head(hidden)
         return linear(hidden.to(self.head.weight.dtype), self.head.weight, self.head.bias)
 
@@ -88,12 +88,6 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance u + (scale + 1) (c - u) of the logits c and u, in float32."""
     u = unconditional.float()
     return u + (scale + 1) * (conditional.float() - u)
-
-
-def configuration(model: nn.Module) -> str:
-    """What a model's configuration says now."""
-    config = getattr(model, "config", None)
-    return config.to_json_string() if hasattr(config, "to_json_string") else repr(config)
 
 
 def _hidden(original: object, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:

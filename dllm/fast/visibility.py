@@ -3,10 +3,10 @@
 A forward may take `attention_mask` and ignore it, and a causal model trains and samples like any other, only badly. So
 the engine tries, once per model, what it is about to rely on:
 
-- positions see tokens on both sides (:func:`check_both_sides`);
-- a row of a batch does not see the other rows (:func:`why_rows_run_alone`);
+- positions see tokens on both sides (:func:`check_bidirectional`);
+- a row of a batch does not see the other rows (:func:`why_not_batched`);
 - padding at a row's end is not seen (:func:`why_not_padded`);
-- a mask of four dimensions says who sees whom (:func:`check_blocks`).
+- a mask of four dimensions says who sees whom (:func:`check_block_mask`).
 
 A column is seen by another if another token there changes the other's logits. Both forwards have one shape and one
 mask, so what is not seen leaves every bit as it was, in any dtype: a masked key has the weight exp(-inf) = 0, or
@@ -31,11 +31,10 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.attention import attention_of
-from dllm.fast.deferred import undeferred
-from dllm.fast.head import configuration, output_head
-from dllm.fast.head_use import around_forward, logits_of
-from dllm.fast.inputs import input_embedding, positions_of
-from dllm.fast.training import evaluating, unwrapped
+from dllm.fast.deferred import no_deferral
+from dllm.fast.head.tap import output_head
+from dllm.fast.head.use import forward_and_hooks
+from dllm.fast.model import configuration, evaluation_mode, input_embedding, logits_of, position_limit, unwrapped
 
 COLUMNS = 4  # of a row of the trial; fewer where the model has fewer positions
 _NOISE = 16  # a change must exceed that of the control row so many times: both are largest of a few
@@ -54,7 +53,7 @@ class Sight(NamedTuple):
     rows: bool
 
 
-def check_both_sides(model: nn.Module, device: torch.device) -> None:
+def check_bidirectional(model: nn.Module, device: torch.device) -> None:
     """Check that a model is not causal.
 
     Args:
@@ -68,7 +67,7 @@ def check_both_sides(model: nn.Module, device: torch.device) -> None:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> model = LlamaForCausalLM(LlamaConfig(**size))
-        >>> check_both_sides(model, torch.device("cpu"))  # doctest: +ELLIPSIS
+        >>> check_bidirectional(model, torch.device("cpu"))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         ValueError: masked diffusion needs a model that sees tokens on both sides; positions of LlamaForCausalLM ...
@@ -84,7 +83,7 @@ def check_both_sides(model: nn.Module, device: torch.device) -> None:
     )
 
 
-def why_rows_run_alone(model: nn.Module, device: torch.device) -> str | None:
+def why_not_batched(model: nn.Module, device: torch.device) -> str | None:
     """Why rows of a batch must be run one at a time to be what they are alone; None where they need not."""
     sight = _verdict(model, device, _sight)
     return f"rows of a batch see each other in {_name(model)}" if sight is not None and sight.rows else None
@@ -96,7 +95,7 @@ def why_not_padded(model: nn.Module, device: torch.device) -> str | None:
     return _verdict(model, device, _padding)
 
 
-def check_blocks(model: nn.Module, device: torch.device) -> None:
+def check_block_mask(model: nn.Module, device: torch.device) -> None:
     """Check that `attention_mask` [B, 1, queries, keys], bool, says who sees whom.
 
     Raises:
@@ -107,8 +106,8 @@ def check_blocks(model: nn.Module, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def who_sees_whom(model: nn.Module, device: torch.device, **inputs: Any) -> Tensor | None:
-    """Which keys a query sees, bool [n, n], in a row of :func:`two_rows` tokens; None where that cannot be told.
+def visible_keys(model: nn.Module, device: torch.device, **inputs: Any) -> Tensor | None:
+    """Which keys a query sees, bool [n, n], in a row of :func:`probe_rows` tokens; None where that cannot be told.
 
     Args:
         model: wrapped or not; under FSDP every rank calls this.
@@ -138,7 +137,7 @@ class Probe:
 
     def __init__(self, model: nn.Module, device: torch.device):
         self.model, self.name = getattr(model, "_orig_mod", model), _name(model)
-        rows = two_rows(_inner(model))
+        rows = probe_rows(_inner(model))
         self.tokens, self.others = (torch.tensor(row, dtype=torch.int64, device=device) for row in rows)
 
     def __call__(self, tokens: Tensor, **inputs: Any) -> Tensor:
@@ -271,7 +270,7 @@ def _verdict(model: nn.Module, device: torch.device, find: Callable[[Probe], tup
 def _at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Within this context nothing is dropped or put off; afterwards the model and random numbers are as they were."""
     devices = [device] if device.type == "cuda" else []
-    with undeferred(), evaluating(model), torch.random.fork_rng(devices):
+    with no_deferral(), evaluation_mode(model), torch.random.fork_rng(devices):
         yield
 
 
@@ -279,7 +278,7 @@ def _state(model: nn.Module, device: torch.device) -> int:
     """A number that changes with whatever may change what a model sees."""
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     head = output_head(model)  # whose forward others may have put aside, in another thread
-    around = tuple(around_forward(module) for module in model.modules() if module is not head)
+    around = tuple(forward_and_hooks(module) for module in model.modules() if module is not head)
     weights = tuple(_mark(weight) for weight in model.parameters())
     return hash((str(device), autocast, attention_of(model), configuration(model), around, weights))
 
@@ -313,17 +312,17 @@ def rounding_error(model: nn.Module, logits: Tensor) -> float:
     return max(coarse, *(torch.finfo(dtype).eps for dtype in dtypes))
 
 
-def two_rows(model: nn.Module) -> tuple[list[int], list[int]]:
+def probe_rows(model: nn.Module) -> tuple[list[int], list[int]]:
     """Two rows of tokens from all over the vocabulary, none of them padding, that differ in every column: 4 columns, or
     as many as the model has positions; none where the vocabulary is too small for that.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-        >>> two_rows(LlamaForCausalLM(LlamaConfig(**size)))
+        >>> probe_rows(LlamaForCausalLM(LlamaConfig(**size)))
         ([0, 1, 2, 3], [4, 5, 6, 7])
     """
-    positions, _ = positions_of(model)
+    positions, _ = position_limit(model)
     columns = COLUMNS if positions is None else min(COLUMNS, positions)
     table = model.get_input_embeddings() if callable(getattr(model, "get_input_embeddings", None)) else None
     size = getattr(table, "num_embeddings", None) or len(input_embedding(model))

@@ -12,8 +12,8 @@ import transformers
 from torch import nn
 
 from dllm.core import samplers
-from dllm.fast import generate, trial
-from dllm.fast.unpadded import Apart
+from dllm.fast import generate, visibility
+from dllm.fast.sampling.unpadded import RowGroups
 from dllm.models import bidirectional
 from dllm.models.bidirectional import causal
 from tests.blind_models import Averaging, Deaf, Leftward, Maskless, blind, causal_llama
@@ -28,7 +28,7 @@ ROWS = [[7, 8, 9, 20, 30], [10], [11, 12], [12, 13]]
 
 
 def sight(model):
-    return trial._verdict(model, CPU, trial._sight)
+    return visibility._verdict(model, CPU, visibility._sight)
 
 
 def watched(model):
@@ -47,22 +47,22 @@ def watched(model):
 def test_masked_language_models_see_all_but_padding(family, dtype, attention):
     """A mask of [B, L] leaves every bit as it was, in every dtype."""
     model = tiny(family, attn_implementation=attention).to(dtype)
-    assert sight(model) == trial.Sight(left=True, right=True, rows=False)
-    assert trial.why_not_padded(model, CPU) is None
+    assert sight(model) == visibility.Sight(left=True, right=True, rows=False)
+    assert visibility.why_not_padded(model, CPU) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
 def test_causal_architectures(family, dtype):
     model = copy.deepcopy(causal_model(family, dtype=dtype))
-    trial.check_both_sides(model, CPU)
-    trial.check_blocks(model, CPU)
-    assert trial.why_not_padded(model, CPU) is None
+    visibility.check_bidirectional(model, CPU)
+    visibility.check_block_mask(model, CPU)
+    assert visibility.why_not_padded(model, CPU) is None
     causal(model)
     with pytest.raises(ValueError, match=rf"{family}ForCausalLM do not see those on their right: .*dllm.models.bidir"):
-        trial.check_both_sides(model, CPU)
+        visibility.check_bidirectional(model, CPU)
     bidirectional(model)  # a refusal does not outlive its cause
-    trial.check_both_sides(model, CPU)
+    visibility.check_bidirectional(model, CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -71,19 +71,19 @@ def test_fresh_weights_of_a_mixture_of_experts(dtype):
     size |= dict(intermediate_size=16, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
     torch.manual_seed(0)
     model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**size)).to(dtype).eval()
-    assert sight(model) == trial.Sight(left=True, right=False, rows=False)
-    assert trial.why_not_padded(model, CPU) is None
+    assert sight(model) == visibility.Sight(left=True, right=False, rows=False)
+    assert visibility.why_not_padded(model, CPU) is None
 
 
 def test_rounding_between_rows_is_no_sight():
     """What a control row shows of it is set against the change; far above rounding, rows see each other."""
-    assert sight(Leftward((1,))) == trial.Sight(left=True, right=False, rows=False)
+    assert sight(Leftward((1,))) == visibility.Sight(left=True, right=False, rows=False)
     assert sight(Averaging((0, 1))).rows and not sight(Averaging((1,))).rows
 
 
 def test_padding_that_only_counts_is_seen():
     """The token of the padding is hidden, how much there is of it is not."""
-    assert "differ by up to" in trial.why_not_padded(Averaging((1,)), CPU)
+    assert "differ by up to" in visibility.why_not_padded(Averaging((1,)), CPU)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
@@ -95,22 +95,22 @@ def test_few_words_and_positions(words, columns):
         bert = transformers.BertConfig(**size, vocab_size=words, max_position_embeddings=columns, is_decoder=not seen)
         model = transformers.BertForMaskedLM(bert).eval()
         if seen or words == 1 or columns == 1:
-            trial.check_both_sides(model, CPU)
+            visibility.check_bidirectional(model, CPU)
         else:
             with pytest.raises(ValueError, match="on their right"):
-                trial.check_both_sides(model, CPU)
-        assert trial.why_not_padded(model, CPU) is None
+                visibility.check_bidirectional(model, CPU)
+        assert visibility.why_not_padded(model, CPU) is None
 
 
 def test_nothing_is_concluded_from_nan():
     model = causal_llama()
     kept = model.model.norm.weight.data.clone()
     model.model.norm.weight.data.fill_(torch.nan)  # no new version of the weight
-    trial.check_both_sides(model, CPU)
-    assert trial.why_not_padded(model, CPU) is None
+    visibility.check_bidirectional(model, CPU)
+    assert visibility.why_not_padded(model, CPU) is None
     model.model.norm.weight.data.copy_(kept)
     with pytest.raises(ValueError, match="on their right"):
-        trial.check_both_sides(model, CPU)
+        visibility.check_bidirectional(model, CPU)
 
 
 class Rounds(Averaging):
@@ -126,7 +126,7 @@ def test_rounding_in_another_dtype_than_the_logits():
     model = Rounds((1,))
     ids = torch.tensor([[7, 8, 9]])
     assert not torch.equal(model(ids).logits[0], model(ids.repeat(2, 1)).logits[0])
-    assert trial.why_not_padded(model, CPU) is None
+    assert visibility.why_not_padded(model, CPU) is None
 
 
 # how often, and what is left of it
@@ -136,11 +136,11 @@ def test_a_model_is_tried_once_and_again_when_it_changes():
     model = tiny("bert")
     shapes = watched(model)
     for _ in range(2):
-        trial.check_both_sides(model, CPU)
-        trial.why_rows_run_alone(model, CPU)
+        visibility.check_bidirectional(model, CPU)
+        visibility.why_not_batched(model, CPU)
         assert [tuple(shape) for shape in shapes] == [(5, 4)] * 2
     for _ in range(2):
-        trial.why_not_padded(model, CPU)
+        visibility.why_not_padded(model, CPU)
         assert [tuple(shape) for shape in shapes[2:]] == [(2, 4)] * 2 + [(1, 3)]
     tries = len(shapes)
     changes = [
@@ -154,14 +154,14 @@ def test_a_model_is_tried_once_and_again_when_it_changes():
     new = []
     for change in changes:
         change()
-        trial.check_both_sides(model, CPU)
+        visibility.check_bidirectional(model, CPU)
         new.append(len(shapes) > tries)
         tries = len(shapes)
     assert new == [True, True, True, False, True, True]
     with torch.autocast("cpu"):
-        trial.check_both_sides(model, CPU)
-    trial.forget(model)
-    trial.check_both_sides(model, CPU)
+        visibility.check_bidirectional(model, CPU)
+    visibility.forget(model)
+    visibility.check_bidirectional(model, CPU)
     assert len(shapes) == tries + 4
 
 
@@ -172,14 +172,14 @@ def test_the_model_is_left_as_it_was():
     modes, random = [module.training for module in model.modules()], torch.get_rng_state()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     first = sight(model)
-    assert trial.why_not_padded(model, CPU) is None and first.right
+    assert visibility.why_not_padded(model, CPU) is None and first.right
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     model.bert.encoder.layer[0].attention.self.query.weight.data.fill_(torch.nan)
-    trial.forget(model)
-    trial.check_both_sides(model, CPU)
+    visibility.forget(model)
+    visibility.check_bidirectional(model, CPU)
     assert [module.training for module in model.modules()] == modes and torch.equal(torch.get_rng_state(), random)
 
 
@@ -192,16 +192,16 @@ def test_through_what_wraps_a_model():
     model = causal_llama()
     for wrapped in (torch.compile(model, backend=refuses), nn.DataParallel(model), copy.deepcopy(model)):
         with pytest.raises(ValueError, match="LlamaForCausalLM do not see those on their right"):
-            trial.check_both_sides(wrapped, CPU)
+            visibility.check_bidirectional(wrapped, CPU)
 
 
 def test_an_adapter_is_tried_with_its_model():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(causal_llama(), peft.LoraConfig(target_modules=["q_proj"], r=2))
     with pytest.raises(ValueError, match="on their right"):
-        trial.check_both_sides(model, CPU)
+        visibility.check_bidirectional(model, CPU)
     bidirectional(model)
-    trial.check_both_sides(model, CPU)
+    visibility.check_bidirectional(model, CPU)
 
 
 # what samplers make of it
@@ -289,17 +289,17 @@ def test_rows_that_run_apart_leave_when_they_are_done(name, favoured):
 
 
 def test_groups_of_rows():
-    apart = Apart((5, 3, 5), one_by_one=False)
+    apart = RowGroups((5, 3, 5), one_by_one=False)
     assert apart.groups(copies=2) == {5: [0, 2, 3, 5], 3: [1, 4]}
-    assert apart.rows([2, 1]) == Apart((5, 3), one_by_one=False)
+    assert apart.rows([2, 1]) == RowGroups((5, 3), one_by_one=False)
     assert list(apart._replace(one_by_one=True).groups(copies=2).values()) == [[0], [1], [2], [3], [4], [5]]
 
 
 def test_graphs_are_no_part_of_it(monkeypatch):
     """On a GPU rows that run apart run eagerly, and an insisted capture is an error."""
-    from dllm.fast import graphs
+    from dllm.fast import capture
 
-    monkeypatch.setattr(graphs, "wanted", lambda *_: (True, ""))
+    monkeypatch.setattr(capture, "wanted", lambda *_: (True, ""))
     model = blind(Deaf)
     prompt, mask = left_padded(model, [3, 2])
     options = dict(mask_id=MASK_ID, attention_mask=mask, return_stats=True)

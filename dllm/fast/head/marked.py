@@ -40,7 +40,7 @@ class Marked(Tensor):
     It computes as any tensor does; its numbers are in `values`. Numpy and the like raise a RuntimeError.
 
     Example:
-        >>> marked = Marked(torch.ones(2, 3), is_handed_on)
+        >>> marked = Marked(torch.ones(2, 3), is_copy)
         >>> _ = marked.double().clone()
         >>> marked.trace.exception
         >>> _ = marked * 1
@@ -68,7 +68,7 @@ class Marked(Tensor):
         return tree_map(lambda part: Marked(part, trace) if isinstance(part, Tensor) else part, result)
 
 
-def is_handed_on(function: object, args: tuple, kwargs: dict, result: object) -> bool:
+def is_copy(function: object, args: tuple, kwargs: dict, result: object) -> bool:
     """Copies and casts of all of a tensor, whatever its shape."""
     if function.overloadpacket is aten.slice:
         _, _, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
@@ -76,7 +76,7 @@ def is_handed_on(function: object, args: tuple, kwargs: dict, result: object) ->
     return function.overloadpacket in _HANDED_ON
 
 
-def keeps_rows(function: object, args: tuple, kwargs: dict, result: object) -> bool:
+def is_rowwise(function: object, args: tuple, kwargs: dict, result: object) -> bool:
     """What computes each of `ROWS` rows, all axes but the last, from that row and from what all rows share."""
     packet, first = function.overloadpacket, args[0]
     if function._schema.is_mutable and not isinstance(first, Marked):

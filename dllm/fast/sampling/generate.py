@@ -8,12 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.denoise import Policy
-from dllm.fast.head import output_head
-from dllm.fast.inputs import Plan, check_eos, check_no_masks, check_prompt, find_mask_id, prompt_lengths, row_seeds
-from dllm.fast.loop import Denoiser, Step, Work
-from dllm.fast.schedule import Block, Schedule
-from dllm.fast.stats import Stats, stats_of
+from dllm.fast.head.tap import output_head
+from dllm.fast.model import find_mask_id
+from dllm.fast.sampling.batch import DenoisingBatch
+from dllm.fast.sampling.inputs import Plan, check_eos, check_no_masks, check_prompt, prompt_lengths, row_seeds
+from dllm.fast.sampling.live import Step
+from dllm.fast.sampling.loop import Denoiser
+from dllm.fast.sampling.schedule import Block, Schedule
+from dllm.fast.sampling.state import Policy
+from dllm.fast.sampling.stats import Stats, stats_of
 from dllm_kernels import _impl
 from dllm_kernels.transfer_tokens.api import MAX_WINDOW
 
@@ -54,7 +57,8 @@ def generate(
             `get_output_embeddings()` naming its LM head. Left exactly as it was, also when interrupted, and other
             threads may use it meanwhile. Under flash attention rows of unequal length run without their padding, where
             the model can do so; where it sees padding whatever `attention_mask` says, or takes none, those of one
-            length run together (`Stats.note`). That is tried on a few tokens, once per model (:mod:`dllm.fast.trial`).
+            length run together (`Stats.note`). That is found on a few tokens, once per model
+            (:mod:`dllm.fast.visibility`).
         prompt: int64 [B, P], on the model's device, without mask tokens. P or B may be 0.
         steps: denoising steps in all, a multiple of the number of blocks.
         gen_length: tokens to generate, a multiple of block_length (the card's table calls it max_new_tokens).
@@ -135,7 +139,7 @@ def generate(
     return canvas, stats_of(denoiser, canvas, generated, eos_token_id, time.perf_counter() - began)
 
 
-def _work(prompt: Tensor, lengths: Tensor, seeds: Tensor, plan: Plan, mask_id: int) -> Work:
+def _work(prompt: Tensor, lengths: Tensor, seeds: Tensor, plan: Plan, mask_id: int) -> DenoisingBatch:
     """The canvases, packed: padding on a row's left moves behind its end, where no real token sees it."""
     (batch, columns), device = prompt.shape, prompt.device
     canvas = torch.cat([prompt, prompt.new_full((batch, plan.gen_length), mask_id)], dim=1)
@@ -144,7 +148,7 @@ def _work(prompt: Tensor, lengths: Tensor, seeds: Tensor, plan: Plan, mask_id: i
         [Block(length + n * size, length + (n + 1) * size, plan.transfers()) for n in range(plan.blocks)]
         for length in lengths.tolist()
     ]
-    return Work(
+    return DenoisingBatch(
         tokens=_rotate(canvas, columns - lengths),
         given=torch.arange(columns + plan.gen_length, device=device) < lengths[:, None],
         first=lengths,

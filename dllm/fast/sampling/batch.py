@@ -1,0 +1,66 @@
+"""The rows that one call denoises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm.fast.sampling.schedule import Schedule
+from dllm.fast.sampling.state import Policy, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenoisingBatch:
+    """B rows of L columns, each packed to column 0.
+
+    tokens: int64 [B, L], the canvases.
+    given: bool [B, L], columns that are masked in the unconditional canvas of guidance.
+    first: int64 [B], the first generated column; an EOS counts from there on.
+    length: int64 [B], columns of each row; the rest is padding.
+    seeds: int64 [B].
+    schedule: of the rows.
+    suppress, begin_suppress: bool [V], tokens that are never sampled, or sampled with no confidence.
+    """
+
+    tokens: Tensor
+    given: Tensor
+    first: Tensor
+    length: Tensor
+    seeds: Tensor
+    schedule: Schedule
+    suppress: Tensor | None = None
+    begin_suppress: Tensor | None = None
+
+    def state(self, policy: Policy) -> State:
+        """The state before the first step."""
+        (batch, columns), device = self.tokens.shape, self.tokens.device
+        padded = bool((self.length < columns).any())
+        mask = (torch.arange(columns, device=device) < self.length[:, None]).long() if padded else None
+        zeros = torch.zeros(batch, dtype=torch.int64, device=device)
+        return State(
+            tokens=self.tokens.clone(),
+            given=self.given,
+            editable=None if policy.edit_threshold is None else self.tokens == policy.mask_id,
+            attention_mask=mask,
+            first=self.first,
+            length=self.length,
+            seeds=self.seeds,
+            blocks=self.schedule.blocks,
+            begin=self.schedule.begin,
+            stop=self.schedule.stop,
+            steps=self.schedule.steps,
+            amount=self.schedule.amount,
+            block=zeros.clone(),
+            step=zeros.clone(),
+            unmasked_steps=zeros.clone(),
+            row_steps=zeros.clone(),
+            failed=zeros - 1,
+            overflow=torch.zeros(1, dtype=torch.int64, device=device),
+            start=zeros.clone(),
+            proposals=self.tokens.new_full((batch, policy.window), -1),
+            confidence=torch.zeros(batch, policy.window, dtype=torch.float32, device=device),
+            suppress=self.suppress,
+            begin_suppress=self.begin_suppress,
+        )

@@ -1,0 +1,134 @@
+"""Sample a token and its confidence for each position that a step may commit. Logits exist for few rows at a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dllm.fast.head.tap import HeadTap, guide
+from dllm.fast.sampling.passes import HiddenStates
+from dllm.fast.sampling.state import Policy
+from dllm_kernels import GumbelArgmax, gumbel_argmax, linear_gumbel_argmax, position_noise
+
+# GPU libraries switch algorithms for very few rows, and the last bits with them: the head always gets a multiple of
+# this many rows. On CPUs a row's bits are the same in any number of rows; vectors hold 16.
+ROW_MULTIPLE = {"cpu": 16, "cuda": 64}
+# Rows of logits that exist at once where the head is more than a matrix product: what a CPU's cache holds; on a GPU few
+# enough to keep memory small.
+HEAD_ROWS = {"cpu": 64, "cuda": 1024}
+
+
+class Candidates(NamedTuple):
+    """Positions that may be committed, [N] each.
+
+    row: index of the row in the batch.
+    position: the row's own position.
+    seed: of the row.
+    step: of the row, within its block.
+    count: int64 [1]; only the first `count` of the N are real.
+    """
+
+    row: Tensor
+    position: Tensor
+    seed: Tensor
+    step: Tensor
+    count: Tensor
+
+
+def propose(
+    tap: HeadTap,
+    hidden_states: HiddenStates,
+    candidates: Candidates,
+    policy: Policy,
+    suppress: Tensor | None,
+    begin_suppress: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sample a token for each candidate.
+
+    Returns:
+        token: int64 [N].
+        rank: float32 [N], what orders them.
+        uniform: float32 [N], a number in [0, 1) that decides each by itself under the "bernoulli" rule, else None.
+    """
+    reads = (candidates.position - 1).clamp(min=0) if policy.right_shift else candidates.position
+    # candidates behind the real ones need not have run
+    index = (hidden_states.offset[candidates.row] + reads).clamp(0, len(hidden_states.hidden[0]) - 1)
+    hidden = [states.index_select(0, index) for states in hidden_states.hidden]
+    options = dict(
+        temperature=policy.temperature,
+        statistics="tempered" if policy.tempered else "raw",
+        top_k=policy.top_k,
+        top_p=policy.top_p,
+        impl=policy.impl,
+    )
+    suppressed = dict(suppress=suppress, begin_suppress=begin_suppress)
+    sampled = _sample(tap, hidden, candidates, policy.cfg_scale, suppressed, options)
+    if policy.rule == "bernoulli":
+        uniform = position_noise(candidates.seed, candidates.position, candidates.step, impl=policy.impl)
+        return sampled.token, -uniform, uniform
+    return sampled.token, _rank(sampled, candidates, policy), None
+
+
+def _rank(sampled: GumbelArgmax, candidates: Candidates, policy: Policy) -> Tensor:
+    """What orders the sampled tokens, float32 [N]; see :class:`Policy`."""
+    if policy.confidence == "random":
+        return position_noise(candidates.seed, candidates.position, candidates.step, impl=policy.impl)
+    rank = sampled.log_prob.exp() if policy.confidence == "probability" else getattr(sampled, policy.confidence)
+    if policy.order_temperature > 0:
+        # the k largest of c / T + g, g Gumbel noise, are k draws without replacement from softmax(c / T)
+        noise = position_noise(candidates.seed, candidates.position, candidates.step, law="gumbel", impl=policy.impl)
+        rank = rank / policy.order_temperature + noise
+    return rank
+
+
+def _sample(
+    tap: HeadTap,
+    hidden: list[Tensor],
+    candidates: Candidates,
+    cfg_scale: float,
+    suppressed: dict[str, Tensor | None],
+    options: dict[str, object],
+) -> GumbelArgmax:
+    """The sampled tokens of rows of hidden states [N, H] and their statistics, in one pass over the vocabulary."""
+    head = tap.head
+    if tap.kind == "linear" and head.weight.dtype != torch.float64:
+        return linear_gumbel_argmax(
+            *(hidden[0].to(head.weight.dtype), head.weight, head.bias),
+            unconditional=hidden[1].to(head.weight.dtype) if len(hidden) == 2 else None,
+            cfg_scale=cfg_scale if len(hidden) == 2 else 0.0,
+            seeds=candidates.seed,
+            positions=candidates.position,
+            step=candidates.step,
+            count=candidates.count,
+            **_padded_to(len(head.weight), suppressed),
+            **options,
+        )
+    chunk, found = HEAD_ROWS.get(candidates.row.device.type, HEAD_ROWS["cuda"]), []
+    for begin in range(0, len(candidates.row), chunk):
+        part = slice(begin, begin + chunk)
+        logits = tap.logits(hidden[0][part])
+        if len(hidden) == 2:
+            logits = guide(logits, tap.logits(hidden[1][part]), cfg_scale)
+        found.append(
+            gumbel_argmax(
+                logits.float() if logits.dtype == torch.float64 else logits,
+                seeds=candidates.seed[part],
+                positions=candidates.position[part],
+                step=candidates.step[part],
+                count=candidates.count - begin,
+                **_padded_to(logits.shape[-1], suppressed),
+                **options,
+            )
+        )
+    return GumbelArgmax(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _padded_to(width: int, tables: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Tables of tokens [V] cut or padded to the logits' width, which may differ from the embedding's."""
+    return {
+        name: table if table is None or len(table) == width else F.pad(table, (0, width - len(table)))
+        for name, table in tables.items()
+    }

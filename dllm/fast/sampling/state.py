@@ -1,0 +1,174 @@
+"""What the steps of one call share, and what each step changes.
+
+`Policy` holds the settings, which stay the same. `State` holds the tensors, which every step reads and updates in
+place. `CurrentBlock` is what the tables of the state say about the block that each row is working on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dllm.fast.sampling.unpadded import RowGroups, real_cells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The settings of one call: which positions a step may commit, how it samples their tokens, how many it commits.
+
+    mask_id: the mask token.
+    window: a step looks at this many columns, up to the end of the row's block. No mask may lie left of them.
+    block_length: the most masked positions that a row has in one block.
+    temperature, top_k, top_p, cfg_scale: of the sampled tokens, as :func:`dllm_kernels.linear_gumbel_argmax` takes
+        them.
+    tempered: confidence is taken from the tempered (and filtered) distribution; else from softmax(logits).
+    right_shift: the logits of position p are read at position p - 1; the first position reads its own.
+    confidence: what ranks the sampled tokens: "log_prob", "probability", "margin", "neg_entropy", or "random".
+    order_temperature: 0 commits the tokens of highest confidence; above 0, positions are drawn without replacement
+        from softmax(confidence / order_temperature).
+    block_causal: the block size of block-causal attention, in which no position sees a later block; None: every
+        position sees all others.
+    cache: the KV cache: None, "block", "prefix" or "dual" (:mod:`dllm.fast.sampling.passes`). With a cache, and under
+        `block_causal`, the blocks before the current one are final: masks that are left in them stay.
+    rule: what the schedule's amounts mean. "count": so many tokens are committed. "bernoulli": each masked position is
+        committed with this probability, independently.
+    threshold, factor, budget: with "count" at most one of them, as :func:`dllm_kernels.transfer_tokens` takes them: it
+        commits as many tokens as the rule allows, and at least the count.
+    edit_threshold: a token that an earlier step committed in this block is replaced if another one is sampled with a
+        higher confidence than this; None: committed tokens stay. A block then ends when it has no mask before a step
+        and that step replaces nothing, or after `edit_steps` steps without a mask. These steps come at the end of the
+        schedule.
+    eos_id: a row is finished once this token stands in its generated part with no mask before it.
+    stops_between_blocks: a row is finished no earlier than its block is over.
+    impl: the kernels' implementation.
+    """
+
+    mask_id: int
+    window: int
+    block_length: int
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    cfg_scale: float = 0.0
+    tempered: bool = False
+    right_shift: bool = False
+    confidence: str = "log_prob"
+    order_temperature: float = 0.0
+    block_causal: int | None = None
+    cache: str | None = None
+    rule: str = "count"
+    threshold: float | None = None
+    factor: float | None = None
+    budget: float | None = None
+    edit_threshold: float | None = None
+    edit_steps: int = 0
+    eos_id: int | None = None
+    stops_between_blocks: bool = False
+    impl: str = "auto"
+
+    @property
+    def follows_schedule(self) -> bool:
+        """Whether every row takes exactly the steps of its schedule."""
+        return not self.adapts and self.eos_id is None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a block may end before its last step."""
+        bounds = (self.threshold, self.factor, self.budget, self.edit_threshold)
+        return self.rule == "bernoulli" or any(bound is not None for bound in bounds)
+
+    @property
+    def keeps_shift_column(self) -> bool:
+        """Whether the hidden state of the column before a block is stored: under a right shift the block's first token
+        is read there, and with these caches that column is not run again."""
+        return self.right_shift and self.cache in ("prefix", "dual")
+
+    @property
+    def keeps_to_blocks(self) -> bool:
+        """Whether a step commits tokens in the row's current block only."""
+        return self.block_causal is not None or self.cache is not None
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """The tensors that steps read and update, all on the model's device: B rows of L columns, a window of W columns,
+    N blocks of at most S steps. The tables are those of a :class:`dllm.fast.sampling.schedule.Schedule`."""
+
+    tokens: Tensor  # int64 [B, L], the canvas
+    given: Tensor  # bool [B, L], columns that are masked in the unconditional canvas of guidance
+    editable: Tensor | None  # bool [B, L], columns that were generated; None where nothing is replaced
+    attention_mask: Tensor | None  # int64 [B, L]; None when no row is padded
+    first: Tensor  # int64 [B], first generated column
+    length: Tensor  # int64 [B], columns of the row
+    seeds: Tensor  # int64 [B]
+    blocks: Tensor  # int64 [B], table
+    begin: Tensor  # int64 [B, N], table
+    stop: Tensor  # int64 [B, N], table
+    steps: Tensor  # int64 [B, N], table
+    amount: Tensor  # int64 or float32 [B, N, S], table
+    block: Tensor  # int64 [B], index of the current block; blocks[b] when row b is finished
+    step: Tensor  # int64 [B], index of the step within the block
+    unmasked_steps: Tensor  # int64 [B], steps of the current block that began without a mask in it
+    row_steps: Tensor  # int64 [B], all steps that the row has taken
+    failed: Tensor  # int64 [B], the first step in which a row's logits had no finite number, else -1
+    overflow: Tensor  # int64 [1], masked positions for which the head had no room, summed over steps
+    start: Tensor  # int64 [B], first column of the last step's window
+    proposals: Tensor  # int64 [B, W], tokens that the last step sampled; -1 elsewhere
+    confidence: Tensor  # float32 [B, W], their confidence
+    suppress: Tensor | None  # bool [V], tokens that are never sampled
+    begin_suppress: Tensor | None  # bool [V], tokens that are sampled with no confidence
+    cells: Tensor | None = None  # int64 [T], flat indices of the cells that are no padding, where rows run packed
+    row_groups: RowGroups | None = None  # how rows run, where they do not run together; never in captured steps
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+    def copy(self) -> State:
+        """The same state in memory of its own."""
+        return State(**{field.name: None for field in fields(self)} | {n: t.clone() for n, t in self.tensors().items()})
+
+    def rows(self, index: Tensor) -> State:
+        """The state of the rows `index`, int64 [b]."""
+        kept = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and field.name not in _OF_THE_BATCH:
+                value = value.index_select(0, index)
+            kept[field.name] = value
+        if self.cells is not None:
+            kept["cells"] = real_cells(kept["attention_mask"])
+        if self.row_groups is not None:
+            kept["row_groups"] = self.row_groups.rows(index.tolist())
+        return State(**kept)
+
+
+_OF_THE_BATCH = ("overflow", "suppress", "begin_suppress", "cells", "row_groups")
+
+
+class CurrentBlock(NamedTuple):
+    """The block that each row is working on, [B] each. A finished row has that of its last block, and stop 0.
+
+    active: whether the row is not finished.
+    block: index of the block.
+    begin, stop: its first column and the one after its last.
+    steps: how many steps it has, at most.
+    """
+
+    active: Tensor
+    block: Tensor
+    begin: Tensor
+    stop: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, state: State) -> CurrentBlock:
+        active, block = state.block < state.blocks, state.block.clamp(max=state.stop.shape[1] - 1)
+        begin, stop, steps = (
+            table.gather(1, block[:, None]).squeeze(1) for table in (state.begin, state.stop, state.steps)
+        )
+        return cls(active, block, begin, torch.where(active, stop, 0), steps)

@@ -1,0 +1,212 @@
+"""Run rows of unequal length without padding: packed into one long row, or in groups.
+
+Packed: nothing is computed for padding. Flash attention is told where each row ends (`cu_seq_lens`), and positions
+start anew in each row. All other parts of a model work on each token by itself. This needs a model that passes
+`position_ids` and `cu_seq_lens` to flash attention; whether it does is found by running it on a few tokens.
+
+In groups: where a model sees padding whatever its mask says (:mod:`dllm.fast.visibility`), rows of one length run
+together; where rows of a batch see each other, each runs alone. So each row gets the tokens that it gets alone, at the
+price of several forwards in a step.
+
+The canvases stay as they are: only the body runs in another way.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import weakref
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dllm.fast import visibility
+from dllm.fast.attention import attention_of, is_flash
+from dllm.fast.deferred import no_deferral
+from dllm.fast.head.tap import HeadTap
+from dllm.fast.model import run_settings
+
+_log = logging.getLogger("dllm.fast")
+
+_verdicts: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, str | None]] = weakref.WeakKeyDictionary()
+_logged: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+def real_cells(attention_mask: Tensor) -> Tensor:
+    """Flat indices int64 [T] of the cells of [B, L] that are no padding, in order. Waits for the device.
+
+    Example:
+        >>> real_cells(torch.tensor([[1, 1, 0], [1, 0, 0]])).tolist()
+        [0, 1, 3]
+    """
+    return attention_mask.flatten().nonzero().flatten()
+
+
+class RowGroups(NamedTuple):
+    """Groups of rows that run in one forward, where padded rows cannot: rows of one length, or single rows.
+
+    lengths: of each row.
+    one_by_one: each row runs alone.
+
+    Example:
+        >>> RowGroups((5, 3, 5), one_by_one=False).groups(copies=1)
+        {5: [0, 2], 3: [1]}
+    """
+
+    lengths: tuple[int, ...]
+    one_by_one: bool
+
+    def groups(self, copies: int) -> dict[object, list[int]]:
+        """Row numbers by group, for `copies` canvases of each row, all rows of the first canvas first."""
+        found: dict[object, list[int]] = {}
+        for number, length in enumerate(self.lengths * copies):
+            found.setdefault(number if self.one_by_one else length, []).append(number)
+        return found
+
+    def rows(self, index: list[int]) -> RowGroups:
+        """The same for the rows `index`."""
+        return RowGroups(tuple(self.lengths[row] for row in index), self.one_by_one)
+
+
+def run(
+    tap: HeadTap, tokens: Tensor, attention_mask: Tensor | None, cells: Tensor | None, groups: RowGroups | None = None
+) -> Tensor:
+    """The head's input for all columns of some canvases.
+
+    Args:
+        tap: of the model.
+        tokens: int64 [n B, L], n canvases of each of B rows.
+        attention_mask: int64 [B, L], None when no row is padded.
+        cells: int64 [T], the real cells of [B, L], to run packed; None: rows run with their padding.
+        groups: of the B rows, to run one after the other.
+
+    Returns:
+        [n B, L, H]; zeros in padding where rows run packed or in groups.
+    """
+    rows, columns = tokens.shape
+    if groups is not None:
+        return _run_groups(tap, tokens, groups)
+    mask = None if attention_mask is None else attention_mask.repeat(rows // len(attention_mask), 1)
+    if cells is None:
+        return tap.body(tokens, mask)
+    size = attention_mask.numel()
+    cells = torch.cat([cells + start for start in range(0, rows * columns, size)])
+    hidden = _run_packed(tap, tokens.flatten()[cells], cells % columns, mask.sum(1), columns)
+    return hidden.new_zeros(rows * columns, hidden.shape[1]).index_copy(0, cells, hidden).view(rows, columns, -1)
+
+
+def row_layout(
+    tap: HeadTap, lengths: list[int], canvases: int, device: torch.device
+) -> tuple[bool, RowGroups | None, str]:
+    """How rows are to run: packed, in groups, or together with their padding.
+
+    Args:
+        tap: of the model.
+        lengths: of the rows.
+        canvases: of each row.
+        device: of the tokens.
+
+    Returns:
+        packed: whether rows run packed: under flash attention, if the model can.
+        groups: where neither packed nor padded rows get their own tokens; else None.
+        note: what to tell the user.
+    """
+    if len(lengths) * canvases > 1 and (why := visibility.why_not_batched(tap.model, device)):
+        note = _log_once(tap, f"rows run one at a time, because {why}")
+        return False, RowGroups(tuple(lengths), one_by_one=True), note
+    if len(set(lengths)) < 2:
+        return False, None, ""
+    packed, note = runs_packed(tap)
+    if not packed and (why := visibility.why_not_padded(tap.model, device)):
+        note = _log_once(tap, f"only rows of one length run together, because {why}")
+        return False, RowGroups(tuple(lengths), one_by_one=False), note
+    return packed, None, note
+
+
+def runs_packed(tap: HeadTap) -> tuple[bool, str]:
+    """Whether rows run packed, and what to tell the user: under flash attention, if the model can."""
+    if not is_flash(tap.model):
+        return False, ""
+    why = _why_not_packed(tap)
+    if why is None:
+        return True, f"rows run without their padding under {attention_of(tap.model)}"
+    _log.info("rows run with their padding, because %s", why)
+    return False, f"rows run with their padding, because {why}"
+
+
+def _log_once(tap: HeadTap, note: str) -> str:
+    """Log a note unless it was logged for this model before; returns it."""
+    logged = _logged.setdefault(tap.model, set())
+    if note not in logged:
+        logged.add(note)
+        _log.warning("%s", note)
+    return note
+
+
+def _run_groups(tap: HeadTap, tokens: Tensor, groups: RowGroups) -> Tensor:
+    """Hidden states [n B, L, H] of tokens [n B, L], zeros in padding."""
+    copies, result = len(tokens) // len(groups.lengths), None
+    for rows in groups.groups(copies).values():
+        length, row = groups.lengths[rows[0] % len(groups.lengths)], torch.tensor(rows, device=tokens.device)
+        if length == 0:
+            continue
+        hidden = tap.body(tokens[row, :length], None)
+        if result is None:
+            result = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
+        result[row, :length] = hidden
+    return result
+
+
+def _run_packed(tap: HeadTap, tokens: Tensor, position: Tensor, lengths: Tensor, longest: int) -> Tensor:
+    """Hidden states [T, H] of packed rows: tokens [T], their positions [T] in their own rows, and lengths [B]."""
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    row_ends = dict(cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
+    return tap.body(tokens[None], None, position_ids=position[None], **row_ends)[0]
+
+
+def _why_not_packed(tap: HeadTap) -> str | None:
+    """Why a model cannot run packed rows, None where it can. Found once per model and its settings."""
+    model = getattr(tap.model, "_orig_mod", tap.model)
+    state = run_settings(model)
+    known = _verdicts.get(model)
+    if known is not None and known[0] == state:
+        return known[1]
+    eager = copy.copy(tap)
+    eager.model = model  # torch.compile need not compile for these few tokens
+    with no_deferral(), torch.no_grad():
+        why, finite = _inspect(eager)
+    if finite:
+        _verdicts[model] = (state, why)
+    return why
+
+
+def _inspect(tap: HeadTap) -> tuple[str | None, bool]:
+    """Why not, and whether the hidden states were finite: of NaN nothing can be concluded.
+
+    The rows are 0 1 2 and 3 1. The hidden states of the second must not depend on the first, bit by bit; they must
+    depend on the second's own positions; and these must start where the model itself starts them.
+    """
+    name, device = type(tap.model).__name__, next(tap.model.parameters()).device
+    lengths = torch.tensor([3, 2], device=device)
+
+    def second(*tokens: int, position: tuple[int, ...] = (0, 1, 2, 0, 1)) -> Tensor:
+        given = torch.tensor(tokens, device=device), torch.tensor(position, device=device)
+        return _run_packed(tap, *given, lengths, 3)[3:]
+
+    try:
+        hidden = second(0, 1, 2, 3, 1)
+        if not bool(hidden.isfinite().all()):
+            return f"hidden states of {name} are not finite", False
+        alone = torch.tensor([[3, 1]], device=device)
+        numbered = tap.body(alone, None, position_ids=torch.tensor([[0, 1]], device=device))
+        if not torch.equal(tap.body(alone, None), numbered):
+            return f"the positions of {name} do not begin at 0", True
+        if not torch.equal(hidden, second(0, 1, 3, 3, 1)):
+            return f"packed rows see each other in {name}", True
+        # another distance: some models depend on nothing else of positions
+        if torch.equal(hidden, second(0, 1, 2, 3, 1, position=(0, 1, 2, 0, 2))):
+            return f"{name} ignores position_ids", True
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return f"{name} takes no packed rows: {str(error).strip().partition(chr(10))[0]}", True
+    return None, True
