@@ -1,4 +1,4 @@
-"""What a batch must be before it is corrupted, and the names of its entries."""
+"""Checks of a batch before it is corrupted, and names of its entries."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 IGNORE = -100  # the label of a token that is never masked
-CORRUPTION = "corruption"  # the entry of a corrupted batch that holds what the loss needs; all others go to the model
+CORRUPTION = "corruption"  # this entry of a corrupted batch is for the loss, all others are for the model
 
 
 def check_batch(tokens: object, labels: object, attention_mask: object, vocab_size: int) -> None:
-    """Check what the base collator made.
+    """Check a batch that the base collator made.
 
     Raises:
-        TypeError: token ids that are not int64 tensors.
-        ValueError: other shapes than [B, L], ids outside the vocabulary, labels that are neither -100 nor the token, an
-            attention mask that is no right padding.
+        TypeError: tokens or labels are not int64 tensors.
+        ValueError: a shape is not [B, L]; an id is outside the vocabulary; a label is neither -100 nor its token; the
+            attention mask is not right padding.
 
     Example:
         >>> check_batch(torch.tensor([[5, 6]]), torch.tensor([[-100, 7]]), None, vocab_size=10)
@@ -55,11 +55,15 @@ def check_batch(tokens: object, labels: object, attention_mask: object, vocab_si
 
 
 def check_fits(tokens: Tensor, position_ids: object, positions: int | None) -> None:
-    """Check that rows, padding included, fit the positions of a model; None where these do not end. Where samples are
-    packed, `position_ids` say how long the longest is.
+    """Check that rows fit the model's positions.
+
+    Args:
+        tokens: [B, L], padding included.
+        position_ids: of packed samples, which give the length of the longest; else None.
+        positions: the model's; None if they are unlimited.
 
     Raises:
-        ValueError: they are longer.
+        ValueError: a row or a packed sample is longer.
 
     Example:
         >>> check_fits(torch.tensor([[5, 6, 7]]), None, positions=2)
@@ -75,11 +79,11 @@ def check_fits(tokens: Tensor, position_ids: object, positions: int | None) -> N
 
 
 def check_draws(times: object, seeds: object, samples: int) -> None:
-    """Check the times and seeds that a base collator gave; None for what it leaves to be drawn.
+    """Check the times and seeds of a batch; None where the base collator gave none.
 
     Raises:
-        TypeError: times that are no float32 tensor, seeds that are no int64 tensor.
-        ValueError: not one for each sample, or times outside [0, 1].
+        TypeError: times are not a float32 tensor, or seeds not an int64 tensor.
+        ValueError: there is not one for each sample, or a time is outside [0, 1].
 
     Example:
         >>> check_draws(torch.tensor([0.5, 1.5]), None, samples=2)
@@ -94,7 +98,7 @@ def check_draws(times: object, seeds: object, samples: int) -> None:
             raise TypeError(f"{name} must be a tensor of {kind}, got {_kind(value)}")
         if value.shape != (samples,):
             raise ValueError(f"{name} must have the shape [{samples}], one for each sample, got {list(value.shape)}")
-    if times is not None and len(outside := (~((times >= 0) & (times <= 1))).nonzero()):  # NaN is outside
+    if times is not None and len(outside := (~((times >= 0) & (times <= 1))).nonzero()):  # also finds NaN
         row = int(outside[0])
         raise ValueError(f"times must lie in [0, 1], got {float(times[row])} for row {row}")
 
@@ -109,13 +113,16 @@ def _check_range(name: str, all_ids: Tensor, ids: Tensor, vocab_size: int) -> No
 
 
 def padding_mask(batch: Mapping[str, Any]) -> Any:
-    """The attention mask, which says what is padding; None where it is one of query and key that keeps packed samples
-    apart, which come with `position_ids` (:class:`dllm.data.packing.PackingCollator`)."""
+    """The attention mask of a batch if it marks padding; None if it keeps packed samples apart.
+
+    The latter masks are over queries and keys and come with `position_ids`
+    (:class:`dllm.data.packing.PackingCollator`).
+    """
     mask = batch.get("attention_mask")
     of_query_and_key = isinstance(mask, Mapping) or (isinstance(mask, Tensor) and mask.dim() > 2)
     return None if of_query_and_key and "position_ids" in batch else mask
 
 
 def _kind(value: object) -> str:
-    """What to call a value of the wrong kind: a tensor by its dtype."""
+    """A value's type for an error message; of a tensor its dtype."""
     return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__

@@ -1,5 +1,8 @@
-"""From samples to a corrupted batch. Masks are drawn here, on the host, so that the number of masked tokens is known
-before anything is sent to a device, and a product over them has exactly their size."""
+"""MDLMCollator: turns samples into a corrupted batch.
+
+Masks are drawn on the host. So the number of masked tokens is known there, and matrix products over them have exactly
+that size.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from dllm.core.trainers.batches import CORRUPTION, IGNORE, check_batch, check_dr
 
 _log = logging.getLogger("dllm")
 
-# Batches of an epoch that are told apart where a data set has no end.
-_BATCHES = 2**20
+# Of a data set without length, this many batches of an epoch have masks of their own.
+_MAX_BATCHES_PER_EPOCH = 2**20
 
 
 @dataclass(kw_only=True)
@@ -26,38 +29,37 @@ class MDLMCollator:
     """Pads samples with `base`, then masks each token that has a label with probability 1 - alpha(t) of its sample.
 
     Args:
-        base: a collator that gives `input_ids` [B, L], padded on the right, and may give `labels` [B, L] (-100 where a
-            token is never masked, else the token itself) and `attention_mask` [B, L]. Without labels every token that
-            is attended to may be masked. A mask token in the data is never learnt; a log line says so once. Two more
-            entries take the place of what would be drawn: `times`, float32 [B], the t of each sample, from 0 to 1
-            whatever `low` and `high`; and `seeds`, int64 [B], of each sample, where a text comes more than once in an
-            epoch and must not always lose its tokens in the same order.
-        scheduler: alpha(t), and w(t) for the weight "scheduler".
+        base: a collator that gives `input_ids` [B, L], padded on the right. It may give `labels` [B, L], -100 where a
+            token is never masked, else the token; and `attention_mask` [B, L]. Without labels every attended token may
+            be masked. A mask token in the data is never a target; one log line warns of it. Two more entries replace
+            random draws: `times`, float32 [B], t of each sample, anywhere in [0, 1]; and `seeds`, int64 [B], for a
+            text that appears several times in an epoch and should get other masks each time.
+        scheduler: alpha(t), and w(t) unless `uniform_weight`.
         mask_id, pad_id: the mask token; the padding token, None if there is none.
-        vocab_size: token ids lie below it.
+        vocab_size: the number of token ids.
         seed: of the run.
         low, high: the range of t.
         antithetic: spread the times of a batch evenly.
         uniform_weight: weight 1 instead of w(t).
-        right_shift: the token at p is predicted at p - 1 (Dream, A2D), at 0 that at 0.
-        positions: that the model has; None where they do not end.
+        right_shift: the token at p is predicted at p - 1, the first one at 0 (Dream, A2D).
+        positions: the model's; None if they are unlimited.
+        endless: the data set has no length. It may repeat within an epoch, so masks then also depend on the number of
+            the batch in its worker process.
 
-    A batch has the model's inputs, `input_ids` corrupted, no labels, no attention mask where it would be all ones, and
-    under "corruption", with N masked tokens of nonzero weight:
-        rows: int64 [N], position b L + p of the prediction of each.
+    A batch has the model's inputs: `input_ids`, corrupted; no labels; no attention mask that is all ones. Its entry
+    "corruption" holds, for the N masked tokens of nonzero weight:
+        rows: int64 [N], index b L + p of the position that predicts each.
         targets: int64 [N], the token.
         weight: float32 [N], w(t) of its sample.
-        maskable: int64 [B], tokens of each sample that may be masked.
-        lengths: int64 [B], tokens of each sample that are attended to.
+        maskable: int64 [B], each sample's number of tokens that may be masked.
+        lengths: int64 [B], each sample's number of attended tokens.
 
-    `epoch`, which the masks depend on, may be set at any time and reaches the processes of a data loader. With
-    `endless` they depend on the number of the batch in its process too: a stream may begin again within an epoch, and a
-    text must not lose the same tokens every time.
+    Masks depend on `epoch`, which may be set at any time and reaches the worker processes of a data loader.
 
     Raises:
-        TypeError, ValueError: labels that differ from the tokens, token ids outside the vocabulary, padding on the
-            left, shapes that do not fit, more tokens than positions, times outside [0, 1]; weights of the scheduler
-            that are negative or not finite.
+        TypeError, ValueError: a label differs from its token; a token id is outside the vocabulary; padding is on the
+            left; shapes do not match; a row has more tokens than positions; a time is outside [0, 1]; a weight of the
+            scheduler is negative or not finite.
 
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
@@ -87,10 +89,10 @@ class MDLMCollator:
     right_shift: bool = False
     positions: int | None = None
     endless: bool = False
-    _batches: int = 0
+    _batch_count: int = 0
     _epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
-    _warned: bool = False
-    _warned_of_masks: bool = False
+    _warned_of_nothing_maskable: bool = False
+    _warned_of_mask_tokens: bool = False
 
     @property
     def epoch(self) -> int:
@@ -102,15 +104,15 @@ class MDLMCollator:
         self._epoch.fill_(epoch)
 
     @property
-    def _draw(self) -> int:
-        """The number that tells what is drawn for a sample now from what is drawn for it at another time."""
-        return (self.epoch * _BATCHES + self._batches) % 2**31 if self.endless else self.epoch
+    def _draw_number(self) -> int:
+        """The step counter of the random stream: another number gives a sample other masks."""
+        return (self.epoch * _MAX_BATCHES_PER_EPOCH + self._batch_count) % 2**31 if self.endless else self.epoch
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         return self.corrupt(self.clean(samples))
 
     def clean(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """The batch of x_0, with labels."""
+        """The collated batch x_0, with labels, not corrupted."""
         batch = dict(self.base(samples))
         tokens, attention_mask = batch["input_ids"], padding_mask(batch)
         if batch.get("labels") is None:
@@ -118,11 +120,11 @@ class MDLMCollator:
         return batch
 
     def corrupt(self, batch: Mapping[str, Any], keep_clean: bool = False) -> dict[str, Any]:
-        """The batch of x_t, of one of x_0 on the CPU.
+        """Corrupt a batch on the CPU.
 
         Args:
             batch: as :meth:`clean` gives it.
-            keep_clean: note under "corruption" also x_0, `input_ids`, `labels` and perhaps `attention_mask` [B, L];
+            keep_clean: add to "corruption" the clean batch, `input_ids`, `labels` and perhaps `attention_mask` [B, L];
                 `masked`, bool [B, L]; and `times`, float32 [B] or [B, L].
         """
         batch = dict(batch)
@@ -132,21 +134,21 @@ class MDLMCollator:
         check_fits(tokens, batch.get("position_ids"), self.positions)
         check_draws(times, seeds, len(tokens))
         if attention_mask is not None and bool((attention_mask != 0).all()):
-            del batch["attention_mask"]  # says nothing, and many models wait for the device to find that out
-        maskable = (labels != IGNORE) & ~self._masks_in(tokens, labels)
+            del batch["attention_mask"]  # all ones; many models would wait for the device to find that out
+        maskable = (labels != IGNORE) & ~self._mask_tokens_in_data(tokens, labels)
         times, noised = self._corrupt(tokens, maskable, attention_mask, times, seeds)
         attended = torch.ones_like(tokens) if attention_mask is None else (attention_mask != 0).long()
         counts = dict(maskable=maskable.sum(1), lengths=attended.sum(1))
-        self._warn_once_of_nothing(counts["maskable"])
-        chosen = self._chosen(tokens, noised.masked, times)
+        self._warn_if_nothing_maskable(counts["maskable"])
+        corruption = self._masked_rows(tokens, noised.masked, times) | counts
         if keep_clean:
-            chosen |= dict(input_ids=tokens, labels=labels, masked=noised.masked, times=times)
-            chosen |= {} if attention_mask is None else dict(attention_mask=attention_mask)
-        self._batches += 1
-        return self._model_inputs(batch, noised.tokens) | {CORRUPTION: chosen | counts}
+            corruption |= dict(input_ids=tokens, labels=labels, masked=noised.masked, times=times)
+            corruption |= {} if attention_mask is None else dict(attention_mask=attention_mask)
+        self._batch_count += 1
+        return self._model_inputs(batch, noised.tokens) | {CORRUPTION: corruption}
 
     def _model_inputs(self, batch: dict[str, Any], noised: Tensor) -> dict[str, Any]:
-        """The batch of x_0 as that of x_t."""
+        """The model's inputs: the batch with corrupted tokens."""
         return batch | {"input_ids": noised}
 
     def _corrupt(
@@ -157,21 +159,23 @@ class MDLMCollator:
         times: Tensor | None,
         seeds: Tensor | None,
     ) -> tuple[Tensor, noising.Noised]:
-        """Times, and the corrupted tokens; times and seeds that are not given are drawn."""
+        """The times, drawn unless given, and the corrupted tokens."""
         if seeds is None:
             lengths = noising.real_lengths(tokens, attention_mask, self.pad_id)
             seeds = noising.sample_seeds(tokens, lengths, self.seed)
         if times is None:
             times = self._times(seeds, tokens.shape[1])
-        options = dict(seeds=seeds, epoch=self._draw, scheduler=self.scheduler, mask_id=self.mask_id)
+        options = dict(seeds=seeds, epoch=self._draw_number, scheduler=self.scheduler, mask_id=self.mask_id)
         return times, noising.corrupt(tokens, maskable, times, **options)
 
     def _times(self, seeds: Tensor, width: int) -> Tensor:
-        """float32 [B], or [B, width] for a time per token."""
-        return noising.diffusion_times(seeds, self._draw, low=self.low, high=self.high, antithetic=self.antithetic)
+        """Diffusion times, float32 [B], or [B, width] for a time per token."""
+        return noising.diffusion_times(
+            seeds, self._draw_number, low=self.low, high=self.high, antithetic=self.antithetic
+        )
 
-    def _chosen(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
-        """The masked tokens that carry loss: where they are predicted, what they are, what they weigh."""
+    def _masked_rows(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
+        """`rows`, `targets` and `weight` of the masked tokens of nonzero weight."""
         weight = self._weights(masked, times)
         row, position = (masked & (weight > 0)).nonzero(as_tuple=True)
         predicted_at = (position - 1).clamp(min=0) if self.right_shift else position
@@ -179,17 +183,17 @@ class MDLMCollator:
         return dict(rows=rows, targets=tokens[row, position], weight=weight[row, position].float())
 
     def _weights(self, masked: Tensor, times: Tensor) -> Tensor:
-        """The loss weight of each masked token, [B, L]; what it says of others is not used."""
+        """The loss weights [B, L], of which those of masked tokens are used."""
         weight = torch.ones_like(times) if self.uniform_weight else self.scheduler.weight(times)
         if not bool(((weight >= 0) & (weight < torch.inf)).all()):
             raise ValueError(f"weights of {type(self.scheduler).__name__} must be finite and at least 0, got {weight}")
         return (weight if weight.dim() == 2 else weight[:, None]).expand_as(masked)
 
-    def _masks_in(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Masks that the data have where a token is to be learnt, bool [B, L]: there is nothing to predict at them."""
+    def _mask_tokens_in_data(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Mask tokens of the data that have a label, bool [B, L]; a warning is logged once, as they are not trained."""
         found = (tokens == self.mask_id) & (labels != IGNORE)
-        if not self._warned_of_masks and bool(found.any()):
-            self._warned_of_masks = True
+        if not self._warned_of_mask_tokens and bool(found.any()):
+            self._warned_of_mask_tokens = True
             row, position = found.nonzero()[0].tolist()
             _log.warning(
                 "the data hold the mask token (%d of a batch, first at row %d, position %d): it is not learnt",
@@ -199,7 +203,7 @@ class MDLMCollator:
             )
         return found
 
-    def _warn_once_of_nothing(self, maskable: Tensor) -> None:
-        if not self._warned and int(maskable.sum()) == 0:
-            self._warned = True
+    def _warn_if_nothing_maskable(self, maskable: Tensor) -> None:
+        if not self._warned_of_nothing_maskable and int(maskable.sum()) == 0:
+            self._warned_of_nothing_maskable = True
             _log.warning("a batch has no token that may be masked (every label is %d): its loss is 0", IGNORE)

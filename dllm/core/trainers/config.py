@@ -1,4 +1,4 @@
-"""Arguments of a masked-diffusion training run."""
+"""MDLMConfig: the arguments of a training run by masked diffusion."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NORM_TYPES = ("token", "sequence", "batch")
 
 @dataclass
 class MDLMConfig(TrainingArguments):
-    """Arguments of :class:`MDLMTrainer`: those of transformers' Trainer, and the fields below.
+    """Arguments of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`: those of transformers' Trainer, and the fields below.
 
     Raises:
         TypeError: `cuda_graph` is neither None nor a bool.
-        ValueError: a field outside its range, or one of transformers that a diffusion loss has no use for.
+        ValueError: a field is outside its range, or an argument of transformers does not apply to a diffusion loss.
 
     Example:
         >>> config = MDLMConfig(output_dir="out", report_to="none", loss_norm_type="sequence")
@@ -26,15 +26,17 @@ class MDLMConfig(TrainingArguments):
     """
 
     time_epsilon: float = field(default=1e-3, metadata={"help": "The smallest diffusion time t."})
-    time_max: float = field(default=1.0, metadata={"help": "The largest; below 1 for a clipped range."})
+    time_max: float = field(default=1.0, metadata={"help": "The largest diffusion time t."})
     antithetic_time: bool = field(default=False, metadata={"help": "Spread the times of a batch evenly."})
-    loss_weight_type: str = field(default="scheduler", metadata={"help": "scheduler, w(t); or uniform, 1."})
+    loss_weight_type: str = field(default="scheduler", metadata={"help": "scheduler: weight w(t); uniform: weight 1."})
     loss_norm_type: str = field(default="token", metadata={"help": "Mean over: token, sequence or batch."})
     right_shift_logits: bool = field(default=False, metadata={"help": "A token is predicted one position before it."})
-    ema_decay: float | None = field(default=None, metadata={"help": "Keep averaged weights, MDLM's decay is 0.9999."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Keep an exponential moving average of the weights; MDLM uses 0.9999."}
+    )
     cuda_graph: bool | None = field(
         default=None,
-        metadata={"help": "Training steps as CUDA graphs: where it can be done; or True, always; or False."},
+        metadata={"help": "Training steps as CUDA graphs. Default: where possible; True: required; False: never."},
     )
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Training by masked diffusion (MDLM, LLaDA)."""
+"""Masked diffusion (MDLM, LLaDA): the objective. What its trainer does besides is in `base/`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.core.trainers.base import DiffusionTrainer
+from dllm.core.trainers.base.replaceable_steps import ReplaceableSteps
 from dllm.core.trainers.batches import CORRUPTION
 from dllm.core.trainers.collator import MDLMCollator
 from dllm.core.trainers.config import NORM_TYPES, WEIGHT_TYPES, MDLMConfig
-from dllm.core.trainers.steps import ReplaceableSteps
 
 __all__ = ["NORM_TYPES", "WEIGHT_TYPES", "MDLMConfig", "MDLMTrainer"]
 
@@ -21,7 +21,7 @@ _log = logging.getLogger("dllm")
 
 
 class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
-    r"""Trains a masked language model by masked diffusion (MDLM, LLaDA), the loss costing what the masked tokens cost.
+    r"""Trains a masked language model by masked diffusion (MDLM, LLaDA). Logits are computed for masked tokens only.
 
     For a sample of tokens x with time t ~ U(time_epsilon, time_max), each token that has a label is masked with
     probability 1 - alpha(t), and
@@ -29,39 +29,43 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
     .. math::
         loss = \frac{1}{Z} \sum_{samples} c \, w(t) \sum_{masked\ i} -\log p(x_i \mid x_t)
 
-    with w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6), or 1 for `loss_weight_type="uniform"`. For `loss_norm_type`
-    "token" c = 1 and Z counts the tokens that have a label; for "sequence" c = 1 / (tokens of the sample that have a
-    label) and Z counts samples; for "batch" c = 1 and Z counts samples. Z is that of the whole optimizer step, all its
-    forwards and all ranks: k forwards of n samples are the same step as one of k n.
+    with w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6), or w = 1 for `loss_weight_type="uniform"`. The normaliser Z and the
+    factor c follow `loss_norm_type`:
 
-    Everything but the loss is that of :class:`~dllm.core.trainers.base.DiffusionTrainer`: masks that depend on the
+    - "token": Z counts the tokens that have a label, c = 1;
+    - "sequence": Z counts samples, c = 1 / (tokens of the sample that have a label);
+    - "batch": Z counts samples, c = 1.
+
+    Z is taken over the whole optimizer step, all its forwards and all ranks, so k forwards of n samples make the same
+    step as one forward of k n samples.
+
+    :class:`~dllm.core.trainers.base.trainer.DiffusionTrainer` does everything but the loss: masks that depend on the
     run's seed, the sample's tokens and the epoch alone; logs of `nll`, `ppl`, tokens per second, MFU and memory;
-    averaged weights (`ema_decay`); exact resumption; CUDA graphs (`cuda_graph`); a test of what the model sees before
-    the first batch.
+    averaged weights (`ema_decay`); exact resumption; CUDA graphs (`cuda_graph`); a check of the model's attention
+    before the first batch.
 
     A subclass may replace `_preprocess_inputs`, `_postprocess_outputs` and `_compute_loss_weights`
-    (:class:`~dllm.core.trainers.steps.ReplaceableSteps`), or `compute_loss`: as in dLLM 0.1 that is then given batches
-    as they were collated, with `labels`, and its loss is divided by the number of the step's forwards, unless it comes
-    from this class's `compute_loss` with `num_items_in_batch`. `meter` keeps `nll` and `ppl` of training and
-    evaluation; a `compute_loss` of its own feeds them by `self.meter.update(split=..., value=..., weight=...)`.
+    (:class:`~dllm.core.trainers.base.replaceable_steps.ReplaceableSteps`), or `compute_loss`. As in dLLM 0.1, a
+    replaced `compute_loss` is given batches as they were collated, with `labels`. Its loss is divided by the number of
+    forwards in the optimizer step, unless it comes from this class's `compute_loss` with `num_items_in_batch`. It may
+    record `nll` and `ppl` by `self.meter.update(split=..., value=..., weight=...)`.
 
     Args:
         args: :class:`MDLMConfig`.
         scheduler: alpha(t); linear if not given.
         model: as in transformers' Trainer; with `get_output_embeddings()`.
-        tokenizer, processing_class: two names of the same; it names the mask token and the padding token.
-        data_collator: gives `input_ids` and `labels`, padded on the right. By default the tokenizer
-            pads samples.
-        options: all else that transformers' Trainer takes.
+        tokenizer, processing_class: two names of one argument; it names the mask token and the padding token.
+        data_collator: gives `input_ids` and `labels`, padded on the right. By default the tokenizer pads samples.
+        options: other arguments of transformers' Trainer.
 
     Raises:
-        TypeError: args that are no MDLMConfig, both names of the tokenizer, or arguments that transformers refuses.
-        ValueError: no mask token is known; several GPUs in one process; compute_metrics or compute_loss_func (there
-            are no logits); `cuda_graph=True` where no graph can be captured. In `train`: a causal model, samples that
-            exceed the model's positions, padded batches where padding is seen, what
-            :class:`~dllm.core.trainers.collator.MDLMCollator` refuses. In `train(resume_from_checkpoint=...)`: a
-            checkpoint that holds weights only.
-        RuntimeError: in training, `cuda_graph=True` and a step that cannot be captured.
+        TypeError: `args` is not an MDLMConfig; both names of the tokenizer are given; transformers refuses an argument.
+        ValueError: no mask token is known; one process has several GPUs; compute_metrics or compute_loss_func is given
+            (there are no logits of all positions); `cuda_graph=True` and the run cannot be captured. In `train`: the
+            model is causal; a sample exceeds the model's positions; a batch is padded although the model attends to
+            padding; :class:`~dllm.core.trainers.collator.MDLMCollator` refuses a batch. In
+            `train(resume_from_checkpoint=...)`: the checkpoint holds weights only.
+        RuntimeError: in training, `cuda_graph=True` and a step cannot be captured.
 
     Source: MDLM (arXiv:2406.07524), LLaDA (arXiv:2502.09992); the names are those of dLLM 0.1.
 
@@ -91,10 +95,10 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
     ):
         self.scheduler = scheduler if scheduler is not None else LinearAlphaScheduler()
         super().__init__(args, model, **options)
-        if replaced := self._replaced():
+        if replaced := self._replaced_methods():
             _log.info("%s has its own %s: masks are drawn here", type(self).__name__, " and ".join(replaced))
 
-    def _collator(self, kind: type[MDLMCollator] = MDLMCollator, **options: Any) -> MDLMCollator:
+    def _make_collator(self, kind: type[MDLMCollator] = MDLMCollator, **options: Any) -> MDLMCollator:
         args = self.args
         return kind(
             base=self.data_collator,
@@ -108,22 +112,22 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
             antithetic=args.antithetic_time,
             uniform_weight=args.loss_weight_type == "uniform",
             right_shift=args.right_shift_logits,
-            positions=self._positions if self._positions_end else None,
+            positions=self._positions if self._positions_are_finite else None,
             **options,
         )
 
     def _weighted_loss(self, model: nn.Module, inputs: Mapping[str, Any], scale: Tensor) -> tuple[Tensor, Tensor]:
-        self._check(model, inputs)
-        chosen, tokens = inputs[CORRUPTION], inputs["input_ids"]
-        if "masked" in chosen:
+        self._check_batch(model, inputs)
+        corruption, tokens = inputs[CORRUPTION], inputs["input_ids"]
+        if "masked" in corruption:
             return self._loss_of_replaced_steps(model, inputs, scale)
-        sample = chosen["rows"] // tokens.shape[1]
-        weight = self._normalized_weight(chosen["weight"], sample, chosen["maskable"])
+        sample = corruption["rows"] // tokens.shape[1]
+        weight = self._normalized_weight(corruption["weight"], sample, corruption["maskable"])
         loss, nll = self._masked_loss(
             model,
             self._model_inputs(model, inputs),
-            rows=chosen["rows"],
-            targets=chosen["targets"],
+            rows=corruption["rows"],
+            targets=corruption["targets"],
             row_weight=weight * scale,
         )
-        return loss, nll.new_zeros(len(tokens)).index_add_(0, sample, chosen["weight"] * nll)
+        return loss, nll.new_zeros(len(tokens)).index_add_(0, sample, corruption["weight"] * nll)

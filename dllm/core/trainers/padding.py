@@ -1,4 +1,4 @@
-"""Samples padded to one batch, with few different widths where steps are captured as CUDA graphs."""
+"""Collators that pad samples, to few different widths where steps are captured as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import transformers
 
-# Widths of batches are multiples of this where few different ones are wanted.
+# With few_shapes the width of a batch is a multiple of this.
 GRID = 64
 
 
 def padding_collator(tokenizer: Any, few_shapes: bool = False, positions: int | None = None) -> Callable[..., Any]:
-    """Samples padded by the tokenizer, labels with -100; stacked as they are where there is none.
+    """A collator that pads tokens by the tokenizer and labels with -100.
 
     Args:
-        tokenizer: or None.
-        few_shapes: pad to a multiple of 64 tokens.
-        positions: that the model has; a batch that would not fit into them is padded to its longest sample.
+        tokenizer: None for a collator that stacks samples without padding.
+        few_shapes: pad to a multiple of 64 tokens, unless that exceeds `positions`.
+        positions: of the model, or None.
     """
     if tokenizer is None:
         return transformers.default_data_collator
@@ -26,12 +26,12 @@ def padding_collator(tokenizer: Any, few_shapes: bool = False, positions: int | 
     if not few_shapes:
         return tight
     wide = transformers.DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=GRID, return_tensors="pt")
-    return OnGrid(tight, wide, positions)
+    return PadToGrid(tight, wide, positions)
 
 
 @dataclass(frozen=True)
-class OnGrid:
-    """`wide` where the width that it pads to, a multiple of 64, is at most `positions`; else `tight`."""
+class PadToGrid:
+    """Pads by `wide`, to a multiple of 64, if that is at most `positions`; else by `tight`, to the longest sample."""
 
     tight: Callable[[Sequence[Any]], Mapping[str, Any]]
     wide: Callable[[Sequence[Any]], Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs, and the reasons against it."""
+"""Training steps as CUDA graphs, and the conditions under which a run cannot use them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import transformers
 from accelerate import DistributedType
 from torch import Tensor, nn
 
-from dllm.core.trainers.objective import Objective
-from dllm.core.trainers.steps import replaced_steps
+from dllm.core.trainers.base.objective import Objective
+from dllm.core.trainers.base.replaceable_steps import replaced_steps
 from dllm.fast.training.graphs import TrainingGraphs
 from dllm.fast.training.loss import masked_loss
 
@@ -19,19 +19,23 @@ _log = logging.getLogger("dllm")
 
 
 class GraphedSteps(Objective):
-    """A Trainer that captures the forward, the loss and the backward of a training step as a CUDA graph, one for each
-    shape that comes up often, and replays it: the same step with one launch.
+    """A Trainer that replays training steps as CUDA graphs.
 
-    It does so on a CUDA device, in one process, as `args.cuda_graph` says: None, where nothing stands against it, and
-    what does is logged once; True, always, and what stands against it is an error; False, never. Steps are eager, too,
-    where a hook would have to be called within the step, or a layer is dropped by numbers that the host draws.
+    A graph holds the forward, the loss and the backward. One is captured for each shape that comes up often, on a CUDA
+    device and in one process. `args.cuda_graph` decides:
 
-    So that there are few shapes, the masked rows of a batch are rounded up to an eighth of its positions with rows of
-    weight 0, and a batch that the trainer pads itself has a multiple of 64 positions. Gradients lie in the same memory
-    at every step.
+    - None: steps are captured where that is possible; otherwise the reason is logged once;
+    - True: every step is a replay; what prevents that is an error;
+    - False: every step is eager.
+
+    A step with a hook that must be called inside it, or with layers dropped at random by the host, is eager.
+
+    To keep the number of shapes small, the masked rows of a batch are padded with rows of weight 0 to a multiple of an
+    eighth of its positions, and the trainer's own collator pads a batch to a multiple of 64 positions. Gradients stay
+    at the same addresses in every step.
 
     Attributes:
-        graphs: the graphs that have been captured; None where steps are eager.
+        graphs: the captured graphs; None where all steps are eager.
     """
 
     def __init__(self, *args: Any, **options: Any):
@@ -40,7 +44,7 @@ class GraphedSteps(Objective):
         self._in_training_step = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' Trainer; the graphs are freed at the end."""
+        """Train as transformers' Trainer does, then free the graphs."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -50,7 +54,7 @@ class GraphedSteps(Objective):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
     ) -> Tensor:
-        """As transformers' Trainer; with graphs the loss that it asks for comes with its backward already done."""
+        """Train on one batch, as transformers' Trainer. With graphs, computing the loss also runs the backward."""
         self._in_training_step = True
         try:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -58,23 +62,23 @@ class GraphedSteps(Objective):
             self._in_training_step = False
 
     def _masked_loss(self, model: nn.Module, inputs: Mapping[str, Any], **rows: Tensor) -> tuple[Tensor, Tensor]:
-        """:func:`dllm.fast.training.loss.masked_loss`, replayed within a training step where there are graphs."""
+        """:func:`dllm.fast.training.loss.masked_loss`; a replay in a training step where there are graphs."""
         if self.graphs is None or not self._in_training_step:
             return masked_loss(model, inputs, **rows)
         loss, nll = self.graphs.step(model, inputs, **rows)
-        loss.requires_grad_()  # a leaf: the backward that transformers calls finds nothing left to do
+        loss.requires_grad_()  # a leaf, so that transformers' call of backward does nothing
         return loss, nll
 
 
 def training_graphs(trainer: transformers.Trainer, compute_loss: object) -> TrainingGraphs | None:
-    """What captures and replays the steps of a trainer; None where they are to be eager.
+    """The graphs of a trainer; None where its steps are eager.
 
     Args:
-        trainer: whose `args.cuda_graph` is None (where it can be done), True or False.
-        compute_loss: the function whose loss a captured step computes.
+        trainer: its `args.cuda_graph` is None, True or False.
+        compute_loss: the function that a captured step computes.
 
     Raises:
-        ValueError: `cuda_graph=True`, and the run lacks something that a captured step needs.
+        ValueError: `cuda_graph=True`, and the run does not meet a condition of :func:`obstacles`.
     """
     if trainer.args.cuda_graph is False:
         return None
@@ -88,7 +92,7 @@ def training_graphs(trainer: transformers.Trainer, compute_loss: object) -> Trai
 
 
 def obstacles(trainer: transformers.Trainer, compute_loss: object) -> Iterator[tuple[str, str]]:
-    """What a captured step needs and this run does not have, and what it has instead."""
+    """Each condition of a captured step that the run does not meet, with what the run has instead."""
     args, kind = trainer.args, trainer.accelerator.distributed_type
     if args.device.type != "cuda":
         yield "a CUDA device", str(args.device)

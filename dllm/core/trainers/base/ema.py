@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights."""
+"""AveragedWeights: an exponential moving average (EMA) of a model's weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FILE = "ema.pt"
 
 
 class AveragedWeights:
-    """Running average, in float32, of every parameter of a model that is trained.
+    """Exponential moving average, in float32, of every trained parameter of a model.
 
-    After update n: average <- average + (1 - d) (weight - average), d = min(decay, (1 + n) / (10 + n)), so that the
-    start of a run is soon forgotten.
+    Update n sets average <- average + (1 - d) (weight - average) with d = min(decay, (1 + n) / (10 + n)), so that the
+    first weights of a run lose their influence quickly.
 
     Args:
-        model: whose weights are averaged, beginning with what they are now.
-        decay: from 0 up to but not including 1; MDLM takes 0.9999.
+        model: its present weights are the first average.
+        decay: 0 <= decay < 1; MDLM takes 0.9999.
 
     Raises:
-        ValueError: the model's weights are spread over several ranks.
+        ValueError: the model's weights are sharded over ranks.
 
     Source: MDLM (arXiv:2406.07524), with the warm-up of its decay.
 
@@ -51,7 +51,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Add the present weights to the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [weight.detach().float() for weight in self.weights.values()]
@@ -59,7 +59,7 @@ class AveragedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within this context the model has the averaged weights; afterwards its own again."""
+        """Give the model the averaged weights inside this context, and its own afterwards."""
         own = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self._copy(self.average)
         try:
@@ -73,7 +73,7 @@ class AveragedWeights:
         torch.save({"updates": self.updates, "average": average}, Path(folder) / FILE)
 
     def load(self, folder: str | Path) -> None:
-        """Go on from what :meth:`save` wrote."""
+        """Continue from what :meth:`save` wrote."""
         saved = torch.load(Path(folder) / FILE, map_location="cpu", weights_only=True)
         self.updates = saved["updates"]
         for name, tensor in self.average.items():

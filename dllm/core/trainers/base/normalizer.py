@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dllm.core.trainers.base.objective import Objective
 from dllm.core.trainers.batches import CORRUPTION, IGNORE
 from dllm.core.trainers.interruption import StopOnSignal
-from dllm.core.trainers.objective import Objective
 
 
 class WholeStepNormalizer(Objective):
-    """A Trainer whose loss is divided once, by the Z of the whole optimizer step: k forwards of n samples are the same
-    step as one of k n.
+    """A Trainer whose loss is divided by one normaliser Z for the whole optimizer step.
 
-    transformers' own count does not serve: 4.57 counts all labels, 5 those of a causal model, and neither counts
-    samples. So batches are counted here when a step's batches are fetched, the counts are added up over ranks, and
-    transformers is told not to divide again. The same sum tells every rank whether one of them was asked to stop.
+    So k forwards of n samples make the same step as one forward of k n samples. transformers' own count cannot be
+    used: 4.57 counts all labels, 5 counts those of a causal model, and neither counts samples. Here the batches of a
+    step are counted when they are fetched, the counts are summed over ranks, and transformers is told not to divide
+    again. The same all-reduce tells every rank whether one of them was asked to stop.
     """
 
     loss_is_scaled_for_ga = True  # transformers 5: training_step divides by nothing
@@ -36,8 +36,8 @@ class WholeStepNormalizer(Objective):
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """The batches of one optimizer step, and Z over all of them and all ranks, int64 []."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        if not self._has_own_loss():
-            batches = [self._corrupted(batch, "train") for batch in batches]
+        if not self._loss_is_replaced():
+            batches = [self._ensure_corrupted(batch, "train") for batch in batches]
         normalizer = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             normalizer += self._normalizer(batch).to(device)
@@ -49,9 +49,12 @@ class WholeStepNormalizer(Objective):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
     ) -> Tensor:
-        """As transformers' Trainer. The loss of a replaced `compute_loss` is divided by the number of the step's
-        forwards, unless it calls this library's with `num_items_in_batch`."""
-        if self._has_own_loss():
+        """Train on one batch, as transformers' Trainer.
+
+        The loss of a replaced `compute_loss` is divided by the number of forwards in the step, unless it calls the
+        original with `num_items_in_batch`.
+        """
+        if self._loss_is_replaced():
             self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -60,7 +63,13 @@ class WholeStepNormalizer(Objective):
         return maskable.sum() if self.args.loss_norm_type == "token" else maskable.new_tensor(len(maskable))
 
     def _normalized_weight(self, weight: Tensor, sample: Tensor, maskable: Tensor) -> Tensor:
-        """c w of masked tokens: `weight` w [N] of each, its sample [N], and the maskable tokens of each sample [B]."""
+        """c w of each masked token, float32 [N].
+
+        Args:
+            weight: w of each masked token, float32 [N].
+            sample: the sample that each belongs to, int64 [N].
+            maskable: each sample's number of tokens that have a label, int64 [B].
+        """
         return weight / maskable[sample] if self.args.loss_norm_type == "sequence" else weight
 
     def _loss_terms(self, nll: Tensor, maskable: Tensor) -> tuple[Tensor, Tensor]:

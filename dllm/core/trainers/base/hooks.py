@@ -1,4 +1,4 @@
-"""Moments of a training run as methods of the trainer, which each class extends with `super()`."""
+"""Callbacks of a training run as methods of the trainer, which subclasses extend by `super()`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import transformers
 
 
 class HookedTrainer(transformers.Trainer):
-    """transformers' Trainer that calls methods of its own where transformers calls its callbacks."""
+    """transformers' Trainer that calls its own methods where transformers calls callbacks."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.add_callback(_Hooks(self))
 
     def _on_train_begin(self) -> None:
-        """Before the first step of `train`: the weights are loaded, nothing has been trained."""
+        """Called once the weights are loaded, before the first step."""
 
     def _on_epoch_begin(self, dataloader: Any) -> None:
-        """Before the iterator of an epoch is made. A resumed run begins in the epoch in which it stopped."""
+        """Called before an epoch's iterator is made. A resumed run begins in the epoch in which it stopped."""
 
     def _on_optimizer_step(self) -> None:
-        """After the optimizer has changed the weights."""
+        """Called after the optimizer has changed the weights."""
 
 
 class _Hooks(transformers.TrainerCallback):

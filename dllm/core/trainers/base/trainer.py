@@ -1,4 +1,4 @@
-"""The mechanics that every diffusion trainer has, put together on transformers' Trainer."""
+"""DiffusionTrainer: transformers' Trainer with everything that a diffusion objective needs around it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from typing import Any
 
 from torch import nn
 
-from dllm.core.trainers.checkpoints import Checkpoints
-from dllm.core.trainers.checks import ModelChecks
+from dllm.core.trainers.base.checkpoints import Checkpoints
+from dllm.core.trainers.base.checks import ModelChecks
+from dllm.core.trainers.base.cuda_graphs import GraphedSteps
+from dllm.core.trainers.base.loaders import CorruptingLoaders
+from dllm.core.trainers.base.metric_logging import MetricLogging
+from dllm.core.trainers.base.normalizer import WholeStepNormalizer
+from dllm.core.trainers.base.sharding import check_fsdp, set_up_fsdp
 from dllm.core.trainers.config import MDLMConfig
-from dllm.core.trainers.graphed import GraphedSteps
-from dllm.core.trainers.loaders import CorruptingLoaders
-from dllm.core.trainers.measures import Measures
-from dllm.core.trainers.normalizer import WholeStepNormalizer
 from dllm.core.trainers.padding import padding_collator
-from dllm.core.trainers.sharding import check_fsdp, keep_fsdp
 from dllm.fast.model import find_mask_id, input_embedding
 
 
-class DiffusionTrainer(Checkpoints, Measures, CorruptingLoaders, WholeStepNormalizer, GraphedSteps, ModelChecks):
-    """A Trainer with everything but the objective, which a subclass gives by `_collator` and `_weighted_loss`
-    (:class:`~dllm.core.trainers.objective.Objective`).
+class DiffusionTrainer(Checkpoints, MetricLogging, CorruptingLoaders, WholeStepNormalizer, GraphedSteps, ModelChecks):
+    """A Trainer with everything but the objective.
 
-    - :class:`~dllm.core.trainers.loaders.CorruptingLoaders`: batches are corrupted by the data loaders. What is masked
-      depends on the run's seed, the sample's tokens and the epoch alone.
-    - :class:`~dllm.core.trainers.normalizer.WholeStepNormalizer`: the loss is normalised over a whole optimizer step.
-    - :class:`~dllm.core.trainers.measures.Measures`: what is measured and logged, the training curve, evaluation.
-    - :class:`~dllm.core.trainers.checkpoints.Checkpoints`: whole checkpoints, exact resumption, averaged weights.
-    - :class:`~dllm.core.trainers.graphed.GraphedSteps`: training steps as CUDA graphs.
-    - :class:`~dllm.core.trainers.checks.ModelChecks`: what the model sees is tried before the first batch.
+    A subclass gives the objective by `_make_collator` and `_weighted_loss`
+    (:class:`~dllm.core.trainers.base.objective.Objective`). The rest comes from
 
-    FSDP2 works on a CPU too (:mod:`dllm.core.trainers.sharding`). SIGINT and SIGTERM stop a run with a checkpoint
-    within :func:`~dllm.core.trainers.interruption.stopped_by_signals`.
+    - :class:`~dllm.core.trainers.base.loaders.CorruptingLoaders`: data loaders that mask tokens;
+    - :class:`~dllm.core.trainers.base.normalizer.WholeStepNormalizer`: one normaliser for a whole optimizer step;
+    - :class:`~dllm.core.trainers.base.metric_logging.MetricLogging`: NLL, perplexity, throughput, evaluation;
+    - :class:`~dllm.core.trainers.base.checkpoints.Checkpoints`: complete checkpoints, resumption, averaged weights;
+    - :class:`~dllm.core.trainers.base.cuda_graphs.GraphedSteps`: training steps as CUDA graphs;
+    - :class:`~dllm.core.trainers.base.checks.ModelChecks`: a check of the model's attention before the first batch.
+
+    FSDP2 works on a CPU too (:mod:`dllm.core.trainers.base.sharding`). Inside
+    :func:`~dllm.core.trainers.interruption.stopped_by_signals`, SIGINT and SIGTERM stop a run with a checkpoint.
     """
 
     def __init__(
@@ -67,20 +68,20 @@ class DiffusionTrainer(Checkpoints, Measures, CorruptingLoaders, WholeStepNormal
         )
         if self.graphs is not None and data_collator is None:
             self.data_collator = padding_collator(tokenizer, few_shapes=True, positions=self._positions)
-        # kept in samples even where the model itself takes none
+        # samples keep their labels even where the model's forward takes none
         self.label_names = list(dict.fromkeys(["labels", *(args.label_names or ())]))
         self._vocab_size = _size_of_vocabulary(self.model)
         self.mask_id = self._find_mask_id()
         self._make_collators()
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers' Trainer; FSDP on a CPU too."""
+        """Make the accelerator as transformers' Trainer does, and allow FSDP on a CPU."""
         check_fsdp(self.args.device)
         super().create_accelerator_and_postprocess()
-        keep_fsdp(self)
+        set_up_fsdp(self)
 
     def _find_mask_id(self) -> int:
-        """Of the tokenizer, if it has a mask token; else of the model's config."""
+        """The mask token of the tokenizer, if it has one, else of the model's config."""
         named = getattr(self.processing_class, "mask_token_id", None) is not None
         mask_id = find_mask_id(self.model, None, self.processing_class if named else None)
         if not 0 <= mask_id < self._vocab_size:
@@ -89,6 +90,6 @@ class DiffusionTrainer(Checkpoints, Measures, CorruptingLoaders, WholeStepNormal
 
 
 def _size_of_vocabulary(model: nn.Module) -> int:
-    """Rows of the input embedding, of the whole of it where ZeRO-3 has spread it over ranks."""
+    """Rows of the input embedding; of the full one where ZeRO-3 has sharded it."""
     weight = input_embedding(model)
     return getattr(weight, "ds_shape", weight.shape)[0]
