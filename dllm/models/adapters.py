@@ -1,4 +1,4 @@
-"""LoRA adapters of peft: a new one, or one that lies in a folder or on the Hub."""
+"""LoRA adapters of peft: new ones, and saved ones from a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from dllm.models.sources import ADAPTER_WEIGHTS, adapter_at, file_at, need, read
 
 
 def adapted(model: nn.Module, model_args: ModelArguments, *, weights: bool = True) -> nn.Module:
-    """The model with the adapter at `model_args.model_name_or_path`. If there is none, :func:`load_peft`: a new adapter
-    with `model_args.lora`, else the model as it is. With `model_args.lora` only the adapter is trained, without it
-    nothing of a model with an adapter.
+    """The model with the adapter that `model_args` describes.
+
+    If `model_args.model_name_or_path` is an adapter, that one is loaded. Its weights are trainable with
+    `model_args.lora`, else frozen. If it is not, `model_args.lora` adds a new adapter (:func:`load_peft`).
 
     Args:
         model: the base model.
-        model_args: which adapter.
+        model_args: names the adapter.
         weights: read the adapter's weights; False reads its configuration only.
 
     Raises:
@@ -29,18 +30,19 @@ def adapted(model: nn.Module, model_args: ModelArguments, *, weights: bool = Tru
     if adapter_at(model_args.model_name_or_path) is None:
         return load_peft(model, model_args)
     need("peft", "lora")
-    if getattr(model, "_hf_peft_config_loaded", False):  # by transformers, where it lies beside the model's weights
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers loads an adapter from the model's own folder
         if model_args.lora:
             raise ValueError(f"an adapter to train must be in a folder of its own, got a model's, {model.name_or_path}")
         return model
     if model_args.lora:
-        model = _prepared(model, model_args)
+        model = _ready_for_training(model, model_args)
     return with_adapter(model, model_args.model_name_or_path, trained=model_args.lora, weights=weights)
 
 
 def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
-    """The model with a new LoRA adapter, whose weights are the only ones that are trained. The same model if
-    `model_args.lora` is not set, or if it has an adapter already.
+    """The model with a new LoRA adapter; only the adapter's weights are trainable.
+
+    The model is returned unchanged if `model_args.lora` is False or it has an adapter already.
 
     Raises:
         ImportError: peft is not installed.
@@ -68,16 +70,16 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
         target_modules=_targets(model_args.target_modules),
         modules_to_save=_words(model_args.modules_to_save),
     )
-    return peft.get_peft_model(_prepared(model, model_args), config)
+    return peft.get_peft_model(_ready_for_training(model, model_args), config)
 
 
 def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weights: bool = True) -> nn.Module:
-    """The model with the adapter at a folder or a name on the Hub.
+    """The model with the adapter from a folder or a name on the Hub.
 
     Args:
         model: the base model.
-        source: the folder or name.
-        trained: the adapter's weights require gradients.
+        source: the folder or the name.
+        trained: whether the adapter's weights require gradients.
         weights: read the adapter's weights; False reads its configuration only.
 
     Raises:
@@ -98,12 +100,12 @@ def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weight
                     config.inference_mode = not trained
                     return peft.get_peft_model(model, config)
                 return peft.PeftModel.from_pretrained(model, str(file.parent), is_trainable=trained)
-        except ValueError as error:  # other shapes, other names
+        except ValueError as error:  # shapes or names of weights differ
             raise ValueError(f"{source} is no adapter of {_name(model)}: {error}") from error
 
 
-def _prepared(model: nn.Module, model_args: ModelArguments) -> nn.Module:
-    """As peft wants a model in 4 bit before an adapter is trained."""
+def _ready_for_training(model: nn.Module, model_args: ModelArguments) -> nn.Module:
+    """The model, prepared by peft for the training of an adapter if it is in 4 bit."""
     if not model_args.load_in_4bit:
         return model
     import peft
@@ -116,7 +118,7 @@ def _name(model: nn.Module) -> str:
 
 
 def _targets(text: str) -> str | list[str]:
-    """A list of module names, in JSON or separated by commas; one word may be "all-linear" or a regular expression."""
+    """Module names, in JSON or separated by commas; or one word, "all-linear" or a regular expression."""
     if text.startswith("["):
         return json.loads(text)
     return _words(text) if "," in text else text

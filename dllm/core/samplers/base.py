@@ -1,7 +1,7 @@
-"""What all samplers share: from prompts or texts with masks to finished canvases, on the one denoising loop.
+"""BaseSampler: takes prompts, or texts with masks, and returns them denoised.
 
-A sampler says which numbers its schedule holds (`amounts`) and what the loop's policy is (`policy`); everything else is
-here. It is batch-invariant: a row's tokens depend on the row, its seed and the settings alone.
+A sampler gives the numbers of its schedule (`amounts`) and the policy of the denoising loop (`policy`). Everything else
+is here. Sampling is batch-invariant: a row's tokens depend on the row, its seed and the settings alone.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = ["BaseSampler", "BaseSamplerConfig", "BaseSamplerOutput", "Span"]
 
 @dataclass
 class BaseSampler(ABC):
-    """A way to denoise. A subclass names its config class and gives `amounts` and `policy`.
+    """The base class of samplers. A subclass names its config class and gives `amounts` and `policy`.
 
     model: a masked language model, as :func:`dllm.fast.generate` takes it.
-    tokenizer: knows `mask_token_id`, and `eos_token_id` (rows are padded with it).
-    scheduler: alpha(t), for schedules that follow it; linear when None.
+    tokenizer: has `mask_token_id` and `eos_token_id`, with which rows are padded.
+    scheduler: alpha(t), for schedules that follow it; linear if None.
     """
 
     model: nn.Module
@@ -48,8 +48,8 @@ class BaseSampler(ABC):
     scheduler: BaseAlphaScheduler | None = None
 
     config_class: ClassVar[type[BaseSamplerConfig]]
-    approximate: ClassVar[bool] = False  # whether it trades tokens for speed
-    pads_left: ClassVar[bool] = False  # where the padding of a batch goes
+    approximate: ClassVar[bool] = False  # whether it trades accuracy for speed
+    pads_left: ClassVar[bool] = False  # whether a batch is padded on the left
 
     def __post_init__(self) -> None:
         if self.scheduler is None:
@@ -63,10 +63,10 @@ class BaseSampler(ABC):
 
     @abstractmethod
     def policy(self, config: Any) -> dict[str, Any]:
-        """Fields of :class:`dllm.fast.sampling.state.Policy`, but for those that follow from the shared settings."""
+        """Fields of :class:`dllm.fast.sampling.state.Policy`, without those that follow from the shared settings."""
 
     def first_column(self, config: Any, given: int) -> int:
-        """Where the first block begins in a row that generates, behind `given` tokens: with what it generates."""
+        """The column at which the first block of a row begins, after a prompt of `given` tokens."""
         return given
 
     def sample(
@@ -81,25 +81,25 @@ class BaseSampler(ABC):
         """Continue each prompt.
 
         Args:
-            inputs: B prompts of token ids, of any lengths, without mask tokens; lists, vectors, a tensor [B, P], or
-                what a tokenizer returns: a mapping with `input_ids` and, where those are padded, `attention_mask`.
-            config: settings; the class's defaults when None.
-            seed: of the noise: an int s gives row i the seed s + i, B integers are taken as given, None draws s from
+            inputs: B prompts of token ids, of any lengths, without mask tokens: lists, vectors, a tensor [B, P], or
+                the mapping that a tokenizer returns, with `input_ids` and perhaps `attention_mask`.
+            config: settings; the class's defaults if None.
+            seed: of the noise. An int s gives row i the seed s + i, B integers are taken as given, None draws s from
                 torch's generator.
             on_step: called with a :class:`dllm.fast.Step` after each forward pass.
-            **overrides: settings by name, stronger than `config`.
+            **overrides: settings by name, which replace those of `config`.
 
         Returns:
-            int64 [B, L] on the model's device: prompts and what was generated, padded with EOS; with `return_dict` a
+            int64 [B, L] on the model's device: prompts and generated tokens, padded with EOS; with `return_dict` a
             :class:`BaseSamplerOutput`.
 
         Raises:
-            TypeError, ValueError: an argument breaks a rule, or a row exceeds the model's table of positions; the model
-                has not run.
-            ValueError: the model is causal, which was tried on a few tokens.
+            TypeError, ValueError: an argument breaks a rule, or a row exceeds the model's table of positions. The model
+                has not run then.
+            ValueError: the model is causal; this is checked on a few tokens.
             RuntimeError: as :func:`dllm.fast.generate`.
         """
-        began, config = time.perf_counter(), self._settings(config, overrides)
+        start_time, config = time.perf_counter(), self._settings(config, overrides)
         mask_id = canvas.mask_token(self.model, self.tokenizer)
         layout = lay_out_prompts(
             canvas.token_rows(inputs),
@@ -110,7 +110,7 @@ class BaseSampler(ABC):
             block_size=config.block_size,
             first_column=functools.partial(self.first_column, config),
         )
-        return self._denoise(layout, config, on_step, began, ends_at_eos=True)
+        return self._denoise(layout, config, on_step, start_time, ends_at_eos=True)
 
     def infill(
         self,
@@ -123,14 +123,14 @@ class BaseSampler(ABC):
     ) -> Tensor | BaseSamplerOutput:
         """Fill the mask tokens inside texts; arguments and result as in :meth:`sample`.
 
-        Blocks are a grid from the first column of each row on. `max_new_tokens` and `max_length` play no part.
+        The first block of each row begins at column 0. `max_new_tokens` and `max_length` are not used.
         """
-        began, config = time.perf_counter(), self._settings(config, overrides)
+        start_time, config = time.perf_counter(), self._settings(config, overrides)
         if config.stop_at_eos:
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
         mask_id = canvas.mask_token(self.model, self.tokenizer)
         layout = lay_out_texts(canvas.token_rows(inputs), mask_id, seed, block_size=config.block_size)
-        return self._denoise(layout, config, on_step, began, ends_at_eos=False)
+        return self._denoise(layout, config, on_step, start_time, ends_at_eos=False)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
         if config is None:
@@ -149,11 +149,11 @@ class BaseSampler(ABC):
         layout: Layout,
         config: BaseSamplerConfig,
         on_step: Callable[[Step], object] | None,
-        began: float,
+        start_time: float,
         *,
         ends_at_eos: bool,
     ) -> Tensor | BaseSamplerOutput:
-        """Check everything, then run the loop. `ends_at_eos`: what follows a generated EOS is of no use."""
+        """Check everything, then run the loop. With `ends_at_eos` the stats count no token after a generated EOS."""
         model, mask_id, device = self.model, layout.mask_id, input_embedding(self.model).device
         canvas.check_rows(model, layout.rows, mask_id)
         tokens_of = functools.partial(canvas.check_tokens, model=model)
@@ -166,27 +166,35 @@ class BaseSampler(ABC):
         if config.stop_at_eos and eos_id is None:
             raise ValueError("stop_at_eos needs a tokenizer with an eos_token_id")
         policy, layout = self._policy(layout, config, eos_id)
-        tokens = canvas.stacked(layout.rows, self._pad(layout.rows, eos_id, mask_id), device)
+        tokens = canvas.stack_rows(layout.rows, self._pad(layout.rows, eos_id, mask_id), device)
         length = torch.tensor([len(row) for row in layout.rows], dtype=torch.int64, device=device)
-        work = DenoisingBatch(
+        batch = DenoisingBatch(
             tokens=tokens,
             given=canvas.hidden_by_guidance(tokens, length, mask_id, keep),
             first=layout.first.to(device),
             length=length,
             seeds=layout.seeds.to(device),
             schedule=self._schedule(layout, config, policy, device),
-            suppress=canvas.lookup(suppress, model),
-            begin_suppress=canvas.lookup(begin_suppress, model),
+            suppress=canvas.token_flags(suppress, model),
+            begin_suppress=canvas.token_flags(begin_suppress, model),
         )
         padded = bool((length < tokens.shape[1]).any())
         needs = dict(block_causal=policy.block_causal, cache=policy.cache, padded=padded, columns=tokens.shape[1])
         check_attention(model, **needs)
         _impl.choose(config.impl, device)
-        useful_to = eos_id if ends_at_eos else None
-        return run(model, work, policy, config, on_step, pads_left=self.pads_left, eos_id=useful_to, began=began)
+        return run(
+            model,
+            batch,
+            policy,
+            config,
+            on_step,
+            pads_left=self.pads_left,
+            eos_id=eos_id if ends_at_eos else None,
+            start_time=start_time,
+        )
 
     def _policy(self, layout: Layout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, Layout]:
-        """The loop's policy, and the layout with the blocks that take steps under it."""
+        """The loop's policy, and the layout without the blocks that take no steps under it."""
         fields = self.policy(config)
         block_causal = "block_causal" in fields
         layout = layout.without_idle_blocks(keep_between=block_causal)
@@ -211,7 +219,7 @@ class BaseSampler(ABC):
         return Schedule.of(blocks, device, torch.int64 if policy.rule == "count" else torch.float32)
 
     def _pad(self, rows: Sequence[Tensor], eos_id: int | None, mask_id: int) -> int:
-        """The token that fills up shorter rows: EOS, else the padding token; needed only where lengths differ."""
+        """The token that pads shorter rows: EOS, else the padding token. Rows of equal length need none."""
         if len({len(row) for row in rows}) < 2:
             return 0
         if eos_id is not None:

@@ -1,4 +1,4 @@
-"""The settings that all samplers share, and the checks of a setting."""
+"""BaseSamplerConfig, the settings that all samplers share, and checks of single settings."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from dllm_kernels import _checks
 
 @dataclass
 class BaseSamplerConfig:
-    """Settings of every sampler. The seed is none of them but an argument of the call: rows may have their own.
+    """Settings of every sampler. The seed is an argument of the call instead, as each row may have its own.
 
     return_dict: return a :class:`BaseSamplerOutput` with histories and stats instead of the canvases alone.
-    max_new_tokens: tokens to generate; None: as many as `max_length` leaves beside a row's prompt.
-    max_length: prompt and generated tokens of a row; used where `max_new_tokens` is None.
-    block_size: tokens of a block; blocks are filled from left to right, aligned to each row's own prompt end. None: all
-        tokens are one block.
-    temperature: T of the proposals; 0 takes the likeliest token.
-    cfg_scale: classifier-free guidance u + (cfg_scale + 1) (c - u), u on the canvas with given tokens masked; 0 is off.
+    max_new_tokens: tokens to generate; None: as many as `max_length` leaves after a row's prompt.
+    max_length: prompt and generated tokens of a row together; used if `max_new_tokens` is None.
+    block_size: tokens of a block; blocks are filled from left to right and begin at the end of each row's own prompt.
+        None: all tokens are one block.
+    temperature: T of the proposals; 0 takes the most probable token.
+    cfg_scale: classifier-free guidance u + (cfg_scale + 1) (c - u), where u are the logits with the given tokens
+        masked; 0 is off.
     cfg_keep_tokens: given tokens that guidance does not mask.
     suppress_tokens: never proposed.
-    begin_suppress_tokens: may be proposed, with no confidence: committed last.
+    begin_suppress_tokens: proposed with the lowest confidence, so committed last.
     right_shift_logits: the logits of a position are those of the one before it (Dream, models converted from causal
         ones); the first position reads its own.
-    stop_at_eos: a row is finished once the tokenizer's EOS stands in its generated part with no mask left of it; the
-        rest of it becomes EOS.
+    stop_at_eos: a row is finished once its generated part holds the tokenizer's EOS and no mask before it; the rest of
+        the row becomes EOS.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
-    cuda_graph: None captures the step as a CUDA graph where that works and pays, True insists, False never does.
+    cuda_graph: steps as CUDA graphs: None where possible and worthwhile, True required, False never.
     """
 
     return_dict: bool = False
@@ -45,10 +46,10 @@ class BaseSamplerConfig:
     cuda_graph: bool | None = None
 
     def check(self) -> None:
-        """The values, before anything runs.
+        """Check the settings, before anything runs.
 
         Raises:
-            TypeError, ValueError: one breaks a rule.
+            TypeError, ValueError: a setting breaks a rule.
         """
         for name in ("max_new_tokens", "max_length", "block_size"):
             if getattr(self, name) is not None:
@@ -60,10 +61,10 @@ class BaseSamplerConfig:
 
 
 def at_least(least: int, name: str, value: object) -> int:
-    """An integer setting, checked.
+    """Check that a setting is an integer of at least `least`, and return it.
 
     Raises:
-        TypeError, ValueError: no integer, or below `least`.
+        TypeError, ValueError: it is not.
     """
     value = _checks.int64(name, value)
     if value < least:
@@ -72,7 +73,7 @@ def at_least(least: int, name: str, value: object) -> int:
 
 
 def true_or_false(name: str, value: object) -> None:
-    """A setting that is True or False.
+    """Check that a setting is True or False.
 
     Raises:
         TypeError: it is neither.
@@ -82,7 +83,7 @@ def true_or_false(name: str, value: object) -> None:
 
 
 def one_of(choices: Sequence[str], name: str, value: object) -> None:
-    """A setting that is one of some words.
+    """Check that a setting is one of some words.
 
     Raises:
         ValueError: it is none of them.

@@ -1,4 +1,4 @@
-"""Rows laid out for denoising: where masks stand, how rows are cut into blocks, and the seed of each."""
+"""The layout of rows for denoising: their masks, their blocks, and the seed of each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """B rows of different length on the CPU, before anything of the model is asked.
+    """B rows of different length, on the CPU, with their blocks and seeds.
 
     rows: int64 vectors of given tokens and masks.
     first: int64 [B], the first generated column of each.
@@ -50,14 +50,18 @@ class Layout:
     mask_id: int
 
     def without_idle_blocks(self, *, keep_between: bool) -> Layout:
-        """With the blocks that take steps only: those with masks, and with `keep_between` those between them, where a
-        later block needs what the model makes of an earlier one."""
+        """The layout with only the blocks that take steps: those with masks.
+
+        With `keep_between`, blocks between two such blocks stay too, because later blocks attend to their keys and
+        values.
+        """
         return dataclasses.replace(self, spans=[_blocks_with_steps(row, keep_between) for row in self.spans])
 
     def window(self, *, by_block: bool) -> int:
-        """Columns that a step looks for masks in, at most: those of a block; or, where earlier blocks may hold masks
-        that the model committed, those from the first block to the end of the last one, as far as the kernel's window
-        reaches.
+        """The number of columns in which a step looks for masks, at most the kernel's window.
+
+        With `by_block` those of the widest block. Otherwise those from the first block to the end of the last one,
+        because an earlier block may hold mask tokens that the model itself has committed.
 
         Raises:
             ValueError: a block is wider than that window.
@@ -71,7 +75,7 @@ class Layout:
 
     @property
     def most_masks(self) -> int:
-        """Masks of the block that has most of them, at least 1."""
+        """The largest number of masks in a block, at least 1."""
         return max((span.masks for row in self.spans for span in row), default=1) or 1
 
 
@@ -85,19 +89,19 @@ def lay_out_prompts(
     block_size: int | None,
     first_column: Callable[[int], int],
 ) -> Layout:
-    """Prompts to be continued: each with its masks behind it.
+    """The layout of prompts to continue: each is followed by its masks.
 
     Args:
         prompts: int64 vectors.
         mask_id: the mask token.
         seed: as in :meth:`~dllm.core.samplers.base.BaseSampler.sample`.
         max_new_tokens: masks of each row; None: as many as `max_length` leaves.
-        max_length: columns of each row, where `max_new_tokens` is None.
+        max_length: columns of each row, used if `max_new_tokens` is None.
         block_size: columns of a block; None: all masks of a row are one block.
-        first_column: where the first block begins behind a prompt of so many tokens.
+        first_column: the column of the first block, given the length of the prompt.
 
     Raises:
-        ValueError: both lengths are None, a prompt holds the mask token, or fills `max_length`.
+        ValueError: both lengths are None, or a prompt holds the mask token or fills `max_length`.
     """
     if max_new_tokens is None and max_length is None:
         raise ValueError("expected max_new_tokens or max_length, got None for both")
@@ -116,7 +120,7 @@ def lay_out_prompts(
 
 
 def lay_out_texts(rows: list[Tensor], mask_id: int, seed: Seed, *, block_size: int | None) -> Layout:
-    """Texts whose masks are to be filled: blocks are a grid from the first column on; None: a row is one block."""
+    """The layout of texts with masks to fill. Blocks begin at column 0; with `block_size` None a row is one block."""
     seeds = row_seeds(seed, len(rows), torch.device("cpu"))
     spans = [
         _blocks(row, 0, block_size or max(1, len(row)), mask_id, own_seed)

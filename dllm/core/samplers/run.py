@@ -1,4 +1,4 @@
-"""One run of the denoising loop over a batch, and what a sampler returns of it."""
+"""One run of the denoising loop over a batch, and the output of a sampler."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dllm.fast.sampling.stats import Stats, stats_of
 
 @dataclass
 class BaseSamplerOutput:
-    """What a sampler returns when asked for more than tokens.
+    """What a sampler returns with `return_dict`.
 
     sequences: int64 [B, L].
     histories: the canvases [B, L] at the start and after every forward pass.
-    stats: what the call cost.
+    stats: forward passes, tokens and times of the call.
     """
 
     sequences: Tensor
@@ -34,33 +34,36 @@ class BaseSamplerOutput:
 @torch.no_grad()
 def run(
     model: nn.Module,
-    work: DenoisingBatch,
+    batch: DenoisingBatch,
     policy: Policy,
     config: BaseSamplerConfig,
     on_step: Callable[[Step], object] | None,
     *,
     pads_left: bool,
     eos_id: int | None,
-    began: float,
+    start_time: float,
 ) -> Tensor | BaseSamplerOutput:
-    """Denoise, with canvases as the caller sees them: padded on the side that the sampler pads.
+    """Denoise a batch.
+
+    The loop's rows begin at column 0. With `pads_left` the returned canvases, and those of histories and `on_step`, are
+    shifted so that rows end at the last column.
 
     Args:
-        model: as of a sampler.
-        work: rows packed to column 0.
-        policy: how they are denoised.
+        model: of the sampler.
+        batch: rows that begin at column 0.
+        policy: of the loop.
         config: of the call.
-        on_step: is shown every step.
+        on_step: called after each forward pass.
         pads_left: padding comes before the tokens of a row.
-        eos_id: what follows it in the generated part of a row counts as no token in the stats; None: all counts.
-        began: when the call began, by `time.perf_counter`.
+        eos_id: tokens after it in the generated part of a row do not count in the stats; None: all count.
+        start_time: of the call, by `time.perf_counter`.
 
     Returns:
         The canvases; with `config.return_dict` a :class:`BaseSamplerOutput`.
     """
-    masked = work.tokens == policy.mask_id
-    shift = work.tokens.shape[1] - work.length if pads_left else torch.zeros_like(work.length)
-    histories = [_shifted(work.tokens, shift)]
+    masked = batch.tokens == policy.mask_id
+    shift = batch.tokens.shape[1] - batch.length if pads_left else torch.zeros_like(batch.length)
+    histories = [_shifted(batch.tokens, shift)]
 
     def show(step: Step) -> None:
         shown = ("canvas", "tentative", "confidence")
@@ -78,15 +81,15 @@ def run(
         on_step=show if watched else None,
         timed=config.return_dict,
     )
-    tokens = denoiser.run(work)
+    tokens = denoiser.run(batch)
     sequences = _shifted(tokens, shift)
     if not config.return_dict:
         return sequences
-    stats = stats_of(denoiser, tokens, masked, eos_id, time.perf_counter() - began)
+    stats = stats_of(denoiser, tokens, masked, eos_id, time.perf_counter() - start_time)
     return BaseSamplerOutput(sequences, histories, stats)
 
 
 def _shifted(canvas: Tensor, by: Tensor) -> Tensor:
-    """Each row b of [B, L] moved `by[b]` columns to the right; what leaves on the right comes in on the left."""
+    """Each row b of [B, L] rotated by `by[b]` columns to the right."""
     columns = canvas.shape[1]
     return canvas.gather(1, (torch.arange(columns, device=canvas.device) - by[:, None]) % max(columns, 1))
