@@ -1,7 +1,7 @@
-"""What a model's attention can be told: who sees whom, or only where rows end.
+"""Which attention masks a model's attention implementation takes.
 
-Of transformers' implementations "eager", "sdpa" and "flex_attention" take a mask of four dimensions. Flash attention
-takes none: it knows rows that are padded at their ends (a mask [B, L]), and rows that stand behind each other in one.
+Of transformers' implementations, "eager", "sdpa" and "flex_attention" take a mask of four dimensions. Flash attention
+does not: it takes rows padded at their ends (a mask [B, L]), and rows packed one after the other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def window_of(model: nn.Module) -> int | None:
 def check_attention(
     model: nn.Module, *, block_causal: int | None, cache: str | None, padded: bool, columns: int
 ) -> None:
-    """Check that the model's attention can be told what a call needs.
+    """Check that the model's attention takes the mask that a call needs.
 
     Args:
         block_causal, cache: as :class:`dllm.fast.sampling.state.Policy` has them.

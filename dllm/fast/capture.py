@@ -216,7 +216,7 @@ def stream_of(device: torch.device) -> int:
 
 
 def bytes_of(handle: object, device: torch.device) -> int:
-    """Device memory that a pool holds; 0 where the allocator is not torch's own and does not tell."""
+    """Bytes of device memory that a pool holds; 0 where the allocator is not torch's own, which does not tell."""
     if device.type != "cuda" or torch.cuda.get_allocator_backend() != "native":
         return 0
     segments = torch.cuda.memory_snapshot()

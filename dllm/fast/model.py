@@ -1,4 +1,4 @@
-"""What the engine asks of a model: its embedding, its positions, its mask token, its settings. No class is assumed."""
+"""Facts about a model of any class: its embedding, number of positions, mask token and settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dllm_kernels import _checks
 # Names of tables of positions, perhaps inside an adapter, and of modules whose positions do not end.
 _TABLE = re.compile(r"(^|\.)((?!rel)\w*position(s|al)?(_embeddings?)?|wpe|pos_emb)(\.(base_layer|original_module))?$")
 _ENDLESS = re.compile(r"[Rr]otary|RoPE|Rope|ALiBi|Alibi")
-# Of a configuration, what only models have whose positions do not end.
+# Configuration entries of models whose positions do not end.
 _SAYS_ENDLESS = ("rope_theta", "rope_parameters", "alibi", "relative_attention")
 # What configurations call the number of positions.
 _POSITIONS = ("max_position_embeddings", "max_sequence_length", "n_positions", "max_seq_len")
@@ -65,10 +65,10 @@ def logits_of(output: object) -> Tensor:
 
 
 def position_limit(model: nn.Module) -> tuple[int | None, bool]:
-    """How many positions a model has, None where it does not say; and whether it has no more than these.
+    """How many positions a model has, None if unknown, and whether that is a hard limit.
 
-    A table of positions ends. Rotary positions and ALiBi do not: there the number is that of the configuration, which
-    the model was trained for. Of a model that shows neither, the configuration's number is taken for its end.
+    A table of positions is a hard limit. Rotary positions and ALiBi have none: there the number is the configuration's,
+    for which the model was trained. For a model with neither, the configuration's number counts as a hard limit.
     RoBERTa-like tables begin with rows that are never used.
     """
     for name, module in model.named_modules():
@@ -134,13 +134,13 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
 
 
 def configuration(model: nn.Module) -> str:
-    """What a model's configuration says now."""
+    """A model's configuration as text."""
     config = getattr(model, "config", None)
     return config.to_json_string() if hasattr(config, "to_json_string") else repr(config)
 
 
 def run_settings(model: nn.Module) -> tuple:
-    """What may change how a model runs, besides its weights' values."""
+    """A key of everything that may change how a model runs, apart from its weights' values."""
     weight = next(model.parameters())
     autocast = torch.is_autocast_enabled(weight.device.type) and torch.get_autocast_dtype(weight.device.type)
     hooks = tuple(tuple(module._forward_pre_hooks) for module in model.modules())
@@ -148,8 +148,8 @@ def run_settings(model: nn.Module) -> tuple:
 
 
 def checkpoints_activations(model: nn.Module) -> bool:
-    """Whether layers compute their activations twice: those of transformers then drop `past_key_values`, with a word in
-    the log."""
+    """Whether layers compute their activations twice: those of transformers then drop `past_key_values`, with a
+    line in the log."""
     return any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
@@ -166,7 +166,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _mask_id_at(name_or_path: str) -> int | None:
-    """The one place of the engine room that may load transformers, and only when nobody named the mask token."""
+    """The mask token of the tokenizer at a name or path. The only function of dllm.fast that loads transformers, and
+    only if the mask token is not known otherwise."""
     folder = Path(name_or_path)
     if not name_or_path or (folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*"))):
         return None  # for a folder without a tokenizer transformers 5 makes up an empty one, with a mask token

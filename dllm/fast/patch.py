@@ -1,4 +1,4 @@
-"""One line that makes a script faster: a model whose logits are computed as far as somebody needs them."""
+"""`patch`: a model whose logits are computed only where they are used. One line makes a script faster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dllm.fast.model import unwrapped
 
 
 class Patch:
-    """What :func:`patch` returns: a context manager whose end undoes what this call did."""
+    """The result of :func:`patch`: a context manager that undoes the patch at its end."""
 
     def __init__(self, model: nn.Module, made: bool):
         self._model, self._made = model, made
@@ -27,11 +27,11 @@ class Patch:
 
 
 def patch(model: nn.Module) -> Patch:
-    r"""Let `model(...).logits` be a tensor that is computed when, and as far as, somebody needs it.
+    r"""Make `model(...).logits` a deferred tensor, which is computed only when, and only as far as, it is used.
 
-    A script stays as it is. What it usually does with logits [B, L, V] runs on hidden states and head, for the rows in
-    question only, at most 2048 of them at a time, 256 on a CPU in float32 (no more than those have their slopes kept
-    until the backward; logits of more are computed again there):
+    A script stays as it is. These operations on logits [B, L, V] run on hidden states and head, for the selected rows
+    only, at most 2048 rows of logits at a time (256 on a CPU in float32, where gradients of the logits of no more rows
+    are kept until the backward; those of others are computed again there):
 
     - `F.cross_entropy` and `nn.CrossEntropyLoss` with labels, any reduction, `ignore_index`, class weights or label
       smoothing; `F.nll_loss` of `log_softmax`; the model's own loss from `labels`;
@@ -39,27 +39,27 @@ def patch(model: nn.Module) -> Patch:
       model's logits (the right shift), `clone`, `detach`, and casts that lose nothing;
     - `argmax(-1)`, and `softmax(-1)` or `log_softmax(-1)` followed by `gather` of one token for each row.
 
-    Whatever else asks gets real logits, the very numbers of the unpatched model, with gradients; one line in the log of
-    "dllm.fast" says who asked. In the backward, rows whose upstream gradient is zero cost nothing on the CPU. Second
-    derivatives (`create_graph=True`) are refused.
+    Any other operation gets real logits, the same numbers as those of the unpatched model, with gradients; one line in
+    the log of "dllm.fast" names it. In the backward, rows whose upstream gradient is zero cost nothing on the CPU.
+    Second derivatives (`create_graph=True`) are refused.
 
-    Nothing is asked of what the model sees, or of how long its rows may be: a script that exists has its own masks and
-    its own objective, a causal one too, and the patched model does with them what the unpatched one does.
+    Masks, objective and row lengths are the script's own and are not checked: a causal model works too.
 
-    A head that is made anew (`resize_token_embeddings`) is not patched: call this again. Copies, pickles and
-    checkpoints of a patched model are those of the unpatched one.
+    A new head (`resize_token_embeddings`) is not patched: call this again. Copies, pickles and checkpoints of a patched
+    model are those of the unpatched one.
 
     Args:
         model: a module with `get_output_embeddings()` whose output has `.logits`, or one wrapped by DDP, FSDP,
-            torch.compile or peft. Its head must be an nn.Linear and its logits the head's output: one forward on
-            four tokens finds out. A model that is patched already stays as it is.
+            torch.compile or peft. Its head must be an nn.Linear and its logits the head's output, which is
+            checked by one forward on four tokens. A patched model stays as it is.
 
     Returns:
         A context manager that yields the model and undoes this call at its end; without `with`, the patch stays until
         :func:`unpatch`.
 
     Raises:
-        ValueError: the model has no output embeddings, its head is no plain nn.Linear, or more happens after the head.
+        ValueError: the model has no output embeddings, its head is no plain nn.Linear, or the model computes with
+            its head's output.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
@@ -87,7 +87,7 @@ def patch(model: nn.Module) -> Patch:
 
 
 def unpatch(model: nn.Module) -> None:
-    """Undo :func:`patch`: the model is what it was. One that is not patched stays as it is.
+    """Undo :func:`patch`. A model that is not patched stays as it is.
 
     Raises:
         RuntimeError: something has changed the head's class since.

@@ -1,7 +1,7 @@
-"""What a model sees, found by running it on a few tokens: neither its class nor the signature of its forward tells.
+"""What a model's attention sees, tested on a few tokens. Its class and the signature of its forward do not tell.
 
-A forward may take `attention_mask` and ignore it, and a causal model trains and samples like any other, only badly. So
-the engine tries, once per model, what it is about to rely on:
+A forward may accept `attention_mask` and ignore it, and a causal model trains and samples without an error, only
+badly. So the engine tests, once per model, what it is about to rely on:
 
 - positions see tokens on both sides (:func:`check_bidirectional`);
 - a row of a batch does not see the other rows (:func:`why_not_batched`);
@@ -14,10 +14,10 @@ exp(the dtype's lowest number), which is 0 too, and 0 times a finite value adds 
 nothing was changed in differs as well (experts of a mixture run on another number of tokens, kernels that add in any
 order) is a change compared with that noise.
 
-A trial takes two forwards of 5 rows of 4 tokens for who sees whom, three of at most 2 rows of 4 tokens for padding. It
-runs in evaluation mode and leaves the model and torch's random numbers as they were. Its verdict is kept until weights,
-hooks, configuration or attention of the model change (not where weights are written through `.data`, of which torch
-keeps no count); of logits that are not finite none is kept, and nothing follows from them.
+A test of visibility takes two forwards of 5 rows of 4 tokens; a test of padding takes three of at most 2 rows. They run
+in evaluation mode and leave the model and torch's random numbers as they were. A result is kept until weights, hooks,
+configuration or attention of the model change (writes through `.data` are not noticed: torch does not count them).
+Where logits are not finite, nothing is concluded and nothing is kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dllm.fast.head.tap import output_head
 from dllm.fast.head.use import forward_and_hooks
 from dllm.fast.model import configuration, evaluation_mode, input_embedding, logits_of, position_limit, unwrapped
 
-COLUMNS = 4  # of a row of the trial; fewer where the model has fewer positions
+COLUMNS = 4  # of a row of a test; fewer where the model has fewer positions
 _NOISE = 16  # a change must exceed that of the control row so many times: both are largest of a few
 _ROUNDING = 64  # ulp of the largest logit that another algorithm of the same product may make
 _REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, AssertionError)
@@ -44,9 +44,12 @@ _REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, Ke
 _verdicts: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[Callable, Any]]] = weakref.WeakKeyDictionary()
 
 
-class Sight(NamedTuple):
-    """What was found of unpadded rows. left, right: whether a position sees tokens on that side; None where too little
-    is seen to tell. rows: whether a row sees other rows of its batch."""
+class Visibility(NamedTuple):
+    """What positions of unpadded rows see.
+
+    left, right: whether a position sees tokens on that side; None where too little is seen to tell.
+    rows: whether a row sees other rows of its batch.
+    """
 
     left: bool | None
     right: bool | None
@@ -72,21 +75,21 @@ def check_bidirectional(model: nn.Module, device: torch.device) -> None:
         ...
         ValueError: masked diffusion needs a model that sees tokens on both sides; positions of LlamaForCausalLM ...
     """
-    sight = _verdict(model, device, _sight)
-    # one that sees neither takes each token for itself, or too little of the others to tell
-    if sight is None or None in sight or sight.left == sight.right:
+    visibility = _verdict(model, device, _visibility)
+    # a model that sees neither side treats each token alone, or sees too little of the others to tell
+    if visibility is None or None in visibility or visibility.left == visibility.right:
         return
     raise ValueError(
         "masked diffusion needs a model that sees tokens on both sides; positions of "
-        f"{_name(model)} do not see those on their {'left' if sight.right else 'right'}: make a causal model "
+        f"{_name(model)} do not see those on their {'left' if visibility.right else 'right'}: make a causal model "
         "bidirectional with dllm.models.bidirectional(model), before it is trained and whenever it is loaded"
     )
 
 
 def why_not_batched(model: nn.Module, device: torch.device) -> str | None:
     """Why rows of a batch must be run one at a time to be what they are alone; None where they need not."""
-    sight = _verdict(model, device, _sight)
-    return f"rows of a batch see each other in {_name(model)}" if sight is not None and sight.rows else None
+    visibility = _verdict(model, device, _visibility)
+    return f"rows of a batch see each other in {_name(model)}" if visibility is not None and visibility.rows else None
 
 
 def why_not_padded(model: nn.Module, device: torch.device) -> str | None:
@@ -107,7 +110,8 @@ def check_block_mask(model: nn.Module, device: torch.device) -> None:
 
 @torch.no_grad()
 def visible_keys(model: nn.Module, device: torch.device, **inputs: Any) -> Tensor | None:
-    """Which keys a query sees, bool [n, n], in a row of :func:`probe_rows` tokens; None where that cannot be told.
+    """Which keys a query sees, bool [n, n], in a row of :func:`probe_rows` tokens; None where that cannot be
+    determined.
 
     Args:
         model: wrapped or not; under FSDP every rank calls this.
@@ -123,8 +127,8 @@ def visible_keys(model: nn.Module, device: torch.device, **inputs: Any) -> Tenso
 
 
 def forget(model: nn.Module) -> None:
-    """Try a model again the next time. Ranks that share a model must run the same forwards, whatever one of them has
-    tried alone."""
+    """Discard the results for a model. Ranks that share a model must run the same forwards, also where one of them has
+    tested it alone."""
     _verdicts.pop(_inner(model), None)
 
 
@@ -157,13 +161,13 @@ class Change(NamedTuple):
     """What other tokens did to logits [B, L, V] of which row 0 had none.
 
     seen: bool [B, L], columns whose logits changed by far more than noise.
-    told: bool [B, L], those that changed by more than noise.
+    above_noise: bool [B, L], those that changed by more than noise.
     noise: float, the largest change in row 0.
     scale: float, the largest logit.
     """
 
     seen: Tensor
-    told: Tensor
+    above_noise: Tensor
     noise: float
     scale: float
 
@@ -177,7 +181,7 @@ class Change(NamedTuple):
         return cls(changed & (size >= _NOISE * noise), changed & (size >= noise), noise, scale)
 
 
-def _sight(probe: Probe) -> tuple[Sight | None, bool]:
+def _visibility(probe: Probe) -> tuple[Visibility | None, bool]:
     columns = len(probe.tokens)
     if columns == 0:
         return None, True
@@ -187,7 +191,7 @@ def _sight(probe: Probe) -> tuple[Sight | None, bool]:
         return None, False
     rows = change.noise > _ROUNDING * rounding_error(probe.model, before) * change.scale
     seen = change.seen[1:]  # [key, query]
-    return Sight(*(_sees(seen, side) for side in (1, -1)), rows), True
+    return Visibility(*(_sees(seen, side) for side in (1, -1)), rows), True
 
 
 def _sees(seen: Tensor, side: int) -> bool | None:
@@ -243,14 +247,14 @@ def _blocks(probe: Probe) -> tuple[str | None, bool]:
     if change is None:
         return None, False
     # a later column of its own block is what a causal model does not see
-    if bool((change.seen[1:].T & ~shown).any()) or not bool(change.told[2, 0]):
+    if bool((change.seen[1:].T & ~shown).any()) or not bool(change.above_noise[2, 0]):
         return f"{rule}, and nothing else; in {probe.name} it does not: {remedy}", True
     return None, True
 
 
 @torch.no_grad()
 def _verdict(model: nn.Module, device: torch.device, find: Callable[[Probe], tuple[Any, bool]]) -> Any:
-    """What `find` says of a model, kept where it says that it can be."""
+    """The result of `find` for a model, cached where `find` calls it reliable."""
     inner = _inner(model)
     state = _state(inner, device)
     known, found = _verdicts.get(inner, (None, {}))
@@ -268,23 +272,23 @@ def _verdict(model: nn.Module, device: torch.device, find: Callable[[Probe], tup
 
 @contextmanager
 def _at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within this context nothing is dropped or put off; afterwards the model and random numbers are as they were."""
+    """Run without dropout and without deferred logits; then restore the model's modes and the random numbers."""
     devices = [device] if device.type == "cuda" else []
     with no_deferral(), evaluation_mode(model), torch.random.fork_rng(devices):
         yield
 
 
 def _state(model: nn.Module, device: torch.device) -> int:
-    """A number that changes with whatever may change what a model sees."""
+    """A hash of everything that may change what a model sees."""
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    head = output_head(model)  # whose forward others may have put aside, in another thread
+    head = output_head(model)  # another thread may be replacing its forward
     around = tuple(forward_and_hooks(module) for module in model.modules() if module is not head)
     weights = tuple(_mark(weight) for weight in model.parameters())
     return hash((str(device), autocast, attention_of(model), configuration(model), around, weights))
 
 
 def _mark(weight: Tensor) -> tuple:
-    """What changes when a weight is written, or another takes its place."""
+    """A fingerprint of a weight, which changes when it is written or replaced."""
     try:
         address = weight.data_ptr()
     except RuntimeError:  # of weights that are spread over ranks

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dllm.fast import generate, patch
 from dllm.fast.deferred import DeferredLogits
-from dllm.fast.head.marked import ROWS, Marked, is_rowwise
+from dllm.fast.head.traced import ROWS, TracedTensor, is_rowwise
 from dllm.fast.head.use import HeadUse, find_head_use
 from dllm.fast.training.loss import masked_loss
 from tests.core.reference import Objective
@@ -267,7 +267,7 @@ TOGETHER = {
 @pytest.mark.parametrize("kind", [*ALONE, *TOGETHER])
 @torch.no_grad()
 def test_rows_alone_or_together(kind):
-    rows = Marked(torch.randn(1, ROWS, 8, generator=torch.Generator().manual_seed(0)), is_rowwise)
+    rows = TracedTensor(torch.randn(1, ROWS, 8, generator=torch.Generator().manual_seed(0)), is_rowwise)
     (ALONE | TOGETHER)[kind](rows)
     assert (rows.trace.exception is None) == (kind in ALONE)
 

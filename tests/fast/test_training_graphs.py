@@ -252,7 +252,7 @@ def test_what_is_remembered_of_shapes_is_bounded(stand_in):
     model = Small()
     for length in range(2, 30):
         by(captured)(model, batch_of((1, length), rows=1))
-    assert len(captured._awaited) == 8 and len(captured) == 0
+    assert len(captured._candidates) == 8 and len(captured) == 0
 
 
 def test_what_makes_another_shape(stand_in):

@@ -28,7 +28,7 @@ ROWS = [[7, 8, 9, 20, 30], [10], [11, 12], [12, 13]]
 
 
 def sight(model):
-    return visibility._verdict(model, CPU, visibility._sight)
+    return visibility._verdict(model, CPU, visibility._visibility)
 
 
 def watched(model):
@@ -47,7 +47,7 @@ def watched(model):
 def test_masked_language_models_see_all_but_padding(family, dtype, attention):
     """A mask of [B, L] leaves every bit as it was, in every dtype."""
     model = tiny(family, attn_implementation=attention).to(dtype)
-    assert sight(model) == visibility.Sight(left=True, right=True, rows=False)
+    assert sight(model) == visibility.Visibility(left=True, right=True, rows=False)
     assert visibility.why_not_padded(model, CPU) is None
 
 
@@ -71,13 +71,13 @@ def test_fresh_weights_of_a_mixture_of_experts(dtype):
     size |= dict(intermediate_size=16, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
     torch.manual_seed(0)
     model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**size)).to(dtype).eval()
-    assert sight(model) == visibility.Sight(left=True, right=False, rows=False)
+    assert sight(model) == visibility.Visibility(left=True, right=False, rows=False)
     assert visibility.why_not_padded(model, CPU) is None
 
 
 def test_rounding_between_rows_is_no_sight():
     """What a control row shows of it is set against the change; far above rounding, rows see each other."""
-    assert sight(Leftward((1,))) == visibility.Sight(left=True, right=False, rows=False)
+    assert sight(Leftward((1,))) == visibility.Visibility(left=True, right=False, rows=False)
     assert sight(Averaging((0, 1))).rows and not sight(Averaging((1,))).rows
 
 

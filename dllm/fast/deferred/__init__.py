@@ -1,10 +1,11 @@
-"""Logits that have not been computed: a tensor that knows its hidden states and its head.
+"""Deferred logits: a tensor that keeps hidden states and head, and computes logits only where they are used.
 
-recipe      hidden states, head and what they were computed under; logits of chosen rows of them
-gradient    what a loss hands back instead of a gradient of logits: gradients of hidden states and head
-tensor      the tensor, its place in autograd, and how it becomes real
+recipe      hidden states, head and autocast; logits of chosen rows
+layout      which rows of a recipe a tensor shows, in which shape and dtype
+gradient    gradients of hidden states and head in the place of a gradient of logits
+tensor      the tensor, its place in autograd, and how it is materialized
 views       indexing, reshaping, casting: still deferred
-loss        cross-entropy of it
+loss        cross-entropy
 tokens      argmax, and probabilities of chosen tokens
 head        a linear head that returns it
 """

@@ -1,7 +1,7 @@
-"""The gradient of deferred logits, where it is known already as gradients of what they are made of.
+"""The gradient of deferred logits, kept as gradients of hidden states and head.
 
-It travels through autograd as a tensor of the logits' shape: through hooks, checkpoints and whatever a wrapper puts
-between the head and the loss. Where it meets another gradient the two are added; whoever looks at its values gets them.
+It passes through autograd as a tensor of the logits' shape: through hooks, checkpoints and wrappers between the head
+and the loss. Two such gradients can be added; if code reads the values, they are computed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SAME = (aten.detach.default, aten.alias.default)
 
 @dataclass(slots=True, eq=False)
 class Content:
-    """What a gradient stands for; it and its aliases have one.
+    """What a gradient stands for, shared by its aliases.
 
     parts: gradients of hidden states, weight and bias, None where not wanted.
     terms: functions, each the gradient of all logits [N, V] by one use of them; their sum is what this stands for.
-    real: the values once somebody has looked at them, and may have written to them: from then on what counts.
+    real: the values once code has read them. It may have written to them, so from then on they are the gradient.
     """
 
     parts: Parts
@@ -87,8 +87,8 @@ class FormedGradient(Tensor):
 
 
 def differentiable_once(backward: Callable) -> Callable:
-    """A decorator for backwards that nobody can differentiate: torch's own once_differentiable lets a gradient pass as
-    a constant where the upstream one is, and a penalty on it would silently have no gradient."""
+    """A decorator for backwards that refuse to be differentiated. torch's own once_differentiable would treat a
+    gradient as a constant if the upstream one is, and a penalty on it would silently have no gradient."""
 
     @functools.wraps(backward)
     def refusing(ctx, *gradients):

@@ -17,24 +17,23 @@ from dllm.fast.deferred.tensor import defer, log_once
 from dllm_kernels._checks import LOGIT_DTYPES
 
 
-class _Plain(threading.local):
+class _Disabled(threading.local):
     depth = 0
 
 
-_plain = _Plain()
-# Whose head it is.
+_disabled = _Disabled()
+# The model of each deferred head.
 _models: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
 
 
 class DeferredHead(nn.Linear):
-    """What :func:`dllm.fast.patch` makes of an nn.Linear, by changing its class: parameters, hooks and names stay.
-
-    A copy of it, and what is pickled or saved of it, is the nn.Linear that it was.
+    """A linear head that returns deferred logits. :func:`dllm.fast.patch` sets an nn.Linear's class to this one:
+    parameters, hooks and names stay. Copies, pickles and checkpoints of it are of the nn.Linear.
     """
 
     @torch._disable_dynamo  # torch.compiler.disable, but for loading the compiler when it decorates
     def forward(self, hidden: Tensor) -> Tensor:
-        if _plain.depth:
+        if _disabled.depth:
             return super().forward(hidden)
         why = self._why_not(hidden)
         if why:
@@ -47,7 +46,7 @@ class DeferredHead(nn.Linear):
         return copyreg._reconstructor, (nn.Linear, object, None), *state
 
     def _why_not(self, hidden: Tensor) -> str | None:
-        """Why logits of this call are real."""
+        """Why logits of this call cannot be deferred; None if they can."""
         if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return "a transform of torch.func or forward differentiation is at work"
         device = hidden.device.type
@@ -57,7 +56,7 @@ class DeferredHead(nn.Linear):
                 return f"no kernel computes in {needed}"
         if not torch.is_autocast_enabled(device) and hidden.dtype != self.weight.dtype:
             return f"hidden states are {hidden.dtype} and the head is {self.weight.dtype}"
-        return _lent(self)
+        return _why_weight_is_temporary(self)
 
 
 def defer_head(head: nn.Linear, model: nn.Module) -> None:
@@ -66,8 +65,8 @@ def defer_head(head: nn.Linear, model: nn.Module) -> None:
     _models[head] = weakref.ref(model)
 
 
-def _lent(head: nn.Linear) -> str | None:
-    """Why the head's weight may be gone after its forward, or None where it stays until the logits are used."""
+def _why_weight_is_temporary(head: nn.Linear) -> str | None:
+    """Why the head's weight may be gone after its forward; None where it stays until the logits are used."""
     if hasattr(head.weight, "ds_id"):
         return "DeepSpeed ZeRO-3 gathers the head's weight for its forward only"
     if not isinstance(head.weight, nn.Parameter):
@@ -85,9 +84,9 @@ def _lent(head: nn.Linear) -> str | None:
 
 @contextmanager
 def no_deferral() -> Iterator[None]:
-    """Within this context deferred heads are, for the calling thread, the plain ones that they were."""
-    _plain.depth += 1
+    """Make deferred heads compute plain logits in this context, for the calling thread."""
+    _disabled.depth += 1
     try:
         yield
     finally:
-        _plain.depth -= 1
+        _disabled.depth -= 1

@@ -1,4 +1,4 @@
-"""How a deferred tensor reads its recipe: which rows, in which shape, in which dtype, and whether softmax follows."""
+"""What a deferred tensor shows of its recipe: which rows, in which shape and dtype, and whether softmax is applied."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Layout:
         """From a gradient of all the recipe's logits [N, V] to one of this tensor.
 
         Raises:
-            RuntimeError: this tensor has one row twice, which share the gradient in a way that no one knows any more,
-                or has more than moved the logits.
+            RuntimeError: this tensor holds a row twice, whose shares of the gradient are not known any more, or it is
+                a softmax of the logits.
         """
         rows = self.rows.flatten()
         if self.transform or len(rows.unique()) != len(rows):

@@ -1,4 +1,4 @@
-"""Cross-entropy of deferred logits, from hidden states and head, in all forms that F.cross_entropy takes labels in."""
+"""Cross-entropy of deferred logits from hidden states and head, for all forms of labels that F.cross_entropy takes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, 
 def nll_of_rows(tensor: DeferredLogits, targets: Tensor) -> Tensor:
     """-log softmax(logits)[target] of each row, float32 of the rows' shape."""
     plan, targets = tensor.plan, targets.flatten()
-    job = _Job(plan.recipe.check(), plan.rows.flatten(), targets, torch.ones_like(targets, dtype=torch.float32))
+    job = _LossSpec(plan.recipe.check(), plan.rows.flatten(), targets, torch.ones_like(targets, dtype=torch.float32))
     return _Fused.apply(tensor, job).view(plan.rows.shape)
 
 
@@ -73,7 +73,7 @@ def _loss(
     dtype, per_row = of_autocast(logits), weight is not None or reduction == "none"
     total = counted.sum() if reduction == "mean" and not per_row else None
     row_weight = counted.float() if total is None else counted / total.clamp(min=1)
-    fused = _Fused.apply(logits, _Job(recipe, rows, targets, row_weight, label_smoothing, per_row))
+    fused = _Fused.apply(logits, _LossSpec(recipe, rows, targets, row_weight, label_smoothing, per_row))
     if not per_row:
         return (fused if total is None else torch.where(total > 0, fused, torch.nan)).to(dtype)
     nll = fused
@@ -86,8 +86,8 @@ def _loss(
 
 
 @dataclass(slots=True)
-class _Job:
-    """Rows, their labels and weights: everything of a loss but the upstream gradient."""
+class _LossSpec:
+    """Rows, labels and weights of a loss."""
 
     recipe: Recipe
     rows: Tensor
@@ -114,16 +114,16 @@ class _Job:
         return nll if self.per_row else loss
 
     def d_logits(self, upstream: Tensor) -> Tensor:
-        """The gradient of all logits [N, V], in full: for each row, with y the label and u what its nll is worth,
+        """The gradient of all logits [N, V]: for each row, with y the label and u the upstream gradient of its nll,
 
         u (softmax(l) - (1 - smoothing) onehot(y) - smoothing / V)
         """
-        worth = torch.where(self.row_weight != 0, upstream * (1 if self.per_row else self.row_weight), 0.0)
+        row_upstream = torch.where(self.row_weight != 0, upstream * (1 if self.per_row else self.row_weight), 0.0)
         gradient = self.recipe.check().logits(self.rows).float().softmax(-1)
         gradient -= self.label_smoothing / gradient.shape[-1]
         targets = self.targets.where(self.row_weight != 0, 0)[:, None]
-        gradient.scatter_add_(1, targets, torch.full_like(worth, self.label_smoothing - 1)[:, None])
-        return scattered(gradient.mul_(worth[:, None]), self.rows, len(self.recipe.hidden))
+        gradient.scatter_add_(1, targets, torch.full_like(row_upstream, self.label_smoothing - 1)[:, None])
+        return scattered(gradient.mul_(row_upstream[:, None]), self.rows, len(self.recipe.hidden))
 
 
 class _Fused(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What logits are made of: hidden states, the head's weight and bias, and the autocast that held where they met."""
+"""What deferred logits are computed from: hidden states, the head's weight and bias, and the autocast dtype."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dllm_kernels._linear import linear
 
 
 class Parts(NamedTuple):
-    """One entry for each tensor that logits are made of; what is said of them, or their gradients."""
+    """One entry for each tensor that logits are computed from: the tensors, their gradients, or flags."""
 
     hidden: object
     weight: object
@@ -25,8 +25,8 @@ class Parts(NamedTuple):
 class Recipe:
     """Logits [N, V] = hidden [N, H] @ weight [V, H].T + bias [V], in the dtype that the head computes in.
 
-    The tensors are detached. `wanted` says of each whether a gradient will be asked for, `autocast` is the dtype that
-    the head's operands are cast to, or None. A written weight would change what the logits were, so versions are kept.
+    The tensors are detached. `wanted` tells for each whether it needs a gradient; `autocast` is the dtype that the
+    head's operands are cast to, or None. Writing to a weight would change the logits, so versions are compared.
     """
 
     hidden: Tensor
@@ -34,12 +34,12 @@ class Recipe:
     bias: Tensor | None
     wanted: Parts
     autocast: torch.dtype | None
-    everything: Tensor = field(init=False)  # int64 [N], all rows in order
-    told: list = field(init=False, default_factory=list)  # what dllm.fast.deferred.tokens remembers of an argmax
+    all_rows: Tensor = field(init=False)  # int64 [N], all rows in order
+    argmax_records: list = field(init=False, default_factory=list)  # written by dllm.fast.deferred.tokens
     versions: list = field(init=False)
 
     def __post_init__(self):
-        self.everything = torch.arange(len(self.hidden), device=self.hidden.device)
+        self.all_rows = torch.arange(len(self.hidden), device=self.hidden.device)
         self.versions = self._versions()
 
     @property
@@ -48,7 +48,7 @@ class Recipe:
         return self.autocast or self.hidden.dtype
 
     def check(self) -> Recipe:
-        """This recipe, if it still makes the logits that it was to make.
+        """This recipe, after checking that its tensors are unchanged.
 
         Raises:
             RuntimeError: hidden states or the head have been written to or freed since.
@@ -106,8 +106,8 @@ class Recipe:
         return Parts(d_hidden, d_weight, d_bias)
 
     def is_all(self, rows: Tensor) -> bool:
-        """Whether rows are `everything`, seen in whatever shape."""
-        same = rows.data_ptr() == self.everything.data_ptr() and rows.is_contiguous()
+        """Whether rows are `all_rows`, seen in whatever shape."""
+        same = rows.data_ptr() == self.all_rows.data_ptr() and rows.is_contiguous()
         return same and rows.numel() == len(self.hidden)
 
     def _rows(self, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The deferred tensor: its place in autograd, which functions it serves, and how it becomes real for all others."""
+"""The deferred tensor: its place in autograd, the functions it serves, and how it is materialized for all others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAME = (aten.detach.default, aten.alias.default, aten.view.default)
 # Torch's function -> ours, of the same arguments; it returns NotImplemented where only real logits will do.
 served: dict[Callable, Callable] = {}
 
-# What a tensor answers without looking at its values.
+# Attributes and methods that do not depend on values.
 _ATTRIBUTES = (
     "shape dtype device layout ndim requires_grad grad grad_fn is_leaf output_nr itemsize nbytes is_cuda is_cpu "
     "is_meta is_sparse is_quantized is_nested is_mps is_xpu _version _base _backward_hooks retains_grad"
@@ -36,20 +36,20 @@ _PLAIN |= {Tensor.requires_grad.__set__, Tensor.grad.__set__, torch.is_same_size
 _PLAIN |= {torch.numel, torch.is_floating_point, torch.is_complex, torch.is_inference}
 _PLAIN |= {torch.autograd.grad, torch.autograd.backward}
 _DETACHED = {Tensor.detach, torch.detach, Tensor.data.__get__}
-# What changes a tensor's shape, storage or place in autograd, of which there is nothing real to change.
+# In-place changes of shape, storage or place in autograd, which a deferred tensor cannot make.
 _REFUSED = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_ resize_ resize_as_ as_strided_ detach_".split()
 _REFUSED = {getattr(Tensor, name) for name in _REFUSED} | {Tensor.data.__set__}
 _HOOKS = {Tensor.retain_grad, Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
 class DeferredLogits(Tensor):
-    """Logits that are computed when, and as far as, somebody needs them.
+    """Logits that are computed only when, and only as far as, they are used.
 
     plan: the :class:`Layout`.
     edge: the tensor through which the gradient flows where torch.cat joins its views again; this one itself if it is
         its own.
-    computed: the values with their place in autograd, once somebody asked for them; where they have been
-        written to since, everything goes by them.
+    computed: the materialized values with their place in autograd, or None. Once they have been written to, every
+        function uses them.
     memory: the real tensors, with their versions, of all deferred ones that would share this one's storage.
     """
 
@@ -65,30 +65,30 @@ class DeferredLogits(Tensor):
 
     @property
     def edge(self) -> DeferredLogits:
-        """What this one was derived from in the end, if nothing has come between them: a view taken in the forward of
-        someone's autograd function, or without gradients, has another place in autograd than its parent or none."""
+        """The tensor that this one was first derived from, if autograd connects the two. A view taken in the forward of
+        an autograd function, or without gradients, is its own edge."""
         if self._parent is not None and self._parent[1] is self.grad_fn is not None:
             return self._parent[0].edge
         return self
 
     def derived(self, plan: Layout, *, shares_memory: bool) -> DeferredLogits:
-        """Another reading of the same recipe, with its own place in autograd."""
+        """A tensor of the same recipe in another layout, with its own place in autograd."""
         result = _Derive.apply(self, plan, self.memory if shares_memory else None)
         result._parent = self, result.grad_fn
         return result
 
-    def passed_by(self) -> DeferredLogits:
-        """The edge, through which a gradient is going to flow: those in between will not see it."""
+    def bypass(self) -> DeferredLogits:
+        """The edge, through which the gradient will flow. Tensors in between will not see it."""
         tensor = self
         while tensor is not self.edge:
             tensor.sees_gradients, tensor = False, tensor._parent[0]
         return self.edge
 
-    def watched(self) -> None:
-        """Somebody wants to see the gradient of this tensor.
+    def observe_gradient(self) -> None:
+        """Keep this tensor's gradient observable: a hook or retain_grad asks for it.
 
         Raises:
-            RuntimeError: a part of it has gone by already.
+            RuntimeError: a part of it bypasses this tensor already.
         """
         if not self.sees_gradients:
             raise RuntimeError(
@@ -135,11 +135,11 @@ class DeferredLogits(Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        return _answer(function, args, kwargs or {})
+        return _dispatch(function, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        """Below autograd, which has taken note of the function: for it the values will do."""
+        """Below autograd, which has recorded the function already: it runs on the values."""
         first = args[0] if args else None
         if function in _SAME and isinstance(first, cls) and (function is not _SAME[-1] or _same_shape(first, args[1])):
             if first.check().written:
@@ -152,14 +152,14 @@ class DeferredLogits(Tensor):
 
 
 @torch._disable_dynamo  # torch.compile breaks its graph here; without the decorator it would trace, and lose gradients
-def _answer(function: Callable, args: tuple, kwargs: dict) -> object:
-    """What a function of torch says to deferred logits."""
+def _dispatch(function: Callable, args: tuple, kwargs: dict) -> object:
+    """Apply a torch function to deferred logits."""
     if function in _REFUSED and isinstance(args[0], DeferredLogits):
         raise RuntimeError(
             f"{_name(function)} cannot change deferred logits in place: unpatch the model around such code"
         )
     if function in _HOOKS:
-        args[0].watched()
+        args[0].observe_gradient()
     if function in _PLAIN or function in _HOOKS or (function in _DETACHED and not args[0].check().written):
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **kwargs)
@@ -184,7 +184,7 @@ def of_autocast(tensor: DeferredLogits) -> torch.dtype:
 
 @functools.cache
 def log_once(message: str) -> None:
-    """Say it once in the life of this process."""
+    """Log a message once per process."""
     _log.warning("deferred logits: %s", message)
 
 
@@ -201,7 +201,7 @@ class _Defer(torch.autograd.Function):
             wanted=Parts(*ctx.needs_input_grad),
             autocast=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         )
-        rows = ctx.recipe.everything.view(hidden.shape[:-1])
+        rows = ctx.recipe.all_rows.view(hidden.shape[:-1])
         ctx.plan = Layout(ctx.recipe, rows, rows.dim(), ctx.recipe.dtype)
         return DeferredLogits(ctx.plan)
 
@@ -230,7 +230,7 @@ class _Derive(torch.autograd.Function):
 
 
 class _Materialize(torch.autograd.Function):
-    """Logits [n, V] of a deferred tensor's rows, from which it is one step of plain torch."""
+    """Logits [n, V] of a deferred tensor's rows; plain torch shapes them into the tensor."""
 
     @staticmethod
     def forward(ctx, deferred):

@@ -1,4 +1,4 @@
-"""The likeliest token of deferred logits, and the probability of chosen ones: what a sampling loop asks for."""
+"""argmax of deferred logits, and probabilities of chosen tokens: the operations of a sampling loop."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CHUNK_ROWS = {"cpu": 256}  # rows of logits that exist at a time; elsewhere:
 _MANY_ROWS = 2048
 
 
-class Told(NamedTuple):
-    """What an argmax found, for the softmax that is likely to follow."""
+class ArgmaxRecord(NamedTuple):
+    """Tokens of an argmax and their log-probabilities, for the softmax and gather that usually follow."""
 
     rows: Tensor
     tokens: Tensor
@@ -38,7 +38,7 @@ def _argmax(input, dim=None, keepdim=False):
             log_probs.append(_log_prob(logits, tokens[-1]))
     tokens = torch.cat(tokens).view(plan.rows.shape)
     if not torch.is_grad_enabled() and not tokens.is_inference():
-        recipe.told[:] = [Told(plan.rows, tokens, tokens._version, torch.cat(log_probs))]
+        recipe.argmax_records[:] = [ArgmaxRecord(plan.rows, tokens, tokens._version, torch.cat(log_probs))]
     return tokens.unsqueeze(plan.axis) if keepdim else tokens
 
 
@@ -59,7 +59,7 @@ def _gather(input, dim, index):
     if torch.is_grad_enabled() and input.requires_grad:
         log_prob = -nll_of_rows(input, index.squeeze(plan.axis))
     else:
-        log_prob = _known(plan.recipe.check().told, plan.rows, index)
+        log_prob = _known(plan.recipe.check().argmax_records, plan.rows, index)
         if log_prob is None:
             log_prob = _chosen(input, index.flatten())
     chosen = (log_prob.exp() if plan.transform == "softmax" else log_prob).to(plan.dtype)
@@ -91,9 +91,9 @@ def _log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
     return own - torch.log1p(torch.expm1(own) + rest)
 
 
-def _known(told: list[Told], rows: Tensor, index: Tensor) -> Tensor | None:
+def _known(records: list[ArgmaxRecord], rows: Tensor, index: Tensor) -> Tensor | None:
     """The log-probabilities that an argmax left, where the index is its very tokens, unchanged since."""
-    for entry in told:
+    for entry in records:
         same = index.data_ptr() == entry.tokens.data_ptr() and index.numel() == entry.tokens.numel()
         if same and rows is entry.rows and index.is_contiguous() and entry.tokens._version == entry.version:
             return entry.log_prob

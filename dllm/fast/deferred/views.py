@@ -1,4 +1,4 @@
-"""Indexing, reshaping and casting of deferred logits: the same done to the numbers of their rows."""
+"""Indexing, reshaping and casting of deferred logits, done on their row indices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dllm.fast.deferred.tensor import DeferredLogits, of_autocast, served
 
 
 def serves(*functions: Callable) -> Callable:
-    """A decorator: what follows answers for these functions of torch."""
+    """A decorator that registers a function as the implementation of these torch functions for deferred logits."""
 
     def register(ours: Callable) -> Callable:
         served.update(dict.fromkeys(functions, ours))
@@ -35,7 +35,7 @@ def vocabulary_last(tensor: object) -> bool:
 
 
 def within(n_dims: int, *dims: object) -> bool:
-    """Whether torch takes these for dimensions; if not, it is left to say so."""
+    """Whether these are valid dimensions; if not, torch raises its own error."""
     return all(isinstance(dim, int) and -n_dims <= dim < n_dims for dim in dims)
 
 
@@ -58,7 +58,8 @@ def _is_flat(part: object) -> bool:
 
 
 def _without_vocabulary(index: tuple, n_dims: int) -> tuple | None:
-    """The index of the rows alone, or None where it says something of the vocabulary, or what we cannot tell."""
+    """The part of the index that selects rows; None where it also selects in the vocabulary, or is of an unknown
+    form."""
     if any(isinstance(part, bool) or type(part) not in _CONSUMED for part in index):
         return None
     consumed = sum(_CONSUMED[type(part)](part) for part in index)
@@ -78,7 +79,7 @@ def _consumed_by_tensor(part: Tensor) -> int:
     return part.dim() if part.dtype in (torch.bool, torch.uint8) else 1
 
 
-# How many dimensions a part of an index takes.
+# How many dimensions a part of an index consumes.
 _CONSUMED = {int: lambda _: 1, slice: lambda _: 1, type(None): lambda _: 0, type(...): lambda _: 0}
 _CONSUMED |= {Tensor: _consumed_by_tensor}
 
@@ -174,7 +175,7 @@ def _index_select(input, dim, index):
 
 
 def _of_rows(function: Callable, tensor: Tensor, dim: int, *args: object, copy: bool = False) -> object:
-    """The function along a dimension that is not the vocabulary's."""
+    """Apply a function along a dimension other than the vocabulary's."""
     if not vocabulary_last(tensor) or not within(tensor.dim(), dim) or dim % tensor.dim() == tensor.dim() - 1:
         return NotImplemented
     return _with(tensor, function(tensor.plan.rows, dim % tensor.dim(), *args), copy=copy)
@@ -191,7 +192,7 @@ def _cat(tensors, dim=0):
     if len(alike) != 1 or not one_edge or dim % first.dim() == first.dim() - 1:
         return NotImplemented
     rows, plan = torch.cat([t.plan.rows for t in tensors], dim % first.dim()), first.plan
-    edges = [t.passed_by() for t in tensors]
+    edges = [t.bypass() for t in tensors]
     return edges[0].derived(Layout(plan.recipe, rows, rows.dim(), plan.dtype, plan.transform), shares_memory=False)
 
 
@@ -265,7 +266,7 @@ def _same_device(one: torch.device, other: torch.device) -> bool:
 
 
 def _cast(tensor: DeferredLogits, dtype: torch.dtype) -> object:
-    """In another dtype that loses nothing; a narrower one rounds, which only real logits can."""
+    """Cast to a wider dtype, which is exact; a narrower one rounds, which only materialized logits can."""
     plan = tensor.plan
     if dtype == plan.dtype:
         return tensor

@@ -1,1 +1,1 @@
-"""The LM head of a model: what the model does with its output, and how to run it on chosen rows only."""
+"""The LM head of a model: what the model does with the head's output, and how to run the head on chosen rows only."""

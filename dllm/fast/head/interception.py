@@ -1,7 +1,7 @@
-"""A module's forward replaced for the calling thread alone: whoever else calls the module sees it as it is.
+"""Replacing a module's forward for the calling thread only. Other threads see the module unchanged.
 
-While some thread replaces it, the instance's `forward` is a :class:`_Dispatcher`, which runs a thread's own function or
-else the forward that the instance had. Hooks are left alone. The last thread to leave takes it away again.
+While any thread replaces it, the instance's `forward` is a :class:`_Dispatcher`: it runs the calling thread's
+replacement, or else the forward that the instance had. Hooks are not touched. The last thread removes the dispatcher.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _lock = threading.Lock()
 
 
 class _Dispatcher:
-    """The forward of one module, which depends on the calling thread.
+    """The forward of one module, chosen by the calling thread.
 
-    There is one for each module, so that torch.compile, for which it is a black box, has no reason to compile again. A
-    copy of the module, and what is pickled of it, has the forward that the module had.
+    A module keeps one dispatcher, so that torch.compile, which does not look inside it, has no reason to recompile.
+    Copies and pickles of the module have the module's original forward.
     """
 
     def __init__(self, module: nn.Module):
@@ -60,7 +60,7 @@ class _Dispatcher:
     def remove(self) -> None:
         self.users -= 1
         own, module = self.own, self.module()
-        if module.__dict__.get("forward") is not self:  # somebody's wraps it, and will go on calling it
+        if module.__dict__.get("forward") is not self:  # somebody has wrapped it, and will go on calling it
             _dispatchers.pop(module, None)
             return
         if self.users:
@@ -107,7 +107,8 @@ def replaced_forward(module: nn.Module, replacement: Replacement) -> Iterator[No
 
 
 def instance_forward(module: nn.Module) -> Callable[..., object] | None:
-    """The forward that an instance has in place of its class's, whoever replaces it just now; None: it has none."""
+    """The forward set on an instance in place of its class's, apart from replacements made here; None if there is
+    none."""
     forward = module.__dict__.get("forward")
     if isinstance(forward, _Dispatcher):
         forward = forward.own
@@ -126,8 +127,8 @@ def _dispatcher_of(module: nn.Module) -> _Dispatcher:
 
 
 def _kind_of_dispatcher() -> type[_Dispatcher]:
-    """Which thread calls is nothing that compiled code could know, so it calls a dispatcher as a black box. To say so
-    loads the compiler, which takes seconds, so it is said where that has been loaded."""
+    """The class to use. Compiled code cannot know which thread calls, so torch.compile must not trace a dispatcher.
+    Marking it so loads the compiler, which takes seconds: it is marked only if the compiler is loaded already."""
     return _eager_dispatcher() if "torch._dynamo" in sys.modules else _Dispatcher
 
 

@@ -1,4 +1,4 @@
-"""Run a model up to its LM head, then the head on chosen rows only. No model is forked."""
+"""Running a model up to its LM head, then the head on chosen rows only. No model is forked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class HeadTap:
 
     kind is one of
         "linear"  the head is a plain nn.Linear: logits = hidden @ weight.T + bias;
-        "module"  the head is another module that treats every row by itself: it is called on rows;
+        "module"  the head is another module that treats every row independently: it is called on rows;
         "logits"  the model computes with its head's output (softcap, scale, a second bias), or the head mixes rows: the
                   model computes all logits, and rows of them are chosen afterwards. Correct, slower, and logged.
 

@@ -1,9 +1,9 @@
-"""What a model does with its LM head: found by following a marked tensor through one forward.
+"""What a model does with its LM head's output, found by tracing one forward.
 
-Values cannot tell: a scale of 1, a bias of 0 or a high softcap leaves them as they are, until it is trained. So the
-head hands out a tensor that notes every operator that meets it, and the model's logits are the head's output only if
-nothing but copies and casts did. A head that is not a plain linear layer is followed in the same way: it may be called
-on chosen rows only if each operator treats every row by itself.
+Values cannot tell: a scale of 1, a bias of 0 or a high softcap changes nothing until it is trained. So the head returns
+a tensor that records every operator applied to it. The model's logits are the head's output only if those were copies
+and casts. A head that is not a plain linear layer is traced in the same way: it may be called on chosen rows only if
+each operator treats every row independently.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from torch import Tensor, nn
 
 from dllm.fast.deferred import DeferredHead, no_deferral
 from dllm.fast.head.interception import instance_forward, replaced_forward
-from dllm.fast.head.marked import ROWS, Marked, is_copy, is_rowwise
+from dllm.fast.head.traced import ROWS, TracedTensor, is_copy, is_rowwise
 from dllm.fast.model import logits_of
 
 _log = logging.getLogger("dllm.fast")
 
-# Whose hooks may stay on a head that is used on chosen rows: they gather and move weights and leave values alone.
+# Packages whose hooks may stay on a head that is used on chosen rows: they gather and move weights, not values.
 _HARMLESS = ("accelerate", "deepspeed", "torch.distributed")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-# What hangs beside the way to the head and has more modules than this is the model's body, which runs before the head.
+# A submodule beside the path to the head with more modules than this is the model's body, which runs before the head.
 _SMALL = 16
 _OF_ALL_MODULES = {*vars(nn.Module())} - {"training"} | {"forward", "config"}
 _MAX_STATES = 8  # of a head that are remembered
 
 _known: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, HeadUse]] = weakref.WeakKeyDictionary()
-_ways: weakref.WeakKeyDictionary[nn.Module, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
+_paths: weakref.WeakKeyDictionary[nn.Module, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 
 
 class HeadUse(NamedTuple):
-    """How a model's logits come about.
+    """How a model computes its logits.
 
     kind is one of
         "linear"  logits = hidden @ weight.T + bias, by the forward of nn.Linear;
-        "module"  the head's own forward (LoRA, offloaded weights) treats every row by itself: it is called on rows;
+        "module"  the head's own forward (LoRA, offloaded weights) treats every row independently: it is called on rows;
         "logits"  the model computes with its head's output (softcap, scale, second bias), someone's hook watches the
                   head, or its rows depend on each other: the model's own logits are needed, and `why` says why.
     """
@@ -59,7 +59,7 @@ class HeadUse(NamedTuple):
 
 
 def find_head_use(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> HeadUse:
-    """How the logits of a model come about, found once for each state of what lies between head and logits.
+    """How a model computes its logits, found once for each state of the modules between head and logits.
 
     Args:
         model: as it is called.
@@ -79,37 +79,37 @@ def why_not_linear(model: nn.Module, head: nn.Module, example: Mapping[str, obje
 
 
 def is_linear(head: nn.Module) -> bool:
-    """Whether it computes as nn.Linear does, by a weight of numbers: LoRA, a quantised layer or weight, or a forward of
-    the instance's own do not. A deferred head does."""
+    """Whether a head computes as nn.Linear does, with an ordinary weight. LoRA, a quantised layer or weight, or a
+    forward set on the instance do not. A deferred head does."""
     of_class = type(head).forward is nn.Linear.forward or type(head) is DeferredHead
     return of_class and instance_forward(head) is None and _is_plain(head.weight)
 
 
 def hooks_of(module: nn.Module) -> list[Callable[..., object]]:
-    """All hooks of a module, also those of its gradients."""
+    """All hooks of a module, those of its gradients included."""
     return [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
 
 
 def forward_and_hooks(module: nn.Module) -> tuple:
-    """What an instance carries around its forward; torch numbers hooks and never reuses a number."""
+    """A key of an instance's own forward and its hooks; torch numbers hooks and never reuses a number."""
     return (id(instance_forward(module)), *(tuple(getattr(module, kind)) for kind in _HOOKS))
 
 
 def _find(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> tuple[HeadUse, bool]:
-    """The use, and whether it was found just now."""
+    """The use, and whether this call found it."""
     with _lock:
         state = _state(model, head)
         known = _known.setdefault(head, OrderedDict())
         new = state not in known
         if new:
-            known[state] = _look(model, head, example)
+            known[state] = _trace(model, head, example)
             if len(known) > _MAX_STATES:
                 known.popitem(last=False)
         known.move_to_end(state)
         return known[state], new
 
 
-def _look(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> HeadUse:
+def _trace(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> HeadUse:
     for hook in hooks_of(head):
         if not (getattr(hook, "__module__", None) or "").startswith(_HARMLESS):
             return HeadUse("logits", f"a hook watches its head ({getattr(hook, '__qualname__', hook)})")
@@ -124,9 +124,9 @@ def _look(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> H
             raise TypeError(f"its head returns a {type(logits).__name__}")
         probe = _ramp(logits.shape, logits)
         calls.append((probe, None if linear else _mixes_rows(original, hidden, args, kwargs), linear))
-        return Marked(probe, is_copy)
+        return TracedTensor(probe, is_copy)
 
-    with torch.inference_mode(False), torch.no_grad(), no_deferral(), _unnoticed(model):
+    with torch.inference_mode(False), torch.no_grad(), no_deferral(), _no_side_effects(model):
         try:
             with replaced_forward(head, watched):
                 logits = logits_of(model(**example))
@@ -138,16 +138,16 @@ def _look(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> H
     if len(calls) != 1:
         return HeadUse("logits", f"its forward calls the head {len(calls)} times")
     probe, mixing, linear = calls[0]
-    if why := _difference(probe, logits):
+    if why := _why_logits_differ(probe, logits):
         return HeadUse("logits", why)
     if mixing:
         return HeadUse("logits", f"its head may depend on a row's place: {mixing}")
     return HeadUse("linear" if linear else "module")
 
 
-def _difference(probe: Tensor, logits: Tensor) -> str | None:
+def _why_logits_differ(probe: Tensor, logits: Tensor) -> str | None:
     """Why logits are not the head's output, which was replaced by `probe`."""
-    if not isinstance(logits, Marked):
+    if not isinstance(logits, TracedTensor):
         return "its logits do not come from its head"
     if logits.trace.exception:
         return f"it computes with its head's output: {logits.trace.exception}"
@@ -160,25 +160,25 @@ def _difference(probe: Tensor, logits: Tensor) -> str | None:
 
 def _mixes_rows(original: Callable[..., object], hidden: Tensor, args: tuple, kwargs: dict) -> str | None:
     """The first thing in a head's forward that is not known to treat every row by itself."""
-    rows = Marked(_ramp((1, ROWS, hidden.shape[-1]), hidden), is_rowwise)
+    rows = TracedTensor(_ramp((1, ROWS, hidden.shape[-1]), hidden), is_rowwise)
     try:
         logits = original(rows, *args, **kwargs)
     except Exception as error:
         return _first_line(error)
-    if not isinstance(logits, Marked):
+    if not isinstance(logits, TracedTensor):
         return "what it returns does not come from its input"
     return rows.trace.exception
 
 
 def _ramp(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Numbers of both signs and many sizes that no neighbour shares, without a random one."""
+    """Deterministic numbers of both signs and many sizes; neighbours differ."""
     size = torch.Size(shape).numel()
     ramp = torch.arange(size, device=like.device, dtype=torch.float32).remainder_(8191).sub_(4096).div_(3)
     return ramp.view(shape).to(like.dtype)
 
 
 def _is_plain(weight: object) -> bool:
-    """A tensor of numbers: neither quantised, nor packed, nor of a class that computes in its own way."""
+    """Whether a weight is an ordinary tensor: not quantised, not packed, not of a class with operators of its own."""
     return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.layout == torch.strided
 
 
@@ -187,9 +187,9 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _unnoticed(model: nn.Module) -> Iterator[None]:
-    """A forward within this context runs eagerly, in the modes that the model has, and leaves neither other random
-    numbers, nor other buffers (running means), nor a warning behind."""
+def _no_side_effects(model: nn.Module) -> Iterator[None]:
+    """Run forwards eagerly, in the model's present modes, without side effects: random numbers, buffers (running means)
+    and warnings are as before."""
     modules, state = list(model.modules()), random.getstate()
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
@@ -212,25 +212,25 @@ def _unnoticed(model: nn.Module) -> Iterator[None]:
 
 
 def _state(model: nn.Module, head: nn.Module) -> Hashable:
-    """What can act between head and logits: the modules on the way from the model to the head, with their forwards,
-    hooks and settings, what small modules hang beside them, and the configurations.
+    """A key of all that can act between head and logits: the modules on the path from the model to the head with their
+    forwards, hooks and settings, small modules beside them, and the configurations.
 
-    Ranks that share a model must look at it at the same time. So of what one of them may change alone (where it saves,
-    it writes into its configuration) nothing counts.
+    Ranks that share a model must trace it at the same time. So settings that one rank may change alone (saving writes
+    into the configuration) do not count there.
     """
     weight = head._parameters.get("weight")  # a parametrized one would be computed here
     of_head = id(model), id(head), type(head), type(weight), getattr(weight, "dtype", None), *forward_and_hooks(head)
-    states, way = [], _way(model, head)
-    for module in way:
+    states, path = [], _path(model, head)
+    for module in path:
         states.append(_state_of(module))
         for child in module._modules.values():
-            if child is not None and child is not head and not any(child is other for other in way):
+            if child is not None and child is not head and not any(child is other for other in path):
                 states.append(_state_beside(child))
     if _is_distributed():
         return of_head, tuple(states)
-    configurations = {id(config): config for module in way if (config := vars(module).get("config")) is not None}
-    said = tuple(setting(vars(config)) for config in configurations.values() if hasattr(config, "__dict__"))
-    return of_head, tuple(states), said
+    configurations = {id(config): config for module in path if (config := vars(module).get("config")) is not None}
+    values = tuple(setting(vars(config)) for config in configurations.values() if hasattr(config, "__dict__"))
+    return of_head, tuple(states), values
 
 
 def _state_of(module: nn.Module) -> Hashable:
@@ -244,24 +244,24 @@ def _state_beside(module: nn.Module) -> Hashable:
     return tuple(map(_state_of, parts[:1] if len(parts) > _SMALL else parts))
 
 
-def _way(model: nn.Module, head: nn.Module) -> list[nn.Module]:
-    """The modules from the model down to that which holds the head; the model alone where none does."""
-    known = _ways.get(model)
-    if known is None or known[0] != id(head) or (way := _along(model, known[1], head)) is None:
+def _path(model: nn.Module, head: nn.Module) -> list[nn.Module]:
+    """The modules from the model down to the one that holds the head; only the model where none does."""
+    known = _paths.get(model)
+    if known is None or known[0] != id(head) or (path := _resolve(model, known[1], head)) is None:
         names = next((name for name, module in model.named_modules() if module is head), "").split(".")
-        _ways[model] = id(head), tuple(names)
-        way = _along(model, names, head)
-    return [model] if way is None else way
+        _paths[model] = id(head), tuple(names)
+        path = _resolve(model, names, head)
+    return [model] if path is None else path
 
 
-def _along(model: nn.Module, names: tuple[str, ...], head: nn.Module) -> list[nn.Module] | None:
-    way, module = [], model
+def _resolve(model: nn.Module, names: tuple[str, ...], head: nn.Module) -> list[nn.Module] | None:
+    path, module = [], model
     for name in names:
-        way.append(module)
+        path.append(module)
         module = module._modules.get(name)
         if module is None:
             return None
-    return way if module is head else None
+    return path if module is head else None
 
 
 def _is_distributed() -> bool:
@@ -269,13 +269,14 @@ def _is_distributed() -> bool:
 
 
 def module_settings(module: nn.Module) -> Hashable:
-    """A module's own numbers, names, switches and functions, besides its forward and what every module has."""
+    """A key of a module's own numbers, names, switches and functions, apart from its forward and what all modules
+    have."""
     return frozenset((name, setting(value)) for name, value in vars(module).items() if name not in _OF_ALL_MODULES)
 
 
 def setting(value: object) -> Hashable:
-    """What a setting says: a number, a text or a switch, what is made of them, and which function it is; what a
-    dataclass, a namespace or a part of a configuration holds. Of anything else, nothing."""
+    """A hashable form of a setting: numbers, texts, switches, containers of them, functions by identity, and the fields
+    of dataclasses, namespaces and parts of a configuration. Anything else is None."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dllm.fast.head.tap import output_head
 from dllm.fast.model import find_mask_id
 from dllm.fast.sampling.batch import DenoisingBatch
-from dllm.fast.sampling.inputs import Plan, check_eos, check_no_masks, check_prompt, prompt_lengths, row_seeds
+from dllm.fast.sampling.inputs import Settings, check_eos, check_no_masks, check_prompt, prompt_lengths, row_seeds
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.loop import Denoiser
 from dllm.fast.sampling.schedule import Block, Schedule
@@ -42,7 +42,8 @@ def generate(
     impl: str = "auto",
     cuda_graph: bool | None = None,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """Append `gen_length` tokens to each prompt by masked diffusion: start from masks, commit the surest step by step.
+    """Append `gen_length` tokens to each prompt by masked diffusion: start from masks, commit the most confident in
+    steps.
 
     The canvas is filled block by block from left to right. In each of the steps / blocks steps of a block, every masked
     position of the block gets a proposal argmax(l + T g) with Gumbel noise g, and the k of highest confidence
@@ -100,7 +101,7 @@ def generate(
         torch.Size([1, 7])
     """
     began = time.perf_counter()
-    plan = Plan(
+    settings = Settings(
         steps=steps,
         gen_length=gen_length,
         block_length=block_length,
@@ -116,22 +117,22 @@ def generate(
         raise TypeError(f"on_step must be callable, got {type(on_step).__name__}")
     lengths = prompt_lengths(prompt, attention_mask)
     check_no_masks(prompt, lengths, mask_id)
-    seeds = row_seeds(seed if seed is not None or plan.draws else 0, len(prompt), prompt.device)
+    seeds = row_seeds(seed if seed is not None or settings.draws else 0, len(prompt), prompt.device)
     policy = Policy(
         mask_id=mask_id,
-        window=min(plan.gen_length, MAX_WINDOW),
-        block_length=plan.block_length,
-        temperature=plan.temperature,
-        cfg_scale=plan.cfg_scale,
-        confidence="random" if plan.order == "random" else "log_prob",
+        window=min(settings.gen_length, MAX_WINDOW),
+        block_length=settings.block_length,
+        temperature=settings.temperature,
+        cfg_scale=settings.cfg_scale,
+        confidence="random" if settings.order == "random" else "log_prob",
         eos_id=eos_token_id,
         impl=impl,
     )
     padding = prompt.shape[1] - lengths
-    show = None if on_step is None else lambda step: on_step(_in_layout(step, padding))
+    show = None if on_step is None else lambda step: on_step(_left_padded(step, padding))
     denoiser = Denoiser(model, policy, cuda_graph=cuda_graph, on_step=show, timed=return_stats)
     _impl.choose(impl, prompt.device)
-    canvas = _rotate(denoiser.run(_work(prompt, lengths, seeds, plan, mask_id)), -padding)
+    canvas = _rotate(denoiser.run(_batch(prompt, lengths, seeds, settings, mask_id)), -padding)
     if not return_stats:
         return canvas
     generated = torch.arange(canvas.shape[1], device=canvas.device) >= prompt.shape[1]
@@ -139,26 +140,26 @@ def generate(
     return canvas, stats_of(denoiser, canvas, generated, eos_token_id, time.perf_counter() - began)
 
 
-def _work(prompt: Tensor, lengths: Tensor, seeds: Tensor, plan: Plan, mask_id: int) -> DenoisingBatch:
+def _batch(prompt: Tensor, lengths: Tensor, seeds: Tensor, settings: Settings, mask_id: int) -> DenoisingBatch:
     """The canvases, packed: padding on a row's left moves behind its end, where no real token sees it."""
     (batch, columns), device = prompt.shape, prompt.device
-    canvas = torch.cat([prompt, prompt.new_full((batch, plan.gen_length), mask_id)], dim=1)
-    size = plan.block_length
+    canvas = torch.cat([prompt, prompt.new_full((batch, settings.gen_length), mask_id)], dim=1)
+    size = settings.block_length
     rows = [
-        [Block(length + n * size, length + (n + 1) * size, plan.transfers()) for n in range(plan.blocks)]
+        [Block(length + n * size, length + (n + 1) * size, settings.transfers()) for n in range(settings.blocks)]
         for length in lengths.tolist()
     ]
     return DenoisingBatch(
         tokens=_rotate(canvas, columns - lengths),
-        given=torch.arange(columns + plan.gen_length, device=device) < lengths[:, None],
+        given=torch.arange(columns + settings.gen_length, device=device) < lengths[:, None],
         first=lengths,
-        length=lengths + plan.gen_length,
+        length=lengths + settings.gen_length,
         seeds=seeds,
         schedule=Schedule.of(rows, device),
     )
 
 
-def _in_layout(step: Step, padding: Tensor) -> Step:
+def _left_padded(step: Step, padding: Tensor) -> Step:
     """A step as the caller's left-padded rows see it."""
     tensors = ("canvas", "tentative", "confidence")
     return step._replace(**{name: _rotate(getattr(step, name), -padding) for name in tensors})

@@ -1,4 +1,4 @@
-"""What `generate` is given: checked before anything runs, and laid out for the loop."""
+"""The arguments of `generate`, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ REMASKING = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The numbers of one call to `generate`, checked."""
+class Settings:
+    """The settings of one call to `generate`, checked."""
 
     steps: int
     gen_length: int

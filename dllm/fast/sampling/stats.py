@@ -1,4 +1,4 @@
-"""What a call of a sampler cost."""
+"""Statistics of a sampler's call: forwards, seconds, tokens, memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dllm.fast.sampling.loop import Denoiser
 
 @dataclass(slots=True)
 class Stats:
-    """What a call cost.
+    """Statistics of one call.
 
     forwards: how often the model ran (under guidance one run serves both canvases; beside a cache, a step in which only
         some rows begin a block runs their canvas and the windows of the others, and counts once; so does a step whose

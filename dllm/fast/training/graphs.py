@@ -1,13 +1,14 @@
 """Forward, loss and backward of a training step as one CUDA graph.
 
-A replay runs the same kernels on the same memory, so a captured step owns what it touches: a copy of the batch, which
-each call fills, with room for a rounded number of masked rows, the rest of weight 0; and the gradients, one buffer for
-each weight and for all captured steps. A call makes a buffer equal to what `weight.grad` is, hangs it there, and the
-backward adds to it. So gradients of several forwards add up, of whatever shapes, replayed or not, and whoever clips
-them, or sets them to None after the optimizer's step, finds what PyTorch always leaves.
+A replay runs the same kernels on the same memory, so a captured step owns the memory that it reads and writes:
+
+- a copy of the batch, which each call fills. It has room for a rounded number of masked rows; the rest have weight 0;
+- gradients, one buffer for each weight, shared by all captured steps. A call copies `weight.grad` into the buffer,
+  makes the buffer the gradient, and the backward adds to it. So gradients of several forwards add up, replayed or
+  eager, and code that clips gradients or sets them to None after the optimizer's step works as with any PyTorch model.
 
 Dropout: a captured kernel takes its seed and offset from torch's generator of the device at each replay, which then
-moves on as far as eager kernels would have moved it. Only warm-ups draw numbers too many, so the generator is set back.
+advances as far as eager kernels would have advanced it. Only warm-ups draw extra numbers, so the generator is reset.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MAX_GRAPHS = 32
 # Rows come in blocks; at most one position in `_SHARE` of a batch, or one block, is padding.
 _BLOCK, _SHARE = 64, 8
 
-# Whose hooks of modules compute nothing but tensors, so that a replay does what they do.
+# Packages whose module hooks do nothing but compute tensors, so that a replay repeats what they do.
 _HARMLESS = ("accelerate", "peft", "torch", "transformers")
 _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _PLAIN = (bool, int, float, str, type(None))
@@ -45,19 +46,18 @@ _log = logging.getLogger("dllm.fast")
 class TrainingGraphs:
     """The captured training steps of a model: at most `size`, with one pool of memory.
 
-    A capture costs about as much as `WORTH_CAPTURING` eager steps. So a shape is captured when it has come that often
-    before: should it never come again, it has cost no more than twice what it had to. Where all places are taken, it
-    gets that of the step that rested longest, if that one has rested ever since the shape first came. With
-    `cuda_graph=True` every step is a replay: each shape is captured at once, and the step that rested longest gives
-    way.
+    A capture costs about as much as `WORTH_CAPTURING` eager steps, so a shape is captured once it has occurred that
+    often: if it never occurs again, the total is at most twice the least possible. When all places are taken, the least
+    recently used step is replaced, provided it has not been used since the new shape first occurred. With
+    `cuda_graph=True` each shape is captured at once, and the least recently used step is replaced.
 
-    A captured step is that of one state of the model: other addresses of weights, other weights that are trained, other
-    hooks, forwards or dtypes, or modules that go from training to evaluation, and it is another shape. What else a
-    module keeps in Python (a dropout rate) is captured as it is.
+    A captured step belongs to one state of the model: addresses and dtypes of weights, which weights are trained,
+    hooks, forwards, and training or evaluation mode. In another state the same shape is captured again. Other values
+    that a module keeps in Python (a dropout rate) are captured as they are.
 
     Args:
-        cuda_graph: None, and what cannot be captured is done eagerly from then on, with a warning that names the
-            reason; or True, and it is an error.
+        cuda_graph: None runs eagerly from then on when a step cannot be captured, with a warning that names the reason;
+            with True that is an error.
         size: how many captured steps are kept.
 
     Raises:
@@ -84,7 +84,7 @@ class TrainingGraphs:
     def clear(self) -> None:
         """Forget all captured steps and free their memory."""
         self._steps: OrderedDict[Hashable, _CapturedStep] = OrderedDict()
-        self._awaited: OrderedDict[Hashable, _Occurrences] = OrderedDict()
+        self._candidates: OrderedDict[Hashable, _Occurrences] = OrderedDict()
         self._buffers: dict[int, Tensor] = {}  # of gradients, by the index of the weight
         self._model: Callable[[], nn.Module | None] = lambda: None
         self._pool: object | None = None
@@ -133,23 +133,23 @@ class TrainingGraphs:
         return step
 
     def _worth_capturing(self, key: Hashable) -> bool:
-        seen = self._awaited.pop(key, None) or _Occurrences(since=self._now)
+        seen = self._candidates.pop(key, None) or _Occurrences(since=self._now)
         full = len(self._steps) >= self.size
         if not self.insist:
             if seen.times < WORTH_CAPTURING:
-                self._await(key, _Occurrences(seen.since, seen.times + 1))
+                self._note_candidate(key, _Occurrences(seen.since, seen.times + 1))
                 return False
             if full and next(iter(self._steps.values())).used >= seen.since:
-                self._await(key, _Occurrences(since=self._now))
+                self._note_candidate(key, _Occurrences(since=self._now))
                 return False
         if full:
             self._steps.popitem(last=False)
         return True
 
-    def _await(self, key: Hashable, seen: _Occurrences) -> None:
-        self._awaited[key] = seen
-        if len(self._awaited) > 8 * self.size:  # of shapes that do not come back
-            self._awaited.popitem(last=False)
+    def _note_candidate(self, key: Hashable, seen: _Occurrences) -> None:
+        self._candidates[key] = seen
+        if len(self._candidates) > 8 * self.size:  # forget shapes that do not come back
+            self._candidates.popitem(last=False)
 
     def _capture(self, model: nn.Module, batch: Batch) -> _CapturedStep:
         if watcher := _hook_that_forbids_capture(model):
@@ -276,7 +276,7 @@ class _CapturedStep:
 
 @dataclass(slots=True)
 class _Occurrences:
-    """Of a shape that is not captured: how often it came, and when first."""
+    """How often a shape that is not captured has occurred, and when first."""
 
     since: int
     times: int = 0
@@ -297,7 +297,7 @@ def _bucket(model: nn.Module, batch: Batch) -> Hashable:
 
 
 def _hook_that_forbids_capture(model: nn.Module) -> str | None:
-    """Someone's code that would run in an eager step and does not in a replay."""
+    """Name a hook that would run in an eager step but not in a replay; None if there is none."""
     for name, parameter in model.named_parameters():
         if any(getattr(parameter, kind, None) for kind in _GRADIENT_HOOKS):
             return f"the gradient of {name} has a hook"
@@ -315,7 +315,7 @@ def _set_gradients(parameters: list[nn.Parameter], gradients: Mapping[int, Tenso
 
 @torch.no_grad()
 def _attach_buffers(parameters: list[nn.Parameter], gradients: Mapping[int, Tensor]) -> None:
-    """Hang the buffers where the weights' gradients are, holding what those hold now."""
+    """Make the buffers the weights' gradients, with the gradients' present values."""
     fresh = [buffer for index, buffer in gradients.items() if parameters[index].grad is None]
     if fresh:
         torch._foreach_zero_(fresh)
@@ -329,7 +329,7 @@ def _attach_buffers(parameters: list[nn.Parameter], gradients: Mapping[int, Tens
 
 @contextmanager
 def _model_restored(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Afterwards gradients, buffers (running means) and random generators are what they were, whatever happens."""
+    """Restore gradients, buffers (running means) and random generators at the end, also after an error."""
     parameters, python = list(model.parameters()), random.getstate()
     gradients = {index: p.grad for index, p in enumerate(parameters)}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -346,7 +346,7 @@ def _model_restored(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _no_host_randomness() -> Iterator[None]:
-    """What is drawn on the host (which layers to drop, say) is drawn in the capture, once and for all.
+    """Check that nothing is drawn on the host (which layers to drop, say): a capture would draw it once and for all.
 
     Raises:
         CaptureError: numbers were drawn there within this context.

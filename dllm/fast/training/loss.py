@@ -1,8 +1,8 @@
-"""The loss of masked tokens, computed inside the model's own LM head, so that only masked rows meet the vocabulary.
+"""The loss of masked tokens, computed inside the model's own LM head: logits of other positions are never computed.
 
-The head's forward is replaced while the model runs: it picks the rows that carry loss, computes the loss on them and
-hands that on instead of logits. Inside the head is where FSDP and ZeRO have gathered its weights and where autocast
-holds, and the loss then leaves through the model's own output, as DDP and FSDP expect of what is differentiated.
+The head's forward is replaced while the model runs: it selects the rows that carry loss, computes the loss on them and
+returns it instead of logits. Inside the head's forward FSDP and ZeRO have gathered its weights and autocast applies,
+and the loss leaves through the model's own output, as DDP and FSDP expect of a tensor that is differentiated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dllm.fast.head.use import find_head_use
 from dllm.fast.model import logits_of, unwrapped
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
-# Tokens of the forward in which a head is looked at.
+# Tokens of the forward in which a head is traced.
 _EXAMPLE = 16
 
 
@@ -46,14 +46,14 @@ def masked_loss(
 
     with l the model's logits [B, L, V] seen as [B L, V]. The sum is not divided by anything: normalisers belong
     into the weights. With no rows the loss is 0 and so are all gradients. The first call of a head runs the model once
-    more, on a few tokens, to see how its logits come about:
+    more, on a few tokens, to find how its logits are computed:
 
     - the head is an nn.Linear and its output is the logits: the loss is computed from the head's input and weight;
-    - the head is something else that treats every row by itself (LoRA), or accelerate moves its weights: the head is
-      called on the rows;
+    - the head is another module that treats every row independently (LoRA), or accelerate moves its weights: the head
+      is called on the rows;
     - the model computes with its head's output (softcap, scale, a second bias: whatever their values are), rows depend
       on each other, or someone's hook watches the head: all logits are computed and rows of them are taken. Correct,
-      slower, and logged. So it is where a gradient checkpoint reaches around the head.
+      slower, and logged. The same holds where a gradient checkpoint includes the head.
 
     Args:
         model: a module with `get_output_embeddings()` whose output has `.logits`; or one wrapped by DDP, FSDP2,
@@ -86,22 +86,22 @@ def masked_loss(
     """
     check_arguments(inputs, rows, targets, row_weight)
     head = output_head(unwrapped(model))
-    kind = find_head_use(model, head, _rows_that_start(inputs)).kind
-    job = _Job(head, kind, rows, targets, row_weight)
+    kind = find_head_use(model, head, _first_tokens(inputs)).kind
+    head_loss = _HeadLoss(head, kind, rows, targets, row_weight)
     with no_deferral():
         if kind == "logits":
-            return job.of_logits(logits_of(model(**inputs)))
-        with replaced_forward(head, job.run):
-            handed_out = logits_of(model(**inputs))
-    if job.checkpointed:
-        return job.of_logits(handed_out)
-    if job.loss is None or handed_out.numel() != 1:
+            return head_loss.of_logits(logits_of(model(**inputs)))
+        with replaced_forward(head, head_loss.run):
+            output = logits_of(model(**inputs))
+    if head_loss.checkpointed:
+        return head_loss.of_logits(output)
+    if head_loss.loss is None or output.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
-    return MaskedLoss(_LossFromHead.apply(handed_out.reshape(()), job.loss), job.nll)
+    return MaskedLoss(_LossFromHead.apply(output.reshape(()), head_loss.loss), head_loss.nll)
 
 
 def check_arguments(inputs: Mapping[str, object], rows: Tensor, targets: Tensor, row_weight: Tensor) -> None:
-    """What can be said of the arguments of :func:`masked_loss` before anything runs.
+    """Check the arguments of :func:`masked_loss` before anything runs.
 
     Raises:
         ValueError: `labels` among the inputs, or tensors of different length.
@@ -128,8 +128,9 @@ def _from_logits(logits: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedL
 
 
 @dataclass(slots=True)
-class _Job:
-    """What one forward is to compute, and its result: what the model's output has no place or no precision for."""
+class _HeadLoss:
+    """The loss of one forward: what the head is to compute, and the result, for which the model's output has no place
+    or no precision."""
 
     head: nn.Module
     kind: str
@@ -138,12 +139,12 @@ class _Job:
     row_weight: Tensor
     loss: Tensor | None = None
     nll: Tensor | None = None
-    recording: tuple[bool, object] = field(default_factory=lambda: _recording())
+    recording: tuple[bool, object] = field(default_factory=lambda: _autograd_state())
     checkpointed: bool = False
 
     def run(self, original: Callable[..., Tensor], hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The forward of the head, which returns its loss, [1, 1, 1], in the place of logits."""
-        if _recording() != self.recording:  # a checkpoint, which runs the head again when this job is long over
+        if _autograd_state() != self.recording:  # a checkpoint, which runs the head again later
             self.checkpointed = True
             return original(hidden, *args, **kwargs)
         hidden = hidden.flatten(0, -2)
@@ -162,11 +163,11 @@ class _Job:
 
 
 class _LossFromHead(torch.autograd.Function):
-    """The loss as the head computed it, differentiated through what the model handed out of it: that is what DDP and
-    FSDP wait for in the backward, and FSDP rounds it to the precision of its policy, bfloat16 often."""
+    """The loss in the precision in which the head computed it, differentiated through the model's output: DDP and FSDP
+    wait for that one in the backward, and FSDP rounds it to the precision of its policy, often bfloat16."""
 
     @staticmethod
-    def forward(ctx: object, handed_out: Tensor, loss: Tensor) -> Tensor:
+    def forward(ctx: object, output: Tensor, loss: Tensor) -> Tensor:
         return loss.clone()
 
     @staticmethod
@@ -174,15 +175,15 @@ class _LossFromHead(torch.autograd.Function):
         return grad, None
 
 
-def _recording() -> tuple[bool, object]:
-    """Whether gradients are recorded, and who packs what is saved for them, where that is a checkpoint."""
+def _autograd_state() -> tuple[bool, object]:
+    """Whether gradients are recorded, and the pack hook of the innermost gradient checkpoint, None outside of one."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     of_checkpoint = hooks and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
     return torch.is_grad_enabled(), hooks[0] if of_checkpoint else None
 
 
-def _rows_that_start(inputs: Mapping[str, object]) -> dict[str, Tensor]:
-    """The beginning of the first row, for the forward in which the head is looked at."""
+def _first_tokens(inputs: Mapping[str, object]) -> dict[str, Tensor]:
+    """The beginning of the first row, for the forward in which the head is traced."""
     beginning = {"input_ids": inputs["input_ids"][:1, :_EXAMPLE]}
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
