@@ -32,7 +32,7 @@ class BD3LMSamplerConfig(MDLMSamplerConfig):
         super().check()
         true_or_false("cache", self.cache)
         if self.block_size is None:
-            raise ValueError("block_size must be a number, since attention goes by blocks; got None")
+            raise ValueError("block_size must be a number, as blocks are the unit of attention; got None")
         if self.steps_per_block is not None:
             at_least(1, "steps_per_block", self.steps_per_block)
 

@@ -72,6 +72,18 @@ def at_least(least: int, name: str, value: object) -> int:
     return value
 
 
+def check_threshold_and_factor(threshold: float | None, factor: float | None) -> None:
+    """Check the threshold and the factor of samplers that commit by probability; None where one is not given.
+
+    Raises:
+        TypeError, ValueError: the threshold is not a number of at least 0, or the factor not one above 0.
+    """
+    if threshold is not None:
+        _checks.finite_at_least_zero("threshold", threshold)
+    if factor is not None and not _checks.finite_at_least_zero("factor", factor) > 0:
+        raise ValueError(f"factor must be above 0, got {factor}")
+
+
 def true_or_false(name: str, value: object) -> None:
     """Check that a setting is True or False.
 

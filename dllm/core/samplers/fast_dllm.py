@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dllm.core.samplers.base import BaseSampler
-from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_threshold_and_factor, one_of
 from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import even_counts
-from dllm_kernels import _checks
 
 
 @dataclass
@@ -40,10 +39,7 @@ class FastDLLMSamplerConfig(BaseSamplerConfig):
         at_least(1, "steps", self.steps)
         if self.threshold is not None and self.factor is not None:
             raise ValueError(f"expected at most one of threshold and factor, got {self.threshold} and {self.factor}")
-        if self.threshold is not None:
-            _checks.finite_at_least_zero("threshold", self.threshold)
-        if self.factor is not None and not _checks.finite_at_least_zero("factor", self.factor) > 0:
-            raise ValueError(f"factor must be above 0, got {self.factor}")
+        check_threshold_and_factor(self.threshold, self.factor)
 
     @property
     def scheduled(self) -> bool:

@@ -44,7 +44,7 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
         true_or_false("cache", self.cache)
         if self.cache and self.block_size is None:
             raise ValueError(
-                "block_size must be a number beside a cache, since attention goes by blocks then; got None"
+                "block_size must be a number beside a cache, since blocks are the unit of attention; got None"
             )
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dllm.core.samplers.base import BaseSampler
-from dllm.core.samplers.config import BaseSamplerConfig
+from dllm.core.samplers.config import BaseSamplerConfig, check_threshold_and_factor
 from dllm.core.samplers.layout import Span
-from dllm_kernels import _checks
 
 
 @dataclass
@@ -29,10 +28,7 @@ class ThresholdSamplerConfig(BaseSamplerConfig):
         super().check()
         if (self.threshold is None) == (self.factor is None):
             raise ValueError(f"expected threshold or factor, got {self.threshold} and {self.factor}")
-        if self.threshold is not None:
-            _checks.finite_at_least_zero("threshold", self.threshold)
-        if self.factor is not None and not _checks.finite_at_least_zero("factor", self.factor) > 0:
-            raise ValueError(f"factor must be above 0, got {self.factor}")
+        check_threshold_and_factor(self.threshold, self.factor)
 
 
 class ThresholdSampler(BaseSampler):

@@ -96,7 +96,8 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
         self.scheduler = scheduler if scheduler is not None else LinearAlphaScheduler()
         super().__init__(args, model, **options)
         if replaced := self._replaced_methods():
-            _log.info("%s has its own %s: masks are drawn here", type(self).__name__, " and ".join(replaced))
+            names = " and ".join(replaced)
+            _log.info("%s has its own %s: masks are drawn in the training process", type(self).__name__, names)
 
     def _make_collator(self, kind: type[MDLMCollator] = MDLMCollator, **options: Any) -> MDLMCollator:
         args = self.args
