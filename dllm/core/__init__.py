@@ -1,4 +1,4 @@
-"""Diffusion itself: schedules, corruption, training. A part is loaded when it is first used."""
+"""Diffusion: schedulers, corruption (noising), samplers, trainers. Submodules are imported on first use."""
 
 import importlib
 from typing import Any

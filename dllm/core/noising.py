@@ -1,9 +1,8 @@
-"""Corruption: q(x_t | x_0), a text some of whose tokens are masked, drawn from the library's own random stream.
+"""Corruption of training data, q(x_t | x_0): tokens are masked at random, by the library's own random stream.
 
-What is drawn for a sample depends on the run's seed, the sample's tokens and the epoch, and on nothing else: not on the
-batch it is in, its rank, its padding, or whether the run was resumed. A sample is named by a hash of the seed and its
-tokens; the hash is the Philox key, the epoch its step counter, the token's position its position
-(:mod:`dllm_kernels.philox`, streams TRAINING_CORRUPTION and DIFFUSION_TIME).
+The draw for a sample depends on the run's seed, the sample's tokens and the epoch alone, not on the batch, the rank,
+padding or resumption. A hash of the seed and the tokens is the Philox key, the epoch is the step counter, and a token's
+position is the position (:mod:`dllm_kernels.philox`, streams TRAINING_CORRUPTION and DIFFUSION_TIME).
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ class Noised(NamedTuple):
 
 
 def real_lengths(tokens: Tensor, attention_mask: Tensor | None, pad_id: int | None) -> Tensor:
-    """int64 [B]: how many tokens of each row of [B, L] stand before its trailing padding.
+    """The length of each row of [B, L] without its trailing padding, int64 [B].
 
-    Padding is what the attention mask leaves out, and the padding token at the end of a row, so that a sample has the
-    same length whether its padding is attended to (padded EOS that is trained) or not.
+    Padding is whatever the attention mask excludes, and padding tokens at the end of a row. So a sample has the same
+    length whether its padding is attended to (as EOS that is trained) or not.
 
     Example:
         >>> real_lengths(torch.tensor([[5, 0, 6, 0, 0]]), None, pad_id=0)
@@ -47,7 +46,7 @@ def real_lengths(tokens: Tensor, attention_mask: Tensor | None, pad_id: int | No
 
 
 def sample_seeds(tokens: Tensor, lengths: Tensor, run_seed: int) -> Tensor:
-    """int64 [B]: the seed of each sample, a 64-bit BLAKE2b hash of the run's seed and of its first `lengths` tokens.
+    """The seed of each sample, int64 [B]: a 64-bit BLAKE2b hash of the run's seed and its first `lengths` tokens.
 
     Args:
         tokens: int64 [B, L], on the CPU.
@@ -71,15 +70,15 @@ def sample_seeds(tokens: Tensor, lengths: Tensor, run_seed: int) -> Tensor:
 def diffusion_times(
     seeds: Tensor, epoch: int, *, low: float, high: float, antithetic: bool = False, blocks: int | None = None
 ) -> Tensor:
-    """float32 [B]: t = low + (high - low) U, a time per sample; or [B, blocks], a time for each block of each sample.
+    """Diffusion times t = low + (high - low) U, float32 [B], or [B, blocks] with a time for each block.
 
     Args:
         seeds: int64 [B], of the samples.
         epoch: the pass over the data.
         low, high: the range of t, 0 <= low < high <= 1; MDLM's is (1e-3, 1).
-        antithetic: U becomes (U + i) / n mod 1 for row i of n, so that the times of a batch are spread evenly. Then
-            a sample's time depends on its place in the batch; what is masked at that time still does not.
-        blocks: of every sample, None for one time of the whole. A sample of one block has the same time either way.
+        antithetic: U becomes (U + i) / n mod 1 for row i of n, so that the times of a batch are spread evenly. A
+            sample's time then depends on its place in the batch; the tokens masked at a given time do not.
+        blocks: the number of blocks of every sample; None for one time per sample. One block gives the same time.
 
     Source: MDLM (arXiv:2406.07524), which calls the even spread antithetic; BD3-LM (arXiv:2503.09573) for blocks.
 

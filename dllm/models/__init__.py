@@ -1,7 +1,8 @@
 """Models and tokenizers, loaded with what their family needs for masked diffusion."""
 
+from dllm.models.adapters import load_peft
 from dllm.models.bidirectional import bidirectional, causal
-from dllm.models.load import get_model, load_peft, new_model
+from dllm.models.load import get_model, new_model
 from dllm.models.sources import get_config
 from dllm.models.tokenizer import get_tokenizer
 

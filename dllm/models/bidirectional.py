@@ -1,8 +1,8 @@
 """Causal language models of transformers made bidirectional: by hooks, without a copy of any modelling file.
 
-What makes such a model causal is one mask, built once per forward and handed to every layer. A hook before the decoder
-gives it another mask, of four dimensions, which the decoder passes on as it is; a hook before each attention module
-says that nothing is causal besides. Nothing is written to the configuration or the weights.
+Such a model builds one causal mask per forward and passes it to every layer. A hook before the decoder replaces it by a
+4-D mask, which the decoder passes on unchanged. A hook before each attention module sets `is_causal=False`. The
+configuration and the weights are not changed.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-SERVED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")  # names: transformers imports them when asked
-SERVED_TYPES = ("llama", "qwen2", "qwen3")  # of their configurations
-ATTENTION = ("eager", "sdpa", "flex_attention")  # and all that is flash attention, which takes no 4-D mask
+SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")  # names, as transformers imports them lazily
+SUPPORTED_TYPES = ("llama", "qwen2", "qwen3")  # of their configurations
+ATTENTION = ("eager", "sdpa", "flex_attention")  # and every kind of flash attention, which takes no 4-D mask
 
 
 def bidirectional(model: nn.Module) -> nn.Module:
-    """Let every position see every real position, in place; :func:`causal` takes it back.
+    """Make a causal model bidirectional, in place; :func:`causal` undoes it.
 
-    From then on `attention_mask` may be
+    `attention_mask` may then be
 
-    - None: all positions are real. No mask is built, attention runs its fast kernels, the host waits for nothing;
-    - [B, L], 0 where a row is padded: keys there are seen by nobody. It is not read back to see whether it is all ones:
-      where nothing is padded, pass None;
-    - [B or 1, 1, L or 1, L]: taken as it is, bool (True: seen) or additive. Beside a cache that is handed in as
-      `past_key_values`: bool, over the keys that it hands out. Flex attention takes such a mask as bool only. Flash
-      attention takes it only where it says nothing of queries ([B, 1, 1, L]), as bool, and none beside a cache.
+    - None: nothing is padded. No mask is built, attention uses its fast kernels, and the host does not wait;
+    - [B, L], 0 where a row is padded: no query attends to those keys. If nothing is padded, pass None: a mask of ones
+      is not recognised, because that would mean waiting for the device;
+    - [B or 1, 1, L or 1, L], bool (True: visible) or additive, used unchanged. With a cache in `past_key_values` it is
+      bool, over the keys that the cache returns. Flex attention takes such a mask as bool only. Flash attention takes
+      only [B, 1, 1, L], as bool, and none with a cache.
 
-    The logits at p still are what the model was trained for, a prediction of the token at p + 1: those of position p
-    are read at p - 1 (a right shift). Position ids that start anew do not separate packed sequences; a 4-D mask does,
-    and under flash attention `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and `max_length_k`, as transformers takes
-    them.
-    The hooks survive copies, training and gradient checkpointing; they are not saved: call this again after loading.
+    The logits at p remain a prediction of the token at p + 1, so those for position p are read at p - 1 (a right
+    shift). Packed sequences are not separated by position ids that start again, but by a 4-D mask, or under flash
+    attention by `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and `max_length_k` of transformers.
+
+    The hooks survive copies, training and gradient checkpointing. They are not saved, so call this again after loading.
     A second call changes nothing.
 
     Args:
-        model: a Llama, Qwen2 or Qwen3 `ForCausalLM` of transformers, or a module that wraps one (PEFT, DDP); attention
-            "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3" or another kind of the latter.
+        model: a Llama, Qwen2 or Qwen3 `ForCausalLM` of transformers, or a module that wraps one (PEFT, DDP). Its
+            attention is "eager", "sdpa", "flex_attention" or a kind of flash attention, such as "flash_attention_2".
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: another architecture; layers with a sliding window. In a forward: another attention, a mask of
-            another shape, use_cache.
+        ValueError: another architecture, or layers with a sliding window. In a forward: another attention, a mask of
+            another shape, or use_cache.
 
     Source: A2D and Dream (arXiv:2508.15487), masked-diffusion models that began as causal ones.
 
@@ -57,7 +57,7 @@ def bidirectional(model: nn.Module) -> nn.Module:
         >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> model = bidirectional(LlamaForCausalLM(LlamaConfig(**size)))
         >>> last = [model(torch.tensor([[5, 6, token]])).logits[0, 0] for token in (7, 8)]
-        >>> torch.equal(*last)  # the first position sees the last
+        >>> torch.equal(*last)  # the first position attends to the last
         False
     """
     decoder = _decoder(model)
@@ -74,7 +74,7 @@ def bidirectional(model: nn.Module) -> nn.Module:
 
 
 def causal(model: nn.Module) -> nn.Module:
-    """Undo :func:`bidirectional`, in place; a model that is causal stays so.
+    """Undo :func:`bidirectional`, in place. A causal model is not changed.
 
     Returns:
         The same model.
@@ -98,21 +98,21 @@ def causal(model: nn.Module) -> nn.Module:
 
 
 def _decoder(model: nn.Module) -> nn.Module:
-    kinds = tuple(getattr(transformers, name) for name in SERVED)
+    kinds = tuple(getattr(transformers, name) for name in SUPPORTED)
     found = [module for module in model.modules() if isinstance(module, kinds)]
     if len(found) != 1:
-        raise ValueError(f"the model must be one of {', '.join(SERVED)}, got {type(model).__name__}")
+        raise ValueError(f"the model must be one of {', '.join(SUPPORTED)}, got {type(model).__name__}")
     return found[0].model
 
 
 def _hooked(module: nn.Module) -> list[int]:
-    """Keys of our hooks: found by the function, as a handle would not know a copy of the module."""
+    """Keys of our hooks in a module. They are found by function, which also works in a copy of the module."""
     ours = (_before_decoder, _before_attention)
     return [key for key, hook in module._forward_pre_hooks.items() if hook in ours]
 
 
 def _before_decoder(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Replace the mask by a 4-D one, and see that no cache is built."""
+    """Replace the mask by a 4-D one, and turn off the model's own cache."""
     names = list(inspect.signature(type(decoder).forward).parameters)[1:] if args else []
     given = dict(zip(names, args, strict=False)) | kwargs
     attention = decoder.config._attn_implementation
@@ -140,7 +140,7 @@ def _before_decoder(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
 
 
 def _mask(mask: Tensor | None, inputs: Tensor) -> Tensor:
-    """A 4-D mask, to be broadcast to [B, heads, queries, keys]; its last three sizes are 1 where all is seen."""
+    """A 4-D mask that broadcasts to [B, heads, queries, keys]; [1, 1, 1, 1] if every key is visible."""
     batch, length = inputs.shape[:2]
     if mask is None:
         return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=inputs.device)
@@ -154,27 +154,33 @@ def _mask(mask: Tensor | None, inputs: Tensor) -> Tensor:
     raise ValueError(f"attention_mask must be None, [{batch}, {length}] or [B, 1, L, {length}], got {got}")
 
 
-def _says_nothing(mask: Tensor | BlockMask) -> bool:
-    """Whether it is the mask under which all is seen."""
+def _sees_everything(mask: Tensor | BlockMask) -> bool:
+    """Whether every key is visible under this mask."""
     return isinstance(mask, Tensor) and mask.shape == (1, 1, 1, 1)
 
 
 def _flex(mask: Tensor, batch: int, queries: int) -> Tensor | BlockMask:
-    """As flex attention takes it. (What is added to its scores it must not read from a tensor: compiled for a CPU it
-    crashes in torch 2.13.)"""
-    if _says_nothing(mask):
+    """The mask as flex attention takes it: a BlockMask.
+
+    Additive masks are not supported: reading scores from a tensor crashes in torch 2.13 when compiled for a CPU.
+    """
+    if _sees_everything(mask):
         return mask
     if mask.dtype != torch.bool:
         raise ValueError(f"under flex_attention a 4-D attention_mask must be bool, got {mask.dtype}")
-    seen = mask.expand(batch, 1, queries, mask.shape[-1]).contiguous()
+    visible = mask.expand(batch, 1, queries, mask.shape[-1]).contiguous()
     return create_block_mask(
-        lambda row, head, query, key: seen[row, 0, query, key], batch, None, *seen.shape[2:], device=seen.device
+        lambda row, head, query, key: visible[row, 0, query, key],
+        batch,
+        None,
+        *visible.shape[2:],
+        device=visible.device,
     )
 
 
 def _flash(mask: Tensor, attention: str, batch: int, *, beside_cache: bool) -> Tensor:
-    """[B, 1, 1, L]: what flash attention is told of it is [B, L]."""
-    if _says_nothing(mask):
+    """The mask checked for flash attention, [B, 1, 1, L]."""
+    if _sees_everything(mask):
         return mask
     if beside_cache or mask.dtype != torch.bool or mask.shape[2] != 1:
         rule = "None: it takes no mask over kept keys" if beside_cache else "None or [B, L]: it takes no 4-D mask"
@@ -183,14 +189,15 @@ def _flash(mask: Tensor, attention: str, batch: int, *, beside_cache: bool) -> T
 
 
 def _before_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Drop the mask under which all is seen: only without one do the fast kernels serve.
+    """Set `is_causal=False`, and drop a mask under which every key is visible, as the fast kernels take none.
 
-    Flash attention gets [B, L], and no position ids: it would look in them for packed sequences, and wait for that.
+    Flash attention gets the mask as [B, L] and no position ids, which transformers would search for packed sequences,
+    waiting for the device.
     """
     mask = kwargs["attention_mask"]
-    told = {"attention_mask": None if _says_nothing(mask) else mask, "is_causal": False}
+    changed = {"attention_mask": None if _sees_everything(mask) else mask, "is_causal": False}
     if "flash" in attention.config._attn_implementation:
-        told["position_ids"] = None
-        if told["attention_mask"] is not None:
-            told["attention_mask"] = mask[:, 0, 0]
-    return args, kwargs | told
+        changed["position_ids"] = None
+        if changed["attention_mask"] is not None:
+            changed["attention_mask"] = mask[:, 0, 0]
+    return args, kwargs | changed

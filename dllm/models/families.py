@@ -1,4 +1,4 @@
-"""What differs between families of models, an entry each."""
+"""The families of models, and what differs between them: template, end of turn, mask token, auto class."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ BERT_CHAT = (
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Models that are trained and talked to in one way.
+    """A family: models that share a chat format and a way of loading.
 
     Attributes:
         name: of the family.
-        model_types: of transformers' configs.
+        model_types: `model_type` of transformers' configurations.
         end_of_turn: the text that ends an answer.
-        chat_template: for tokenizers that bring none; None where every tokenizer of the family brings one.
-        mask_token: for tokenizers that name none; None where every tokenizer of the family names its own.
-        auto_class: of transformers, by which the family's models are loaded.
+        chat_template: for tokenizers without one; None if every tokenizer of the family has one.
+        mask_token: for tokenizers without one; None if every tokenizer of the family has one.
+        auto_class: the class of transformers that loads the family's models.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Family:
     auto_class: str = "AutoModelForMaskedLM"
 
 
-# LLaDA and Dream run code that comes with them, which names AutoModel as the way in. A2D are autoregressive models that
-# were made to look both ways; those that began as Qwen end a turn as it does.
+# LLaDA and Dream come with code of their own, which registers AutoModel. A2D models are autoregressive models that were
+# made bidirectional; those made from Qwen end a turn as Qwen does.
 FAMILIES = (
     Family("bert", ("bert", "roberta", "xlm-roberta", "modernbert"), "[/Answer]", BERT_CHAT),
     Family("llada", ("llada",), "<|eot_id|>", mask_token="<|mdm_mask|>", auto_class="AutoModel"),
@@ -49,7 +49,7 @@ FAMILIES = (
 
 
 def family_of(model_type: str | None) -> Family | None:
-    """The family that models of this type belong to, None for one of no family known here.
+    """The family of a model type; None if it belongs to none.
 
     Example:
         >>> family_of("modernbert").name

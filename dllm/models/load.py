@@ -1,11 +1,9 @@
-"""Models, as they are trained: in a dtype, quantised or with adapters where asked for."""
+"""Loading of models: a checkpoint or random weights, in a dtype, quantised to 4 bit or with an adapter if asked for."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -15,49 +13,40 @@ import transformers
 from torch import nn
 
 from dllm.configs import ModelArguments
-from dllm.models.bidirectional import SERVED, SERVED_TYPES, bidirectional
+from dllm.models.adapters import adapted
+from dllm.models.bidirectional import SUPPORTED, SUPPORTED_TYPES, bidirectional
 from dllm.models.families import family_of
-from dllm.models.sources import (
-    ADAPTER_WEIGHTS,
-    adapter_at,
-    base_of,
-    check_source,
-    dtype_named,
-    file_at,
-    get_config,
-    need,
-    reading,
-)
+from dllm.models.sources import base_of, check_source, dtype_named, get_config, need, reading
 
 
 def get_model(model_args: ModelArguments | None = None, config: Any = None, **options: Any) -> nn.Module:
-    """The masked language model that `model_args` describes.
+    """Load the masked language model that `model_args` describes.
 
     Args:
-        model_args: which model, in which dtype, with which attention; 4-bit and LoRA. Any object with
-            `model_name_or_path` will do: fields that it lacks have the defaults of ModelArguments.
-        config: the model's configuration, where it is not to be the one that lies beside the weights.
-        options: fields of :class:`~dllm.configs.ModelArguments`, in place of `model_args` or over its values.
+        model_args: name, dtype, attention, quantisation and LoRA of the model. Any object with `model_name_or_path`
+            will do; missing fields have the defaults of ModelArguments.
+        config: a configuration in place of the checkpoint's own.
+        options: fields of :class:`~dllm.configs.ModelArguments`, which replace those of `model_args`.
 
-    On a machine with a GPU the model is on that of this process (`LOCAL_RANK`), unless accelerate is to shard it.
-    Weights are read from safetensors only. An adapter of peft, in a folder or on the Hub, gives its base model with it
-    (:func:`adapted`). Code that comes with a model is run with `trust_remote_code` only.
+    If there is a GPU, the model is on that of this process (`LOCAL_RANK`), unless accelerate will shard it. Weights are
+    read from safetensors only. If the source is an adapter of peft, its base model is loaded with the adapter
+    (:func:`~dllm.models.adapters.adapted`). Code that comes with a model runs only with `trust_remote_code`.
 
-    One of a causal architecture, as `python -m dllm.demo.training.train --architecture llama` saves it, has
-    `"is_causal": false` in its config.json and is made bidirectional (:func:`dllm.models.bidirectional`). transformers
-    5 reads that key itself; 4.57 does not, so there any other way of loading gives a causal model.
+    A model of a causal architecture, as `python -m dllm.demo.training.train --architecture llama` saves it, must have
+    `"is_causal": false` in its config.json. It is made bidirectional (:func:`dllm.models.bidirectional`). transformers
+    5 reads that key itself, 4.57 does not, so that with 4.57 any other way of loading gives a causal model.
 
-    `attn_implementation` goes to transformers as it is: "eager", "sdpa", "flex_attention", "flash_attention_2",
-    "flash_attention_3" or what else it knows. Under flash attention samplers run rows of unequal length without their
-    padding, in models that can do so; decoding block by block needs one of the first three.
+    `attn_implementation` is passed to transformers: "eager", "sdpa", "flex_attention", "flash_attention_2",
+    "flash_attention_3" or another name that it knows. Under flash attention, samplers run rows of unequal length
+    without padding, if the model supports that; block-causal decoding needs one of the first three.
 
     Raises:
-        OSError: there is no such folder or name on the Hub, or no safetensors in it, or damaged ones.
-        TypeError: an unknown option.
-        ValueError: what is there is no masked language model, or one that does not fit its configuration, or needs
-            `trust_remote_code`; a causal architecture that lacks that key; a dtype that is none; an attention that
-            transformers does not have for this model.
-        ImportError: 4-bit, LoRA or flash attention is asked for and its extra is not installed.
+        OSError: the folder or the name on the Hub does not exist, or its safetensors are missing or damaged.
+        TypeError: an option is unknown.
+        ValueError: the source is not a masked language model, does not fit its configuration, or needs
+            `trust_remote_code`; a causal architecture lacks `"is_causal": false`; the dtype is unknown; transformers
+            does not have the attention for this model.
+        ImportError: the extra for 4-bit, LoRA or flash attention is not installed.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -66,30 +55,27 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     """
     chosen = chosen_arguments(model_args, options)
     source = check_source(chosen.model_name_or_path)
-    dtype = dtype_named(chosen.dtype)
+    loading = _loading_options(chosen)
     if config is None:
         config = get_config(chosen)
-    given = dict(dtype=dtype, config=config, trust_remote_code=chosen.trust_remote_code)
-    given["use_safetensors"] = True  # pickled weights would run code while they are read
-    if chosen.attn_implementation is not None:
-        given["attn_implementation"] = chosen.attn_implementation
+    loading["use_safetensors"] = True  # pickled weights would run code while they are read
     if chosen.load_in_4bit:
-        given["quantization_config"] = _four_bit(dtype)
+        loading["quantization_config"] = _four_bit(loading["dtype"])
     base = base_of(source)
-    with _attention_named(chosen.attn_implementation), reading("weights", base):
-        model = _auto_class(config).from_pretrained(base, **given)
-    return adapted(_placed(_both_sides(model)), chosen)
+    with _flash_extra_named(chosen.attn_implementation), reading("weights", base):
+        model = _auto_class(config).from_pretrained(base, config=config, **loading)
+    return adapted(_on_device(_made_bidirectional(model)), chosen)
 
 
 def new_model(config: transformers.PretrainedConfig, model_args: ModelArguments) -> nn.Module:
-    """A masked language model with random weights, on the device of the context (`with torch.device(...)`).
+    """Make a masked language model with random weights, on the device of the context (`with torch.device(...)`).
 
     Args:
         config: of the model.
         model_args: its dtype, its attention, and whether code that comes with it may run.
 
     Raises:
-        ValueError: there is no such masked language model, or sizes that cannot be.
+        ValueError: the configuration is not one of a masked language model, or its sizes are invalid.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -97,18 +83,16 @@ def new_model(config: transformers.PretrainedConfig, model_args: ModelArguments)
         >>> type(new_model(get_config(arguments), arguments)).__name__
         'ModernBertForMaskedLM'
     """
-    given = dict(dtype=dtype_named(model_args.dtype), trust_remote_code=model_args.trust_remote_code)
-    if model_args.attn_implementation is not None:
-        given["attn_implementation"] = model_args.attn_implementation
-    with _attention_named(model_args.attn_implementation), reading("configuration", model_args.model_name_or_path):
-        return _both_sides(_auto_class(config).from_config(config, **given))
+    loading = _loading_options(model_args)
+    with _flash_extra_named(model_args.attn_implementation), reading("configuration", model_args.model_name_or_path):
+        return _made_bidirectional(_auto_class(config).from_config(config, **loading))
 
 
 def chosen_arguments(model_args: Any, options: dict[str, Any]) -> ModelArguments:
-    """`model_args`, which need not have all the fields, with `options` over them.
+    """ModelArguments from the fields that `model_args` has and, over them, `options`.
 
     Raises:
-        TypeError: an unknown option.
+        TypeError: an option is unknown.
 
     Example:
         >>> from types import SimpleNamespace
@@ -123,132 +107,40 @@ def chosen_arguments(model_args: Any, options: dict[str, Any]) -> ModelArguments
     return ModelArguments(**given | options)
 
 
-def _placed(model: nn.Module) -> nn.Module:
-    """Where it is to run. What is to be sharded, or was quantised, is placed by those who do that."""
+def _loading_options(model_args: ModelArguments) -> dict[str, Any]:
+    """Options of `from_pretrained` and `from_config`."""
+    options = dict(dtype=dtype_named(model_args.dtype), trust_remote_code=model_args.trust_remote_code)
+    if model_args.attn_implementation is not None:
+        options["attn_implementation"] = model_args.attn_implementation
+    return options
+
+
+def _on_device(model: nn.Module) -> nn.Module:
+    """The model on this process's GPU, if there is one. Sharded and quantised models are placed elsewhere."""
     sharded = any(os.environ.get(f"ACCELERATE_USE_{how}", "").lower() == "true" for how in ("FSDP", "DEEPSPEED"))
     if not torch.cuda.is_available() or sharded or getattr(model, "is_quantized", False):
         return model
     return model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
 
 
-def adapted(model: nn.Module, model_args: ModelArguments, *, weights: bool = True) -> nn.Module:
-    """The model with the adapter that lies at `model_args.model_name_or_path`; if none does, with a new one where it is
-    asked for (:func:`load_peft`). With `model_args.lora` the adapter is trained, and nothing else; without, nothing of
-    a model with an adapter is.
-
-    Args:
-        model: the base model.
-        model_args: which adapter.
-        weights: read those of an adapter that lies there; without, only its shape counts.
-
-    Raises:
-        ImportError: peft is not installed.
-        OSError: there are no weights of the adapter in safetensors, or damaged ones.
-        ValueError: the adapter is not of this model.
-
-    Example:
-        >>> from dllm.demo.shipped import SHIPPED
-        >>> arguments = ModelArguments(model_name_or_path=str(SHIPPED))
-        >>> model = get_model(arguments)
-        >>> adapted(model, arguments) is model
-        True
-    """
-    if adapter_at(model_args.model_name_or_path) is None:
-        return load_peft(model, model_args)
-    need("peft", "lora")
-    if getattr(model, "_hf_peft_config_loaded", False):  # transformers has, where it lies beside the model's weights
-        if model_args.lora:
-            raise ValueError(f"an adapter to train must be in a folder of its own, got a model's, {model.name_or_path}")
-        return model
-    if model_args.load_in_4bit and model_args.lora:
-        import peft
-
-        model = peft.prepare_model_for_kbit_training(model)
-    return with_adapter(model, model_args.model_name_or_path, trained=model_args.lora, weights=weights)
-
-
-def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
-    """The model with a new LoRA adapter, the only part of it that is trained; as it is if `model_args.lora` is not set,
-    or if it has an adapter already.
-
-    Raises:
-        ImportError: peft is not installed.
-
-    Source: LoRA (arXiv:2106.09685).
-
-    Example:
-        >>> from dllm.demo.shipped import SHIPPED
-        >>> arguments = ModelArguments(model_name_or_path=str(SHIPPED))
-        >>> model = get_model(arguments)
-        >>> load_peft(model, arguments) is model
-        True
-    """
-    if not model_args.lora:
-        return model
-    need("peft", "lora")
-    import peft
-
-    if isinstance(model, peft.PeftModel):
-        return model
-    config = peft.LoraConfig(
-        r=model_args.r,
-        lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout,
-        bias=model_args.bias,
-        target_modules=_targets(model_args.target_modules),
-        modules_to_save=_words(model_args.modules_to_save),
-    )
-    if model_args.load_in_4bit:
-        model = peft.prepare_model_for_kbit_training(model)
-    return peft.get_peft_model(model, config)
-
-
-def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weights: bool = True) -> nn.Module:
-    """The model with the adapter at a folder or a name on the Hub laid over it.
-
-    Raises:
-        OSError: its weights are damaged, or not there in safetensors.
-        ValueError: it is not of this model.
-    """
-    import peft
-
-    file = file_at(source, ADAPTER_WEIGHTS)
-    if file is None:
-        raise OSError(f"the adapter at {source} must have its weights in {ADAPTER_WEIGHTS}, got none")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*missing adapter keys.*")
-        try:
-            with reading("adapter's weights", source):
-                if not weights:
-                    config = peft.PeftConfig.from_pretrained(str(file.parent))
-                    config.inference_mode = not trained
-                    return peft.get_peft_model(model, config)
-                return peft.PeftModel.from_pretrained(model, str(file.parent), is_trainable=trained)
-        except ValueError as error:  # other shapes, other names
-            raise ValueError(f"{source} is no adapter of {_name(model)}: {error}") from error
-
-
-def _name(model: nn.Module) -> str:
-    return getattr(model, "name_or_path", "") or type(model).__name__
-
-
 @contextlib.contextmanager
-def _attention_named(name: str | None) -> Iterator[None]:
-    """Within it an error of import names the extra that brings flash attention, where that is asked for."""
+def _flash_extra_named(attention: str | None) -> Iterator[None]:
+    """Make an ImportError inside this context name the extra for flash attention, if that is the attention."""
     try:
         yield
     except ImportError as error:
-        if "flash" not in (name or ""):
+        if "flash" not in (attention or ""):
             raise
-        raise ImportError(f"{name} cannot run: pip install 'dllm[flash]' brings flash_attention_2. {error}") from error
+        hint = "pip install 'dllm[flash]' brings flash_attention_2"
+        raise ImportError(f"{attention} cannot run: {hint}. {error}") from error
 
 
 def _auto_class(config: transformers.PretrainedConfig) -> Any:
-    """Of transformers, the class that loads models of this configuration."""
+    """The auto class of transformers that loads models of this configuration."""
     family = family_of(config.model_type)
     if family is not None:
         return getattr(transformers, family.auto_class)
-    if config.model_type in SERVED_TYPES:
+    if config.model_type in SUPPORTED_TYPES:
         if getattr(config, "is_causal", True):
             name = (getattr(config, "architectures", None) or [config.model_type])[0]
             raise ValueError(f'expected "is_causal": false in the config.json of a {name}, as it is for diffusion')
@@ -258,9 +150,9 @@ def _auto_class(config: transformers.PretrainedConfig) -> Any:
     return transformers.AutoModelForMaskedLM
 
 
-def _both_sides(model: nn.Module) -> nn.Module:
-    """One of a causal architecture is made bidirectional, which its configuration asks for."""
-    return bidirectional(model) if type(model).__name__ in SERVED else model
+def _made_bidirectional(model: nn.Module) -> nn.Module:
+    """The model, made bidirectional if its architecture is causal."""
+    return bidirectional(model) if type(model).__name__ in SUPPORTED else model
 
 
 def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
@@ -271,15 +163,3 @@ def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _targets(text: str) -> str | list[str]:
-    """A list of names in JSON or with commas between them; one word may be "all-linear" or a regular expression."""
-    if text.startswith("["):
-        return json.loads(text)
-    return _words(text) if "," in text else text
-
-
-def _words(text: str | None) -> list[str] | None:
-    """The words of a list that is separated by commas."""
-    return None if text is None else [word.strip() for word in text.split(",")]

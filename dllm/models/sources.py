@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a name on the Hub, an adapter of peft that names its base model."""
+"""Sources of models: a folder, a name on the Hub, or an adapter of peft that names its base model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def check_source(source: str) -> str:
-    """A folder that is there, or what may be a name on the Hub, as it is.
+    """Check that a source is an existing folder or may be a name on the Hub, and return it.
 
     Raises:
         FileNotFoundError: it can only be a folder, and there is none.
-        OSError: an adapter whose weights are not there as safetensors.
+        OSError: it is an adapter without safetensors.
 
     Example:
         >>> check_source("answerdotai/ModernBERT-base")
@@ -49,12 +49,13 @@ def check_source(source: str) -> str:
 
 
 def base_of(source: str | Path) -> str:
-    """The source of a model's weights and configuration: the base model that an adapter names; else the source itself.
-    A folder with an adapter and a configuration is its own base model.
+    """The source of a model's weights and configuration: the base model of an adapter, else the source itself.
+
+    A folder that holds an adapter and a config.json is its own base model.
 
     Raises:
-        OSError: the adapter's base model is not there.
-        ValueError: the adapter does not name one.
+        OSError: the adapter's base model does not exist.
+        ValueError: the adapter does not name its base model.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -75,10 +76,10 @@ def base_of(source: str | Path) -> str:
 
 
 def adapter_at(source: str | Path) -> dict[str, Any] | None:
-    """The configuration of the adapter of peft at a folder or a name on the Hub; None if there is none.
+    """The configuration of a peft adapter in a folder or at a name on the Hub; None if there is no adapter.
 
     Raises:
-        ValueError: its file is no JSON object.
+        ValueError: its file is not a JSON object.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -98,14 +99,14 @@ def adapter_at(source: str | Path) -> dict[str, Any] | None:
 
 
 def file_at(source: str | Path, name: str) -> Path | None:
-    """A file of a folder or of a name on the Hub; None if it is not there, or cannot be reached."""
+    """A file in a folder or at a name on the Hub; None if it does not exist or cannot be reached."""
     if Path(source).is_dir():
         file = Path(source) / name
         return file if file.is_file() else None
     return _on_hub(str(source), name)
 
 
-@functools.lru_cache(maxsize=64)  # the Hub is asked once
+@functools.lru_cache(maxsize=64)  # ask the Hub once only
 def _on_hub(name: str, file: str) -> Path | None:
     lenient = ("gated_repo", "missing_entries", "connection_errors")
     found = cached_file(name, file, **{f"_raise_exceptions_for_{what}": False for what in lenient})
@@ -113,11 +114,12 @@ def _on_hub(name: str, file: str) -> Path | None:
 
 
 def model_type_at(source: str | Path) -> str | None:
-    """The model type that is written down at a folder or a name on the Hub, of the base model where an adapter lies
-    there; None if nothing is. No code that comes with a model is run.
+    """The `model_type` in the configuration of a folder or a name on the Hub; None if it has none.
+
+    Of an adapter it is that of the base model. No code that comes with a model is run.
 
     Raises:
-        OSError: there is no such folder or name.
+        OSError: the folder or the name does not exist.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -132,15 +134,15 @@ def model_type_at(source: str | Path) -> str | None:
 
 
 def get_config(model_args: Any = None, **options: Any) -> transformers.PretrainedConfig:
-    """The configuration of a model, that of the base model where an adapter is named.
+    """The configuration of a model; of an adapter, that of its base model.
 
     Args:
         model_args: any object with `model_name_or_path` and, perhaps, `trust_remote_code`.
-        options: the same two, in place of `model_args` or over its values; and fields of the configuration.
+        options: these two, which replace those of `model_args`; and fields of the configuration.
 
     Raises:
-        OSError: there is no such folder or name, or no configuration in it.
-        ValueError: what is there is no configuration, or needs `trust_remote_code`.
+        OSError: the folder or the name does not exist, or has no configuration.
+        ValueError: the configuration is invalid or needs `trust_remote_code`.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -158,12 +160,17 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
 
 @contextlib.contextmanager
 def reading(what: str, source: str | Path) -> Iterator[None]:
-    """Within it, whatever transformers raises over files that cannot be used becomes one OSError or ValueError that
-    names them: damaged ones show as errors of any type.
+    """Turn errors of transformers inside this context into one OSError or ValueError that names the files.
+
+    Damaged files can cause an error of any type.
+
+    Args:
+        what: the files, for the error: "weights", "configuration", "tokenizer".
+        source: where they are.
 
     Raises:
-        OSError: there are no such files, or the weights are damaged.
-        ValueError: what they hold cannot be used.
+        OSError: the files do not exist, or the weights are damaged.
+        ValueError: the files cannot be used.
     """
     try:
         yield
@@ -176,16 +183,16 @@ def reading(what: str, source: str | Path) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(f"the {what} at {source} cannot be used: {error}") from error
     except Exception as error:
-        if "mismatch" in str(error):  # transformers' error about shapes, which refers to what it has logged
+        if "mismatch" in str(error):  # transformers' error about shapes, which only refers to its log
             raise ValueError(f"the {what} at {source} do not fit its configuration: shapes differ") from error
         raise ValueError(f"the {what} at {source} cannot be used: {type(error).__name__}: {error}") from error
 
 
 def dtype_named(name: str | torch.dtype) -> torch.dtype:
-    """A floating-point dtype by its name in torch.
+    """The floating-point dtype of torch with this name.
 
     Raises:
-        ValueError: it names none.
+        ValueError: there is none.
 
     Example:
         >>> dtype_named("bfloat16")
@@ -198,10 +205,10 @@ def dtype_named(name: str | torch.dtype) -> torch.dtype:
 
 
 def device_named(name: str | torch.device) -> torch.device:
-    """A device on which this machine can make tensors.
+    """The torch device with this name, checked to exist on this machine.
 
     Raises:
-        ValueError: it has none of that name.
+        ValueError: it does not exist.
 
     Example:
         >>> device_named("cpu")
@@ -216,8 +223,12 @@ def device_named(name: str | torch.device) -> torch.device:
 def need(package: str, extra: str) -> None:
     """Check that an optional package is installed.
 
+    Args:
+        package: its name.
+        extra: the extra of dllm that installs it.
+
     Raises:
-        ImportError: it is not; the extra of dllm that brings it is named.
+        ImportError: it is not installed.
     """
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"{package} is not installed: pip install 'dllm[{extra}]'")

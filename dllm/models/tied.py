@@ -1,4 +1,4 @@
-"""Weights that are in two places of a model: a head that is the embedding (`tie_word_embeddings`)."""
+"""Tied weights: parameters that several modules of a model share, such as embedding and head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def shares_weights(model: nn.Module) -> bool:
-    """Whether a weight of the model is in several of its modules.
+    """Whether several modules of the model share a weight.
 
     Example:
         >>> from dllm.demo.shipped import load_shipped
@@ -19,8 +19,9 @@ def shares_weights(model: nn.Module) -> bool:
 
 
 def separate(model: nn.Module) -> nn.Module:
-    """Give every module weights of its own, in place, with a configuration that says so: what changes one of two places
-    then leaves the other as it is, and both are saved.
+    """Untie shared weights, in place: every module gets its own copy, and `tie_word_embeddings` becomes False.
+
+    A change of one module's weight then does not change another's, and both are saved.
 
     Returns:
         The same model.

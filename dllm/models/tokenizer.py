@@ -1,4 +1,4 @@
-"""Tokenizers with the special tokens and the chat template that masked diffusion needs."""
+"""Loading of tokenizers, completed with the special tokens and the chat template of their family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dllm.configs import resolve_with_base_env
 from dllm.models.families import family_of
 from dllm.models.sources import adapter_at, base_of, check_source, file_at, model_type_at, reading
 
-# One of these is there wherever a tokenizer is.
+# A folder with a tokenizer holds at least one of these.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,17 +24,21 @@ FILES = (
 
 
 def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer of a model, ready for chat: padded on the right; with a mask token; pad, end and beginning of
-    sequence filled in from one another where one is missing (BERT has no end of sequence: its padding is); with
-    `eot_token`, the text that ends an answer, and a chat template, those of its family unless it brings its own.
+    """Load the tokenizer of a model, ready for training and chat.
+
+    - It pads on the right and has a mask token.
+    - A missing padding, end-of-sequence or beginning-of-sequence token is taken from the others. BERT has no end of
+      sequence, so its padding token serves as one.
+    - `eot_token`, the text that ends an answer, is that of its family, and so is the chat template unless the tokenizer
+      has its own.
 
     Args:
         model_args: names the tokenizer by `model_name_or_path`, a folder or a name on the Hub.
         options: of `AutoTokenizer.from_pretrained`; or `model_name_or_path` in place of `model_args`.
 
     Raises:
-        OSError: there is no such folder or name, or no tokenizer in it.
-        ValueError: the tokenizer has no mask token, or none of padding, end and beginning of sequence.
+        OSError: the folder or the name does not exist, or holds no tokenizer.
+        ValueError: the tokenizer has no mask token, or no padding, end-of-sequence and beginning-of-sequence token.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -46,7 +50,7 @@ def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTra
     if source is None:
         raise ValueError("expected model_args or model_name_or_path, got neither")
     source = check_source(resolve_with_base_env(str(source), "BASE_MODELS_DIR"))
-    # said either way: transformers would ask at the terminal
+    # always given, because transformers would ask at the terminal otherwise
     options.setdefault("trust_remote_code", getattr(model_args, "trust_remote_code", False))
     family, files = family_of(model_type_at(source)), _files_of(source)
     with reading("tokenizer", files):
@@ -63,10 +67,10 @@ def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTra
 
 
 def _files_of(source: str) -> str:
-    """Where the tokenizer's files lie: at the source; at the base model, where an adapter came without.
+    """The source of the tokenizer's files: the base model if an adapter has none, else the source itself.
 
     Raises:
-        OSError: it is a folder, and there are none in it.
+        OSError: it is a folder without a tokenizer.
     """
     if adapter_at(source) is not None and not _has_files(source):
         source = base_of(source)

@@ -76,7 +76,7 @@ def merge(adapter: str, output: Path, *, base: str | None = None, dtype: str = "
     import torch
 
     from dllm.models import get_model
-    from dllm.models.load import with_adapter
+    from dllm.models.adapters import with_adapter
     from dllm.models.sources import base_of
 
     check_free(output)

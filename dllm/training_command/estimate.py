@@ -20,7 +20,7 @@ from dllm.core.trainers import MDLMConfig
 from dllm.fast.head.tap import output_head
 from dllm.fast.model import check_positions, unwrapped
 from dllm.models import load_peft, new_model
-from dllm.models.load import adapted
+from dllm.models.adapters import adapted
 
 # Values that an optimizer stores per trained weight, in the weight's dtype. Other optimizers: unknown.
 _STATE_PER_WEIGHT = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}

@@ -16,8 +16,8 @@ from transformers import BertForMaskedLM
 from dllm.core.schedulers import LinearAlphaScheduler
 from dllm.core.trainers import BD3LMConfig, BD3LMTrainer
 from dllm.core.trainers.bd3lm import AppendEOSBlockWrapper
+from dllm.core.trainers.block_collator import BD3LMCollator
 from dllm.core.trainers.block_mask import block_mask
-from dllm.core.trainers.blocks import BD3LMCollator
 from dllm.models import bidirectional
 from dllm_kernels.testing import assert_no_worse, assert_sum_no_worse
 from tests.core import runs
@@ -346,7 +346,7 @@ def test_masks_of_query_and_key_are_refused(tmp_path):
         return batch | {"attention_mask": batch["attention_mask"][:, None, None]}
 
     trainer, _ = trainer_of(tmp_path, family_model("bert"), samples_of(2))
-    trainer._noise[True].base = collate
+    trainer._collators["train"].base = collate
     with pytest.raises(ValueError, match="attention_mask must"):
         trainer.train()
 

@@ -7,9 +7,9 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from dllm.core.trainers import BD3LMTrainer, MDLMTrainer
+from dllm.core.trainers.base.checks import check_padding, longest_sample
 from dllm.core.trainers.bd3lm import AppendEOSBlockWrapper
 from dllm.core.trainers.block_mask import BlockInputs, check_sees_blocks
-from dllm.core.trainers.checks import check_padding, longest_sample
 from dllm.data.collators import NoAttentionMaskWrapper
 from dllm.data.packing import PackingCollator, pack_samples
 from dllm.demo.shipped import SHIPPED
@@ -87,7 +87,7 @@ def test_a_model_is_tried_once_a_trainer(tmp_path):
     trainer.evaluate()
     assert shapes.count((5, 4)) == 2 and shapes.count((1, 3)) == 1
     untried = trainer_of(tmp_path, model_of(Strict, dropout=0.3), samples_of(8), max_steps=3)
-    untried._try = lambda *_: None
+    untried._probe_model = lambda *_: None
     untried.train()
     assert losses(trainer) == losses(untried)
 

@@ -11,8 +11,9 @@ from accelerate import DistributedType
 from torch import nn
 from transformers import BertTokenizerFast, HfArgumentParser, TrainerCallback
 
-from dllm.core.trainers import MDLMConfig, MDLMTrainer, graphed
-from dllm.core.trainers.collator import OnGrid, padding_collator
+from dllm.core.trainers import MDLMConfig, MDLMTrainer
+from dllm.core.trainers.base import cuda_graphs
+from dllm.core.trainers.padding import PadToGrid, padding_collator
 from tests.core.runs import Gradients, config_of, losses, model_of, samples_of, trainer_of
 from tests.graph_stand_in import install
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    monkeypatch.setattr(graphed, "obstacles", lambda *a: iter(()))
+    monkeypatch.setattr(cuda_graphs, "obstacles", lambda *a: iter(()))
     return install(monkeypatch)
 
 
@@ -181,14 +182,14 @@ def described(**changed):
     ],
 )
 def test_what_stands_against_graphs(changed, need, got):
-    ((what, instead),) = graphed.obstacles(described(**changed), MDLMTrainer.compute_loss)
+    ((what, instead),) = cuda_graphs.obstacles(described(**changed), MDLMTrainer.compute_loss)
     assert need in what and got in instead
 
 
 def test_what_does_not():
-    assert not list(graphed.obstacles(described(), MDLMTrainer.compute_loss))
+    assert not list(cuda_graphs.obstacles(described(), MDLMTrainer.compute_loss))
     kept = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"preserve_rng_state": False})
-    assert not list(graphed.obstacles(described(**kept), MDLMTrainer.compute_loss))
+    assert not list(cuda_graphs.obstacles(described(**kept), MDLMTrainer.compute_loss))
 
 
 def test_the_field(tmp_path):
@@ -215,9 +216,9 @@ def test_batches_of_few_shapes(stand_in, tmp_path):
         assert batch["input_ids"].shape == batch["labels"].shape == (len(chosen), width)
         assert (batch["labels"][0, 3:] == -100).all() and batch["attention_mask"][0].sum() == 3
     assert padding_collator(tokenizer, few_shapes=True)(samples)["input_ids"].shape == (3, 128)
-    for cuda_graph, kind in ((None, OnGrid), (False, type(padding_collator(tokenizer)))):
+    for cuda_graph, kind in ((None, PadToGrid), (False, type(padding_collator(tokenizer)))):
         trainer = MDLMTrainer(
             config_of(tmp_path, cuda_graph=cuda_graph), model=model_of(), tokenizer=tokenizer, train_dataset=samples
         )
-        assert type(trainer.data_collator) is type(trainer._noise[True].base) is kind
+        assert type(trainer.data_collator) is type(trainer._collators["train"].base) is kind
     assert trainer_of(tmp_path, model_of(), samples).data_collator.__name__ == "pad_right"

@@ -103,7 +103,7 @@ def test_nothing_is_evaluated_or_deleted_any_more(tmp_path):
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(interruption, "_SAME", -1.0)
+    monkeypatch.setattr(interruption, "_DUPLICATE_SECONDS", -1.0)
     _, steps, code = run(tmp_path, Signal(signal.SIGINT, signal.SIGINT, step=2))
     assert code == 130 and len(steps) == 1 and not list(tmp_path.glob("checkpoint-*"))
     assert "run: interrupted" in capfd.readouterr().err
@@ -118,7 +118,7 @@ def test_the_same_interrupt_twice_is_one(tmp_path, capfd):
 
 
 def test_interrupted_while_saving_leaves_no_half_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(interruption, "_SAME", -1.0)
+    monkeypatch.setattr(interruption, "_DUPLICATE_SECONDS", -1.0)
     save = MDLMTrainer._save_optimizer_and_scheduler
 
     def interrupted(self, folder):

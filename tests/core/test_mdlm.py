@@ -254,7 +254,7 @@ def test_a_stream_of_samples(tmp_path):
             yield from samples_of(6)
 
     trainer = trainer_of(tmp_path, model_of(), Stream(), max_steps=5, per_device_train_batch_size=4)
-    epochs, collate = [], trainer._noise[True]
+    epochs, collate = [], trainer._collators["train"]
     base = collate.base
     collate.base = lambda samples: epochs.append(collate.epoch) or base(samples)
     trainer.train()
@@ -266,7 +266,7 @@ def test_a_step_does_not_wait_for_the_device(tmp_path):
     model = model_of(**SYNC_FREE)
     trainer = trainer_of(tmp_path, model, samples_of(6), Objective(norm="sequence"))
     whole = [{"input_ids": s["input_ids"][:3], "labels": s["input_ids"][:3]} for s in samples_of(4)]
-    batch = trainer._noise[True](whole)  # of one length: without an attention mask, at which bodies look
+    batch = trainer._collators["train"](whole)  # of one length: without an attention mask, at which bodies look
     trainer.compute_loss(model.train(), batch)
     with NoHostSync():
         (again,), normalizer = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))

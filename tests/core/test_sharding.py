@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from dllm.core.trainers.sharding import _bias_is_shared, _tables_kept_out_of_sight, layer_classes
+from dllm.core.trainers.base.sharding import _bias_is_shared, _embeddings_hidden, layer_classes
 from tests.core.runs import Loose, LooseModern, model_of, samples_of, trainer_of
 from tests.models import tiny
 
@@ -39,7 +39,7 @@ def test_one_process_shards_nothing_and_says_so(monkeypatch, tmp_path, caplog):
 def test_a_model_keeps_its_ties_while_it_names_no_tables():
     model = tiny("bert")
     head = model.get_output_embeddings()
-    with pytest.raises(KeyError), _tables_kept_out_of_sight(model):
+    with pytest.raises(KeyError), _embeddings_hidden(model):
         assert model.get_output_embeddings() is None and model.get_input_embeddings() is None
         model.to("meta")
         model.tie_weights()

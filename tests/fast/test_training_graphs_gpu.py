@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dllm.core.trainers import mdlm
+from dllm.core.trainers.base import cuda_graphs
 from dllm.fast.capture import WORTH_CAPTURING
 from dllm.fast.training.graphs import Batch, TrainingGraphs, forward_and_backward
 from dllm.fast.training.loss import MaskedLoss, masked_loss
@@ -167,7 +167,7 @@ def trained(folder, **options):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_the_trainer(bf16, accumulation, tmp_path, monkeypatch):
-    monkeypatch.setattr(mdlm, "masked_loss", padded)
+    monkeypatch.setattr(cuda_graphs, "masked_loss", padded)
     options = dict(bf16=bf16, gradient_accumulation_steps=accumulation)
     eager = trained(tmp_path / "eager", cuda_graph=False, **options)
     graphed = trained(tmp_path / "graphed", cuda_graph=True, **options)

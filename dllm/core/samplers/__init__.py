@@ -1,4 +1,4 @@
-"""Samplers: policies on the one denoising loop of :mod:`dllm.fast`."""
+"""Samplers: each one a schedule and a policy for the denoising loop of :mod:`dllm.fast.sampling`."""
 
 from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerOutput
 from dllm.core.samplers.bd3lm import BD3LMSampler, BD3LMSamplerConfig

@@ -1,4 +1,4 @@
-"""The sampler of block diffusion language models: blocks from left to right, which never see a later one."""
+"""The sampler of block diffusion (BD3-LM): no block attends to a later one, so finished blocks are cached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSamplerConfig, Span, at_least, true_or_false
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, true_or_false
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
 from dllm.core.samplers.schedules import binomial_draws, scheduled_counts, transfer_probabilities
 
@@ -16,9 +17,9 @@ class BD3LMSamplerConfig(MDLMSamplerConfig):
     """Settings of :class:`BD3LMSampler` besides those of :class:`MDLMSamplerConfig`.
 
     steps_per_block: denoising steps of each block; None: steps / blocks, rounded up.
-    stop_at_eos: a row is finished at the end of the block in which the tokenizer's EOS has appeared; the rest of it
-        becomes EOS.
-    cache: keep the keys and values of finished blocks; False computes them anew in every step, and gives the same.
+    stop_at_eos: a row is finished at the end of the block in which the tokenizer's EOS has appeared; the rest of the
+        row becomes EOS.
+    cache: keep the keys and values of finished blocks. False recomputes them in every step, with the same result.
     """
 
     block_size: int | None = 32
@@ -31,26 +32,26 @@ class BD3LMSamplerConfig(MDLMSamplerConfig):
         super().check()
         true_or_false("cache", self.cache)
         if self.block_size is None:
-            raise ValueError("block_size must be a number, as blocks are what a position sees; got None")
+            raise ValueError("block_size must be a number, as blocks are the unit of attention; got None")
         if self.steps_per_block is not None:
             at_least(1, "steps_per_block", self.steps_per_block)
 
 
 class BD3LMSampler(MDLMSampler):
-    """Block by block, as :class:`MDLMSampler`, by a model that was trained to see no later block:
+    """Block by block, as :class:`MDLMSampler`, with a model that was trained to attend to no later block:
 
-    position p, n the first generated one, is in block floor((p - n) / block_size), the prompt's blocks are negative;
-    it sees a key at q iff block(q) <= block(p).
+    a query at p attends to a key at q iff block(q) <= block(p), where block(p) = floor((p - n) / block_size) and n is
+    the first generated position. Blocks of the prompt are negative.
 
-    So a finished block is final for the model too. Its keys and values are kept and neither computed again nor copied:
-    a step runs the current block, the first step of a block also the one before it, whose tokens are final by then.
+    The keys and values of a finished block never change, so they are kept and neither recomputed nor copied. A step
+    runs the current block; the first step of a block also runs the block before it, whose tokens are final by then.
 
     Args:
-        model: lets a mask of four dimensions say what it sees, and hands keys and values to `past_key_values`: a causal
-            model of transformers that :func:`dllm.models.bidirectional` has opened.
+        model: takes a 4-D attention mask and `past_key_values`: a causal model of transformers, made bidirectional by
+            :func:`dllm.models.bidirectional`.
 
     Raises:
-        ValueError: from `sample` and `infill`, beside those of the settings: the model keeps no cache, or has a
+        ValueError: from `sample` and `infill`, besides those of the settings: the model keeps no cache, or has a
             sliding window that is narrower than a row.
 
     Source: BD3-LM (arXiv:2503.09573), as dLLM 0.1 has it.
@@ -69,7 +70,7 @@ class BD3LMSampler(MDLMSampler):
     config_class = BD3LMSamplerConfig
 
     def infill(self, inputs: Any, config: BaseSamplerConfig | None = None, **overrides: Any) -> Any:
-        """As :meth:`BaseSampler.infill`, to the last mask: what follows an EOS was given."""
+        """As :meth:`BaseSampler.infill`. All masks are filled, also those after an EOS."""
         return super().infill(inputs, config, **{"stop_at_eos": False} | overrides)
 
     def amounts(self, config: BD3LMSamplerConfig, span: Span) -> Sequence[int]:
@@ -79,7 +80,7 @@ class BD3LMSampler(MDLMSampler):
         return scheduled_counts(span.masks, transfer_probabilities(steps, self.scheduler), draw)
 
     def policy(self, config: BD3LMSamplerConfig) -> dict[str, Any]:
-        """As its parent's, for blocks that see no later one."""
+        """The policy of :class:`MDLMSampler`, with attention and cache by blocks."""
         return super().policy(config) | {
             "block_causal": config.block_size,
             "cache": "block" if config.cache else None,

@@ -1,4 +1,4 @@
-"""What a sampler is given: token rows of different length, checked and laid out for the denoising loop."""
+"""Token rows of a sampler: read from its inputs, checked against the model, stacked to a canvas [B, L]."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ Rows = Tensor | Sequence[Tensor | Sequence[int]] | Mapping[str, Any]
 def token_rows(inputs: Rows) -> list[Tensor]:
     """Each row of token ids as an int64 vector on the CPU.
 
-    Of what a tokenizer returns, rows are `input_ids` where `attention_mask` is not 0: transformers 5 hands out a
-    mapping where 4 had a list.
+    Of a mapping, as a tokenizer of transformers 5 returns it, a row is `input_ids` where `attention_mask` is not 0.
 
     Raises:
-        TypeError: neither a tensor [B, P], nor a list of rows of integers, nor a mapping with one of these.
-        ValueError: an attention mask of another shape than its rows.
+        TypeError: `inputs` is neither a tensor [B, P], nor a list of rows of integers, nor a mapping with one of these.
+        ValueError: the attention mask has another shape than its rows.
 
     Example:
         >>> token_rows([[5, 6], torch.tensor([7])])
@@ -69,17 +68,17 @@ def _token_row(row: Tensor | Sequence[int]) -> Tensor:
 
 
 def mask_token(model: nn.Module, tokenizer: object) -> int:
-    """The mask token of a model that can be sampled from.
+    """The mask token of a model.
 
     Raises:
-        ValueError: the model has no head, or nobody knows a mask token.
+        ValueError: the model has no head, or neither tokenizer nor model names a mask token.
     """
     output_head(model)
     return find_mask_id(model, None, tokenizer)
 
 
 def check_rows(model: nn.Module, rows: Sequence[Tensor], mask_id: int) -> None:
-    """Check finished canvases against the model.
+    """Check rows, with the masks to be filled, against the model's vocabulary and positions.
 
     Raises:
         ValueError: a token is outside the vocabulary, or a row is too long for the model.
@@ -100,7 +99,7 @@ def check_tokens(name: str, tokens: Sequence[int] | None, model: nn.Module) -> l
     """A list of token ids, [] for None.
 
     Raises:
-        TypeError, ValueError: not a list of integers in the vocabulary.
+        TypeError, ValueError: it is not a list of integers in the vocabulary.
     """
     if tokens is None:
         return []
@@ -113,11 +112,11 @@ def check_tokens(name: str, tokens: Sequence[int] | None, model: nn.Module) -> l
     return tokens
 
 
-def stacked(rows: Sequence[Tensor], pad: int, device: torch.device) -> Tensor:
-    """int64 [B, L]: the rows, padded on the right to the longest.
+def stack_rows(rows: Sequence[Tensor], pad: int, device: torch.device) -> Tensor:
+    """The rows, padded on the right to the longest, int64 [B, L].
 
     Example:
-        >>> stacked([torch.tensor([5, 6]), torch.tensor([7])], 0, torch.device("cpu"))
+        >>> stack_rows([torch.tensor([5, 6]), torch.tensor([7])], 0, torch.device("cpu"))
         tensor([[5, 6],
                 [7, 0]])
     """
@@ -128,11 +127,28 @@ def stacked(rows: Sequence[Tensor], pad: int, device: torch.device) -> Tensor:
     return canvas.to(device)
 
 
-def lookup(tokens: Sequence[int], model: nn.Module) -> Tensor | None:
-    """bool [V], true for some tokens; None for none."""
+def hidden_by_guidance(tokens: Tensor, length: Tensor, mask_id: int, keep: Sequence[int]) -> Tensor:
+    """The given tokens that classifier-free guidance masks, bool [B, L]: all but masks, padding and `keep`.
+
+    Args:
+        tokens: int64 [B, L].
+        length: int64 [B], columns of each row before its padding.
+        mask_id: the mask token.
+        keep: tokens that guidance does not mask.
+
+    Example:
+        >>> hidden_by_guidance(torch.tensor([[5, 6, 3, 0]]), torch.tensor([3]), mask_id=3, keep=[6])
+        tensor([[ True, False, False, False]])
+    """
+    given = (tokens != mask_id) & (torch.arange(tokens.shape[1], device=tokens.device) < length[:, None])
+    return given & ~torch.isin(tokens, torch.tensor(keep, device=tokens.device)) if keep else given
+
+
+def token_flags(tokens: Sequence[int], model: nn.Module) -> Tensor | None:
+    """bool [V], True for these tokens; None if there are none."""
     if not tokens:
         return None
     embedding = input_embedding(model)
-    found = torch.zeros(len(embedding), dtype=torch.bool)
-    found[list(tokens)] = True
-    return found.to(embedding.device)
+    flags = torch.zeros(len(embedding), dtype=torch.bool)
+    flags[list(tokens)] = True
+    return flags.to(embedding.device)

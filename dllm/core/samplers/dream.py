@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import (
     binomial_draws,
     scheduled_counts,
@@ -25,14 +27,16 @@ class DreamSamplerConfig(BaseSamplerConfig):
     """Settings of :class:`DreamSampler` besides those of :class:`BaseSamplerConfig`; all tokens are one block.
 
     steps: denoising steps.
-    eps: where the time grid ends.
-    alg: "origin": every masked token is committed with the same probability; "maskgit_plus", "topk_margin",
-        "entropy": the surest are, by probability, by its distance to the second likeliest, by entropy.
+    eps: end of the time grid linspace(1, eps, steps + 1).
+    alg: which tokens a step commits. "origin": every masked token with the same probability. "maskgit_plus",
+        "topk_margin", "entropy": those of highest confidence, which is the probability, its margin over the second most
+        probable token, or the negative entropy.
     alg_temp: above 0, positions are drawn without replacement from softmax(confidence / alg_temp).
-    top_p, top_k: proposals come from the likeliest tokens: those before which the probability mass is at most top_p,
-        and of them the top_k; None is off, and so is a top_p of 1.
-    schedule: how many tokens a step commits: "time", the share 1 - s / t of a row's masks on the grid linspace(1, eps,
-        steps + 1), as Dream does; "alpha", what the scheduler says, as dLLM 0.1 does. "origin" follows the grid.
+    top_p, top_k: tokens that may be proposed: those with at most a probability mass of top_p before them, and of these
+        the top_k most probable; None is off, and so is a top_p of 1.
+    schedule: how many tokens a step commits. "time": the share 1 - s / t of a row's masks, for neighbouring times
+        t > s of the grid, as in Dream. "alpha": the number that the scheduler gives, as in dLLM 0.1. With alg "origin"
+        the grid is used always.
     stochastic_transfer: with "alpha", the number is drawn from Binomial(m, p) instead of rounded.
     """
 
@@ -69,17 +73,19 @@ class DreamSamplerConfig(BaseSamplerConfig):
 
 
 class DreamSampler(BaseSampler):
-    """All masks at once, logits shifted, confidence of the tempered and filtered distribution.
+    """The sampler of Dream: one block, shifted logits, confidence of the distribution after temperature and filters.
 
-    Source: Dream 7B (arXiv:2508.15487), its `generation_utils`. Where Dream takes one count for the whole batch, from
-    the mean number of masks, a row here takes its own, so that it does not depend on the others.
+    Dream takes one count for the whole batch, from the mean number of masks. Here each row has its own count, so that
+    it does not depend on the others.
+
+    Source: Dream 7B (arXiv:2508.15487), its `generation_utils`.
     """
 
     config_class = DreamSamplerConfig
     pads_left = True
 
     def amounts(self, config: DreamSamplerConfig, span: Span) -> Sequence[float]:
-        """Probabilities of "origin", or counts."""
+        """The probability of each step for "origin", else the number of tokens that it commits."""
         steps = -(-config.steps // span.blocks)
         if config.alg == "origin":
             return time_grid_probabilities(steps, config.eps)
@@ -89,16 +95,16 @@ class DreamSampler(BaseSampler):
         return scheduled_counts(span.masks, transfer_probabilities(steps, self.scheduler), draw)
 
     def policy(self, config: DreamSamplerConfig) -> dict[str, Any]:
-        """Statistics of what is really drawn from; how positions are ranked or drawn."""
+        """Filters of the proposals, and how positions are ranked or drawn."""
         sampled = bool(config.alg_temp)
         ranked_by = CONFIDENCE.get(config.alg, "log_prob")
         return {
             "tempered": True,
             "top_p": None if config.top_p == 1 else config.top_p,
             "top_k": config.top_k,
-            # as long as only their order counts, logarithms tell apart what is 1 as a float32 probability
+            # For ranking alone, log probabilities also tell apart tokens whose float32 probability is 1.
             "confidence": "log_prob" if ranked_by == "probability" and not sampled else ranked_by,
-            # below 1e-30 confidences that differ as float32 numbers are drawn in their order anyway; 0 / 0 is none
+            # Below 1e-30 the draw already follows the order of any distinct float32 confidences; it avoids 0 / 0.
             "order_temperature": max(config.alg_temp, 1e-30) if sampled else 0.0,
             "rule": "bernoulli" if config.alg == "origin" else "count",
         }

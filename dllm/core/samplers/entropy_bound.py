@@ -1,4 +1,4 @@
-"""Approximate: as many tokens a step as their summed entropy allows."""
+"""The entropy-bounded sampler (EB-Sampler), approximate: a step commits as many tokens as their entropy allows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig
+from dllm.core.samplers.layout import Span
 from dllm_kernels import _checks
 from dllm_kernels.transfer_tokens.api import COST_CAP
 
@@ -16,7 +18,7 @@ from dllm_kernels.transfer_tokens.api import COST_CAP
 class EntropyBoundSamplerConfig(BaseSamplerConfig):
     """Settings of :class:`EntropyBoundSampler` besides those of :class:`BaseSamplerConfig`.
 
-    gamma: nats that a step may spend, below 65536 or infinite.
+    gamma: bound of the summed entropy of a step, in nats; below 65536 or infinite.
     """
 
     block_size: int | None = 32
@@ -30,11 +32,10 @@ class EntropyBoundSamplerConfig(BaseSamplerConfig):
 
 
 class EntropyBoundSampler(BaseSampler):
-    """Approximate. Block by block, in order of rising entropy, each step commits the first position and goes on while
-    the summed entropy of those before is at most gamma.
+    """Approximate sampler, block by block: a step commits positions in order of rising entropy.
 
-    The entropies of the positions bound how much they can tell about each other, and so the error of drawing them as if
-    they were independent.
+    It commits the first position, then each further one as long as the summed entropy of those before it is at most
+    gamma. Their entropies bound their mutual information, and so the error of drawing them independently.
 
     Source: EB-Sampler (arXiv:2505.24857).
     """
@@ -43,9 +44,9 @@ class EntropyBoundSampler(BaseSampler):
     approximate = True
 
     def amounts(self, config: EntropyBoundSamplerConfig, span: Span) -> Sequence[int]:
-        """At least one at each step."""
+        """At least one token at each step."""
         return [1] * span.masks
 
     def policy(self, config: EntropyBoundSamplerConfig) -> dict[str, Any]:
-        """Spend gamma nats a step."""
+        """Rank by entropy, up to a sum of gamma."""
         return {"confidence": "neg_entropy", "budget": config.gamma}

@@ -1,4 +1,4 @@
-"""Approximate: keys and values of a canvas that has changed since, and several tokens a step."""
+"""The sampler of Fast-dLLM, approximate: cached keys and values of earlier steps, and several tokens a step."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_threshold_and_factor, one_of
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import even_counts
-from dllm_kernels import _checks
 
 
 @dataclass
 class FastDLLMSamplerConfig(BaseSamplerConfig):
-    """Settings of :class:`FastDLLMSampler` besides those of :class:`BaseSamplerConfig`. At most one of threshold and
-    factor is given; with neither a step commits as many as the schedule says.
+    """Settings of :class:`FastDLLMSampler` besides those of :class:`BaseSamplerConfig`.
+
+    At most one of threshold and factor is given. With neither, a step commits as many tokens as the schedule says.
 
     cache: "prefix", "dual" or None.
-    threshold: commit what has at least this probability, and at least the surest.
-    factor: f, commit the longest run of the surest r with c_r >= 1 - f / (r + 1), and at least the surest.
-    steps: of the schedule m // S (and one more at the first m mod S steps), S = steps / blocks rounded up.
+    threshold: commit every proposal of at least this probability, and at least the most probable one.
+    factor: f; commit the r most probable proposals for the largest r with c_r >= 1 - f / (r + 1), and at least one.
+    steps: of the schedule, which commits m // S tokens at a step and one more at the first m mod S steps, where S is
+        steps / blocks rounded up.
     """
 
     block_size: int | None = 32
@@ -36,10 +39,7 @@ class FastDLLMSamplerConfig(BaseSamplerConfig):
         at_least(1, "steps", self.steps)
         if self.threshold is not None and self.factor is not None:
             raise ValueError(f"expected at most one of threshold and factor, got {self.threshold} and {self.factor}")
-        if self.threshold is not None:
-            _checks.finite_at_least_zero("threshold", self.threshold)
-        if self.factor is not None and not _checks.finite_at_least_zero("factor", self.factor) > 0:
-            raise ValueError(f"factor must be above 0, got {self.factor}")
+        check_threshold_and_factor(self.threshold, self.factor)
 
     @property
     def scheduled(self) -> bool:
@@ -48,26 +48,27 @@ class FastDLLMSamplerConfig(BaseSamplerConfig):
 
 
 class FastDLLMSampler(BaseSampler):
-    """Approximate. Block by block; the first step of a block runs the canvas and keeps all keys and values; later steps
-    run, and keep anew,
+    """Approximate sampler, block by block, that recomputes keys and values of a part of the canvas only.
 
-    - "prefix": the block and what follows it; what precedes the block is read as it was at the block's first step;
-    - "dual": the block alone; all else is read as it was then, later masks too;
-    - None: the canvas; then only the rule is approximate.
+    The first step of a block runs the whole canvas and keeps all keys and values. Later steps run
 
-    A later step of a block of W in a canvas of L columns costs W / L ("dual") of one that runs the canvas. What has
-    been committed since the block's first step is not seen by the keys and values that are kept, though by all that
-    runs. Rows of a batch begin blocks at steps of their own. Under a right shift the first token of
-    a block is read at the position before it, which does not run in later steps: those read what it said in the first.
+    - "prefix": the block and everything after it; keys and values before the block are those of its first step;
+    - "dual": the block alone; all other keys and values are those of its first step, also of later masks;
+    - None: the whole canvas; only the rule of how many tokens to commit is approximate.
 
-    The first step of a block commits by the same rule as the others. (The program published for Dream lets it commit
-    the block's first token alone, by which the other steps need nothing of the position before.)
+    With "dual", a later step of a block of W columns in a canvas of L costs W / L of a step that runs the canvas. The
+    kept keys and values do not depend on the tokens committed since the block's first step. Each row of a batch begins
+    its blocks at its own steps. Under a right shift the first token of a block is predicted by the position before it,
+    which later steps do not run; they reuse its logits of the block's first step.
+
+    The first step of a block commits by the same rule as the others. (The program published for Dream commits only the
+    first token of the block there, so that later steps do not need the position before it.)
 
     Args:
-        model: as :class:`BD3LMSampler` takes it, but trained to see all positions.
+        model: as for :class:`BD3LMSampler`, but trained to attend to all positions.
 
     Raises:
-        ValueError: from `sample` and `infill`, beside those of the settings: the model keeps no cache, or has a
+        ValueError: from `sample` and `infill`, besides those of the settings: the model keeps no cache, or has a
             sliding window that is narrower than a row.
 
     Source: Fast-dLLM (arXiv:2505.22618).
@@ -87,13 +88,13 @@ class FastDLLMSampler(BaseSampler):
     approximate = True
 
     def amounts(self, config: FastDLLMSamplerConfig, span: Span) -> Sequence[int]:
-        """At least so many at each step: with a threshold or factor one, else as many as the schedule says."""
+        """At least one token at each step with a threshold or factor, else the schedule's number."""
         if not config.scheduled:
             return [1] * span.masks
         return even_counts(span.masks, -(-config.steps // span.blocks))
 
     def policy(self, config: FastDLLMSamplerConfig) -> dict[str, Any]:
-        """Rank by probability; keep what the cache keeps."""
+        """Rank by probability, with the cache of the settings."""
         rule = {"threshold": config.threshold, "factor": config.factor, "confidence": "probability"}
         if config.cache is None:
             return rule

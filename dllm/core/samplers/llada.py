@@ -1,4 +1,4 @@
-"""LLaDA's sampler."""
+"""The sampler of LLaDA: block by block, an even number of tokens at each step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import even_counts
 
 END_OF_TURN = "<|eot_id|>"
@@ -20,7 +22,7 @@ class LLaDASamplerConfig(BaseSamplerConfig):
     steps: denoising steps in all, a multiple of the number of blocks.
     remasking: what ranks proposals: "low_confidence" (their probability) or "random".
     logits_eos_inf: never propose the tokenizer's EOS.
-    confidence_eos_eot_inf: EOS and end-of-turn tokens have no confidence: they are committed last.
+    confidence_eos_eot_inf: EOS and end-of-turn tokens have the lowest confidence, so they are committed last.
     """
 
     steps: int = 128
@@ -38,8 +40,10 @@ class LLaDASamplerConfig(BaseSamplerConfig):
 
 
 class LLaDASampler(BaseSampler):
-    """Block by block, m masked tokens of a block over S = steps / blocks steps: m // S at each, and one more at the
-    first m mod S of them.
+    """The sampler of LLaDA: block by block, each step commits the proposals of highest confidence.
+
+    The m masked tokens of a block take S = steps / blocks steps, which commit m // S tokens each, the first m mod S
+    steps one more.
 
     Source: `generate` of LLaDA (arXiv:2502.09992).
     """
@@ -57,19 +61,19 @@ class LLaDASampler(BaseSampler):
         return {"confidence": "random" if config.remasking == "random" else "log_prob"}
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> LLaDASamplerConfig:
-        """The options about EOS are lists of suppressed tokens."""
+        """The settings, with the options about EOS turned into lists of suppressed tokens."""
         config = super()._settings(config, overrides)
-        eos, ends = getattr(self.tokenizer, "eos_token_id", None), self._ends_of_turn()
+        eos, end_of_turn = getattr(self.tokenizer, "eos_token_id", None), self._end_of_turn_tokens()
         if (config.logits_eos_inf or config.confidence_eos_eot_inf) and eos is None:
             raise ValueError("logits_eos_inf and confidence_eos_eot_inf need a tokenizer with an eos_token_id")
         never = [eos] if config.logits_eos_inf else []
-        late = [eos, *ends] if config.confidence_eos_eot_inf else []
+        late = [eos, *end_of_turn] if config.confidence_eos_eot_inf else []
         return dataclasses.replace(
             config,
             suppress_tokens=[*(config.suppress_tokens or []), *never],
             begin_suppress_tokens=[*(config.begin_suppress_tokens or []), *late],
         )
 
-    def _ends_of_turn(self) -> list[int]:
+    def _end_of_turn_tokens(self) -> list[int]:
         vocabulary = self.tokenizer.get_vocab() if hasattr(self.tokenizer, "get_vocab") else {}
         return [vocabulary[END_OF_TURN]] if END_OF_TURN in vocabulary else []

@@ -1,4 +1,4 @@
-"""Approximate: LLaDA 2.0's rule, a threshold beside a schedule."""
+"""The sampler of LLaDA 2.0, approximate: a threshold, and a schedule as the minimum."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import even_counts
 from dllm_kernels import _checks
 
@@ -19,13 +21,12 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
     """Settings of :class:`LLaDA2Sampler` besides those of :class:`BaseSamplerConfig`.
 
     steps: denoising steps of each block, at most.
-    threshold: commit what has more than this probability.
-    blocks_from: where blocks are counted from. "row": its first column (with 32 tokens columns 0 to 31, 32 to 63, ...),
-        so that the block in which the prompt ends holds a part of it, as published. "prompt": the prompt's end, as in
-        the other samplers.
-    cache: for models that see no later block: no position sees one, and the keys and values of finished blocks are
-        kept; see :class:`dllm.core.samplers.BD3LMSampler`, which also says what a model must be able to. False: every
-        step runs the canvas, and every position sees all of it; for any model.
+    threshold: commit every proposal of more than this probability.
+    blocks_from: where the first block begins. "row": at column 0, so that the block in which the prompt ends holds a
+        part of the prompt, as published. "prompt": at the prompt's end, as in the other samplers.
+    cache: True for models trained to attend to no later block: attention is restricted so, and the keys and values of
+        finished blocks are kept. See :class:`dllm.core.samplers.BD3LMSampler` for what the model must support. False
+        for any model: every step runs the whole canvas, and every position attends to all of it.
     """
 
     block_size: int | None = 32
@@ -43,16 +44,18 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
         true_or_false("cache", self.cache)
         if self.cache and self.block_size is None:
             raise ValueError(
-                "block_size must be a number beside a cache, since blocks are what a position sees; got None"
+                "block_size must be a number beside a cache, since blocks are the unit of attention; got None"
             )
 
 
 class LLaDA2Sampler(BaseSampler):
-    """Approximate. Block by block, a step commits every proposal above the threshold if those are at least as many as
-    the schedule m // S (and one more at the first m mod S steps) asks for, else as many of the surest as it asks for.
+    """Approximate sampler of LLaDA 2.0, block by block.
 
-    m counts the masks of the block: in a block that holds a part of the prompt, those behind it. The last block ends
-    with the row. (The published program runs the last block in its whole length, and cuts it afterwards.)
+    A step commits every proposal above the threshold, and at least the number that the schedule gives, the most
+    probable first. The schedule commits m // S tokens at a step and one more at the first m mod S steps, where m is the
+    number of masks in the block and S is `steps`.
+
+    The last block ends with the row. (The published program runs the last block at full length and cuts it afterwards.)
 
     Source: `generate` of LLaDA 2.0 (its model card).
     """
@@ -61,19 +64,19 @@ class LLaDA2Sampler(BaseSampler):
     approximate = True
 
     def amounts(self, config: LLaDA2SamplerConfig, span: Span) -> Sequence[int]:
-        """At least so many at each step."""
+        """The least number of tokens to commit at each step."""
         counts = even_counts(span.masks, config.steps)
         return counts + [0] * (config.steps - len(counts))
 
     def first_column(self, config: LLaDA2SamplerConfig, given: int) -> int:
-        """Where the first block begins in a row that generates: one that spans it all, with what it generates."""
+        """The column of the first block: a multiple of block_size, or the prompt's end."""
         if config.blocks_from == "prompt" or config.block_size is None:
             return given
         return given // config.block_size * config.block_size
 
     def policy(self, config: LLaDA2SamplerConfig) -> dict[str, Any]:
-        """Above the threshold: the kernel commits what is at least at its bar, so the bar is the next float32."""
-        # nothing is more probable than 1
+        """Commit above the threshold. The kernel's own threshold is inclusive, so it is the next float32."""
+        # a threshold above 1 is the same as 1: no probability exceeds it
         rule = {"confidence": "probability", "threshold": _next_float32(min(config.threshold, 1.0))}
         if not config.cache:
             return rule

@@ -1,4 +1,4 @@
-"""Approximate: LLaDA 2.1's rule, which also replaces what it has committed."""
+"""The sampler of LLaDA 2.1, approximate: as LLaDA 2.0, and it also replaces committed tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import Span, at_least
+from dllm.core.samplers.config import at_least
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
 from dllm_kernels import _checks
 
@@ -15,8 +16,8 @@ from dllm_kernels import _checks
 class LLaDA21SamplerConfig(LLaDA2SamplerConfig):
     """Settings of :class:`LLaDA21Sampler` besides those of :class:`LLaDA2SamplerConfig`.
 
-    edit_threshold: replace a committed token of the block by a proposal of more than this probability.
-    edit_steps: steps that a block without masks takes at most, while they replace something.
+    edit_threshold: replace a committed token of the block by another proposal of more than this probability.
+    edit_steps: the most steps of a block that has no masks left.
     stop_at_eos: a row is finished at the end of the block in which the tokenizer's EOS has appeared.
     """
 
@@ -31,12 +32,14 @@ class LLaDA21SamplerConfig(LLaDA2SamplerConfig):
 
 
 class LLaDA21Sampler(LLaDA2Sampler):
-    """Approximate. As :class:`LLaDA2Sampler`, and a step also replaces tokens of the block that earlier steps have
-    committed: where the proposal is another token than the one that stands there, not the mask, and more probable than
-    the threshold. Proposals for masks and for tokens are of the same forward.
+    """Approximate sampler of LLaDA 2.1: as :class:`LLaDA2Sampler`, and a step may replace tokens of its block.
 
-    A block is over with the first step that finds no mask in it and replaces nothing, or after `edit_steps` steps that
-    find no mask. What was given is never replaced.
+    A token that an earlier step has committed is replaced if the proposal is another token, not the mask, and more
+    probable than `edit_threshold`. Proposals for masks and for tokens come from the same forward. Given tokens are
+    never replaced.
+
+    A block ends with the first step that finds no mask and replaces nothing, or after `edit_steps` steps that find no
+    mask.
 
     Source: `generate` of LLaDA 2.1 (its model card).
     """
@@ -44,11 +47,11 @@ class LLaDA21Sampler(LLaDA2Sampler):
     config_class = LLaDA21SamplerConfig
 
     def amounts(self, config: LLaDA21SamplerConfig, span: Span) -> Sequence[int]:
-        """At least so many at each step: none once the schedule is through."""
+        """The least number of tokens to commit at each step; 0 in steps after the schedule's end."""
         return [*super().amounts(config, span), *[0] * config.edit_steps]
 
     def policy(self, config: LLaDA21SamplerConfig) -> dict[str, Any]:
-        """As its parent's, with edits."""
+        """The policy of :class:`LLaDA2Sampler`, with edits."""
         return super().policy(config) | {
             "edit_threshold": config.edit_threshold,
             "edit_steps": config.edit_steps,

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span, at_least, one_of, true_or_false
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
+from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import binomial_draws, scheduled_counts, transfer_probabilities
 
 
@@ -14,7 +16,7 @@ from dllm.core.samplers.schedules import binomial_draws, scheduled_counts, trans
 class MDLMSamplerConfig(BaseSamplerConfig):
     """Settings of :class:`MDLMSampler` besides those of :class:`BaseSamplerConfig`.
 
-    steps: denoising steps in all, shared out evenly over the blocks (rounded up).
+    steps: denoising steps of a row; each block has steps / blocks of them, rounded up.
     remasking: what ranks proposals: "low_confidence" (their probability) or "random".
     stochastic_transfer: the number committed at a step is drawn from Binomial(m, p) instead of rounded.
     """
@@ -32,11 +34,11 @@ class MDLMSamplerConfig(BaseSamplerConfig):
 
 
 class MDLMSampler(BaseSampler):
-    """Block by block, each step commits the surest proposals, as many as the scheduler alpha(t) says:
+    """The sampler of MDLM: block by block, each step commits the k_j proposals of highest confidence,
 
     k_j = round(m p_j), p_j = 1 - (1 - alpha(s)) / (1 - alpha(t)), t = (S-j) / S, s = (S-j-1) / S,
 
-    of m masked tokens of a block over S = ceil(steps / blocks) steps; steps that commit nothing are left out.
+    where m tokens of the block are masked and S = ceil(steps / blocks). Steps that commit nothing are left out.
 
     Source: MDLM (arXiv:2406.07524) with the remasking of LLaDA (arXiv:2502.09992), as dLLM 0.1 has it.
 

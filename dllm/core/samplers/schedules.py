@@ -1,4 +1,4 @@
-"""How many tokens a step commits: the schedules of the published samplers, as plain numbers."""
+"""Schedules of the published samplers: how many tokens each step commits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from dllm_kernels import philox
 
 
 def even_counts(masks: int, steps: int) -> list[int]:
-    """k_i = m // S + (1 if i < m mod S else 0), i = 0..S-1, without zeros at the end (LLaDA, the model cards).
+    """Counts of an even schedule: k_i = m // S + (1 if i < m mod S else 0), i = 0..S-1, without zeros at the end.
+
+    Source: LLaDA (arXiv:2502.09992) and the model cards.
 
     Example:
         >>> even_counts(10, 4), even_counts(2, 3)
@@ -22,11 +24,11 @@ def even_counts(masks: int, steps: int) -> list[int]:
 
 
 def transfer_probabilities(steps: int, scheduler: BaseAlphaScheduler) -> list[float]:
-    """For j = 0..S-1 the probability that what is masked at t = (S-j) / S is not at s = (S-j-1) / S:
+    """For steps j = 0..S-1, the probability that a token masked at t = (S-j) / S is unmasked at s = (S-j-1) / S:
 
     p = 1 - (1 - alpha(s)) / (1 - alpha(t)), the quotient in float32, the difference in float64.
 
-    Halves are common among m p, so that the arithmetic is part of the rule.
+    The precision is part of the rule: many products m p lie halfway between two integers, where rounding decides.
 
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
@@ -40,12 +42,14 @@ def transfer_probabilities(steps: int, scheduler: BaseAlphaScheduler) -> list[fl
 def scheduled_counts(
     masks: int, probabilities: Sequence[float], draw: Callable[[int, int, float], int] | None = None
 ) -> list[int]:
-    """k_j = round(m p_j), at most m, halves to even; m -= k_j; zeros left out (dLLM 0.1).
+    """Counts that follow a scheduler: k_j = round(m p_j), halves to even, at most m; then m -= k_j. Zeros are left out.
 
     Args:
-        masks: m at first.
+        masks: m before the first step.
         probabilities: p_j of the steps.
-        draw: instead of rounding, the number that step j takes of m, each with probability p_j: draw(j, m, p_j).
+        draw: draw(j, m, p_j) gives k_j instead of rounding.
+
+    Source: dLLM 0.1.
 
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
@@ -63,29 +67,29 @@ def scheduled_counts(
 
 
 def binomial_draws(seed: int, column: int) -> Callable[[int, int, float], int]:
-    """draw(j, m, p): how many of m coins show heads, coin i a uniform number below p.
+    """A function draw(j, m, p) that draws from Binomial(m, p): how many of m uniform numbers are below p.
 
-    Coin i of step j has the address (seed, block 1, position column + i, step j) in the stream of random confidences
-    (:mod:`dllm_kernels.philox`), with `column` the first of the block: so a row draws the same in any batch.
+    Number i of step j has the address (seed, block 1, position column + i, step j) in the stream of random confidences
+    (:mod:`dllm_kernels.philox`), where `column` is the first of the block. So a row draws the same in any batch.
 
     Example:
         >>> binomial_draws(7, 0)(0, 100, 1.0)
         100
     """
 
-    def draw(step: int, coins: int, p: float) -> int:
-        def number(value: int) -> torch.Tensor:
+    def draw(step: int, trials: int, p: float) -> int:
+        def int64(value: int) -> torch.Tensor:
             return torch.tensor(value, dtype=torch.int64)
 
-        position = column + torch.arange(coins)
-        first = philox.words(number(seed), number(1), position, number(step), philox.RANDOM_CONFIDENCE)[0]
-        return int((philox.unit_interval(first) < p).sum())
+        position = column + torch.arange(trials)
+        words = philox.words(int64(seed), int64(1), position, int64(step), philox.RANDOM_CONFIDENCE)
+        return int((philox.unit_interval(words[0]) < p).sum())
 
     return draw
 
 
 def time_grid_probabilities(steps: int, epsilon: float) -> list[float]:
-    """1 - s / t for neighbouring times of linspace(1, epsilon, S + 1), float32; the last one 1 (Dream).
+    """1 - s / t for neighbouring times t > s of linspace(1, epsilon, S + 1), float32; the last is 1 (Dream).
 
     Example:
         >>> [round(p, 3) for p in time_grid_probabilities(2, 1e-3)]
@@ -96,7 +100,7 @@ def time_grid_probabilities(steps: int, epsilon: float) -> list[float]:
 
 
 def time_grid_counts(masks: int, probabilities: Sequence[float]) -> list[int]:
-    """k_i = int(m p_i), a float32 product, m -= k_i; zeros left out (Dream).
+    """Counts of Dream's schedule: k_i = int(m p_i), a float32 product; then m -= k_i. Zeros are left out.
 
     Example:
         >>> time_grid_counts(10, time_grid_probabilities(4, 1e-3))

@@ -1,4 +1,4 @@
-"""Approximate: several tokens a step, wherever the model is sure enough."""
+"""The threshold sampler (Fast-dLLM without a cache), approximate: a step commits all tokens of high probability."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, Span
-from dllm_kernels import _checks
+from dllm.core.samplers.base import BaseSampler
+from dllm.core.samplers.config import BaseSamplerConfig, check_threshold_and_factor
+from dllm.core.samplers.layout import Span
 
 
 @dataclass
 class ThresholdSamplerConfig(BaseSamplerConfig):
-    """Settings of :class:`ThresholdSampler` besides those of :class:`BaseSamplerConfig`; exactly one of these.
+    """Settings of :class:`ThresholdSampler` besides those of :class:`BaseSamplerConfig`; exactly one of these is given.
 
-    threshold: commit what has at least this probability.
-    factor: f, commit the longest run of the surest r with c_r >= 1 - f / (r + 1).
+    threshold: commit every proposal of at least this probability.
+    factor: f; commit the r most probable proposals for the largest r with c_r >= 1 - f / (r + 1).
     """
 
     block_size: int | None = 32
@@ -27,17 +28,14 @@ class ThresholdSamplerConfig(BaseSamplerConfig):
         super().check()
         if (self.threshold is None) == (self.factor is None):
             raise ValueError(f"expected threshold or factor, got {self.threshold} and {self.factor}")
-        if self.threshold is not None:
-            _checks.finite_at_least_zero("threshold", self.threshold)
-        if self.factor is not None and not _checks.finite_at_least_zero("factor", self.factor) > 0:
-            raise ValueError(f"factor must be above 0, got {self.factor}")
+        check_threshold_and_factor(self.threshold, self.factor)
 
 
 class ThresholdSampler(BaseSampler):
-    """Approximate. Block by block, each step commits every proposal of high probability, and at least the surest.
+    """Approximate sampler, block by block: a step commits every proposal of high probability, and at least one.
 
-    Tokens committed in one step are drawn as if they did not depend on each other: the fewer forward passes, the more
-    of them that do. What it costs in right answers is measured (`benchmarks/quality.py`).
+    Tokens of one step are drawn independently of each other, though they may depend on each other: fewer forward passes
+    mean a larger error. `benchmarks/quality.py` measures accuracy against the number of forward passes.
 
     Source: Fast-dLLM (arXiv:2505.22618), its parallel decoding without a cache.
     """
@@ -46,9 +44,9 @@ class ThresholdSampler(BaseSampler):
     approximate = True
 
     def amounts(self, config: ThresholdSamplerConfig, span: Span) -> Sequence[int]:
-        """At least one at each step."""
+        """At least one token at each step."""
         return [1] * span.masks
 
     def policy(self, config: ThresholdSamplerConfig) -> dict[str, Any]:
-        """Everything above the bar."""
+        """Commit all that reaches the threshold."""
         return {"confidence": "probability", "threshold": config.threshold, "factor": config.factor}

@@ -1,4 +1,4 @@
-"""Pieces of a sampling loop under the names that scripts for dLLM 0.1 import."""
+"""Functions of a hand-written sampling loop, under dLLM 0.1's names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dllm_kernels import _checks
 def add_gumbel_noise(logits: Tensor, temperature: float) -> Tensor:
     r"""Scores whose argmax is a draw from softmax(logits / temperature): exp(l) / (-ln u)^T, in float64.
 
-    Draws from torch's generator. At temperature 0 the logits themselves. For loops that are written out; the samplers
-    here draw with :func:`dllm_kernels.gumbel_argmax`, without a pass over float64 scores.
+    Draws from torch's generator; at temperature 0 returns the logits. This is for hand-written loops. The samplers of
+    this library use :func:`dllm_kernels.gumbel_argmax`, which makes no float64 scores.
 
     Args:
         logits: [..., V].
         temperature: at least 0.
 
     Raises:
-        ValueError: a temperature below 0, or not finite.
+        ValueError: the temperature is below 0 or not finite.
 
     Source: the sampling loop of LLaDA (arXiv:2502.09992).
 
@@ -40,16 +40,16 @@ def add_gumbel_noise(logits: Tensor, temperature: float) -> Tensor:
 def get_num_transfer_tokens(
     mask_index: Tensor, steps: int, scheduler: BaseAlphaScheduler, stochastic: bool = False
 ) -> Tensor:
-    """How many tokens each row commits at each step: k_j = round(m p_j) of m tokens still masked, by the scheduler.
+    """How many tokens each row commits at each step, k_j = round(m p_j), where m tokens are still masked.
 
     Args:
-        mask_index: bool [B, L], what is masked.
+        mask_index: bool [B, L], the masked tokens.
         steps: at least 1.
         scheduler: alpha(t).
         stochastic: draw k_j from Binomial(m, p_j) instead, with torch's generator.
 
     Returns:
-        int64 [B, effective steps]: steps of 0 are left out, shorter rows end in zeros.
+        int64 [B, steps], without the steps that commit nothing; shorter rows end in zeros.
 
     Raises:
         TypeError, ValueError: an argument breaks a rule above.

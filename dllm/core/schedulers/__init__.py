@@ -1,4 +1,4 @@
-"""Schedules: how much of a text is still there at time t (alpha) or already there (kappa)."""
+"""Schedulers: alpha(t) of masked diffusion, the share of tokens not masked at time t; kappa(t) of Edit Flows."""
 
 from dllm.core.schedulers.alpha import (
     BaseAlphaScheduler,

@@ -1,4 +1,4 @@
-"""alpha(t): the probability that a token has not been masked at time t. 1 at t = 0, 0 at t = 1."""
+"""Schedulers alpha(t): the probability that a token is not masked at time t, from 1 at t = 0 to 0 at t = 1."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ EPSILON = 1e-6
 
 @dataclass
 class BaseAlphaScheduler(ABC):
-    """A masking schedule. A subclass gives alpha and its derivative and is then known by its name.
+    """A masking schedule alpha(t). A subclass gives alpha and its derivative, and is registered by its name.
 
-    Times are floats or floating-point tensors of any shape; the result is of the same kind, dtype and shape.
+    Times are floats or floating-point tensors of any shape; the result has the same type, dtype and shape.
 
     Raises:
-        TypeError, ValueError: a time is no number, or outside [0, 1].
+        TypeError, ValueError: a time is not a number, or outside [0, 1].
 
     Source: MDLM (arXiv:2406.07524); the names are those of dLLM 0.1.
 
@@ -49,7 +49,7 @@ class BaseAlphaScheduler(ABC):
         return self.alpha(t)
 
     def alpha(self, i: Number) -> Number:
-        """Probability that a token is unmasked at time i."""
+        """The probability that a token is not masked at time i."""
         return evaluate(self._alpha, i)
 
     def alpha_derivative(self, i: Number) -> Number:
@@ -57,10 +57,10 @@ class BaseAlphaScheduler(ABC):
         return evaluate(self._alpha_derivative, i)
 
     def reverse_mask_prob(self, s: Number, t: Number) -> Number:
-        """(1 - alpha(s)) / (1 - alpha(t)): probability that a token masked at t is still masked at s, 0 <= s < t <= 1.
+        """The probability that a token masked at t is still masked at s: (1 - alpha(s)) / (1 - alpha(t)), s < t.
 
         Raises:
-            ValueError: s is not before t.
+            ValueError: s is not less than t.
 
         Example:
             >>> LinearAlphaScheduler().reverse_mask_prob(0.25, 0.5)
@@ -69,7 +69,7 @@ class BaseAlphaScheduler(ABC):
         return evaluate(self._reverse_mask_prob, s, t)
 
     def weight(self, i: Number) -> Number:
-        """w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6) at time i, the loss weight of a masked token. Linear: 1 / t.
+        """The loss weight of a masked token at time i: w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6). Linear: 1 / t.
 
         Example:
             >>> round(LinearAlphaScheduler().weight(0.5), 4)
@@ -85,7 +85,7 @@ class BaseAlphaScheduler(ABC):
 
 @dataclass
 class LinearAlphaScheduler(BaseAlphaScheduler):
-    """alpha(t) = 1 - t.
+    """The linear schedule alpha(t) = 1 - t.
 
     Example:
         >>> LinearAlphaScheduler().alpha_derivative(0.3)
@@ -101,7 +101,7 @@ class LinearAlphaScheduler(BaseAlphaScheduler):
 
 @dataclass
 class CosineAlphaScheduler(BaseAlphaScheduler):
-    """alpha(t) = 1 - cos(pi/2 (1 - t)).
+    """The cosine schedule alpha(t) = 1 - cos(pi/2 (1 - t)).
 
     Example:
         >>> CosineAlphaScheduler().alpha(1.0)
@@ -116,10 +116,10 @@ class CosineAlphaScheduler(BaseAlphaScheduler):
 
 
 def get_alpha_scheduler_class(name: str) -> type[BaseAlphaScheduler]:
-    """The class called `name`, in any case, with or without "AlphaScheduler".
+    """The scheduler class with this name, in any case, with or without "AlphaScheduler".
 
     Raises:
-        ValueError: there is none; the message lists those that there are.
+        ValueError: there is none; the message lists the known names.
 
     Example:
         >>> get_alpha_scheduler_class("cosine").__name__
@@ -129,7 +129,7 @@ def get_alpha_scheduler_class(name: str) -> type[BaseAlphaScheduler]:
 
 
 def make_alpha_scheduler(name: str, **options: Any) -> BaseAlphaScheduler:
-    """A scheduler by its name, `options` being those of its class.
+    """Make a scheduler by its name; `options` are the arguments of its class.
 
     Example:
         >>> make_alpha_scheduler("LinearAlphaScheduler")

@@ -1,4 +1,4 @@
-"""What both families of schedules share: formulae over times, numbers and tensors alike, and finding one by name."""
+"""Shared parts of both kinds of schedulers: evaluation for numbers and tensors, and look-up by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Scheduler = TypeVar("Scheduler")
 
 
 def evaluate(formula: Callable[..., Tensor], *times: Number) -> Number:
-    """formula(*times) for times in [0, 1]: float in, float out (float64 inside); tensor in, tensor out (its dtype).
+    """Evaluate a formula of times in [0, 1]: floats give a float, computed in float64; tensors give a tensor.
 
     Raises:
         TypeError: a time is neither a number nor a floating-point tensor.
@@ -30,10 +30,10 @@ def evaluate(formula: Callable[..., Tensor], *times: Number) -> Number:
 
 
 def by_name(registry: Mapping[str, type[Scheduler]], name: object, suffix: str) -> type[Scheduler]:
-    """The class called `name` in any case, with or without `suffix`: "LinearAlphaScheduler" is also "linear".
+    """The class with this name, in any case, with or without `suffix`: "LinearAlphaScheduler" is also "linear".
 
     Raises:
-        ValueError: there is none; the message lists those that there are.
+        ValueError: there is none; the message lists the known names.
     """
     for known, found in registry.items():
         if isinstance(name, str) and name.lower() in (known.lower(), known.removesuffix(suffix).lower()):

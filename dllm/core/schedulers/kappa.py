@@ -1,4 +1,4 @@
-"""kappa(t): the probability that a position already shows the data at time t. 0 at t = 0, 1 at t = 1."""
+"""Schedulers kappa(t) of Edit Flows: the probability that a position shows the data at t, from 0 at 0 to 1 at 1."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dllm.core.schedulers.common import Number, by_name, evaluate
 
 @dataclass
 class BaseKappaScheduler(ABC):
-    """A schedule of Edit Flows. A subclass gives kappa and its derivative and is then known by its name.
+    """A schedule kappa(t) of Edit Flows. A subclass gives kappa and its derivative, and is registered by its name.
 
-    Times are floats or floating-point tensors of any shape; the result is of the same kind, dtype and shape.
+    Times are floats or floating-point tensors of any shape; the result has the same type, dtype and shape.
 
     Raises:
-        TypeError, ValueError: a time is no number, or outside [0, 1].
+        TypeError, ValueError: a time is not a number, or outside [0, 1].
 
     Source: Edit Flows (arXiv:2506.09018); the names are those of dLLM 0.1.
 
@@ -46,7 +46,7 @@ class BaseKappaScheduler(ABC):
         return self.kappa(t)
 
     def kappa(self, t: Number) -> Number:
-        """Probability that a position shows the data at time t."""
+        """The probability that a position shows the data at time t."""
         return evaluate(self._kappa, t)
 
     def kappa_derivative(self, t: Number) -> Number:
@@ -54,7 +54,7 @@ class BaseKappaScheduler(ABC):
         return evaluate(self._kappa_derivative, t)
 
     def weight(self, t: Number) -> Number:
-        """w(t) = kappa'(t) / (1 - kappa(t)), the rate at which edits fire; infinite at t = 1.
+        """The rate of edits at time t: w(t) = kappa'(t) / (1 - kappa(t)), infinite at t = 1.
 
         Example:
             >>> LinearKappaScheduler().weight(0.75)
@@ -65,7 +65,7 @@ class BaseKappaScheduler(ABC):
 
 @dataclass
 class CubicKappaScheduler(BaseKappaScheduler):
-    """kappa(t) = (a + 1) t^3 - (a + b + 1) t^2 + (b + 1) t.
+    """The cubic schedule kappa(t) = (a + 1) t^3 - (a + b + 1) t^2 + (b + 1) t.
 
     Example:
         >>> CubicKappaScheduler().kappa(0.5)
@@ -84,7 +84,7 @@ class CubicKappaScheduler(BaseKappaScheduler):
 
 @dataclass
 class LinearKappaScheduler(BaseKappaScheduler):
-    """kappa(t) = t.
+    """The linear schedule kappa(t) = t.
 
     Example:
         >>> LinearKappaScheduler().kappa_derivative(0.3)
@@ -100,7 +100,7 @@ class LinearKappaScheduler(BaseKappaScheduler):
 
 @dataclass
 class CosineKappaScheduler(BaseKappaScheduler):
-    """kappa(t) = 1 - cos(pi/2 t).
+    """The cosine schedule kappa(t) = 1 - cos(pi/2 t).
 
     Example:
         >>> round(CosineKappaScheduler().kappa(0.5), 4)
@@ -115,10 +115,10 @@ class CosineKappaScheduler(BaseKappaScheduler):
 
 
 def get_kappa_scheduler_class(name: str) -> type[BaseKappaScheduler]:
-    """The class called `name`, in any case, with or without "KappaScheduler".
+    """The scheduler class with this name, in any case, with or without "KappaScheduler".
 
     Raises:
-        ValueError: there is none; the message lists those that there are.
+        ValueError: there is none; the message lists the known names.
 
     Example:
         >>> get_kappa_scheduler_class("CubicKappaScheduler").__name__
@@ -128,7 +128,7 @@ def get_kappa_scheduler_class(name: str) -> type[BaseKappaScheduler]:
 
 
 def make_kappa_scheduler(name: str, **options: Any) -> BaseKappaScheduler:
-    """A scheduler by its name, `options` being those of its class.
+    """Make a scheduler by its name; `options` are the arguments of its class.
 
     Example:
         >>> make_kappa_scheduler("cubic", a=2.0)

@@ -1,19 +1,21 @@
-"""Training by block diffusion: text from block to block, each block by masked diffusion."""
+"""Block diffusion (BD3-LM): the objective, blocks from left to right and masked diffusion inside each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
 from dllm.core.schedulers import BaseAlphaScheduler
+from dllm.core.trainers.block_collator import AppendEOSBlockWrapper, BD3LMCollator
 from dllm.core.trainers.block_mask import BlockInputs, check_sees_blocks
-from dllm.core.trainers.blocks import AppendEOSBlockWrapper, BD3LMCollator
 from dllm.core.trainers.collator import MDLMCollator
-from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer
+from dllm.core.trainers.config import MDLMConfig
+from dllm.core.trainers.mdlm import MDLMTrainer
 from dllm.fast.model import input_embedding, unwrapped
 
 __all__ = ["AppendEOSBlockWrapper", "BD3LMConfig", "BD3LMTrainer"]
@@ -22,10 +24,11 @@ __all__ = ["AppendEOSBlockWrapper", "BD3LMConfig", "BD3LMTrainer"]
 @dataclass
 class BD3LMConfig(MDLMConfig):
     """Arguments of :class:`BD3LMTrainer`: those of :class:`~dllm.core.trainers.mdlm.MDLMConfig`, and the fields below.
-    The clipped range of t of the paper is `time_epsilon` to `time_max`.
+
+    The paper's clipped range of t is `time_epsilon` to `time_max`.
 
     Raises:
-        TypeError, ValueError: as its parent; a `block_size` that is no integer, or less than 1.
+        TypeError, ValueError: as the parent class; or `block_size` is not an integer of at least 1.
 
     Example:
         >>> BD3LMConfig(output_dir="out", report_to="none").block_size
@@ -48,32 +51,31 @@ class BD3LMConfig(MDLMConfig):
 class BD3LMTrainer(MDLMTrainer):
     r"""Trains a language model by block diffusion (BD3-LM): blocks from left to right, each by masked diffusion.
 
-    The model is given a text twice in one row, [x_t ; x_0] with the same positions: a block of x_t sees itself and the
-    earlier blocks of x_0 (:func:`~dllm.core.trainers.block_mask.block_mask`), so that one forward has every block in
-    the context that a sampler will have. The loss is that of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`, over the
-    masked tokens of x_t alone: with b the blocks of a sample,
+    A row holds a text twice, [x_t ; x_0], with the same position ids. A block of x_t attends to itself and to the
+    earlier blocks of x_0 (:func:`~dllm.core.trainers.block_mask.block_mask`), so one forward trains all blocks, each in
+    the context that it will have in sampling. The loss is that of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`, over
+    the masked tokens of x_t alone: with b the blocks of a sample,
 
     .. math::
         loss = \frac{1}{Z} \sum_{samples} c \sum_b w(t_b) \sum_{masked\ i \in b} -\log p(x_i \mid x_t^b, x_0^{<b})
 
-    where t_b is one time of the sample, or with `time_per_block` one of each block. All else is as there: the
-    normaliser, the masks, evaluation, the logs (tokens are counted once), CUDA graphs. With blocks as long as the text
-    it is the loss of MDLM. With `right_shift_logits` the first token of a block is predicted by the last position of
-    the block before it in x_t.
+    where t_b is the time of the sample, or with `time_per_block` a time of each block. A single block as long as the
+    text gives the loss of MDLM. With `right_shift_logits` the first token of a block is predicted by the last position
+    of the block before it in x_t. Everything else is as in :class:`~dllm.core.trainers.mdlm.MDLMTrainer`; logs count
+    each token once.
 
-    The first batch is preceded by two forwards on a few tokens, which try whether the model sees exactly what it is
-    shown. BERT and RoBERTa work as they are, ModernBERT under transformers 5, whose CUDA graphs are not captured, and
-    causal models of transformers without local layers (Llama, Qwen2, Qwen3), made bidirectional or not: the blocks'
-    mask takes the place of theirs.
+    Before the first batch, two forwards on a few tokens check that the model attends to exactly what the mask says.
+    Supported: BERT, RoBERTa; ModernBERT under transformers 5, without CUDA graphs; causal models of transformers
+    without local layers (Llama, Qwen2, Qwen3), made bidirectional or not, whose own mask the block mask replaces.
 
     Args:
         args: :class:`BD3LMConfig`.
         others: as of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`. For fine-tuning, :class:`AppendEOSBlockWrapper`
-            around a `data_collator` fills answers up to whole blocks.
+            around a `data_collator` extends answers to whole blocks.
 
     Raises:
-        TypeError, ValueError: as its parent; args that are no BD3LMConfig; an attention that takes no such mask. While
-            training: a model that does not see what it is shown.
+        TypeError, ValueError: as the parent class; `args` is not a BD3LMConfig; the attention takes no such mask; in
+            training, the model does not follow the mask.
 
     Source: BD3-LM (arXiv:2503.09573); the names are those of dLLM 0.1.
 
@@ -106,17 +108,14 @@ class BD3LMTrainer(MDLMTrainer):
         super().__init__(args, scheduler, model, **options)
         self._block_inputs = BlockInputs.of(self.model)
 
-    @property
-    def block_size(self) -> int:
-        """`args.block_size`."""
-        return self.args.block_size
+    block_size = property(attrgetter("args.block_size"), doc="Tokens of a block.")
 
-    def _collator(self, kind: type[MDLMCollator] = BD3LMCollator, **options: Any) -> MDLMCollator:
+    def _make_collator(self, kind: type[MDLMCollator] = BD3LMCollator, **options: Any) -> MDLMCollator:
         blocks = dict(block_size=self.args.block_size, time_per_block=self.args.time_per_block)
-        return super()._collator(kind, **blocks, **options)
+        return super()._make_collator(kind, **blocks, **options)
 
-    def _try(self, model: nn.Module, device: torch.device) -> None:
-        check_sees_blocks(model, self._block_inputs)  # padding too is what its mask shows
+    def _probe_model(self, model: nn.Module, device: torch.device) -> None:
+        check_sees_blocks(model, self._block_inputs)  # needs no check of padding, which the block mask covers
 
     def _text_columns(self, inputs: Mapping[str, Any]) -> int:
         return super()._text_columns(inputs) // 2
@@ -125,9 +124,9 @@ class BD3LMTrainer(MDLMTrainer):
         given = super()._model_inputs(model, inputs)
         padding, dtype = given.pop("attention_mask", None), input_embedding(unwrapped(model)).dtype
         made = self._block_inputs(given["input_ids"], self.args.block_size, dtype=dtype, attention_mask=padding)
-        return made | given  # positions and types of tokens that the batch has stay
+        return made | given  # position_ids and token_type_ids of the batch are kept
 
-    def _begin(self) -> None:
-        super()._begin()
-        # a token goes through the body twice; two halves of L^2 / 2 pairs each are what attention is counted for
+    def _on_train_begin(self) -> None:
+        super()._on_train_begin()
+        # A token passes the body twice. Attention is counted as L^2 pairs: L^2 / 2 in each half.
         self._flops.body *= 2

@@ -1,4 +1,4 @@
-"""Who sees whom when blocks are denoised side by side, x_t and x_0 in one row, and how a model is told."""
+"""The attention mask of block diffusion over rows [x_t ; x_0], in the form that a model takes, and its check."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ ATTENTION = ("eager", "sdpa")
 def block_mask(
     length: int, block_size: int, *, device: torch.device | str = "cpu", attention_mask: Tensor | None = None
 ) -> Tensor:
-    """bool [B or 1, 2 L, 2 L]: which key (last dimension) a query sees in a row [x_t ; x_0] of two halves of L tokens.
+    """The attention mask of rows [x_t ; x_0], bool [B or 1, 2 L, 2 L]: queries, then keys.
 
-    Query q sees key k if both are in the same block of the same half, or if k is in x_0 and its block is an earlier
-    one. So a block of x_t sees itself and what came before it without noise: what a sampler that goes from block to
-    block will have in front of it. Of padded rows nothing else sees the padding; each token of it sees itself, since a
-    softmax over nothing is undefined.
+    Query q attends to key k if both are in the same block of the same half, or if k is in x_0 and in an earlier block.
+    So a block of x_t attends to itself and to the clean text before it, which is its context in sampling. No token
+    attends to padding, but padding attends to itself, because a softmax over no key is undefined.
 
     Args:
         length: L.
         block_size: tokens of a block; the last may be shorter.
-        device: of the mask. Nothing there is waited for.
+        device: of the mask. The host does not wait for it.
         attention_mask: [B, L], 0 where a row is padded; None where no row is.
 
     Source: BD3-LM (arXiv:2503.09573).
@@ -42,25 +41,25 @@ def block_mask(
                  [0, 0, 1, 0],
                  [0, 0, 1, 1]]], dtype=torch.int32)
     """
-    place = torch.arange(2 * length, device=device)
-    block, clean = place % length // block_size, place >= length
+    column = torch.arange(2 * length, device=device)
+    block, clean = column % length // block_size, column >= length
     same = (block[:, None] == block) & (clean[:, None] == clean)
-    seen = (same | (clean & (block[:, None] > block)))[None]
+    visible = (same | (clean & (block[:, None] > block)))[None]
     if attention_mask is None:
-        return seen
+        return visible
     real = (attention_mask != 0).repeat(1, 2)
-    return seen & real[:, None, :] | torch.eye(2 * length, dtype=torch.bool, device=device)
+    return visible & real[:, None, :] | torch.eye(2 * length, dtype=torch.bool, device=device)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockInputs:
-    """What a model is called with so that rows [x_t ; x_0] are seen block by block.
+    """Makes the model inputs for rows [x_t ; x_0]: block mask, position ids, token types.
 
-    rank: of the mask: 4, or 3 where the model gives it the dimension of heads itself.
+    rank: dimensions of the mask: 4, or 3 where the model itself adds the dimension of heads.
     additive: the mask is 0 and -inf, to be added to scores, instead of True and False.
-    window: local layers see so far to either side; None where all layers see everything, and share one mask.
-    first_position: the number of a text's first position.
-    token_types: the model has types of tokens; all are of type 0 where the batch names none.
+    window: reach of local layers to either side; None where all layers attend to everything and share one mask.
+    first_position: position id of a text's first token.
+    token_types: the model takes `token_type_ids`; they are 0 unless the batch gives them.
     """
 
     rank: int = 4
@@ -71,11 +70,11 @@ class BlockInputs:
 
     @classmethod
     def of(cls, model: nn.Module) -> BlockInputs:
-        """As the model's family and the installed transformers take it.
+        """The inputs that this model takes under the installed transformers.
 
         Raises:
-            ValueError: an attention other than sdpa and eager, ModernBERT under transformers 4, local layers of a
-                family whose masks are not known.
+            ValueError: the attention is not sdpa or eager; ModernBERT under transformers 4; a family with local layers
+                that is not supported.
 
         Example:
             >>> from transformers import RobertaConfig, RobertaForMaskedLM
@@ -88,13 +87,13 @@ class BlockInputs:
         attention = getattr(config, "_attn_implementation", None) or "sdpa"
         if attention not in ATTENTION:
             raise ValueError(
-                f"block diffusion needs attn_implementation {' or '.join(ATTENTION)}, whose masks say who sees whom, "
-                f"got {attention!r}"
+                f"block diffusion needs attn_implementation {' or '.join(ATTENTION)}, which take masks of queries and "
+                f"keys, got {attention!r}"
             )
-        three = _encodes_under_transformers_4(model)
+        adds_heads = _is_encoder_of_transformers_4(model)
         return cls(
-            rank=3 if three else 4,
-            additive=attention == "eager" and not three,
+            rank=3 if adds_heads else 4,
+            additive=attention == "eager" and not adds_heads,
             window=_window(config),
             first_position=_first_position(model),
             token_types=bool(getattr(config, "type_vocab_size", 0)),
@@ -103,7 +102,7 @@ class BlockInputs:
     def __call__(
         self, tokens: Tensor, block_size: int, *, dtype: torch.dtype, attention_mask: Tensor | None = None
     ) -> dict[str, Any]:
-        """The model's inputs besides those that the batch has.
+        """The inputs to add to those of the batch.
 
         Args:
             tokens: int64 [B, 2 L].
@@ -112,41 +111,41 @@ class BlockInputs:
             attention_mask: [B, L], 0 where a row is padded.
         """
         length = tokens.shape[1] // 2
-        place = torch.arange(2 * length, device=tokens.device)[None] % length
-        seen = block_mask(length, block_size, device=tokens.device, attention_mask=attention_mask)
-        mask = self._as_taken(seen, dtype)
+        position = torch.arange(2 * length, device=tokens.device)[None] % length
+        visible = block_mask(length, block_size, device=tokens.device, attention_mask=attention_mask)
+        mask = self._in_model_format(visible, dtype)
         if self.window is not None:
-            near = (place[0, :, None] - place[0]).abs() <= self.window
-            mask = {"full_attention": mask, "sliding_attention": self._as_taken(seen & near, dtype)}
-        inputs = {"attention_mask": mask, "position_ids": place + self.first_position}
+            near = (position[0, :, None] - position[0]).abs() <= self.window
+            mask = {"full_attention": mask, "sliding_attention": self._in_model_format(visible & near, dtype)}
+        inputs = {"attention_mask": mask, "position_ids": position + self.first_position}
         return inputs | ({"token_type_ids": torch.zeros_like(tokens)} if self.token_types else {})
 
-    def _as_taken(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
+    def _in_model_format(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
         if self.rank == 4:
-            seen = seen[:, None]
+            visible = visible[:, None]
         if self.additive:
-            return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, -torch.inf)
-        return seen
+            return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, -torch.inf)
+        return visible
 
 
 @torch.no_grad()
 def check_sees_blocks(model: nn.Module, block_inputs: BlockInputs) -> None:
-    """Try on a few tokens whether the model sees exactly what it is shown, at the positions that it is told.
+    """Check on a few tokens that the model follows the block mask and the position ids.
 
-    A position sees another if another token there changes its logits. One that sees too much would learn to copy the
-    answer and be useless in sampling, and nothing else would tell.
+    A query attends to a key if another token at the key changes the query's logits. A model that attends to more than
+    the mask allows would learn to copy the answer, and its training loss would not show that.
 
     Args:
         model: wrapped or not; under FSDP every rank calls this.
-        block_inputs: how the model is told.
+        block_inputs: the inputs of the model.
 
     Raises:
-        ValueError: it sees more, or less, or numbers its positions otherwise.
+        ValueError: the model attends to more or less than the mask says, or ignores the position ids.
         TypeError: its forward does not take the inputs.
     """
     inner = unwrapped(model)
     weight = input_embedding(inner)
-    eager = getattr(model, "_orig_mod", model)  # not to be compiled for these few tokens
+    eager = getattr(model, "_orig_mod", model)  # do not compile for these few tokens
     text, others = (torch.tensor(row, device=weight.device) for row in probe_rows(inner))
     if (length := len(text)) < 2:
         return
@@ -158,7 +157,7 @@ def check_sees_blocks(model: nn.Module, block_inputs: BlockInputs) -> None:
     with evaluation_mode(inner):
         before, after = (logits_of(eager(input_ids=tokens, **inputs)) for tokens in (same, other))
     name = type(inner).__name__
-    # same shapes and same rows: what is not seen leaves every bit as it was
+    # With equal shapes and row order, a key that is not attended to leaves every bit of the logits unchanged.
     sees = (before != after).any(-1).T
     wrong = (sees != block_mask(length, block_size, device=sees.device)[0]).nonzero().tolist()
     if wrong:
@@ -168,7 +167,8 @@ def check_sees_blocks(model: nn.Module, block_inputs: BlockInputs) -> None:
             f"block diffusion needs a model that sees what attention_mask shows it and nothing else; of [x_t ; x_0] "
             f"with {length} tokens each, in blocks of {block_size}, position {query} of {name} {found} {key}"
         )
-    # where x_t = x_0 both halves are the same text in the same context; they differ by rounding, far from its root
+    # Where x_t = x_0, both halves are the same text in the same context. Their logits then differ by rounding only.
+    # The bound, the root of the rounding error, is far above that and far below the effect of other positions.
     halves = before[0].double().chunk(2)
     apart = (halves[0] - halves[1]).abs().max()
     if not bool(apart <= rounding_error(inner, before) ** 0.5 * before.abs().max()):
@@ -178,13 +178,14 @@ def check_sees_blocks(model: nn.Module, block_inputs: BlockInputs) -> None:
         )
 
 
-def _encodes_under_transformers_4(model: nn.Module) -> bool:
-    """Encoders there add the dimension of heads to masks themselves; decoders let those of four dimensions pass."""
+def _is_encoder_of_transformers_4(model: nn.Module) -> bool:
+    """Whether the model adds the dimension of heads to masks itself, as encoders of transformers 4 do."""
     can_generate: Callable[[], bool] = getattr(model, "can_generate", lambda: True)
     return transformers.__version__.startswith("4.") and not can_generate()
 
 
 def _window(config: Any) -> int | None:
+    """How far local layers reach to either side; None if there are none."""
     if getattr(config, "model_type", None) == "modernbert":
         if transformers.__version__.startswith("4."):
             raise ValueError(
@@ -200,7 +201,7 @@ def _window(config: Any) -> int | None:
 
 
 def _first_position(model: nn.Module) -> int:
-    """RoBERTa-like models number positions from padding_idx + 1 on."""
+    """The position id of a text's first token: padding_idx + 1 in RoBERTa-like models, else 0."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1

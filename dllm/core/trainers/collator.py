@@ -1,5 +1,8 @@
-"""From samples to a corrupted batch. Masks are drawn here, on the host, so that the number of masked tokens is known
-before anything is sent to a device, and a product over them has exactly their size."""
+"""MDLMCollator: turns samples into a corrupted batch.
+
+Masks are drawn on the host. So the number of masked tokens is known there, and matrix products over them have exactly
+that size.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from dllm.core import noising
 from dllm.core.schedulers import BaseAlphaScheduler
+from dllm.core.trainers.batches import CORRUPTION, IGNORE, check_batch, check_draws, check_fits, padding_mask
 
 _log = logging.getLogger("dllm")
 
-IGNORE = -100
-# The entry of a batch that holds what the loss needs; all others go to the model.
-CORRUPTION = "corruption"
-# Batches of an epoch that are told apart where a data set has no end.
-_BATCHES = 2**20
-# Widths of batches are multiples of this where few different ones are wanted.
-GRID = 64
-
-
-def padding_collator(tokenizer: Any, few_shapes: bool = False, positions: int | None = None) -> Callable[..., Any]:
-    """Samples padded by the tokenizer, labels with -100; stacked as they are where there is none.
-
-    Args:
-        tokenizer: or None.
-        few_shapes: pad to a multiple of 64 tokens.
-        positions: that the model has; a batch that would not fit into them is padded to its longest sample.
-    """
-    if tokenizer is None:
-        return transformers.default_data_collator
-    tight = transformers.DataCollatorForSeq2Seq(tokenizer, padding=True, return_tensors="pt")
-    if not few_shapes:
-        return tight
-    wide = transformers.DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=GRID, return_tensors="pt")
-    return OnGrid(tight, wide, positions)
-
-
-@dataclass(frozen=True)
-class OnGrid:
-    """`wide` where the width that it pads to, a multiple of 64, is at most `positions`; else `tight`."""
-
-    tight: Callable[[Sequence[Any]], Mapping[str, Any]]
-    wide: Callable[[Sequence[Any]], Mapping[str, Any]]
-    positions: int | None
-
-    def __call__(self, samples: Sequence[Any]) -> Mapping[str, Any]:
-        longest = max(len(sample["input_ids"]) for sample in samples)
-        fits = self.positions is None or -(-longest // GRID) * GRID <= self.positions
-        return (self.wide if fits else self.tight)(samples)
+# Of a data set without length, this many batches of an epoch have masks of their own.
+_MAX_BATCHES_PER_EPOCH = 2**20
 
 
 @dataclass(kw_only=True)
@@ -62,38 +29,37 @@ class MDLMCollator:
     """Pads samples with `base`, then masks each token that has a label with probability 1 - alpha(t) of its sample.
 
     Args:
-        base: a collator that gives `input_ids` [B, L], padded on the right, and may give `labels` [B, L] (-100 where a
-            token is never masked, else the token itself) and `attention_mask` [B, L]. Without labels every token that
-            is attended to may be masked. A mask token in the data is never learnt; a log line says so once. Two more
-            entries take the place of what would be drawn: `times`, float32 [B], the t of each sample, from 0 to 1
-            whatever `low` and `high`; and `seeds`, int64 [B], of each sample, where a text comes more than once in an
-            epoch and must not always lose its tokens in the same order.
-        scheduler: alpha(t), and w(t) for the weight "scheduler".
+        base: a collator that gives `input_ids` [B, L], padded on the right. It may give `labels` [B, L], -100 where a
+            token is never masked, else the token; and `attention_mask` [B, L]. Without labels every attended token may
+            be masked. A mask token in the data is never a target; one log line warns of it. Two more entries replace
+            random draws: `times`, float32 [B], t of each sample, anywhere in [0, 1]; and `seeds`, int64 [B], for a
+            text that appears several times in an epoch and should get other masks each time.
+        scheduler: alpha(t), and w(t) unless `uniform_weight`.
         mask_id, pad_id: the mask token; the padding token, None if there is none.
-        vocab_size: token ids lie below it.
+        vocab_size: the number of token ids.
         seed: of the run.
         low, high: the range of t.
         antithetic: spread the times of a batch evenly.
         uniform_weight: weight 1 instead of w(t).
-        right_shift: the token at p is predicted at p - 1 (Dream, A2D), at 0 that at 0.
-        positions: that the model has; None where they do not end.
+        right_shift: the token at p is predicted at p - 1, the first one at 0 (Dream, A2D).
+        positions: the model's; None if they are unlimited.
+        endless: the data set has no length. It may repeat within an epoch, so masks then also depend on the number of
+            the batch in its worker process.
 
-    A batch has the model's inputs, `input_ids` corrupted, no labels, no attention mask where it would be all ones, and
-    under "corruption", with N masked tokens of nonzero weight:
-        rows: int64 [N], position b L + p of the prediction of each.
+    A batch has the model's inputs: `input_ids`, corrupted; no labels; no attention mask that is all ones. Its entry
+    "corruption" holds, for the N masked tokens of nonzero weight:
+        rows: int64 [N], index b L + p of the position that predicts each.
         targets: int64 [N], the token.
         weight: float32 [N], w(t) of its sample.
-        maskable: int64 [B], tokens of each sample that may be masked.
-        lengths: int64 [B], tokens of each sample that are attended to.
+        maskable: int64 [B], each sample's number of tokens that may be masked.
+        lengths: int64 [B], each sample's number of attended tokens.
 
-    `epoch`, which the masks depend on, may be set at any time and reaches the processes of a data loader. With
-    `endless` they depend on the number of the batch in its process too: a stream may begin again within an epoch, and a
-    text must not lose the same tokens every time.
+    Masks depend on `epoch`, which may be set at any time and reaches the worker processes of a data loader.
 
     Raises:
-        TypeError, ValueError: labels that differ from the tokens, token ids outside the vocabulary, padding on the
-            left, shapes that do not fit, more tokens than positions, times outside [0, 1]; weights of the scheduler
-            that are negative or not finite.
+        TypeError, ValueError: a label differs from its token; a token id is outside the vocabulary; padding is on the
+            left; shapes do not match; a row has more tokens than positions; a time is outside [0, 1]; a weight of the
+            scheduler is negative or not finite.
 
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
@@ -123,10 +89,10 @@ class MDLMCollator:
     right_shift: bool = False
     positions: int | None = None
     endless: bool = False
-    _batches: int = 0
+    _batch_count: int = 0
     _epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
-    _warned: bool = False
-    _warned_of_masks: bool = False
+    _warned_of_nothing_maskable: bool = False
+    _warned_of_mask_tokens: bool = False
 
     @property
     def epoch(self) -> int:
@@ -138,51 +104,51 @@ class MDLMCollator:
         self._epoch.fill_(epoch)
 
     @property
-    def _draw(self) -> int:
-        """The number that tells what is drawn for a sample now from what is drawn for it at another time."""
-        return (self.epoch * _BATCHES + self._batches) % 2**31 if self.endless else self.epoch
+    def _draw_number(self) -> int:
+        """The step counter of the random stream: another number gives a sample other masks."""
+        return (self.epoch * _MAX_BATCHES_PER_EPOCH + self._batch_count) % 2**31 if self.endless else self.epoch
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         return self.corrupt(self.clean(samples))
 
     def clean(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """The batch of x_0, with labels."""
+        """The collated batch x_0, with labels, not corrupted."""
         batch = dict(self.base(samples))
-        tokens, attention_mask = batch["input_ids"], _padding_mask(batch)
+        tokens, attention_mask = batch["input_ids"], padding_mask(batch)
         if batch.get("labels") is None:
             batch["labels"] = tokens if attention_mask is None else torch.where(attention_mask != 0, tokens, IGNORE)
         return batch
 
     def corrupt(self, batch: Mapping[str, Any], keep_clean: bool = False) -> dict[str, Any]:
-        """The batch of x_t, of one of x_0 on the CPU.
+        """Corrupt a batch on the CPU.
 
         Args:
             batch: as :meth:`clean` gives it.
-            keep_clean: note under "corruption" also x_0, `input_ids`, `labels` and perhaps `attention_mask` [B, L];
+            keep_clean: add to "corruption" the clean batch, `input_ids`, `labels` and perhaps `attention_mask` [B, L];
                 `masked`, bool [B, L]; and `times`, float32 [B] or [B, L].
         """
         batch = dict(batch)
-        tokens, attention_mask = batch["input_ids"], _padding_mask(batch)
+        tokens, attention_mask = batch["input_ids"], padding_mask(batch)
         labels, times, seeds = (batch.pop(name, None) for name in ("labels", "times", "seeds"))
         check_batch(tokens, labels, attention_mask, self.vocab_size)
         check_fits(tokens, batch.get("position_ids"), self.positions)
         check_draws(times, seeds, len(tokens))
         if attention_mask is not None and bool((attention_mask != 0).all()):
-            del batch["attention_mask"]  # says nothing, and many models wait for the device to find that out
-        maskable = (labels != IGNORE) & ~self._masks_in(tokens, labels)
+            del batch["attention_mask"]  # all ones; many models would wait for the device to find that out
+        maskable = (labels != IGNORE) & ~self._mask_tokens_in_data(tokens, labels)
         times, noised = self._corrupt(tokens, maskable, attention_mask, times, seeds)
         attended = torch.ones_like(tokens) if attention_mask is None else (attention_mask != 0).long()
         counts = dict(maskable=maskable.sum(1), lengths=attended.sum(1))
-        self._warn_once_of_nothing(counts["maskable"])
-        chosen = self._chosen(tokens, noised.masked, times)
+        self._warn_if_nothing_maskable(counts["maskable"])
+        corruption = self._masked_rows(tokens, noised.masked, times) | counts
         if keep_clean:
-            chosen |= dict(input_ids=tokens, labels=labels, masked=noised.masked, times=times)
-            chosen |= {} if attention_mask is None else dict(attention_mask=attention_mask)
-        self._batches += 1
-        return self._model_inputs(batch, noised.tokens) | {CORRUPTION: chosen | counts}
+            corruption |= dict(input_ids=tokens, labels=labels, masked=noised.masked, times=times)
+            corruption |= {} if attention_mask is None else dict(attention_mask=attention_mask)
+        self._batch_count += 1
+        return self._model_inputs(batch, noised.tokens) | {CORRUPTION: corruption}
 
     def _model_inputs(self, batch: dict[str, Any], noised: Tensor) -> dict[str, Any]:
-        """The batch of x_0 as that of x_t."""
+        """The model's inputs: the batch with corrupted tokens."""
         return batch | {"input_ids": noised}
 
     def _corrupt(
@@ -193,35 +159,41 @@ class MDLMCollator:
         times: Tensor | None,
         seeds: Tensor | None,
     ) -> tuple[Tensor, noising.Noised]:
-        """Times, and the corrupted tokens; times and seeds that are not given are drawn."""
+        """The times, drawn unless given, and the corrupted tokens."""
         if seeds is None:
             lengths = noising.real_lengths(tokens, attention_mask, self.pad_id)
             seeds = noising.sample_seeds(tokens, lengths, self.seed)
         if times is None:
             times = self._times(seeds, tokens.shape[1])
-        options = dict(seeds=seeds, epoch=self._draw, scheduler=self.scheduler, mask_id=self.mask_id)
+        options = dict(seeds=seeds, epoch=self._draw_number, scheduler=self.scheduler, mask_id=self.mask_id)
         return times, noising.corrupt(tokens, maskable, times, **options)
 
     def _times(self, seeds: Tensor, width: int) -> Tensor:
-        """float32 [B], or [B, width] for a time per token."""
-        return noising.diffusion_times(seeds, self._draw, low=self.low, high=self.high, antithetic=self.antithetic)
+        """Diffusion times, float32 [B], or [B, width] for a time per token."""
+        return noising.diffusion_times(
+            seeds, self._draw_number, low=self.low, high=self.high, antithetic=self.antithetic
+        )
 
-    def _chosen(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
-        """The masked tokens that carry loss: where they are predicted, what they are, what they weigh."""
-        weight = torch.ones_like(times) if self.uniform_weight else self.scheduler.weight(times)
-        if not bool(((weight >= 0) & (weight < torch.inf)).all()):
-            raise ValueError(f"weights of {type(self.scheduler).__name__} must be finite and at least 0, got {weight}")
-        weight = (weight if weight.dim() == 2 else weight[:, None]).expand_as(masked)
+    def _masked_rows(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
+        """`rows`, `targets` and `weight` of the masked tokens of nonzero weight."""
+        weight = self._weights(masked, times)
         row, position = (masked & (weight > 0)).nonzero(as_tuple=True)
         predicted_at = (position - 1).clamp(min=0) if self.right_shift else position
         rows = row * tokens.shape[1] + predicted_at
         return dict(rows=rows, targets=tokens[row, position], weight=weight[row, position].float())
 
-    def _masks_in(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Masks that the data have where a token is to be learnt, bool [B, L]: there is nothing to predict at them."""
+    def _weights(self, masked: Tensor, times: Tensor) -> Tensor:
+        """The loss weights [B, L], of which those of masked tokens are used."""
+        weight = torch.ones_like(times) if self.uniform_weight else self.scheduler.weight(times)
+        if not bool(((weight >= 0) & (weight < torch.inf)).all()):
+            raise ValueError(f"weights of {type(self.scheduler).__name__} must be finite and at least 0, got {weight}")
+        return (weight if weight.dim() == 2 else weight[:, None]).expand_as(masked)
+
+    def _mask_tokens_in_data(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Mask tokens of the data that have a label, bool [B, L]; a warning is logged once, as they are not trained."""
         found = (tokens == self.mask_id) & (labels != IGNORE)
-        if not self._warned_of_masks and bool(found.any()):
-            self._warned_of_masks = True
+        if not self._warned_of_mask_tokens and bool(found.any()):
+            self._warned_of_mask_tokens = True
             row, position = found.nonzero()[0].tolist()
             _log.warning(
                 "the data hold the mask token (%d of a batch, first at row %d, position %d): it is not learnt",
@@ -231,116 +203,7 @@ class MDLMCollator:
             )
         return found
 
-    def _warn_once_of_nothing(self, maskable: Tensor) -> None:
-        if not self._warned and int(maskable.sum()) == 0:
-            self._warned = True
+    def _warn_if_nothing_maskable(self, maskable: Tensor) -> None:
+        if not self._warned_of_nothing_maskable and int(maskable.sum()) == 0:
+            self._warned_of_nothing_maskable = True
             _log.warning("a batch has no token that may be masked (every label is %d): its loss is 0", IGNORE)
-
-
-def check_batch(tokens: object, labels: object, attention_mask: object, vocab_size: int) -> None:
-    """Check what the base collator made.
-
-    Raises:
-        TypeError: token ids that are not int64 tensors.
-        ValueError: other shapes than [B, L], ids outside the vocabulary, labels that are neither -100 nor the token, an
-            attention mask that is no right padding.
-
-    Example:
-        >>> check_batch(torch.tensor([[5, 6]]), torch.tensor([[-100, 7]]), None, vocab_size=10)
-        Traceback (most recent call last):
-        ...
-        ValueError: labels must equal input_ids wherever they are not -100, got label 7 for token 6 at row 0, position 1
-    """
-    for name, value in (("input_ids", tokens), ("labels", labels)):
-        if not isinstance(value, Tensor) or value.dtype != torch.int64:
-            raise TypeError(f"{name} must be an int64 tensor, got {_kind(value)}")
-    if tokens.dim() != 2 or labels.shape != tokens.shape:
-        raise ValueError(
-            f"input_ids and labels must have one shape [B, L], got {list(tokens.shape)} and {list(labels.shape)}"
-        )
-    _check_range("input_ids", tokens, tokens, vocab_size)
-    _check_range("labels", labels, labels[labels != IGNORE], vocab_size)
-    wrong = ((labels != tokens) & (labels != IGNORE)).nonzero()
-    if len(wrong):
-        row, position = wrong[0].tolist()
-        raise ValueError(
-            f"labels must equal input_ids wherever they are not {IGNORE}, got label {int(labels[row, position])} for "
-            f"token {int(tokens[row, position])} at row {row}, position {position}"
-        )
-    if attention_mask is not None:
-        real = attention_mask != 0
-        if real.shape != tokens.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids {list(tokens.shape)}, got {list(real.shape)}"
-            )
-        if bool((~real[:, :-1] & real[:, 1:]).any()):
-            raise ValueError(
-                "attention_mask must be right padding: in each row ones, then zeros (tokenizer.padding_side = 'right')"
-            )
-
-
-def check_fits(tokens: Tensor, position_ids: object, positions: int | None) -> None:
-    """Check that rows, padding included, fit the positions of a model; None where these do not end. Where samples are
-    packed, `position_ids` say how long the longest is.
-
-    Raises:
-        ValueError: they are longer.
-
-    Example:
-        >>> check_fits(torch.tensor([[5, 6, 7]]), None, positions=2)
-        Traceback (most recent call last):
-        ...
-        ValueError: a row of a batch must fit the model's 2 positions, got 3: set max_length
-    """
-    width = tokens.shape[1]
-    if isinstance(position_ids, Tensor) and position_ids.numel():
-        width = int(position_ids.max() - position_ids.min()) + 1
-    if positions is not None and width > positions:
-        raise ValueError(f"a row of a batch must fit the model's {positions} positions, got {width}: set max_length")
-
-
-def check_draws(times: object, seeds: object, samples: int) -> None:
-    """Check the times and seeds that a base collator gave; None for what it leaves to be drawn.
-
-    Raises:
-        TypeError: times that are no float32 tensor, seeds that are no int64 tensor.
-        ValueError: not one for each sample, or times outside [0, 1].
-
-    Example:
-        >>> check_draws(torch.tensor([0.5, 1.5]), None, samples=2)
-        Traceback (most recent call last):
-        ...
-        ValueError: times must lie in [0, 1], got 1.5 for row 1
-    """
-    for name, value, kind in (("times", times, "float32"), ("seeds", seeds, "int64")):
-        if value is None:
-            continue
-        if _kind(value) != kind:
-            raise TypeError(f"{name} must be a tensor of {kind}, got {_kind(value)}")
-        if value.shape != (samples,):
-            raise ValueError(f"{name} must have the shape [{samples}], one for each sample, got {list(value.shape)}")
-    if times is not None and len(outside := (~((times >= 0) & (times <= 1))).nonzero()):  # NaN is outside
-        row = int(outside[0])
-        raise ValueError(f"times must lie in [0, 1], got {float(times[row])} for row {row}")
-
-
-def _check_range(name: str, all_ids: Tensor, ids: Tensor, vocab_size: int) -> None:
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < vocab_size):
-        outside = int(ids[(ids < 0) | (ids >= vocab_size)][0])
-        place = (all_ids == outside).nonzero()[0].tolist()
-        raise ValueError(
-            f"{name} must lie in the vocabulary [0, {vocab_size}), got {outside} at row {place[0]}, position {place[1]}"
-        )
-
-
-def _padding_mask(batch: Mapping[str, Any]) -> Any:
-    """The attention mask, which says what is padding; None where it is one of query and key that keeps packed samples
-    apart, which come with `position_ids` (:class:`dllm.data.packing.PackingCollator`)."""
-    mask = batch.get("attention_mask")
-    of_query_and_key = isinstance(mask, Mapping) or (isinstance(mask, Tensor) and mask.dim() > 2)
-    return None if of_query_and_key and "position_ids" in batch else mask
-
-
-def _kind(value: object) -> str:
-    """What to call a value of the wrong kind: a tensor by its dtype."""
-    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__

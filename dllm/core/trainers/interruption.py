@@ -1,4 +1,4 @@
-"""A run that is stopped by a signal: at the end of an optimizer step, with a checkpoint from which it goes on."""
+"""Stopping a run by a signal: at the end of an optimizer step, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -17,46 +17,45 @@ from torch import Tensor
 
 from dllm.exits import Interrupted
 
-if TYPE_CHECKING:
-    from dllm.core.trainers.mdlm import MDLMTrainer
-
-# A signal again within so many seconds is the same one: a launcher passes on what the terminal has sent as well.
-_SAME = 1.0
-_NOTE = b"stopping at the end of this step, with a checkpoint; Ctrl-C again ends at once\n"
+# A second signal within this many seconds is a duplicate: the terminal and the launcher both send one Ctrl-C.
+_DUPLICATE_SECONDS = 1.0
+_MESSAGE = b"stopping at the end of this step, with a checkpoint; Ctrl-C again ends at once\n"
 
 
 class StopOnSignal(transformers.TrainerCallback):
-    """Stops a run at the end of an optimizer step, all its processes at the same one, once one of them is `asked` to.
+    """Stops all processes of a run at the end of the same optimizer step, once one of them is asked to stop.
 
-    The checkpoint written then holds the optimizer's state, whatever `save_only_model` says: without it nothing can go
-    on. Nothing is evaluated any more. One process stops at the end of the step under way, several at the end of the
-    next: they add up who was asked, with the counts that each step exchanges anyway.
+    The checkpoint written then holds the optimizer's state even with `save_only_model`, because nothing can resume
+    without it. No evaluation follows. A single process stops at the end of the current step. Several processes sum
+    their requests together with the counts that each step exchanges, and stop at the end of the next step.
 
     Attributes:
-        asked: the number of the signal that came to this process; 0 if none did.
-        stopped: the number of the signal that the run was stopped for; None if it was not.
+        asked: the number of the signal that this process received; 0 if none.
+        stopped: the number of the signal that stopped the run; None if none did.
     """
 
     def __init__(self) -> None:
         self.asked = 0
         self.stopped: int | None = None
-        self._answer: Tensor | None = None
-        self._there: torch.Event | None = None
+        self._requests: Tensor | None = None
+        self._copied: torch.Event | None = None
 
     def agreed(self, asked: Tensor) -> None:
-        """What all processes were asked in this step, summed, int64 []. It is read at the step's end, when the device
-        is there anyway: the host does not wait for the step itself."""
-        self._answer, self._there = asked, None
+        """Take the sum over ranks of requests in this step, int64 [].
+
+        It is copied to the host asynchronously and read at the end of the step, so the host does not wait here.
+        """
+        self._requests, self._copied = asked, None
         if asked.device.type != "cpu":
-            self._answer = asked.to("cpu", non_blocking=True)
-            self._there = torch.Event(asked.device)
-            self._there.record()
+            self._requests = asked.to("cpu", non_blocking=True)
+            self._copied = torch.Event(asked.device)
+            self._copied.record()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.stopped = self._answer = None
+        self.stopped = self._requests = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._is_time(args.world_size):
+        if not self._must_stop(args.world_size):
             return
         self.stopped = self.asked or signal.SIGTERM
         args.save_only_model = False
@@ -64,30 +63,32 @@ class StopOnSignal(transformers.TrainerCallback):
         control.should_evaluate = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.stopped is not None:  # else transformers deletes all checkpoints but the best where it keeps one only
+        if self.stopped is not None:  # with save_total_limit=1 transformers would delete this one and keep the best
             state.best_model_checkpoint = None
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped is not None:
             control.should_save = control.should_evaluate = False
 
-    def _is_time(self, processes: int) -> bool:
+    def _must_stop(self, processes: int) -> bool:
         if processes == 1:
             return bool(self.asked)
-        if self._there is not None:
-            self._there.synchronize()
-        return self._answer is not None and bool(self._answer)
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._requests is not None and bool(self._requests)
 
 
 @contextlib.contextmanager
-def stopped_by_signals(trainer: MDLMTrainer, how_to_go_on: str) -> Iterator[StopOnSignal]:
-    """Within it SIGINT (Ctrl-C) and SIGTERM stop the training of `trainer` at the end of a step, with a checkpoint; a
-    second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, which alone hears signals, nothing changes.
-    torchrun passes both signals on, and kills what has not ended 30 seconds later: a step and its checkpoint must fit.
+def stopped_by_signals(trainer: transformers.Trainer, how_to_go_on: str) -> Iterator[StopOnSignal]:
+    """Make SIGINT (Ctrl-C) and SIGTERM stop a training run at the end of a step, with a checkpoint.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. Only the main thread receives signals; in another one this context
+    does nothing. torchrun passes both signals on and kills processes that are still alive 30 seconds later, so a step
+    and its checkpoint must not take longer.
 
     Args:
-        trainer: that trains within it.
-        how_to_go_on: what the error says; `{checkpoint}` in it is the folder.
+        trainer: trains inside this context.
+        how_to_go_on: text of the error; `{checkpoint}` in it becomes the checkpoint's folder.
 
     Raises:
         Interrupted: at the end, if the run was stopped.
@@ -95,20 +96,20 @@ def stopped_by_signals(trainer: MDLMTrainer, how_to_go_on: str) -> Iterator[Stop
     stop, args, process = trainer.stop, trainer.args, os.getpid()
     only_model, first = args.save_only_model, None
 
-    def heard(signum: int, frame: Any) -> None:
+    def on_signal(signum: int, frame: Any) -> None:
         nonlocal first
         if os.getpid() != process:
-            _in_a_fork(signum)
+            _on_signal_in_worker(signum)
             return
         now = time.monotonic()
         if first is None:
             first, stop.asked = now, signum
             if args.process_index == 0:
-                os.write(2, _NOTE)  # print may be at work when the signal comes
-        elif signum == signal.SIGINT and now - first > _SAME:
+                os.write(2, _MESSAGE)  # a handler must not print: it may have interrupted print
+        elif signum == signal.SIGINT and now - first > _DUPLICATE_SECONDS:
             raise KeyboardInterrupt
 
-    with _handlers(heard):
+    with _handler(on_signal):
         try:
             yield stop
         finally:
@@ -119,22 +120,25 @@ def stopped_by_signals(trainer: MDLMTrainer, how_to_go_on: str) -> Iterator[Stop
         raise Interrupted(f"stopped after step {trainer.state.global_step}: {told}", stop.stopped)
 
 
-def _in_a_fork(signum: int) -> None:
-    """A process that loads data has these handlers, too. Ctrl-C on a terminal comes to it as well, and it is needed to
-    the end of the step; SIGTERM is how it is ended."""
+def _on_signal_in_worker(signum: int) -> None:
+    """Handle a signal in a data loader's worker process, which inherits the handler.
+
+    It ignores Ctrl-C, which a terminal sends to it too, because it is needed until the step ends. SIGTERM ends it.
+    """
     if signum == signal.SIGTERM:
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
 
 
 @contextlib.contextmanager
-def _handlers(heard: Any) -> Iterator[None]:
+def _handler(on_signal: Any) -> Iterator[None]:
+    """Install a handler of both signals inside this context."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # a job in the background ignores Ctrl-C; and None is a handler that Python cannot put back
+    # A background job ignores Ctrl-C and must go on doing so. None is a handler that Python cannot restore.
     ours = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) not in (signal.SIG_IGN, None)]
-    before = {signum: signal.signal(signum, heard) for signum in ours}
+    before = {signum: signal.signal(signum, on_signal) for signum in ours}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether that holds what resuming needs."""
+"""The checkpoint that a run resumes from, and checks that it is complete."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 _log = logging.getLogger("dllm")
 
 _STATE = "trainer_state.json"
-# In the messages of torch.save where a file cannot be written.
-_WRITING = ("PytorchStreamWriter", "inline_container", "iostream")
+# A RuntimeError of torch.save whose message has one of these is a failed write.
+_WRITE_ERROR_SIGNS = ("PytorchStreamWriter", "inline_container", "iostream")
 
 
 def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> str | None:
     """The folder to resume from.
 
     Args:
-        wanted: as `Trainer.train` takes it: a folder; True for the last checkpoint of `output_dir` that was written to
-            its end; None or False for none.
+        wanted: as `Trainer.train` takes it: a folder; True for the last complete checkpoint of `output_dir`; None or
+            False for none.
         output_dir: of the run.
 
     Raises:
-        ValueError: there is no whole checkpoint, or it holds weights only.
+        ValueError: there is no complete checkpoint, or it holds weights only.
 
     Example:
         >>> checkpoint_to_resume(None, "out") is None
@@ -34,8 +34,8 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> s
     """
     if wanted is None or wanted is False:
         return None
-    found = _last_whole(Path(output_dir)) if wanted is True else Path(wanted)
-    if not _is_whole(found):
+    found = _last_complete(Path(output_dir)) if wanted is True else Path(wanted)
+    if not _is_complete(found):
         raise ValueError(f"{found} is no whole checkpoint: its {_STATE} is missing or damaged")
     if not any(found.glob("rng_state*.pth")):
         raise ValueError(
@@ -46,35 +46,35 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | Path) -> s
 
 
 @contextlib.contextmanager
-def whole_checkpoint(checkpoint: Path) -> Iterator[None]:
-    """Within it a checkpoint is written: what fails or is interrupted leaves nothing of it.
+def complete_or_removed(checkpoint: Path) -> Iterator[None]:
+    """Remove a checkpoint whose writing, inside this context, fails or is interrupted.
 
     Raises:
-        OSError: it cannot be written, because the disk is full, for example; torch says so by a RuntimeError.
+        OSError: it cannot be written, because the disk is full, for example. torch raises a RuntimeError there.
     """
-    # a run before this one may have left a state there, which says that all is written
+    # a state file left by an earlier run would mark the checkpoint as complete
     (checkpoint / _STATE).unlink(missing_ok=True)
     try:
         yield
     except BaseException as error:
-        if not _is_whole(checkpoint):
+        if not _is_complete(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _WRITING):
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _WRITE_ERROR_SIGNS):
             raise OSError(f"{checkpoint} could not be written: {error}") from error
         raise
 
 
-def _last_whole(output_dir: Path) -> Path:
+def _last_complete(output_dir: Path) -> Path:
     named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
     for _, path in sorted(((int(match[1]), path) for match, path in named if match), reverse=True):
-        if _is_whole(path):
+        if _is_complete(path):
             return path
         _log.warning("%s was not written to its end and is passed over", path)
     raise ValueError(f"there is no whole checkpoint in {output_dir}")
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """The trainer writes its state after everything else."""
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether the trainer's state, which is written last, is there."""
     try:
         return "global_step" in json.loads((checkpoint / _STATE).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What trainers measure and draw."""
+"""Metrics, throughput and the training curve of trainers."""
 
 from dllm.core.trainers.utils.meters import OnEvaluateMetricsCallback
 from dllm.core.trainers.utils.metrics import NLLMetric, PPLMetric

@@ -10,14 +10,14 @@ _log = logging.getLogger("dllm")
 
 
 def draw_curve(log_history: Sequence[Mapping[str, float]], path: str | Path) -> Path | None:
-    """Loss in training and evaluation above, learning rate below, over steps, as a PNG.
+    """Plot training and evaluation loss, and below them the learning rate, over steps, as a PNG.
 
     Args:
         log_history: `trainer.state.log_history`, or the same from a checkpoint's trainer_state.json.
         path: the file to write; its folder is made.
 
     Returns:
-        The path; None where the logs hold no loss, or matplotlib is not installed (a log line says so).
+        The path; None if the logs hold no loss or matplotlib is not installed (which is logged).
 
     Example:
         >>> draw_curve([], "curve.png") is None

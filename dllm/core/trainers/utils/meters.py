@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics that are kept for training and evaluation apart, and logged."""
+"""A callback that keeps torchmetrics metrics for training and evaluation separately, and logs them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dllm.startup import print_main
 
 
 class OnEvaluateMetricsCallback(transformers.TrainerCallback):
-    """Metrics for each split, which are logged after every evaluation and begin again: `nll` of training, `eval_nll`.
+    """Metrics of each split, logged and reset after every evaluation, as `nll` (training) and `eval_nll`.
 
-    `MDLMTrainer.meter` is one. It is not among that trainer's callbacks: its values stand in the trainer's own entries.
-    Any other Trainer takes one by `trainer.add_callback` and feeds it in its `compute_loss`.
+    `MDLMTrainer.meter` is one, but not a callback of that trainer, which logs its values in its own entries. Another
+    Trainer registers one by `trainer.add_callback` and updates it in its `compute_loss`.
 
     Args:
-        trainer: whose accelerator says where the metrics live, and who logs.
-        splits: the metrics are kept for each of them; "train" is logged without a prefix.
-        metrics: the metrics of one split by name, or torchmetrics' collection of them. They are copied.
+        trainer: gives the device, by its accelerator, and logs.
+        splits: names of the splits; "train" is logged without a prefix.
+        metrics: a mapping from names to metrics, or a MetricCollection. Each split has a copy.
 
     Raises:
-        TypeError: metrics that are neither.
+        TypeError: `metrics` is neither.
 
     Example:
         >>> from types import SimpleNamespace
@@ -52,12 +52,12 @@ class OnEvaluateMetricsCallback(transformers.TrainerCallback):
         self.reset()
 
     def update(self, split: str, *args: Any, **kwargs: Any) -> None:
-        """Take in a batch: what the metrics' own `update` takes. Nothing is read back from the device."""
+        """Add a batch. Takes the arguments of the metrics' own `update`; does not wait for the device."""
         with torch.no_grad():
             self._metrics[split].update(*args, **kwargs)
 
     def finalize(self, split: str) -> dict[str, float]:
-        """The values of all ranks, which then begin again; none if there was no update. Every rank has to call it."""
+        """The values over all ranks, then reset; {} if there was no update. Every rank must call this."""
         metrics = self._metrics[split]
         if not any(metric.update_called for metric in metrics.values()):
             return {}
@@ -66,12 +66,12 @@ class OnEvaluateMetricsCallback(transformers.TrainerCallback):
         return found
 
     def reset(self, *splits: str) -> None:
-        """Forget what was seen of these splits, of all if none is named."""
+        """Reset the metrics of these splits; of all if none is named."""
         for split in splits or self.splits:
             self._metrics[split].reset()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log the values of all splits, and print them in the first process."""
+        """Log the values of all splits and print them in the first process."""
         logs = {
             name if split == "train" else f"{split}_{name}": value
             for split in self.splits

@@ -1,4 +1,4 @@
-"""Running means over batches and ranks, as metrics of torchmetrics: negative log-likelihood and perplexity."""
+"""torchmetrics metrics for language models: weighted mean, negative log-likelihood, perplexity."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class MeanMetric(torchmetrics.MeanMetric):
-    """torchmetrics' weighted mean of all values seen since the last reset, over all ranks, with sums in float64.
+    """torchmetrics' weighted mean over batches and ranks since the last reset, with sums in float64.
 
-    In float32 a count stops growing at 2^24 tokens. `update` reads nothing back from the device, and a NaN among the
-    values makes the mean NaN: torchmetrics' own `update` waits for the device in every call to look for NaNs, and with
-    `nan_strategy="disable"` version 1.9 leaves the weights out.
+    In float32 a count stops growing at 2^24 tokens. torchmetrics' own `update` waits for the device in every call to
+    look for NaNs, and with `nan_strategy="disable"` version 1.9 ignores the weights. So `update` is replaced: it does
+    not wait for the device, and a NaN makes the mean NaN.
 
     Args:
-        device: where the sums live, and the values are (float32 on devices without float64).
+        device: of the sums and the values; sums are float32 on devices without float64.
         options: of `torchmetrics.Metric`.
 
     Example:
@@ -33,7 +33,7 @@ class MeanMetric(torchmetrics.MeanMetric):
         self.set_dtype(torch.float32 if device.type == "mps" else torch.float64).to(device)
 
     def update(self, value: float | Tensor, weight: float | Tensor | None = None) -> None:
-        """Take in values of any shape with weights that broadcast to it; without weights each counts as 1."""
+        """Add values of any shape, with weights that broadcast to it, 1 if not given."""
         value = self._as_sum(value)
         weight = torch.ones_like(value) if weight is None else self._as_sum(weight).expand_as(value)
         self.mean_value = self.mean_value + (value * weight).sum()
@@ -45,7 +45,7 @@ class MeanMetric(torchmetrics.MeanMetric):
 
 
 class NLLMetric(MeanMetric):
-    """Mean negative log-likelihood, nats per token: values are means over tokens, weights the numbers of tokens.
+    """Mean negative log-likelihood in nats per token. Values are means over tokens, weights are numbers of tokens.
 
     Example:
         >>> nll = NLLMetric()
@@ -56,7 +56,7 @@ class NLLMetric(MeanMetric):
 
 
 class PPLMetric(NLLMetric):
-    """Perplexity, exp of the mean negative log-likelihood; takes the same values as :class:`NLLMetric`.
+    """Perplexity, exp(mean negative log-likelihood). Takes the same values as :class:`NLLMetric`.
 
     Example:
         >>> ppl = PPLMetric()

@@ -1,4 +1,4 @@
-"""How fast a run is: tokens per second, share of the machine's arithmetic, peak memory."""
+"""Throughput of a run: tokens per second, model FLOP/s utilisation (MFU), peak memory."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from dllm.fast.head.tap import output_head
 from dllm.fast.model import unwrapped
 
-# Side of the square matrices whose product stands for what a device can do.
+# Side of the square matrices whose product measures the peak FLOP/s of a device.
 _SIDE = {"cpu": 1024, "cuda": 4096}
 
 
 class Flops:
-    """Floating-point operations of a training step that are of use: no padding, no recomputation.
+    """Useful floating-point operations of a training step: without padding and recomputation.
 
-    A token costs 2 for each weight that it is multiplied with in the forward, 2 for the gradient of what came in, and 2
-    for the gradient of the weight where that is trained. Attention of n tokens costs 12 n^2 H in each layer, full
-    attention assumed. The head counts for masked tokens only. Experts that a token does not visit are counted too.
+    A token costs, for each weight, 2 in the forward, 2 for the gradient of the input, and 2 for the gradient of the
+    weight if that is trained. Full attention over n tokens costs 12 n^2 H in each layer. The head counts for masked
+    tokens only. All experts of a mixture count, though a token visits few of them.
 
     Args:
-        model: with `get_output_embeddings`; its config may name `num_hidden_layers` and `hidden_size`, else attention
-            counts as free.
+        model: has `get_output_embeddings`. Attention counts as 0 unless its config has `num_hidden_layers` and
+            `hidden_size`.
 
     Raises:
         ValueError: the model has no output embeddings.
@@ -54,15 +54,21 @@ class Flops:
         self.attention = 12 * getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
 
     def __call__(self, tokens: float, squares: float, masked: float) -> float:
-        """Of sequences with that many tokens in all, that sum of squared lengths, and that many masked tokens."""
+        """FLOP of a step.
+
+        Args:
+            tokens: of all sequences together.
+            squares: the sum of the sequences' squared lengths.
+            masked: masked tokens.
+        """
         return self.body * tokens + self.attention * squares + self.head * masked
 
 
 class Throughput:
-    """Counts of a stretch of training, over all ranks. Counts live on the device and are read when asked for.
+    """Tokens per second over an interval of training, all ranks together.
 
     Args:
-        device: of the counts.
+        device: of the counts, which are read only by :meth:`rates`.
 
     Example:
         >>> throughput = Throughput(torch.device("cpu"))
@@ -77,13 +83,13 @@ class Throughput:
         self._reset()
 
     def start(self) -> None:
-        """Begin to measure time, unless that has begun."""
+        """Start the clock, unless it runs."""
         if self._since is None:
             self._since = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time within this context does not count (evaluation, saving)."""
+        """Stop the clock inside this context (evaluation, saving)."""
         began = time.perf_counter()
         try:
             yield
@@ -92,13 +98,18 @@ class Throughput:
                 self._since += time.perf_counter() - began
 
     def update(self, lengths: Tensor, masked: int) -> None:
-        """One batch: int64 [B], the tokens of each row; how many tokens were masked."""
+        """Add a batch.
+
+        Args:
+            lengths: int64 [B], tokens of each row.
+            masked: the number of masked tokens.
+        """
         self._counts += torch.stack([lengths.sum(), lengths.square().sum(), torch.full_like(lengths.sum(), masked)])
 
     def rates(self, flops: Flops | None = None, peak: float = 0.0) -> dict[str, float]:
-        """Tokens and masked tokens per second, all ranks together, since the last call; measuring starts again.
+        """Tokens and masked tokens per second since the last call, all ranks together; then reset.
 
-        With `flops` and `peak` (FLOP/s of one device) also `mfu`, the share of the devices' arithmetic that was of use.
+        With `flops` and `peak` (FLOP/s of one device) also `mfu`, useful FLOP/s divided by the peak of all devices.
         """
         counts, ranks = self._counts, 1
         if dist.is_available() and dist.is_initialized():
@@ -121,9 +132,9 @@ class Throughput:
 
 @functools.cache
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of five products of square matrices, 1024 wide on a CPU and 4096 on a GPU.
+    """FLOP/s of the fastest of five matrix products, 1024 x 1024 on a CPU and 4096 x 4096 on a GPU.
 
-    What the device does in this process and this dtype, so that an MFU means the same on every machine.
+    It is measured in this process and dtype, so that an MFU means the same on every machine.
 
     Example:
         >>> matmul_rate(torch.device("cpu"), torch.float32) > 0
@@ -141,7 +152,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """GiB: the most that torch has allocated on a GPU, or that this process has occupied; None where no one tells.
+    """Peak memory in GiB: allocated by torch on a GPU, else resident memory of this process; None if not known.
 
     Example:
         >>> peak_memory(torch.device("cpu")) > 0
@@ -158,7 +169,7 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 def _per_token(weight: nn.Parameter) -> int:
-    elements = getattr(weight, "ds_numel", weight.numel())  # the whole of a weight that ZeRO-3 has spread
+    elements = getattr(weight, "ds_numel", weight.numel())  # of the full weight where ZeRO-3 has sharded it
     return (6 if weight.requires_grad else 4) * elements
 
 

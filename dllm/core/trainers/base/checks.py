@@ -1,4 +1,4 @@
-"""What can be known of a run before its first step: that the model sees what the loss assumes, and that samples fit."""
+"""Checks before the first step: the model attends to what the loss assumes, and samples fit its positions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,58 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dllm.core.trainers.collator import OnGrid
+from dllm.core.trainers.base.objective import Objective
+from dllm.core.trainers.padding import PadToGrid
 from dllm.data.collators import CollatorWrapper
 from dllm.data.packing import PackingCollator
-from dllm.fast.model import check_positions, unwrapped
+from dllm.fast.model import check_positions, position_limit, unwrapped
 from dllm.fast.visibility import check_bidirectional, forget, probe_rows, visible_keys, why_not_padded
 
-_PADDING = (OnGrid, transformers.DataCollatorForSeq2Seq, transformers.DataCollatorWithPadding)
+_PAD_ONLY = (PadToGrid, transformers.DataCollatorForSeq2Seq, transformers.DataCollatorWithPadding)
+
+
+class ModelChecks(Objective):
+    """A Trainer that checks the model's attention before the first batch.
+
+    Every rank runs five forwards of at most 20 tokens (:mod:`dllm.fast.visibility`). A causal model raises, and so does
+    a padded batch if the model attends to padding. A sample that exceeds the model's positions raises before the first
+    step if the data set is in memory and the collator only pads, else in its batch. Rotary positions beyond those of
+    the configuration give one warning.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._positions, self._positions_are_finite = position_limit(self.model)
+        self._probed, self._why_not_padded = False, None
+
+    def _on_train_begin(self) -> None:
+        super()._on_train_begin()
+        for name in ("train_dataset", "eval_dataset"):
+            check_samples(self.model, getattr(self, name), self.data_collator, name)
+
+    def _check_batch(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Check a batch against the model, and before the first batch the wrapped model itself."""
+        if not self._probed:
+            self._probe_model(model, inputs["input_ids"].device)
+            self._probed = True
+        check_unpadded(inputs.get("attention_mask"), self._why_not_padded)
+        if self._positions is not None and "position_ids" not in inputs:
+            columns = self._text_columns(inputs)
+            if columns > self._positions:  # the collator has checked a finite table of positions
+                check_positions(self.model, columns, "a row of a batch must fit")
+
+    def _probe_model(self, model: nn.Module, device: torch.device) -> None:
+        """Check on a few tokens what the model attends to. Every rank calls this."""
+        self._why_not_padded = check_padding(model, device)
+        check_packing(model, self.data_collator, device)
+
+    def _text_columns(self, inputs: Mapping[str, Any]) -> int:
+        """The number of positions that a row of the batch takes."""
+        return inputs["input_ids"].shape[1]
 
 
 def check_padding(model: nn.Module, device: torch.device) -> str | None:
-    """Try on a few tokens that a model sees both sides, and whether padding is seen.
+    """Check on a few tokens that a model is bidirectional, and find out whether it attends to padding.
 
     Args:
         model: wrapped or not; every rank calls this.
@@ -37,7 +78,7 @@ def check_padding(model: nn.Module, device: torch.device) -> str | None:
 
 
 def check_packing(model: nn.Module, collator: Any, device: torch.device) -> None:
-    """Try on a few tokens that samples of one row do not see each other, where the collator packs.
+    """Check on a few tokens that samples packed into one row do not attend to each other, if the collator packs.
 
     Raises:
         ValueError: they do.
@@ -62,17 +103,21 @@ def _to(mask: Any, device: torch.device) -> Any:
 
 
 def _innermost(collator: Any) -> Any:
-    """The collator inside our wrappers, which leave samples as long as they are, or lengthen them."""
+    """The collator inside this library's wrappers, none of which shortens a sample."""
     while isinstance(collator, CollatorWrapper) and type(collator).__module__.startswith("dllm."):
         collator = collator.collator
     return collator
 
 
 def check_unpadded(attention_mask: object, why: str | None) -> None:
-    """Check that no row of a batch is padded where `why` says that none may be.
+    """Check that no row of a batch is padded, unless `why` is None.
+
+    Args:
+        attention_mask: of the batch, or None.
+        why: the reason why rows may not be padded.
 
     Raises:
-        ValueError: one is.
+        ValueError: a row is padded.
 
     Example:
         >>> check_unpadded(torch.tensor([[1, 1], [1, 0]]), "Net takes no attention_mask")  # doctest: +ELLIPSIS
@@ -88,13 +133,15 @@ def check_unpadded(attention_mask: object, why: str | None) -> None:
 
 
 def check_samples(model: nn.Module, samples: Any, collator: Any, name: str) -> None:
-    """Check that the longest sample fits the model's positions, where that can be told without making batches: of a
-    list or a data set in memory, whose samples the collator only pads.
+    """Check that the longest sample fits the model's positions.
+
+    Only a list or a data set in memory is checked, and only if the collator does nothing but pad.
 
     Args:
         model: the model.
-        samples: the data set `name`, several by name, or None.
+        samples: a data set, a dict of data sets, or None.
         collator: of batches.
+        name: of the data set, for the error.
 
     Raises:
         ValueError: the longest sample has more tokens than the model has positions.
@@ -104,15 +151,14 @@ def check_samples(model: nn.Module, samples: Any, collator: Any, name: str) -> N
             check_samples(model, part, collator, f"{name}[{split!r}]")
         return
     collator = _innermost(collator)
-    if type(collator) in _PADDING or collator is transformers.default_data_collator:
+    if type(collator) in _PAD_ONLY or collator is transformers.default_data_collator:
         longest = longest_sample(samples)
         if longest is not None:
             check_positions(model, longest, f"the longest sample of {name} must fit", ": set max_length")
 
 
 def longest_sample(samples: Any) -> int | None:
-    """Tokens of the longest sample of a list, or of a data set of the package datasets that is no stream; None where
-    that cannot be told at once.
+    """The number of tokens of the longest sample in a list or a map-style data set; None for anything else.
 
     Example:
         >>> longest_sample([{"input_ids": [5]}, {"input_ids": [6, 7]}])

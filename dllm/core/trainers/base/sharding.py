@@ -1,4 +1,4 @@
-"""FSDP as it was asked for: also on a CPU, and with layers that can be sharded apart."""
+"""Set-up of FSDP: on a CPU as well, and with layer classes that can be sharded separately."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ _log = logging.getLogger("dllm")
 
 
 def check_fsdp(device: torch.device) -> None:
-    """Before a trainer makes its accelerator.
+    """Check that the requested FSDP supports the device, before a trainer makes its accelerator.
 
     Raises:
-        ValueError: FSDP1 is asked for on a CPU, which it does not know.
+        ValueError: FSDP1 on a CPU.
     """
-    if _asked_for() and device.type == "cpu" and os.environ.get("FSDP_VERSION", "1") != "2":
+    if _fsdp_requested() and device.type == "cpu" and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("FSDP on a CPU must be FSDP2 (scripts/accelerate_configs/fsdp2.yaml), got FSDP1")
 
 
-def keep_fsdp(trainer: Any) -> None:
-    """Once a trainer has its accelerator, before it prepares the model.
+def set_up_fsdp(trainer: Any) -> None:
+    """Set up FSDP of a trainer that has its accelerator and has not prepared its model.
 
-    - Accelerate takes FSDP for a thing of accelerators: on a CPU it would train by DDP, without a word. FSDP2 shards on
-      a CPU as well, so the accelerator is told, as it tells itself elsewhere, that this is FSDP.
-    - Where no classes of layers are named, those of the model are taken that hold no embedding: with a tied head its
-      weight would be in two places that are sharded apart, which torch refuses.
-    - Of BERT's and RoBERTa's heads the bias is in two places. Accelerate shards embedding and head apart from the rest,
-      one of those places in either, which torch refuses from 2.13 on. So they stay with the rest.
+    - Accelerate supports FSDP on accelerators only; on a CPU it would silently train by DDP. FSDP2 shards on a CPU as
+      well, so the accelerator's state is set to FSDP here.
+    - If no layer classes are named, the model's own are taken, without those that hold an embedding. The weight of a
+      tied head would otherwise be in two modules that are sharded separately, which torch refuses.
+    - The bias of BERT's and RoBERTa's heads is a parameter of two modules. Accelerate shards embedding and head
+      separately from the rest, which separates these two modules, and torch refuses that from 2.13 on. For such models
+      embedding and head stay with the rest.
 
     Args:
-        trainer: of transformers; `accelerator`, `model` and `is_fsdp_enabled` are read and set.
+        trainer: of transformers; its `accelerator`, `model` and `is_fsdp_enabled` are read and set.
     """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is None and _asked_for() and trainer.args.device.type == "cpu":
-        plugin = _on_cpu(trainer)
+    if plugin is None and _fsdp_requested() and trainer.args.device.type == "cpu":
+        plugin = _enable_on_cpu(trainer)
     if plugin is None:
         return
     if plugin.transformer_cls_names_to_wrap is None:
@@ -51,15 +52,14 @@ def keep_fsdp(trainer: Any) -> None:
         prepare = trainer.accelerator.prepare
 
         def prepare_whole(*args: Any, **options: Any) -> Any:
-            with _tables_kept_out_of_sight(trainer.model):
+            with _embeddings_hidden(trainer.model):
                 return prepare(*args, **options)
 
         trainer.accelerator.prepare = prepare_whole
 
 
 def layer_classes(model: nn.Module) -> list[str] | None:
-    """Names of the classes of layers that a model, or a model in it, wants whole and that hold no embedding of tokens;
-    None if there are none.
+    """Names of the layer classes to shard: those in `_no_split_modules` that hold no token embedding; None if none.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
@@ -73,11 +73,11 @@ def layer_classes(model: nn.Module) -> list[str] | None:
     return sorted(found) or None
 
 
-def _asked_for() -> bool:
+def _fsdp_requested() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def _on_cpu(trainer: Any) -> Any:
+def _enable_on_cpu(trainer: Any) -> Any:
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -100,14 +100,14 @@ def _bias_is_shared(model: nn.Module) -> bool:
 
 
 @contextmanager
-def _tables_kept_out_of_sight(model: nn.Module) -> Iterator[None]:
-    """The model names neither its embedding nor its head, except to itself, where it ties them."""
+def _embeddings_hidden(model: nn.Module) -> Iterator[None]:
+    """Inside this context the model returns None as its embedding and its head, except while it ties their weights."""
     tie = model.tie_weights
 
     def hide() -> None:
         model.get_input_embeddings = model.get_output_embeddings = lambda: None
 
-    def tie_in_sight(*args: Any, **options: Any) -> Any:
+    def tie_unhidden(*args: Any, **options: Any) -> Any:
         del model.get_input_embeddings, model.get_output_embeddings
         try:
             return tie(*args, **options)
@@ -115,7 +115,7 @@ def _tables_kept_out_of_sight(model: nn.Module) -> Iterator[None]:
             hide()
 
     hide()
-    model.tie_weights = tie_in_sight
+    model.tie_weights = tie_unhidden
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights (EMA)."""
+"""AveragedWeights: an exponential moving average (EMA) of a model's weights."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Average in the weights as they are now."""
+        """Add the present weights to the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [weight.detach().float() for weight in self.weights.values()]
@@ -62,7 +62,7 @@ class AveragedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within this context the model has the averaged weights; its own are restored afterwards."""
+        """Give the model the averaged weights inside this context, and its own afterwards."""
         own = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self._copy(self.average)
         try:

@@ -1,4 +1,4 @@
-"""From samples to a batch whose rows hold every text twice: x_t, whose blocks are masked, and x_0, which they see."""
+"""Collators for block diffusion: rows [x_t ; x_0] of corrupted and clean text, and answers of whole blocks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from dllm.data.collators import CollatorWrapper
 
 @dataclass(kw_only=True)
 class BD3LMCollator(MDLMCollator):
-    """:class:`~dllm.core.trainers.collator.MDLMCollator`, then x_0 beside x_t.
+    """Corrupts a batch as :class:`~dllm.core.trainers.collator.MDLMCollator` does and appends the clean tokens.
 
-    A batch has `input_ids` [B, 2 L], x_t then x_0; whatever else is [B, L, ...] twice in the same way, but
-    `attention_mask` [B, L] once, and only where a row is padded. "corruption" is as there, with rows of 2 L positions.
+    A batch has `input_ids` [B, 2 L], x_t and then x_0. Other entries [B, L, ...] are repeated in the same way.
+    `attention_mask` stays [B, L] and is there only if a row is padded. "corruption" is that of MDLMCollator, with
+    `rows` counted in rows of 2 L positions.
 
     Args:
         block_size: tokens of a block; the last may be shorter.
         time_per_block: a time t for each block instead of one for the whole text.
 
     Raises:
-        ValueError: as its parent; an attention mask of query and key.
+        ValueError: as the parent class; or the attention mask is over queries and keys.
 
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
@@ -49,8 +50,8 @@ class BD3LMCollator(MDLMCollator):
     def _model_inputs(self, batch: dict[str, Any], noised: Tensor) -> dict[str, Any]:
         tokens, attention_mask = batch["input_ids"], batch.pop("attention_mask", None)
         if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
-            raise ValueError("attention_mask must be [B, L] and say what is padding: who sees whom is up to the blocks")
-        doubled = {name: _twice(value, tokens.shape) for name, value in batch.items()}
+            raise ValueError("attention_mask must be [B, L] and mark padding: the rest is up to the block mask")
+        doubled = {name: _doubled(value, tokens.shape) for name, value in batch.items()}
         padding = {} if attention_mask is None else {"attention_mask": attention_mask}
         return doubled | padding | {"input_ids": torch.cat([noised, tokens], dim=1)}
 
@@ -58,25 +59,26 @@ class BD3LMCollator(MDLMCollator):
         if not self.time_per_block:
             return super()._times(seeds, width)
         spread = dict(low=self.low, high=self.high, antithetic=self.antithetic, blocks=-(-width // self.block_size))
-        times = noising.diffusion_times(seeds, self._draw, **spread)
+        times = noising.diffusion_times(seeds, self._draw_number, **spread)
         return times.repeat_interleave(self.block_size, dim=1)[:, :width]
 
-    def _chosen(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
-        chosen, length = super()._chosen(tokens, masked, times), max(tokens.shape[1], 1)
-        return chosen | {"rows": chosen["rows"] + chosen["rows"] // length * length}
+    def _masked_rows(self, tokens: Tensor, masked: Tensor, times: Tensor) -> dict[str, Tensor]:
+        found, length = super()._masked_rows(tokens, masked, times), max(tokens.shape[1], 1)
+        return found | {"rows": found["rows"] + found["rows"] // length * length}
 
 
 class AppendEOSBlockWrapper(CollatorWrapper):
-    """Every sample is filled up to whole blocks with end-of-text tokens, which are trained: so a model learns to end
-    its last block, which a sampler always denoises whole.
+    """Extends every sample to whole blocks by end-of-text tokens, which are trained.
+
+    A sampler always denoises a whole block, so a model must learn to fill the last block of an answer with end of text.
 
     Args:
-        collator: with a `tokenizer` that has an `eos_token_id`, as transformers' collators; of samples with lists
+        collator: has a `tokenizer` with an `eos_token_id`, as transformers' collators have. Samples have lists
             `input_ids` and perhaps `labels`, `attention_mask`, `token_type_ids`.
         block_size: tokens of a block.
 
     Raises:
-        ValueError: `block_size` below 1, or no end-of-text token.
+        ValueError: `block_size` is below 1, or the tokenizer has no end-of-text token.
 
     Source: dLLM 0.1, whose name and arguments these are.
 
@@ -102,7 +104,7 @@ class AppendEOSBlockWrapper(CollatorWrapper):
         self.block_size, self._fillers = block_size, dict(input_ids=eos, labels=eos, attention_mask=1, token_type_ids=0)
 
     def before(self, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The samples, longer by less than a block."""
+        """The samples, extended to whole blocks."""
         return [self._filled(sample) for sample in samples]
 
     def _filled(self, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +113,6 @@ class AppendEOSBlockWrapper(CollatorWrapper):
         return dict(sample) | {name: [*sample[name], *filler] for name, filler in fillers.items()}
 
 
-def _twice(value: Any, shape: torch.Size) -> Any:
-    """What is said of each token of [B, L] is said of both halves."""
+def _doubled(value: Any, shape: torch.Size) -> Any:
+    """An entry [B, L, ...] repeated along its second dimension; any other entry unchanged."""
     return torch.cat([value, value], dim=1) if isinstance(value, Tensor) and value.shape[:2] == shape else value

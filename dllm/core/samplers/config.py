@@ -1,0 +1,104 @@
+"""BaseSamplerConfig, the settings that all samplers share, and checks of single settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dllm_kernels import _checks
+
+
+@dataclass
+class BaseSamplerConfig:
+    """Settings of every sampler. The seed is an argument of the call instead, as each row may have its own.
+
+    return_dict: return a :class:`BaseSamplerOutput` with histories and stats instead of the canvases alone.
+    max_new_tokens: tokens to generate; None: as many as `max_length` leaves after a row's prompt.
+    max_length: prompt and generated tokens of a row together; used if `max_new_tokens` is None.
+    block_size: tokens of a block; blocks are filled from left to right and begin at the end of each row's own prompt.
+        None: all tokens are one block.
+    temperature: T of the proposals; 0 takes the most probable token.
+    cfg_scale: classifier-free guidance u + (cfg_scale + 1) (c - u), where u are the logits with the given tokens
+        masked; 0 is off.
+    cfg_keep_tokens: given tokens that guidance does not mask.
+    suppress_tokens: never proposed.
+    begin_suppress_tokens: proposed with the lowest confidence, so committed last.
+    right_shift_logits: the logits of a position are those of the one before it (Dream, models converted from causal
+        ones); the first position reads its own.
+    stop_at_eos: a row is finished once its generated part holds the tokenizer's EOS and no mask before it; the rest of
+        the row becomes EOS.
+    impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
+    cuda_graph: steps as CUDA graphs: None where possible and worthwhile, True required, False never.
+    """
+
+    return_dict: bool = False
+    max_new_tokens: int | None = 128
+    max_length: int | None = None
+    block_size: int | None = 128
+    temperature: float = 0.0
+    cfg_scale: float = 0.0
+    cfg_keep_tokens: list[int] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    right_shift_logits: bool = False
+    stop_at_eos: bool = False
+    impl: str = "auto"
+    cuda_graph: bool | None = None
+
+    def check(self) -> None:
+        """Check the settings, before anything runs.
+
+        Raises:
+            TypeError, ValueError: a setting breaks a rule.
+        """
+        for name in ("max_new_tokens", "max_length", "block_size"):
+            if getattr(self, name) is not None:
+                at_least(1, name, getattr(self, name))
+        for name in ("temperature", "cfg_scale"):
+            _checks.finite_at_least_zero(name, getattr(self, name))
+        for name in ("return_dict", "right_shift_logits", "stop_at_eos"):
+            true_or_false(name, getattr(self, name))
+
+
+def at_least(least: int, name: str, value: object) -> int:
+    """Check that a setting is an integer of at least `least`, and return it.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    value = _checks.int64(name, value)
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def check_threshold_and_factor(threshold: float | None, factor: float | None) -> None:
+    """Check the threshold and the factor of samplers that commit by probability; None where one is not given.
+
+    Raises:
+        TypeError, ValueError: the threshold is not a number of at least 0, or the factor not one above 0.
+    """
+    if threshold is not None:
+        _checks.finite_at_least_zero("threshold", threshold)
+    if factor is not None and not _checks.finite_at_least_zero("factor", factor) > 0:
+        raise ValueError(f"factor must be above 0, got {factor}")
+
+
+def true_or_false(name: str, value: object) -> None:
+    """Check that a setting is True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def one_of(choices: Sequence[str], name: str, value: object) -> None:
+    """Check that a setting is one of some words.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,95 @@
+"""One run of the denoising loop over a batch, and the output of a sampler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dllm.core.samplers.config import BaseSamplerConfig
+from dllm.fast.sampling.batch import DenoisingBatch
+from dllm.fast.sampling.live import Step
+from dllm.fast.sampling.loop import Denoiser
+from dllm.fast.sampling.state import Policy
+from dllm.fast.sampling.stats import Stats, stats_of
+
+
+@dataclass
+class BaseSamplerOutput:
+    """What a sampler returns with `return_dict`.
+
+    sequences: int64 [B, L].
+    histories: the canvases [B, L] at the start and after every forward pass.
+    stats: forward passes, tokens and times of the call.
+    """
+
+    sequences: Tensor
+    histories: list[Tensor] | None = None
+    stats: Stats | None = None
+
+
+@torch.no_grad()
+def run(
+    model: nn.Module,
+    batch: DenoisingBatch,
+    policy: Policy,
+    config: BaseSamplerConfig,
+    on_step: Callable[[Step], object] | None,
+    *,
+    pads_left: bool,
+    eos_id: int | None,
+    start_time: float,
+) -> Tensor | BaseSamplerOutput:
+    """Denoise a batch.
+
+    The loop's rows begin at column 0. With `pads_left` the returned canvases, and those of histories and `on_step`, are
+    shifted so that rows end at the last column.
+
+    Args:
+        model: of the sampler.
+        batch: rows that begin at column 0.
+        policy: of the loop.
+        config: of the call.
+        on_step: called after each forward pass.
+        pads_left: padding comes before the tokens of a row.
+        eos_id: tokens after it in the generated part of a row do not count in the stats; None: all count.
+        start_time: of the call, by `time.perf_counter`.
+
+    Returns:
+        The canvases; with `config.return_dict` a :class:`BaseSamplerOutput`.
+    """
+    masked = batch.tokens == policy.mask_id
+    shift = batch.tokens.shape[1] - batch.length if pads_left else torch.zeros_like(batch.length)
+    histories = [_shifted(batch.tokens, shift)]
+
+    def show(step: Step) -> None:
+        shown = ("canvas", "tentative", "confidence")
+        step = step._replace(**{name: _shifted(getattr(step, name), shift) for name in shown})
+        if config.return_dict:
+            histories.append(step.canvas if on_step is None else step.canvas.clone())
+        if on_step is not None:
+            on_step(step)
+
+    watched = config.return_dict or on_step is not None
+    denoiser = Denoiser(
+        model,
+        policy,
+        cuda_graph=config.cuda_graph,
+        on_step=show if watched else None,
+        timed=config.return_dict,
+    )
+    tokens = denoiser.run(batch)
+    sequences = _shifted(tokens, shift)
+    if not config.return_dict:
+        return sequences
+    stats = stats_of(denoiser, tokens, masked, eos_id, time.perf_counter() - start_time)
+    return BaseSamplerOutput(sequences, histories, stats)
+
+
+def _shifted(canvas: Tensor, by: Tensor) -> Tensor:
+    """Each row b of [B, L] rotated by `by[b]` columns to the right."""
+    columns = canvas.shape[1]
+    return canvas.gather(1, (torch.arange(columns, device=canvas.device) - by[:, None]) % max(columns, 1))

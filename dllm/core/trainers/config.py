@@ -1,0 +1,63 @@
+"""MDLMConfig: the arguments of a training run by masked diffusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dllm.configs import TrainingArguments
+from dllm.fast.capture import check_cuda_graph
+
+WEIGHT_TYPES = ("scheduler", "uniform")
+NORM_TYPES = ("token", "sequence", "batch")
+
+
+@dataclass
+class MDLMConfig(TrainingArguments):
+    """Arguments of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`: those of transformers' Trainer, and the fields below.
+
+    Raises:
+        TypeError: `cuda_graph` is neither None nor a bool.
+        ValueError: a field is outside its range, or an argument of transformers does not apply to a diffusion loss.
+
+    Example:
+        >>> config = MDLMConfig(output_dir="out", report_to="none", loss_norm_type="sequence")
+        >>> config.loss_weight_type
+        'scheduler'
+    """
+
+    time_epsilon: float = field(default=1e-3, metadata={"help": "The smallest diffusion time t."})
+    time_max: float = field(default=1.0, metadata={"help": "The largest diffusion time t."})
+    antithetic_time: bool = field(default=False, metadata={"help": "Spread the times of a batch evenly."})
+    loss_weight_type: str = field(default="scheduler", metadata={"help": "scheduler: weight w(t); uniform: weight 1."})
+    loss_norm_type: str = field(default="token", metadata={"help": "Mean over: token, sequence or batch."})
+    right_shift_logits: bool = field(default=False, metadata={"help": "A token is predicted one position before it."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Keep an exponential moving average of the weights; MDLM uses 0.9999."}
+    )
+    cuda_graph: bool | None = field(
+        default=None,
+        metadata={"help": "Training steps as CUDA graphs. Default: where possible; True: required; False: never."},
+    )
+
+    def __post_init__(self):
+        check_cuda_graph(self.cuda_graph)
+        if not 0 <= self.time_epsilon < self.time_max <= 1:
+            raise ValueError(
+                f"time_epsilon and time_max must satisfy 0 <= time_epsilon < time_max <= 1, "
+                f"got {self.time_epsilon} and {self.time_max}"
+            )
+        for name, known in (("loss_weight_type", WEIGHT_TYPES), ("loss_norm_type", NORM_TYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and less than 1, got {self.ema_decay}")
+        if self.ema_decay is not None and self.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end loads weights that are not averaged: leave ema_decay unset")
+        if self.label_smoothing_factor:
+            raise ValueError(f"label_smoothing_factor is no part of this loss, got {self.label_smoothing_factor}")
+        super().__post_init__()
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "dispatch_batches must not be True: a batch's masked tokens cannot be cut into equal shares"
+            )
+        self.accelerator_config.dispatch_batches = False

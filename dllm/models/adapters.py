@@ -1,0 +1,129 @@
+"""LoRA adapters of peft: new ones, and saved ones from a folder or the Hub."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+from torch import nn
+
+from dllm.configs import ModelArguments
+from dllm.models.sources import ADAPTER_WEIGHTS, adapter_at, file_at, need, reading
+
+
+def adapted(model: nn.Module, model_args: ModelArguments, *, weights: bool = True) -> nn.Module:
+    """The model with the adapter that `model_args` describes.
+
+    If `model_args.model_name_or_path` is an adapter, that one is loaded. Its weights are trainable with
+    `model_args.lora`, else frozen. If it is not, `model_args.lora` adds a new adapter (:func:`load_peft`).
+
+    Args:
+        model: the base model.
+        model_args: names the adapter.
+        weights: read the adapter's weights; False reads its configuration only.
+
+    Raises:
+        ImportError: peft is not installed.
+        OSError: the adapter has no weights in safetensors, or damaged ones.
+        ValueError: the adapter does not fit the model.
+    """
+    if adapter_at(model_args.model_name_or_path) is None:
+        return load_peft(model, model_args)
+    need("peft", "lora")
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers loads an adapter from the model's own folder
+        if model_args.lora:
+            raise ValueError(f"an adapter to train must be in a folder of its own, got a model's, {model.name_or_path}")
+        return model
+    if model_args.lora:
+        model = _ready_for_training(model, model_args)
+    return with_adapter(model, model_args.model_name_or_path, trained=model_args.lora, weights=weights)
+
+
+def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
+    """The model with a new LoRA adapter; only the adapter's weights are trainable.
+
+    The model is returned unchanged if `model_args.lora` is False or it has an adapter already.
+
+    Raises:
+        ImportError: peft is not installed.
+
+    Source: LoRA (arXiv:2106.09685).
+
+    Example:
+        >>> from dllm.demo.shipped import load_shipped
+        >>> model = load_shipped()[0]
+        >>> load_peft(model, ModelArguments()) is model
+        True
+    """
+    if not model_args.lora:
+        return model
+    need("peft", "lora")
+    import peft
+
+    if isinstance(model, peft.PeftModel):
+        return model
+    config = peft.LoraConfig(
+        r=model_args.r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        bias=model_args.bias,
+        target_modules=_targets(model_args.target_modules),
+        modules_to_save=_words(model_args.modules_to_save),
+    )
+    return peft.get_peft_model(_ready_for_training(model, model_args), config)
+
+
+def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weights: bool = True) -> nn.Module:
+    """The model with the adapter from a folder or a name on the Hub.
+
+    Args:
+        model: the base model.
+        source: the folder or the name.
+        trained: whether the adapter's weights require gradients.
+        weights: read the adapter's weights; False reads its configuration only.
+
+    Raises:
+        OSError: the adapter has no weights in safetensors, or damaged ones.
+        ValueError: the adapter does not fit the model.
+    """
+    import peft
+
+    file = file_at(source, ADAPTER_WEIGHTS)
+    if file is None:
+        raise OSError(f"the adapter at {source} must have its weights in {ADAPTER_WEIGHTS}, got none")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        try:
+            with reading("adapter's weights", source):
+                if not weights:
+                    config = peft.PeftConfig.from_pretrained(str(file.parent))
+                    config.inference_mode = not trained
+                    return peft.get_peft_model(model, config)
+                return peft.PeftModel.from_pretrained(model, str(file.parent), is_trainable=trained)
+        except ValueError as error:  # shapes or names of weights differ
+            raise ValueError(f"{source} is no adapter of {_name(model)}: {error}") from error
+
+
+def _ready_for_training(model: nn.Module, model_args: ModelArguments) -> nn.Module:
+    """The model, prepared by peft for the training of an adapter if it is in 4 bit."""
+    if not model_args.load_in_4bit:
+        return model
+    import peft
+
+    return peft.prepare_model_for_kbit_training(model)
+
+
+def _name(model: nn.Module) -> str:
+    return getattr(model, "name_or_path", "") or type(model).__name__
+
+
+def _targets(text: str) -> str | list[str]:
+    """Module names, in JSON or separated by commas; or one word, "all-linear" or a regular expression."""
+    if text.startswith("["):
+        return json.loads(text)
+    return _words(text) if "," in text else text
+
+
+def _words(text: str | None) -> list[str] | None:
+    """Words separated by commas."""
+    return None if text is None else [word.strip() for word in text.split(",")]
