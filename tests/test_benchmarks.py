@@ -1,4 +1,4 @@
-"""The benchmarks on tiny models: what they print and write, what they refuse, and that they measure what they say."""
+"""Tests of the benchmark programs on tiny models: their output, their errors, and what they measure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def llama_folder(tmp_path_factory) -> str:
-    """The same of a causal architecture."""
+    """A tiny Llama saved to a folder in the same way."""
     path = tmp_path_factory.mktemp("models") / "tiny-llama"
     model = causal(copy.deepcopy(causal_model()))
     model.set_output_embeddings(nn.Linear(32, 97, bias=False))  # a bias would not be saved
@@ -109,7 +109,7 @@ class TestSamplerThroughput:
                 result = row["providers"][name]
                 assert result["seconds"]["runs"] == 2
                 assert result["seconds"]["p10"] <= result["seconds"]["median"] <= result["seconds"]["p90"]
-                assert result["useful_tokens"] == 8  # nothing ends an answer of this model
+                assert result["useful_tokens"] == 8  # this model has no EOS token
                 assert set(result["split_ms_per_step"]) == {"body", "head_sampling", "transfer"}
                 assert all(part > 0 for part in result["split_ms_per_step"].values())
                 assert result["peak_bytes"] is None or result["peak_bytes"] >= 0
@@ -410,8 +410,10 @@ class TestTrainingStep:
 
     @pytest.fixture
     def run(self, folder, tmp_path, capsys, monkeypatch):
-        """Run training_step on the tiny folder; returns exit status, row and everything printed. Starting a process
-        takes seconds: where memory is not what a test looks at, it has been measured before."""
+        """Run training_step on the tiny folder; returns exit status, row and everything printed.
+
+        Memory is measured in a separate process, which takes seconds, so most tests get a fixed result instead.
+        """
 
         def call(*arguments: str, memory: bool = False):
             if not memory:
@@ -491,7 +493,7 @@ class TestTrainingStep:
 
     @pytest.mark.parametrize("good_calls", [0, 1, 3])
     def test_failing_program_says_why(self, run, monkeypatch, good_calls):
-        """At the check of the loss, in its warm-up, and in the second counted step."""
+        """A program fails at the check of the loss, in its warm-up, or in the second counted step."""
         calls = []
 
         def fails_later(model: torch.nn.Module, batch: losses.Batch) -> torch.Tensor:
@@ -522,7 +524,7 @@ class TestTrainingStep:
         assert 0 < truth.tolerance <= 1e-5 * exact
 
     def test_all_programs_take_the_same_step(self, step):
-        """Gradients of the other programs are as near to float64's as those of dLLM's way."""
+        """Gradients of the other programs are as close to the float64 gradients as those of dLLM's loss."""
         step, batch = step
 
         def gradients(program: str, model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -616,7 +618,7 @@ class TestQuality:
             (sampler, threshold, True) for sampler in ("threshold", "llada2") for threshold in (0, 2)
         ]
         assert [result["forwards"] for result in rest] == [1, 64, 1, 64]
-        assert rest[1]["correct"] == exact["correct"]  # above 1 a threshold asks for one token a step
+        assert rest[1]["correct"] == exact["correct"]  # a threshold above 1 commits one token per step
         assert rest[1]["share_of_one_a_step"] == 1
         assert "threshold 0 (approximate)" in printed
         assert "| 2 problems | threshold 2 (approximate) |" in table.table([row])
@@ -638,7 +640,7 @@ class TestQuality:
         assert not list(tmp_path.iterdir())
 
     def test_card_of_a_run(self, row, tmp_path, capsys):
-        """A run with the shipped weights, so that there is something to write about."""
+        """The card of a run folder with the shipped weights."""
         pytest.importorskip("chatterbot_corpus")
         run = tmp_path / "run"
         shutil.copytree(SHIPPED, run / "model", ignore=shutil.ignore_patterns("README.md", "curve.png"))

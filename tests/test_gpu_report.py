@@ -1,4 +1,4 @@
-"""The GPU report, rehearsed: what it runs and keeps, what red tests withhold, and what it makes of rows."""
+"""Tests of the GPU report on a machine without a GPU: sections, stored states, red tests, and the written report."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def named(name: str) -> sections.Section:
 
 
 def make_red(out: Path, file: str) -> None:
-    """As if a test in this file had failed."""
+    """Store a failed test of this file."""
     (out / "tests").mkdir(parents=True, exist_ok=True)
     (out / "tests" / state.FILE).write_text(json.dumps({file: {"red": ["test_truth: assert 1 == 2"]}}))
 
 
 @pytest.fixture
 def dry(tmp_path):
-    """A run of a section in this process."""
+    """A dry run of a section in this process."""
 
     def make(name: str, seconds: float = 60.0) -> Run:
         run = Run(named(name), tmp_path, time.monotonic() + seconds, dry=True)
@@ -83,7 +83,7 @@ def dry(tmp_path):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> list[dict]:
-    """Rows as a GPU would write them: of every operation, on tiny shapes and this CPU."""
+    """Rows as a GPU would write them, for every operation, measured on tiny shapes on the CPU."""
     run, found = Run(named("kernels-sampling"), tmp_path_factory.mktemp("out"), time.monotonic() + 600, dry=True), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "REPEATS", 2)
@@ -95,7 +95,7 @@ def measured(tmp_path_factory) -> list[dict]:
 
 @pytest.fixture
 def rows(measured) -> list[dict]:
-    """The same, to be changed."""
+    """A copy of the measured rows that a test may change."""
     return copy.deepcopy(measured)
 
 
@@ -153,7 +153,7 @@ class TestDryRun:
 
 
 class TestMeasuring:
-    """What a GPU would be asked for, with this CPU in its place."""
+    """Measurements of a GPU report, with the CPU in place of the GPU."""
 
     @pytest.fixture
     def measuring(self, tmp_path, monkeypatch):
@@ -278,14 +278,14 @@ def _rows(folder: Path) -> list[dict]:
 
 
 def _without_compiler(programs_of, case, *, impl="auto", backend=None):
-    """Plain programs alone: compiling takes seconds, and is rehearsed elsewhere."""
+    """Only programs that are not compiled: compiling takes seconds and is tested elsewhere."""
     return programs_of(case, impl=impl)
 
 
 class TestRunner:
     @pytest.fixture
     def ended(self, monkeypatch):
-        """Sections end as told, without running; the list of those that were started."""
+        """Sections end with given states, without running; the list of those that were started."""
         outcomes, started = {}, []
 
         def run_section(section, out, seconds, *, dry, quick):
@@ -341,7 +341,7 @@ class TestRunner:
         assert runner.notes_of(log) is None
 
     def test_a_section_ends_with_its_report(self, tmp_path):
-        """Killed, not even asked to end: nothing that it started goes on."""
+        """A report that was killed leaves no running process."""
         child = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
         part = f"""
 import os, subprocess, sys, threading
@@ -478,7 +478,7 @@ class TestPrograms:
                 assert words[-2:] == ["--device", "cpu"] and "--model" not in words
 
     def test_programs_take_the_arguments(self, tmp_path):
-        """Those of the report itself, but for the device."""
+        """Every program accepts the arguments of the report, apart from the device."""
         parsers = {"sampler_throughput": sampler_throughput, "cached_decoding": cached_decoding}
         parsers["training_step"] = training_step
         for calls in programs.CALLS.values():
