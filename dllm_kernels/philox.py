@@ -23,6 +23,7 @@ Gumbel
 
 from __future__ import annotations
 
+import hashlib
 from numbers import Integral
 
 import torch
@@ -72,6 +73,29 @@ def as_int64(seed: int | Tensor) -> int | Tensor:
         raise ValueError(f"a seed must fit into 64 bits, got {seed}")
     seed = int(seed)
     return seed - 2**64 if seed >= 2**63 else seed
+
+
+def sample_seeds(tokens: Tensor, lengths: Tensor, run_seed: int) -> Tensor:
+    """The seed of each sample, int64 [B]: a 64-bit BLAKE2b hash of the run's seed and its first `lengths`
+    tokens.
+
+    Args:
+        tokens: int64 [B, L], on the CPU.
+        lengths: int64 [B], how many of each row are not padding.
+        run_seed: any integer of 64 bits.
+
+    Example:
+        >>> rows = torch.tensor([[5, 6, 0], [5, 6, 9]])
+        >>> a, b = sample_seeds(rows, torch.tensor([2, 2]), run_seed=1).tolist()
+        >>> a == b
+        True
+    """
+    key = (as_int64(run_seed) % 2**64).to_bytes(8, "little")
+    seeds = []
+    for row, length in zip(tokens.numpy(), lengths.tolist(), strict=True):
+        digest = hashlib.blake2b(row[:length].astype("<i8").tobytes(), digest_size=8, key=key).digest()
+        seeds.append(int.from_bytes(digest, "little", signed=True))
+    return torch.tensor(seeds, dtype=torch.int64)
 
 
 def words(seed: Tensor, block: Tensor, position: Tensor, step: Tensor, stream: int) -> tuple[Tensor, ...]:

@@ -7,7 +7,6 @@ position is the position (:mod:`dllm_kernels.philox`, streams TRAINING_CORRUPTIO
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
 import torch
@@ -43,28 +42,6 @@ def real_lengths(tokens: Tensor, attention_mask: Tensor | None, pad_id: int | No
         real = real & (tokens != pad_id)
     column = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     return (real * column).max(1).values if tokens.shape[1] else column.new_zeros(len(tokens))
-
-
-def sample_seeds(tokens: Tensor, lengths: Tensor, run_seed: int) -> Tensor:
-    """The seed of each sample, int64 [B]: a 64-bit BLAKE2b hash of the run's seed and its first `lengths` tokens.
-
-    Args:
-        tokens: int64 [B, L], on the CPU.
-        lengths: int64 [B], see :func:`real_lengths`.
-        run_seed: any integer of 64 bits.
-
-    Example:
-        >>> rows = torch.tensor([[5, 6, 0], [5, 6, 9]])
-        >>> a, b = sample_seeds(rows, torch.tensor([2, 2]), run_seed=1).tolist()
-        >>> a == b
-        True
-    """
-    key = (philox.as_int64(run_seed) % 2**64).to_bytes(8, "little")
-    seeds = []
-    for row, length in zip(tokens.numpy(), lengths.tolist(), strict=True):
-        digest = hashlib.blake2b(row[:length].astype("<i8").tobytes(), digest_size=8, key=key).digest()
-        seeds.append(int.from_bytes(digest, "little", signed=True))
-    return torch.tensor(seeds, dtype=torch.int64)
 
 
 def diffusion_times(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.core import noising
 from dllm.data.chat import IGNORE
 from dllm.data.lengths import PER_TOKEN
 from dllm.data.tokens import prepend_bos
+from dllm_kernels import philox
 
 
 class CollatorWrapper:
@@ -148,4 +148,4 @@ class RandomTruncateWrapper(CollatorWrapper):
 def _generator_of(tokens: Tensor) -> random.Random:
     """A random generator whose seed is derived from the batch's tokens."""
     row = tokens.reshape(1, -1)
-    return random.Random(int(noising.sample_seeds(row, torch.tensor([row.shape[1]]), run_seed=0)))
+    return random.Random(int(philox.sample_seeds(row, torch.tensor([row.shape[1]]), run_seed=0)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dllm.core.noising import corrupt, diffusion_times, real_lengths, sample_seeds
+from dllm.core.noising import corrupt, diffusion_times, real_lengths
 from dllm.core.schedulers import CosineAlphaScheduler, LinearAlphaScheduler
+from dllm_kernels.philox import sample_seeds
 from tests.core.reference import Objective, corrupted
 from tests.goodness_of_fit import P_MIN, binomial_p, ks_p
 

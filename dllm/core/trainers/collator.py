@@ -17,6 +17,7 @@ from torch import Tensor
 from dllm.core import noising
 from dllm.core.schedulers import BaseAlphaScheduler
 from dllm.core.trainers.batches import CORRUPTION, IGNORE, check_batch, check_draws, check_fits, padding_mask
+from dllm_kernels import philox
 
 _log = logging.getLogger("dllm")
 
@@ -162,7 +163,7 @@ class MDLMCollator:
         """The times, drawn unless given, and the corrupted tokens."""
         if seeds is None:
             lengths = noising.real_lengths(tokens, attention_mask, self.pad_id)
-            seeds = noising.sample_seeds(tokens, lengths, self.seed)
+            seeds = philox.sample_seeds(tokens, lengths, self.seed)
         if times is None:
             times = self._times(seeds, tokens.shape[1])
         options = dict(seeds=seeds, epoch=self._draw_number, scheduler=self.scheduler, mask_id=self.mask_id)

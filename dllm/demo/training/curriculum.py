@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dllm.core.noising import diffusion_times, sample_seeds
+from dllm.core.noising import diffusion_times
 from dllm.core.trainers.collator import IGNORE
 from dllm.demo.training.lessons import Batch, Lessons
+from dllm_kernels import philox
 
 # forward passes per process and step: long conversations, short ones, sums; before there are sums, two and one
 FORWARDS = 3
@@ -81,7 +82,7 @@ def collator_input(batch: Batch, number: int, seed: int) -> Rows:
         "input_ids": batch.tokens,
         "labels": batch.tokens.where(maskable, IGNORE),
         "times": times.masked_fill(batch.tail >= 0, 1.0),
-        "seeds": sample_seeds(batch.tokens, torch.full((rows,), width), seed + number),
+        "seeds": philox.sample_seeds(batch.tokens, torch.full((rows,), width), seed + number),
     }
 
 
