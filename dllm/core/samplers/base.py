@@ -1,7 +1,10 @@
 """BaseSampler: takes prompts, or texts with masks, and returns them denoised.
 
 A sampler gives the numbers of its schedule (`amounts`) and the policy of the denoising loop (`policy`). Everything else
-is here. Sampling is batch-invariant: a row's tokens depend on the row, its seed and the settings alone.
+is here. The rules that a policy can choose from are fields of :class:`dllm.fast.sampling.state.Policy`; a new one is
+added there and in :func:`dllm_kernels.transfer_tokens`.
+
+Sampling is batch-invariant: a row's tokens depend on the row, its seed and the settings alone.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
 from dllm.core.samplers.config import BaseSamplerConfig
-from dllm.core.samplers.layout import Layout, Seed, Span, lay_out_prompts, lay_out_texts
+from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts
 from dllm.core.samplers.run import BaseSamplerOutput, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
@@ -146,7 +149,7 @@ class BaseSampler(ABC):
 
     def _denoise(
         self,
-        layout: Layout,
+        layout: RowLayout,
         config: BaseSamplerConfig,
         on_step: Callable[[Step], object] | None,
         start_time: float,
@@ -193,7 +196,7 @@ class BaseSampler(ABC):
             start_time=start_time,
         )
 
-    def _policy(self, layout: Layout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, Layout]:
+    def _policy(self, layout: RowLayout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, RowLayout]:
         """The loop's policy, and the layout without the blocks that take no steps under it."""
         fields = self.policy(config)
         block_causal = "block_causal" in fields
@@ -211,7 +214,7 @@ class BaseSampler(ABC):
         )
         return policy, layout
 
-    def _schedule(self, layout: Layout, config: BaseSamplerConfig, policy: Policy, device: torch.device) -> Schedule:
+    def _schedule(self, layout: RowLayout, config: BaseSamplerConfig, policy: Policy, device: torch.device) -> Schedule:
         blocks = [
             [Block(span.start, span.stop, self.amounts(config, span) if span.masks else [0]) for span in row]
             for row in layout.spans

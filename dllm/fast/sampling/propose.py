@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm.fast.head.tap import HeadTap, guide
+from dllm.fast.head.split import SplitModel, guide
 from dllm.fast.sampling.passes import HiddenStates
 from dllm.fast.sampling.state import Policy
 from dllm_kernels import GumbelArgmax, gumbel_argmax, linear_gumbel_argmax, position_noise
@@ -39,7 +39,7 @@ class Candidates(NamedTuple):
 
 
 def propose(
-    tap: HeadTap,
+    split: SplitModel,
     hidden_states: HiddenStates,
     candidates: Candidates,
     policy: Policy,
@@ -65,7 +65,7 @@ def propose(
         impl=policy.impl,
     )
     suppressed = dict(suppress=suppress, begin_suppress=begin_suppress)
-    sampled = _sample(tap, hidden, candidates, policy.cfg_scale, suppressed, options)
+    sampled = _sample(split, hidden, candidates, policy.cfg_scale, suppressed, options)
     if policy.rule == "bernoulli":
         uniform = position_noise(candidates.seed, candidates.position, candidates.step, impl=policy.impl)
         return sampled.token, -uniform, uniform
@@ -85,7 +85,7 @@ def _rank(sampled: GumbelArgmax, candidates: Candidates, policy: Policy) -> Tens
 
 
 def _sample(
-    tap: HeadTap,
+    split: SplitModel,
     hidden: list[Tensor],
     candidates: Candidates,
     cfg_scale: float,
@@ -93,8 +93,8 @@ def _sample(
     options: dict[str, object],
 ) -> GumbelArgmax:
     """The sampled tokens of rows of hidden states [N, H] and their statistics, in one pass over the vocabulary."""
-    head = tap.head
-    if tap.kind == "linear" and head.weight.dtype != torch.float64:
+    head = split.head
+    if split.kind == "linear" and head.weight.dtype != torch.float64:
         return linear_gumbel_argmax(
             *(hidden[0].to(head.weight.dtype), head.weight, head.bias),
             unconditional=hidden[1].to(head.weight.dtype) if len(hidden) == 2 else None,
@@ -109,9 +109,9 @@ def _sample(
     chunk, found = HEAD_ROWS.get(candidates.row.device.type, HEAD_ROWS["cuda"]), []
     for begin in range(0, len(candidates.row), chunk):
         part = slice(begin, begin + chunk)
-        logits = tap.logits(hidden[0][part])
+        logits = split.logits(hidden[0][part])
         if len(hidden) == 2:
-            logits = guide(logits, tap.logits(hidden[1][part]), cfg_scale)
+            logits = guide(logits, split.logits(hidden[1][part]), cfg_scale)
         found.append(
             gumbel_argmax(
                 logits.float() if logits.dtype == torch.float64 else logits,

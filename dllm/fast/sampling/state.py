@@ -98,7 +98,7 @@ class State:
     N blocks of at most S steps. The tables are those of a :class:`dllm.fast.sampling.schedule.Schedule`."""
 
     tokens: Tensor  # int64 [B, L], the canvas
-    given: Tensor  # bool [B, L], columns that are masked in the unconditional canvas of guidance
+    given: Tensor  # bool [B, L], not generated; masked in the unconditional canvas of guidance
     editable: Tensor | None  # bool [B, L], columns that were generated; None where nothing is replaced
     attention_mask: Tensor | None  # int64 [B, L]; None when no row is padded
     first: Tensor  # int64 [B], first generated column
