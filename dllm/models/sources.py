@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from dllm.configs import resolve_with_base_env
+from dllm.models.official import Mapping, recognise
 
 _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -155,7 +156,40 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
     if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
         raise OSError(f"{base} must hold a model, got no config.json")
     with reading("configuration", base):
-        return transformers.AutoConfig.from_pretrained(base, **given)
+        mapping = mapping_at(base, trust_remote_code=given["trust_remote_code"])
+        if mapping is None:
+            return transformers.AutoConfig.from_pretrained(base, **given)
+        config = mapping.config()
+        for name in [name for name in given if hasattr(config, name)]:
+            setattr(config, name, given[name])
+        return config
+
+
+def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping | None:
+    """The mapping of an official checkpoint in a folder or at a name on the Hub; None if it is of no known family.
+
+    Args:
+        base: the folder or the name.
+        trust_remote_code: if the code that comes with it may run, None also for a checkpoint that cannot be mapped.
+
+    Raises:
+        OSError: the name does not exist.
+        ValueError: it is of a known family, but cannot be mapped.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> mapping_at(SHIPPED) is None
+        True
+    """
+    if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+        return None
+    found = transformers.PretrainedConfig.get_config_dict(base)[0]
+    try:
+        return recognise(found)
+    except ValueError:
+        if trust_remote_code and found.get("auto_map"):
+            return None
+        raise
 
 
 @contextlib.contextmanager
