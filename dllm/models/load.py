@@ -19,6 +19,7 @@ from dllm.models.bidirectional import SUPPORTED, SUPPORTED_TYPES, bidirectional
 from dllm.models.families import family_of
 from dllm.models.official import load as official
 from dllm.models.official import marker_of
+from dllm.models.official.prepare import prepared
 from dllm.models.sources import base_of, check_source, dtype_named, file_at, get_config, mapping_at, need, reading
 
 
@@ -160,8 +161,8 @@ def _auto_class(config: transformers.PretrainedConfig) -> Any:
 
 
 def _made_bidirectional(model: nn.Module) -> nn.Module:
-    """The model, made bidirectional if its architecture is causal."""
-    return bidirectional(model) if type(model).__name__ in SUPPORTED else model
+    """The model, made bidirectional if its architecture is causal, and prepared as its family needs."""
+    return prepared(bidirectional(model) if type(model).__name__ in SUPPORTED else model)
 
 
 def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:

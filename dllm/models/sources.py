@@ -184,6 +184,7 @@ def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping 
     if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
         return None
     found = transformers.PretrainedConfig.get_config_dict(base)[0]
+    found.pop("_commit_hash", None)  # which transformers 4 adds
     try:
         return recognise(found)
     except ValueError:

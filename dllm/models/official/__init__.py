@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dllm.models.official import a2d, dream, llada, llada2, llada_moe, rnd1
-from dllm.models.official.mapping import MARKER, Mapping
+from dllm.models.official.mapping import Mapping, marker_of
 
 FAMILIES = (llada, llada_moe, dream, rnd1, a2d, llada2)
 
@@ -27,18 +27,6 @@ def recognise(config: dict[str, Any]) -> Mapping | None:
         'Qwen2ForCausalLM'
     """
     return next((family.mapping(config) for family in FAMILIES if family.recognises(config)), None)
-
-
-def marker_of(config: Any) -> dict[str, Any]:
-    """The marker in a configuration of transformers; empty if it has none.
-
-    Example:
-        >>> from transformers import LlamaConfig
-        >>> marker_of(LlamaConfig())
-        {}
-    """
-    marker = getattr(config, MARKER, None)
-    return marker if isinstance(marker, dict) else {}
 
 
 __all__ = ["Mapping", "marker_of", "recognise"]

@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from dllm.models.official.checkpoint import StoredTensor, stored_tensors
 from dllm.models.official.mapping import Mapping
+from dllm.models.official.prepare import BIAS, keep_float32
 
 HEAD = "lm_head.weight"
 
@@ -56,6 +57,7 @@ def load(
             None, config=config, state_dict=tensors, output_loading_info=True, **options
         )
     _check_found(found, source, tied=tied)
+    keep_float32(model, {name: tensor[...] for name, tensor in tensors.items() if name.endswith(BIAS)})
     model.name_or_path = model.config._name_or_path = source
     return model
 

@@ -127,3 +127,15 @@ def _renamed(name: str, old: str, new: tuple[str, ...]) -> list[str] | None:
     if name != beginning and not name.startswith(f"{beginning}."):
         return None
     return [n.replace("{}", index) + name[len(beginning) :] for n in new]
+
+
+def marker_of(config: Any) -> dict[str, Any]:
+    """The marker in a configuration of transformers; empty if it has none.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> marker_of(LlamaConfig())
+        {}
+    """
+    marker = getattr(config, MARKER, None)
+    return marker if isinstance(marker, dict) else {}
