@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from dllm.configs import resolve_with_base_env
 from dllm.models.official import Mapping, recognise
+from dllm.models.official.vocabulary import mask_token_at
 
 _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -160,6 +161,8 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
         if mapping is None:
             return transformers.AutoConfig.from_pretrained(base, **given)
         config = mapping.config()
+        if config.mask_token_id is None:
+            config.mask_token_id = mask_token_at(functools.partial(file_at, base))
         for name in [name for name in given if hasattr(config, name)]:
             setattr(config, name, given[name])
         return config

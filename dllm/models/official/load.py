@@ -17,6 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from dllm.models.official.checkpoint import StoredTensor, stored_tensors
 from dllm.models.official.mapping import Mapping
 from dllm.models.official.prepare import BIAS, keep_float32
+from dllm.models.official.vocabulary import with_mask_row
 
 HEAD = "lm_head.weight"
 
@@ -30,8 +31,8 @@ def load(
 ) -> nn.Module:
     """Load an official checkpoint into the class of transformers that it maps to.
 
-    Every name and shape is checked before a weight is read. Then one shard is open at a time: the peak of memory is the
-    model and one shard.
+    Every name and shape is checked before a weight is read. One shard is open at a time: the peak of memory is the
+    model and one shard. An embedding without a row for the mask token is enlarged.
 
     Args:
         mapping: of the checkpoint.
@@ -58,6 +59,7 @@ def load(
         )
     _check_found(found, source, tied=tied)
     keep_float32(model, {name: tensor[...] for name, tensor in tensors.items() if name.endswith(BIAS)})
+    with_mask_row(model)
     model.name_or_path = model.config._name_or_path = source
     return model
 
