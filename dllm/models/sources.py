@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from dllm.configs import resolve_with_base_env
-from dllm.models.official import Mapping, recognise
+from dllm.models.official import Mapping, names, recognise
 from dllm.models.official.vocabulary import mask_token_at
 
 _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -177,7 +178,7 @@ def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping 
 
     Raises:
         OSError: the name does not exist.
-        ValueError: it is of a known family, but cannot be mapped.
+        ValueError: it is of a known family, but cannot be mapped; or it is of none, and needs code that comes with it.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -188,12 +189,20 @@ def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping 
         return None
     found = transformers.PretrainedConfig.get_config_dict(base)[0]
     found.pop("_commit_hash", None)  # which transformers 4 adds
+    own_code = found.get("auto_map")
     try:
-        return recognise(found)
+        mapping = recognise(found)
     except ValueError:
-        if trust_remote_code and found.get("auto_map"):
+        if trust_remote_code and own_code:
             return None
         raise
+    if mapping is None and own_code and not trust_remote_code and found.get("model_type") not in CONFIG_MAPPING:
+        known = ", ".join(names())
+        raise ValueError(
+            f"a model of type {found.get('model_type')!r} is of no known family ({known}) and comes with code of its "
+            "own. trust_remote_code=True would run that code, with all rights of this process: read it before"
+        )
+    return mapping
 
 
 @contextlib.contextmanager

@@ -29,4 +29,14 @@ def recognise(config: dict[str, Any]) -> Mapping | None:
     return next((family.mapping(config) for family in FAMILIES if family.recognises(config)), None)
 
 
-__all__ = ["Mapping", "marker_of", "recognise"]
+def names() -> list[str]:
+    """The names of the known families.
+
+    Example:
+        >>> "llada_moe" in names()
+        True
+    """
+    return [family.__name__.rpartition(".")[2] for family in FAMILIES]
+
+
+__all__ = ["Mapping", "marker_of", "names", "recognise"]

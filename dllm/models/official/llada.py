@@ -87,7 +87,12 @@ def mapping(config: dict[str, Any]) -> Mapping:
     with_biases = bool(full.get("include_qkv_bias"))
     refuse("llada", full, ALLOWED)
     heads, width = full["n_heads"], full["d_model"]
-    kv_heads = full.get("n_kv_heads") or (1 if full.get("multi_query_attention") else heads)
+    one = full.get("multi_query_attention")
+    kv_heads = full.get("n_kv_heads") or (1 if one else heads)
+    if width % heads or heads % kv_heads:
+        raise ValueError(f"n_heads must divide d_model, and n_kv_heads n_heads; got {heads}, {width} and {kv_heads}")
+    if one and kv_heads != 1:
+        raise ValueError(f"n_kv_heads must be 1 or null with multi_query_attention, got {kv_heads}")
     fields = dict(
         hidden_size=width,
         intermediate_size=full.get("mlp_hidden_size") or int(full.get("mlp_ratio", 4) * width),

@@ -72,10 +72,14 @@ class Mapping:
         """The configuration of transformers, with the marker that keeps the family.
 
         Raises:
-            ValueError: transformers rejects a value.
+            ValueError: transformers rejects a value, or the mask token has no row in the embedding.
         """
         kind = getattr(transformers, self.model_class).config_class
         config = kind(**self.fields)
+        if self.family != "a2d" and (self.mask_token_id or 0) >= config.vocab_size:  # of A2D the embedding is enlarged
+            raise ValueError(
+                f"mask_token_id must be below the {config.vocab_size} rows of the embedding, got {self.mask_token_id}"
+            )
         config.architectures = [self.model_class]
         config.use_cache = False
         config.is_causal = False
