@@ -15,8 +15,15 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")  # names, as transformers imports them lazily
-SUPPORTED_TYPES = ("llama", "qwen2", "qwen3")  # of their configurations
+# names, as transformers imports them lazily
+SUPPORTED = (
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "Glm4MoeForCausalLM",
+)
+SUPPORTED_TYPES = ("llama", "qwen2", "qwen3", "qwen3_moe", "glm4_moe")  # of their configurations
 ATTENTION = ("eager", "sdpa", "flex_attention")  # and every kind of flash attention, which takes no 4-D mask
 
 
@@ -40,8 +47,9 @@ def bidirectional(model: nn.Module) -> nn.Module:
     A second call changes nothing.
 
     Args:
-        model: a Llama, Qwen2 or Qwen3 `ForCausalLM` of transformers, or a module that wraps one (PEFT, DDP). Its
-            attention is "eager", "sdpa", "flex_attention" or a kind of flash attention, such as "flash_attention_2".
+        model: a Llama, Qwen2, Qwen3, Qwen3-MoE or GLM-4-MoE `ForCausalLM` of transformers, or a module that wraps one
+            (PEFT, DDP). Its attention is "eager", "sdpa", "flex_attention" or a kind of flash attention, such as
+            "flash_attention_2".
 
     Returns:
         The same model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import fields
@@ -16,7 +17,10 @@ from dllm.configs import ModelArguments
 from dllm.models.adapters import adapted
 from dllm.models.bidirectional import SUPPORTED, SUPPORTED_TYPES, bidirectional
 from dllm.models.families import family_of
-from dllm.models.sources import base_of, check_source, dtype_named, get_config, need, reading
+from dllm.models.official import load as official
+from dllm.models.official import marker_of
+from dllm.models.official.prepare import prepared
+from dllm.models.sources import base_of, check_source, dtype_named, file_at, get_config, mapping_at, need, reading
 
 
 def get_model(model_args: ModelArguments | None = None, config: Any = None, **options: Any) -> nn.Module:
@@ -62,8 +66,14 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     if chosen.load_in_4bit:
         loading["quantization_config"] = _four_bit(loading["dtype"])
     base = base_of(source)
+    mapping = mapping_at(base, trust_remote_code=chosen.trust_remote_code)
+    if mapping is not None and marker_of(config).get("family") != mapping.family:
+        raise ValueError(f"the configuration of {base} must come from get_config, got a {type(config).__name__}")
     with _flash_extra_named(chosen.attn_implementation), reading("weights", base):
-        model = _auto_class(config).from_pretrained(base, config=config, **loading)
+        if mapping is not None:
+            model = official.load(mapping, config, functools.partial(file_at, base), base, **loading)
+        else:
+            model = _auto_class(config).from_pretrained(base, config=config, **loading)
     return adapted(_on_device(_made_bidirectional(model)), chosen)
 
 
@@ -141,7 +151,7 @@ def _auto_class(config: transformers.PretrainedConfig) -> Any:
     if family is not None:
         return getattr(transformers, family.auto_class)
     if config.model_type in SUPPORTED_TYPES:
-        if getattr(config, "is_causal", True):
+        if not marker_of(config) and getattr(config, "is_causal", True):
             name = (getattr(config, "architectures", None) or [config.model_type])[0]
             raise ValueError(f'expected "is_causal": false in the config.json of a {name}, as it is for diffusion')
         return transformers.AutoModelForCausalLM
@@ -151,8 +161,8 @@ def _auto_class(config: transformers.PretrainedConfig) -> Any:
 
 
 def _made_bidirectional(model: nn.Module) -> nn.Module:
-    """The model, made bidirectional if its architecture is causal."""
-    return bidirectional(model) if type(model).__name__ in SUPPORTED else model
+    """The model, made bidirectional if its architecture is causal, and prepared as its family needs."""
+    return prepared(bidirectional(model) if type(model).__name__ in SUPPORTED else model)
 
 
 def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from dllm.configs import resolve_with_base_env
+from dllm.models.official import Mapping, names, recognise
+from dllm.models.official.vocabulary import mask_token_at
 
 _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -155,7 +158,51 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
     if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
         raise OSError(f"{base} must hold a model, got no config.json")
     with reading("configuration", base):
-        return transformers.AutoConfig.from_pretrained(base, **given)
+        mapping = mapping_at(base, trust_remote_code=given["trust_remote_code"])
+        if mapping is None:
+            return transformers.AutoConfig.from_pretrained(base, **given)
+        config = mapping.config()
+        if config.mask_token_id is None:
+            config.mask_token_id = mask_token_at(functools.partial(file_at, base))
+        for name in [name for name in given if hasattr(config, name)]:
+            setattr(config, name, given[name])
+        return config
+
+
+def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping | None:
+    """The mapping of an official checkpoint in a folder or at a name on the Hub; None if it is of no known family.
+
+    Args:
+        base: the folder or the name.
+        trust_remote_code: if the code that comes with it may run, None also for a checkpoint that cannot be mapped.
+
+    Raises:
+        OSError: the name does not exist.
+        ValueError: it is of a known family, but cannot be mapped; or it is of none, and needs code that comes with it.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> mapping_at(SHIPPED) is None
+        True
+    """
+    if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+        return None
+    found = transformers.PretrainedConfig.get_config_dict(base)[0]
+    found.pop("_commit_hash", None)  # which transformers 4 adds
+    own_code = found.get("auto_map")
+    try:
+        mapping = recognise(found)
+    except ValueError:
+        if trust_remote_code and own_code:
+            return None
+        raise
+    if mapping is None and own_code and not trust_remote_code and found.get("model_type") not in CONFIG_MAPPING:
+        known = ", ".join(names())
+        raise ValueError(
+            f"a model of type {found.get('model_type')!r} is of no known family ({known}) and comes with code of its "
+            "own. trust_remote_code=True would run that code, with all rights of this process: read it before"
+        )
+    return mapping
 
 
 @contextlib.contextmanager

@@ -1,0 +1,142 @@
+"""What cannot be mapped is refused by name, before a weight is read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dllm.models import get_config, get_model
+from dllm.models.official import a2d, dream, llada, llada2, llada_moe, recognise, rnd1
+from tests.families.toys import CHECKPOINTS, NAMES, config_of
+
+MODULES = {"llada": llada, "lladamoe": llada_moe, "dream": dream, "rnd1": rnd1, "a2d-qwen3": a2d, "llada2": llada2}
+# for every field that a family restricts, a value that the official code accepts, or could
+OTHERS = {
+    "activation_type": "swiglu",
+    "bias_for_layer_norm": True,
+    "block_group_size": 2,
+    "block_type": "sequential",
+    "clip_qkv": 8.0,
+    "embedding_dropout": 0.1,
+    "hidden_act": "gelu",
+    "layer_norm_type": "default",
+    "layer_norm_with_affine": False,
+    "moe_router_score_function": "sigmoid",
+    "num_nextn_predict_layers": 1,
+    "output_dropout": 0.1,
+    "partial_rotary_factor": 0.5,
+    "residual_dropout": 0.1,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    "router_dtype": "bf16",
+    "score_function": "softmax",
+    "shared_expert_intermediate_size": 48,
+}
+CASES = [(name, field) for name in NAMES for field in MODULES[name].ALLOWED if field != "include_qkv_bias"]
+
+
+@pytest.mark.parametrize(("name", "field"), CASES)
+def test_a_value_that_cannot_be_mapped(name, field):
+    value = OTHERS.get(field, not MODULES[name].ALLOWED[field][0])
+    with pytest.raises(ValueError, match=rf"{field}={value!r}".replace("(", r"\(").replace("{", r"\{")):
+        recognise(config_of(name) | {field: value})
+
+
+def test_true_is_not_one():
+    with pytest.raises(ValueError, match="block_group_size=True"):
+        recognise(config_of("llada") | {"block_group_size": True})
+
+
+@pytest.mark.parametrize("field", ["activation_type", "block_type", "include_bias", "layer_norm_type", "rope"])
+def test_a_missing_field_counts_as_what_llada_takes(field):
+    config = config_of("llada")
+    del config[field]
+    with pytest.raises(ValueError, match=f"{field}="):
+        recognise(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("llada", "n_heads"), ("lladamoe", "num_experts"), ("dream", "hidden_size"), ("llada2", "n_group")],
+)
+def test_a_field_that_must_be_there(name, field):
+    with pytest.raises(ValueError, match=f"must have {field}"):
+        recognise(config_of(name) | {field: None})
+
+
+def test_sizes_that_contradict_each_other():
+    with pytest.raises(ValueError, match="moe_layer_freq must be a list of 3 zeros and ones, got"):
+        recognise(config_of("lladamoe") | {"moe_layer_freq": [1, 1]})
+    with pytest.raises(ValueError, match="rotary_dim must be partial_rotary_factor"):
+        recognise(config_of("llada2") | {"rotary_dim": 8})
+    with pytest.raises(ValueError, match="n_heads must divide"):
+        recognise(config_of("llada") | {"n_heads": 5})
+    with pytest.raises(ValueError, match="n_kv_heads must be 1"):
+        recognise(config_of("llada") | {"multi_query_attention": True})
+
+
+def test_a_mask_token_beyond_the_vocabulary():
+    with pytest.raises(ValueError, match="mask_token_id must be below the 256 rows"):
+        recognise(config_of("dream") | {"mask_token_id": 256}).config()
+
+
+def test_families_are_told_apart_by_content():
+    assert recognise(config_of("lladamoe")).family == "llada_moe"
+    assert recognise(config_of("lladamoe") | {"model_type": "lladamoe"}).family == "llada_moe"
+    assert recognise(config_of("llada")).family == "llada"
+    assert recognise(config_of("llada2") | {"model_type": "llada2_moe_veomni"}).family == "llada2"
+    for model_type in ("llama", "bert", "qwen3_moe", "bailing_hybrid", None):
+        assert recognise({"model_type": model_type}) is None
+
+
+def test_values_that_only_look_like_settings():
+    """RND1 says False where others say null."""
+    config = recognise(config_of("rnd1")).config()
+    assert config.sliding_window is None
+    assert getattr(config, "rope_scaling", None) in (None, getattr(config, "rope_parameters", None))
+
+
+def test_experts_of_llada_moe_are_never_normalised():
+    assert recognise(config_of("lladamoe") | {"norm_topk_prob": True}).config().norm_topk_prob is False
+
+
+def test_mask_tokens_that_no_file_names():
+    assert recognise(config_of("lladamoe") | {"vocab_size": 157184}).mask_token_id == 156895
+    assert recognise(config_of("llada2") | {"vocab_size": 157184}).mask_token_id == 156895
+    without = {name: value for name, value in config_of("rnd1").items() if name != "mask_token_id"}
+    assert recognise(without | {"vocab_size": 151936}).mask_token_id == 151669
+
+
+@pytest.mark.parametrize("get", [get_config, get_model])
+def test_code_of_no_known_family_does_not_run(get, tmp_path):
+    settings = {"model_type": "new-diffusion", "auto_map": {"AutoModel": "modeling.Model", "AutoConfig": "modeling.C"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "modeling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match=r"'new-diffusion' is of no known family .*trust_remote_code=True would run"):
+        get(model_name_or_path=str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_that_cannot_be_mapped_says_why(tmp_path):
+    config = config_of("llada") | {"alibi": True, "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="alibi=True"):
+        get_model(model_name_or_path=str(tmp_path))
+
+
+def test_code_that_comes_with_a_known_family_does_not_run(tmp_path):
+    """The same folder loads without its code, trusted or not."""
+    config = config_of("llada") | {"auto_map": {"AutoModel": "m.M", "AutoConfig": "m.C", "AutoModelForCausalLM": "m.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "m.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "model.safetensors").symlink_to(CHECKPOINTS / "llada" / "model.safetensors")
+    for trusted in (False, True):
+        get_model(model_name_or_path=str(tmp_path), trust_remote_code=trusted)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_configuration_of_one_s_own_must_have_the_family():
+    from transformers import LlamaConfig
+
+    with pytest.raises(ValueError, match="must come from get_config, got a LlamaConfig"):
+        get_model(model_name_or_path=str(CHECKPOINTS / "llada"), config=LlamaConfig(is_causal=False))

@@ -1,0 +1,57 @@
+"""Small official checkpoints, written by each family's own code, with its logits; and variants of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+NAMES = ("llada", "lladamoe", "dream", "rnd1", "a2d-qwen3", "llada2")
+
+
+def config_of(name: str) -> dict:
+    """The official configuration."""
+    return json.loads((CHECKPOINTS / name / "config.json").read_text())
+
+
+def tensors_of(name: str) -> dict[str, torch.Tensor]:
+    """The official tensors."""
+    return load_file(CHECKPOINTS / name / "model.safetensors")
+
+
+def reference_of(name: str) -> dict[str, torch.Tensor]:
+    """ids and mask [2, 24]; the official logits [2, 24, 256] in float32: full, padded, and for LLaDA2 block."""
+    return load_file(CHECKPOINTS / name / "reference.safetensors")
+
+
+def write(folder: Path, config: dict, tensors: dict[str, torch.Tensor], shards: int = 1) -> str:
+    """Write a checkpoint, in so many shards, and return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return str(folder)
+    names = list(tensors)
+    size = -(-len(names) // shards)
+    weight_map = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        part = names[number * size : (number + 1) * size]
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return str(folder)
+
+
+def random_like(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random tensors of these shapes: norms near 1, others small enough that no logit saturates."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        made[name] = 1 + 0.1 * noise if "norm" in name or "ln_f" in name else 0.15 * noise
+    return made
