@@ -140,6 +140,46 @@ def test_dream_more_steps_than_tokens(device):
     check(samplers.DreamSampler(model, Tokenizer()), judge, model, prompts(model), stochastic_transfer=True, **settings)
 
 
+RND1 = {
+    "defaults": {},
+    "warm": dict(temperature=1.0),
+    "greedy": dict(greedy=True, temperature=0.4),
+    "greedy, at temperature 0": dict(temperature=0.0),
+    "top k": dict(temperature=0.9, top_k=7),
+    "top p": dict(temperature=0.9, top_p=0.7),
+    "top k, then top p": dict(temperature=1.3, top_k=12, top_p=0.8),
+    "top k, then top p, greedy": dict(temperature=0.7, top_k=12, top_p=0.8, greedy=True),
+}
+
+
+@pytest.mark.parametrize("last_token", [PAD_ID, EOS])
+@pytest.mark.parametrize("steps", [5, 9, 40])
+@pytest.mark.parametrize("name", RND1)
+def test_rnd1(name, steps, last_token, device):
+    """Rows of different length share one batch, so those that are shorter end before the batch's last column."""
+    model, settings = shared("modernbert", device), dict(max_new_tokens=16, steps=steps) | RND1[name]
+    judge = functools.partial(judges.rnd1, last_token=last_token, **settings)
+    sampler = samplers.RND1Sampler(model, Tokenizer())
+    out = check(sampler, judge, model, prompts(model), add_eos_at_end=last_token == EOS, **settings)
+    ends = [length + 15 for length in LENGTHS]
+    assert [row[end] for row, end in zip(out.sequences.tolist(), ends, strict=True)] == [last_token] * 3
+
+
+def test_rnd1_up_to_a_length(device):
+    model, settings = shared("bert", device), dict(max_length=24, steps=7)
+    judge = functools.partial(judges.rnd1, last_token=PAD_ID, **settings)
+    out = check(samplers.RND1Sampler(model, Tokenizer()), judge, model, prompts(model), **settings)
+    assert out.sequences.shape == (3, 24)
+
+
+def test_top_k_before_top_p_is_another_law_than_after(device):
+    """0.4, 0.3, 0.2, 0.1: of the two likeliest, 0.57 precedes the second, of all 0.4 does."""
+    model, settings = shared("modernbert", device), dict(max_new_tokens=16, steps=16, temperature=1.5)
+    draw = functools.partial(samplers.RND1Sampler(model, Tokenizer()).sample, prompts(model), seed=3, **settings)
+    both, alone = draw(top_k=3, top_p=0.5), draw(top_p=0.5)
+    assert not torch.equal(both, alone)
+
+
 THRESHOLD = {
     "all but always": dict(threshold=0.01),
     "some": dict(threshold=0.3),
@@ -182,6 +222,7 @@ def test_entropy_bound(gamma, block_size, device):
 STOPPING = {
     "MDLMSampler": (judges.mdlm_sample, dict(steps=20, block_size=8)),
     "DreamSampler": (functools.partial(judges.dream, schedule="B"), dict(steps=10, top_k=None)),
+    "RND1Sampler": (functools.partial(judges.rnd1, last_token=PAD_ID), dict(steps=20)),
     "ThresholdSampler": (judges.threshold_decode, dict(threshold=0.3, block_size=8)),
     "LLaDA2Sampler": (judges.llada2, dict(threshold=0.3, block_size=8, blocks_from="prompt")),
     "EntropyBoundSampler": (judges.entropy_bound, dict(gamma=2.0, block_size=8)),

@@ -24,6 +24,9 @@ class Policy:
     block_length: the most masked positions that a row has in one block.
     temperature, top_k, top_p, cfg_scale: of the sampled tokens, as :func:`dllm_kernels.linear_gumbel_argmax` takes
         them.
+    top_k_first: top_p counts the mass within the top_k tokens (RND1); else within all tokens (Dream). It matters only
+        where both are on.
+    greedy: the most probable token is taken whatever the temperature, which then only serves the confidence.
     tempered: confidence is taken from the tempered (and filtered) distribution; else from softmax(logits).
     right_shift: the logits of position p are read at position p - 1; the first position reads its own.
     confidence: what ranks the sampled tokens: "log_prob", "probability", "margin", "neg_entropy", or "random".
@@ -53,6 +56,8 @@ class Policy:
     top_k: int | None = None
     top_p: float | None = None
     cfg_scale: float = 0.0
+    top_k_first: bool = False
+    greedy: bool = False
     tempered: bool = False
     right_shift: bool = False
     confidence: str = "log_prob"
