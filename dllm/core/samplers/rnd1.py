@@ -70,10 +70,10 @@ class RND1Sampler(BaseSampler):
 
     Example:
         >>> from types import SimpleNamespace
-        >>> from transformers import Qwen3Config, Qwen3ForCausalLM
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> from dllm.models import bidirectional
         >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-        >>> model = bidirectional(Qwen3ForCausalLM(Qwen3Config(**size)).eval())
+        >>> model = bidirectional(LlamaForCausalLM(LlamaConfig(**size)).eval())
         >>> sampler = RND1Sampler(model, SimpleNamespace(mask_token_id=3, eos_token_id=2, pad_token_id=1))
         >>> sampler.sample([[5, 6]], max_new_tokens=4, steps=3, seed=0)[0, -1]
         tensor(1)
