@@ -38,6 +38,7 @@ def rnd1(
     last_token: int | None = None,
     right_shift_logits: bool = True,
     eos_token_id: int | None = None,
+    eot_token_id: int | None = None,
 ) -> Trace:
     """Complete one prompt.
 
@@ -55,6 +56,7 @@ def rnd1(
         mask_id=mask_id,
         seed=seed,
         eos_token_id=eos_token_id,
+        eot_token_id=eot_token_id,
         reading=Reading(
             temperature=temperature,
             top_p=top_p,

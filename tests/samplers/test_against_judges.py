@@ -242,6 +242,24 @@ def test_stop_at_eos(name, temperature, device):
     assert out.stats.useful_tokens < out.stats.tokens and len(set(out.stats.row_forwards)) > 1
 
 
+class TurnTokenizer(Tokenizer):
+    eot_token_id = EOT
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["MDLMSampler", "RND1Sampler"])
+def test_stop_at_the_end_of_a_turn(name, temperature, device):
+    """It stays in the row; what follows becomes EOS, and a row that it ends costs nothing more."""
+    model = favour(favour(tiny("bert"), EOT, 6.0), EOS, 2.0).to(device)
+    judge, settings = STOPPING[name]
+    settings = settings | dict(max_new_tokens=20, temperature=temperature)
+    judge = functools.partial(judge, eos_token_id=EOS, eot_token_id=EOT, **settings)
+    sampler, rows = getattr(samplers, name)(model, TurnTokenizer()), prompts(model, (5, 1, 8, 2, 3))
+    out = check(sampler, judge, model, rows, stop_at_eos=True, **settings)
+    ended = [row for row in out.sequences.tolist() if EOT in row and all(t == EOS for t in row[row.index(EOT) + 1 :])]
+    assert ended and out.stats.useful_tokens < out.stats.tokens
+
+
 @pytest.mark.parametrize("name", STOPPING)
 def test_a_model_that_commits_masks(name, device):
     """Holes: what was committed as a mask may be filled by a later step."""

@@ -277,6 +277,9 @@ def test_bad_models_and_tokenizers(model):
     assert samplers.MDLMSampler(model, bare).sample([[7]], max_new_tokens=4).shape == (1, 5)
     with pytest.raises(ValueError, match="stop_at_eos needs a tokenizer with an eos_token_id"):
         samplers.MDLMSampler(model, bare).sample([[7]], max_new_tokens=4, stop_at_eos=True)
+    turns = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=2, eot_token_id=MASK_ID)
+    with pytest.raises(ValueError, match="eot_token_id must differ from the mask token, got 3 for both"):
+        samplers.MDLMSampler(model, turns).sample([[7]], max_new_tokens=4, stop_at_eos=True)
     with pytest.raises(ValueError, match="infill fills every mask, so stop_at_eos must be False"):
         samplers.MDLMSampler(model, TOKENIZER).infill([[MASK_ID]], stop_at_eos=True)
     with pytest.raises(ValueError, match="output embeddings"):

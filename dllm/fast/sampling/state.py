@@ -44,7 +44,9 @@ class Policy:
         higher confidence than this; None: committed tokens stay. A block then ends when it has no mask before a step
         and that step replaces nothing, or after `edit_steps` steps without a mask. These steps come at the end of the
         schedule.
-    eos_id: a row is finished once this token stands in its generated part with no mask before it.
+    eos_id: a row is finished once this token stands in its generated part with no mask before it; what follows it
+        becomes this token.
+    eot_id: an end of turn, which finishes a row just so and stays; None: none does. It needs `eos_id`.
     stops_between_blocks: a row is finished no earlier than its block is over.
     impl: the kernels' implementation.
     """
@@ -71,6 +73,7 @@ class Policy:
     edit_threshold: float | None = None
     edit_steps: int = 0
     eos_id: int | None = None
+    eot_id: int | None = None
     stops_between_blocks: bool = False
     impl: str = "auto"
 
@@ -153,6 +156,11 @@ class State:
 
 
 _OF_THE_BATCH = ("overflow", "suppress", "begin_suppress", "cells", "row_groups")
+
+
+def ends_row(tokens: Tensor, eos_id: int, eot_id: int | None) -> Tensor:
+    """Where tokens are an EOS, or an end of turn if there is one; bool, of their shape."""
+    return tokens == eos_id if eot_id is None else (tokens == eos_id) | (tokens == eot_id)
 
 
 class CurrentBlock(NamedTuple):
