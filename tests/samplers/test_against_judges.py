@@ -172,14 +172,6 @@ def test_rnd1_up_to_a_length(device):
     assert out.sequences.shape == (3, 24)
 
 
-def test_top_k_before_top_p_is_another_law_than_after(device):
-    """0.4, 0.3, 0.2, 0.1: of the two likeliest, 0.57 precedes the second, of all 0.4 does."""
-    model, settings = shared("modernbert", device), dict(max_new_tokens=16, steps=16, temperature=1.5)
-    draw = functools.partial(samplers.RND1Sampler(model, Tokenizer()).sample, prompts(model), seed=3, **settings)
-    both, alone = draw(top_k=3, top_p=0.5), draw(top_p=0.5)
-    assert not torch.equal(both, alone)
-
-
 THRESHOLD = {
     "all but always": dict(threshold=0.01),
     "some": dict(threshold=0.3),
