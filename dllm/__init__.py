@@ -10,7 +10,7 @@ Importing `dllm` loads nothing; a part is loaded when it is first used:
 import importlib
 from typing import Any
 
-_PARTS = ("core", "data", "fast", "models", "utils")
+_PARTS = ("core", "data", "fast", "models", "pipelines", "utils")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,73 @@
+"""A2D: autoregressive models of the Qwen and Llama families that became diffusion models.
+
+`python -m dllm.pipelines.a2d.convert` makes one of a causal checkpoint.
+"""
+
+from dllm.core.samplers import BD3LMSampler, BD3LMSamplerConfig, MDLMSampler, MDLMSamplerConfig
+from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
+from dllm.pipelines.official import OfficialConfig, OfficialModel, register
+
+
+class A2DLlamaConfig(OfficialConfig):
+    """The configuration of an A2D model made from a Llama: Llama's fields."""
+
+    model_type = "a2d-llama"
+    family = "a2d"
+    base_type = "llama"
+    architecture = "A2DLlamaLMHeadModel"
+
+
+class A2DQwen2Config(OfficialConfig):
+    """The configuration of an A2D model made from a Qwen2 or Qwen2.5: Qwen2's fields."""
+
+    model_type = "a2d-qwen2"
+    family = "a2d"
+    base_type = "qwen2"
+    architecture = "A2DQwen2LMHeadModel"
+
+
+class A2DQwen3Config(OfficialConfig):
+    """The configuration of an A2D model made from a Qwen3: Qwen3's fields."""
+
+    model_type = "a2d-qwen3"
+    family = "a2d"
+    base_type = "qwen3"
+    architecture = "A2DQwen3LMHeadModel"
+
+
+class A2DLlamaLMHeadModel(OfficialModel):
+    """A Llama of transformers that attends to all positions."""
+
+    config_class = A2DLlamaConfig
+
+
+class A2DQwen2LMHeadModel(OfficialModel):
+    """A Qwen2 of transformers that attends to all positions."""
+
+    config_class = A2DQwen2Config
+
+
+class A2DQwen3LMHeadModel(OfficialModel):
+    """A Qwen3 of transformers that attends to all positions."""
+
+    config_class = A2DQwen3Config
+
+
+register(A2DLlamaLMHeadModel, A2DQwen2LMHeadModel, A2DQwen3LMHeadModel)
+
+__all__ = [
+    "A2DLlamaConfig",
+    "A2DLlamaLMHeadModel",
+    "A2DQwen2Config",
+    "A2DQwen2LMHeadModel",
+    "A2DQwen3Config",
+    "A2DQwen3LMHeadModel",
+    "BD3LMConfig",
+    "BD3LMSampler",
+    "BD3LMSamplerConfig",
+    "BD3LMTrainer",
+    "MDLMConfig",
+    "MDLMSampler",
+    "MDLMSamplerConfig",
+    "MDLMTrainer",
+]
