@@ -79,6 +79,9 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flex_attention, flash_attention_2, ..."}
     )
+    device_map: str | None = field(
+        default=None, metadata={"help": "Where layers are put: auto, balanced, sequential, or one device for all."}
+    )
     lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter only (needs peft)."})
     target_modules: str = field(default="all-linear", metadata={"help": "Modules that get an adapter."})
     r: int = field(default=32, metadata={"help": "Rank of the adapter."})

@@ -32,9 +32,15 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
         config: a configuration in place of the checkpoint's own.
         options: fields of :class:`~dllm.configs.ModelArguments`, which replace those of `model_args`.
 
-    If there is a GPU, the model is on that of this process (`LOCAL_RANK`), unless accelerate will shard it. Weights are
-    read from safetensors only. If the source is an adapter of peft, its base model is loaded with the adapter
-    (:func:`~dllm.models.adapters.adapted`). Code that comes with a model runs only with `trust_remote_code`.
+    If there is a GPU, the model is on that of this process (`LOCAL_RANK`), unless accelerate will shard it or
+    `device_map` says where layers are put. Weights are read from safetensors only. If the source is an adapter of peft,
+    its base model is loaded with the adapter (:func:`~dllm.models.adapters.adapted`). Code that comes with a model runs
+    only with `trust_remote_code`.
+
+    Official checkpoints of LLaDA, LLaDA-MoE, Dream, RND1, A2D and LLaDA2 are recognised by their config.json and loaded
+    into transformers' own classes, without their code even if it is trusted (:mod:`dllm.models.official`). The field
+    `masked_diffusion` of the model's configuration keeps the family, the right shift and the block size, also in what
+    `save_pretrained` writes.
 
     A model of a causal architecture, as `python -m dllm.demo.training.train --architecture llama` saves it, must have
     `"is_causal": false` in its config.json. It is made bidirectional (:func:`dllm.models.bidirectional`). transformers
@@ -63,6 +69,8 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     if config is None:
         config = get_config(chosen)
     loading["use_safetensors"] = True  # pickled weights would run code while they are read
+    if chosen.device_map is not None:
+        loading["device_map"] = chosen.device_map
     if chosen.load_in_4bit:
         loading["quantization_config"] = _four_bit(loading["dtype"])
     base = base_of(source)
@@ -126,9 +134,10 @@ def _loading_options(model_args: ModelArguments) -> dict[str, Any]:
 
 
 def _on_device(model: nn.Module) -> nn.Module:
-    """The model on this process's GPU, if there is one. Sharded and quantised models are placed elsewhere."""
+    """The model on this process's GPU, if there is one. Sharded, quantised and mapped models are placed elsewhere."""
     sharded = any(os.environ.get(f"ACCELERATE_USE_{how}", "").lower() == "true" for how in ("FSDP", "DEEPSPEED"))
-    if not torch.cuda.is_available() or sharded or getattr(model, "is_quantized", False):
+    placed = getattr(model, "hf_device_map", None) is not None
+    if not torch.cuda.is_available() or sharded or getattr(model, "is_quantized", False) or placed:
         return model
     return model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,8 +42,9 @@ class StoredTensor:
         name: its name there.
         shape: of the rows that are used.
         dtype: as stored.
-        rows: the rows that are used; None: all.
         files: what reads it.
+        rows: the rows that are used; None: all.
+        copied: whether it is read as a copy. Else it is a view of the mapped file, which stays open with it.
     """
 
     path: Path
@@ -52,10 +53,12 @@ class StoredTensor:
     dtype: torch.dtype
     files: OpenFile
     rows: slice | None = None
+    copied: bool = False
 
     def __getitem__(self, index: object) -> Tensor:
         whole = self.files.get(self.path, self.name)
-        return (whole if self.rows is None else whole[self.rows])[index]
+        read = (whole if self.rows is None else whole[self.rows])[index]
+        return read.clone() if self.copied else read
 
     def to(self, *arguments: object, **options: object) -> Tensor:
         """The tensor, read and moved or converted as `Tensor.to` does."""
@@ -64,7 +67,7 @@ class StoredTensor:
     def part(self, rows: slice) -> StoredTensor:
         """Some rows of this tensor."""
         shape = torch.Size((len(range(*rows.indices(self.shape[0]))), *self.shape[1:]))
-        return StoredTensor(self.path, self.name, shape, self.dtype, self.files, rows)
+        return replace(self, shape=shape, rows=rows)
 
 
 def stored_tensors(find: Callable[[str], Path | None], source: str) -> dict[str, StoredTensor]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Dictionary
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def load(
     _check(tensors, saved_shapes(kind, config), mapping, source, tied=tied)
     if tied:
         tensors.pop(HEAD, None)
+    if any(".experts." in name for name in tensors):
+        # transformers 5 joins experts, after which no view of their file is left; views of others would keep it open
+        tensors = {name: replace(tensor, copied=".experts." not in name) for name, tensor in tensors.items()}
     if is_deepspeed_zero3_enabled():  # it copies tensors into shards that are gathered for it
         tensors = {name: tensor[...] for name, tensor in tensors.items()}
     with _one_after_another():
