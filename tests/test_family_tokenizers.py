@@ -206,9 +206,9 @@ DISAGREE = {
         r"'<\|mdm_mask\|>' of the tokenizer is 304, mask_token_id",
     ),
     "a mask outside": (
-        "a2d",
-        dict(vocab_size=WORDS + 3),
-        r"mask token '<\|mask\|>' is 303, and the model's embedding has 303",
+        "llada2",
+        dict(vocab_size=WORDS + 4),
+        r"mask token '<\|mask\|>' is 304, and the model's embedding has 304",
     ),
     "a reserved token outside": (
         "a2d-llama",
@@ -242,11 +242,12 @@ def test_a_tokenizer_of_another_model(case, tmp_path):
 
 
 def test_llama_takes_a_reserved_token_where_there_is_no_row_for_a_mask(tmp_path):
-    """Llama 3 has 128,256 tokens and as many rows: an added mask would lie outside."""
+    """Llama 3 has 128,256 tokens and as many rows: an added mask would lie outside. A declared one gains a row."""
     assert (
         load(write("a2d-llama", tmp_path / "full", vocab_size=WORDS + 6)).mask_token == "<|reserved_special_token_0|>"
     )
     assert load(write("a2d-llama", tmp_path / "room", vocab_size=WORDS + 7)).mask_token == "<|mask|>"
+    assert load(write("a2d", tmp_path / "declared", vocab_size=WORDS + 3)).mask_token_id == WORDS + 3
 
 
 @every_family

@@ -30,7 +30,8 @@ class Family:
         answer_header: the text that begins an answer in that template.
         header_tokens: tokens of that template; a tokenizer that lacks one would split it into pieces.
         mask_token: for tokenizers that declare none; None if every tokenizer of the family declares one.
-        reserved_token: the mask token where the model has no row for a new one.
+        reserved_token: the mask token where none is declared and the model has no row for a new one.
+        gains_mask_row: whether loading a model enlarges an embedding that has no row for the declared mask token.
         bos, eos, pad: for tokenizers that declare none, if they are in the vocabulary.
         thinks: whether templates that can be told to reason do so by default.
         unknown_to_transformers: whether the published files name a model type or a tokenizer class that transformers
@@ -46,6 +47,7 @@ class Family:
     header_tokens: tuple[str, ...] = ()
     mask_token: str | None = None
     reserved_token: str | None = None
+    gains_mask_row: bool = False
     bos: str | None = None
     eos: str | None = None
     pad: str | None = None
@@ -124,6 +126,7 @@ FAMILIES = (
         "<|im_start|>assistant\n",
         _IM,
         mask_token="<|mask|>",
+        gains_mask_row=True,
         thinks=False,
     ),
     Family(
@@ -135,6 +138,7 @@ FAMILIES = (
         _HEADERS,
         mask_token="<|mask|>",
         reserved_token="<|reserved_special_token_0|>",
+        gains_mask_row=True,
     ),
 )
 

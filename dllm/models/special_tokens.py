@@ -34,6 +34,7 @@ def complete(tokenizer: Tokenizer, family: Family | None, config: Mapping[str, A
             not fit the model: a token outside the embedding, another mask token, no special token in common.
     """
     vocabulary = tokenizer.get_vocab()
+    gains_row = family is not None and family.gains_mask_row and tokenizer.mask_token_id is not None
     if family is not None:
         for name in ("bos", "eos", "pad"):
             token = getattr(family, name)
@@ -47,7 +48,7 @@ def complete(tokenizer: Tokenizer, family: Family | None, config: Mapping[str, A
         if family.unknown_to_transformers:
             _check_ends(tokenizer, config, source)
             _warn_of_missing_headers(vocabulary, family, source)
-    _check_range(tokenizer, config, source)
+    _check_range(tokenizer, config, source, except_mask=gains_row)
 
 
 def _set_mask(tokenizer: Tokenizer, family: Family | None, config: Mapping[str, Any], source: str) -> None:
@@ -94,20 +95,20 @@ def _rows(config: Mapping[str, Any]) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
-def _check_range(tokenizer: Tokenizer, config: Mapping[str, Any], source: str) -> None:
-    """Check that the model has a row for every token; special ones are named first."""
-    rows = _rows(config)
+def _check_range(tokenizer: Tokenizer, config: Mapping[str, Any], source: str, *, except_mask: bool) -> None:
+    """Check that the model has a row for every token, except for the mask; special ones are named first."""
+    rows, excepted = _rows(config), tokenizer.mask_token_id if except_mask else None
     if rows is None:
         return
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("mask", "eos", "pad", "bos", "eot")}
     for name, token in special.items():
-        if token is not None and token >= rows:
+        if token is not None and token >= rows and token != excepted:
             text = getattr(tokenizer, f"{name}_token")
             raise ValueError(
                 f"tokenizer and model at {source} disagree: the {name} token {text!r} is {token}, and the model's "
                 f"embedding has {rows} rows: resize the embedding, or declare a token that it has"
             )
-    token, text = max((token, text) for text, token in tokenizer.get_vocab().items())
+    token, text = max((token, text) for text, token in tokenizer.get_vocab().items() if token != excepted)
     if token >= rows:
         raise ValueError(
             f"tokenizer and model at {source} disagree: the tokenizer's last token {text!r} is {token}, and the "

@@ -66,7 +66,7 @@ class RND1Sampler(BaseSampler):
     Two details differ from the published loop. There, a filtered token makes the entropy NaN and the order arbitrary;
     here 0 ln 0 is 0. There, the first column of a row without a prompt stays masked; here it reads its own logits.
 
-    Source: RND1's `diffusion_sample` (radicalnumerics.com, October 2025).
+    Source: `diffusion_sample` of RND1-Base-0910 (RadicalNumerics/RND1).
 
     Example:
         >>> from types import SimpleNamespace
