@@ -1,4 +1,4 @@
-"""Causal checkpoints become diffusion models: the same weights, other attention, a mask token; else nothing is written."""
+"""Causal checkpoints become diffusion models: the same weights, other attention, a mask token; or nothing is made."""
 
 from __future__ import annotations
 
