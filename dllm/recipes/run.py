@@ -46,7 +46,14 @@ class Recipe:
     collator: Callable[[Any, Any], Callable]
 
 
-def run(recipe: Recipe, model_args: ModelArguments, data_args: DataArguments, training_args: MDLMConfig) -> MDLMTrainer:
+def run(
+    recipe: Recipe,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: MDLMConfig,
+    *,
+    trainer: type[MDLMTrainer] = MDLMTrainer,
+) -> MDLMTrainer:
     """Train, and save the model and its tokenizer in `output_dir/checkpoint-final`.
 
     Args:
@@ -54,6 +61,7 @@ def run(recipe: Recipe, model_args: ModelArguments, data_args: DataArguments, tr
         model_args: an instance of `recipe.model_arguments`.
         data_args: an instance of `recipe.data_arguments`.
         training_args: with `resume_from_checkpoint` the run continues from a checkpoint.
+        trainer: of the objective; `training_args` are its arguments.
 
     Returns:
         The trainer after training.
@@ -64,7 +72,7 @@ def run(recipe: Recipe, model_args: ModelArguments, data_args: DataArguments, tr
         ImportError: a required optional package is not installed.
         Interrupted: Ctrl-C or SIGTERM. Raised at the end of the current step, after a checkpoint is saved.
     """
-    return finished(prepared(recipe, model_args, data_args, training_args))
+    return finished(prepared(recipe, model_args, data_args, training_args, trainer=trainer))
 
 
 def finished(trainer: MDLMTrainer) -> MDLMTrainer:
@@ -82,7 +90,12 @@ def finished(trainer: MDLMTrainer) -> MDLMTrainer:
 
 
 def prepared(
-    recipe: Recipe, model_args: ModelArguments, data_args: DataArguments, training_args: MDLMConfig
+    recipe: Recipe,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: MDLMConfig,
+    *,
+    trainer: type[MDLMTrainer] = MDLMTrainer,
 ) -> MDLMTrainer:
     """Load the model and the data, and return a trainer that is ready to train.
 
@@ -95,7 +108,7 @@ def prepared(
     check_positions(model, data_args.max_length, "max_length must fit")  # before the samples, which may take hours
     splits = samples(recipe, data_args, training_args, tokenizer)
     check_trained(any(weight.requires_grad for weight in model.parameters()), model_args)
-    return MDLMTrainer(
+    return trainer(
         args=training_args,
         model=model,
         tokenizer=tokenizer,

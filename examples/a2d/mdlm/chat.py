@@ -1,0 +1,38 @@
+"""Chat with an A2D model in the terminal, and look on as its answers take form.
+
+    python -u examples/a2d/mdlm/chat.py --model_name_or_path dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1
+
+`python -m dllm.pipelines.a2d.convert` makes such a model of a causal one, and sft.py beside this file trains it.
+
+--chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
+lists what else can be typed. On a cluster:
+
+    srun --gres=gpu:1 --pty python -u examples/a2d/mdlm/chat.py --model_name_or_path NAME
+
+Every field of the classes below and of dllm.pipelines.a2d.MDLMSamplerConfig is an option; --help lists them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from dllm.chat import script
+from dllm.exits import exit_code
+from dllm.pipelines import a2d
+
+
+@dataclass
+class ScriptArguments(script.ChatArguments):
+    model_name_or_path: str = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
+
+
+@dataclass
+class SamplerConfig(a2d.MDLMSamplerConfig):
+    max_new_tokens: int | None = 128
+    steps: int = 128
+    block_size: int | None = 32
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("chat.py", lambda: script.chat(a2d.MDLMSampler, ScriptArguments, SamplerConfig)))
