@@ -16,7 +16,7 @@ On a cluster, from a Slurm login node:
 The logits of this family are shifted to the right: a token is predicted one position before it.
 
 Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. What
-`dllm train --task pt --right_shift_logits True` does is the same; its --dry-run tells parameters, steps and memory beforehand.
+`dllm train --task pt --right_shift_logits True` does is the same; its --dry-run tells parameters, steps and memory.
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""The examples of the families run as their heads say, on small official checkpoints: sample, chat, sft, pt."""
+
+from __future__ import annotations
+
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import dllm
+from tests.pipelines import official_folders
+
+pytest.importorskip("datasets")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FAMILY = {
+    "llada": "llada",
+    "dream": "dream",
+    "rnd1": "rnd1",
+    "llada2": "llada2",
+    "llada21": "llada2",
+    "a2d/mdlm": "a2d",
+    "a2d/bd3lm": "a2d",
+    "fastdllm/llada": "llada",
+    "fastdllm/dream": "dream",
+}
+FEW = ("--max_new_tokens", "8")
+TRAINED = [(place, task) for place in FAMILY if (EXAMPLES / place / "sft.py").exists() for task in ("sft", "pt")]
+TALK = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The checkpoint of each family."""
+    root = tmp_path_factory.mktemp("official")
+    return {family: official_folders.write(family, root / family) for family in official_folders.PARTS}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """What an example prints, run in this process."""
+
+    def run(file: str, *words: object, lines: str = "") -> str:
+        monkeypatch.setattr(sys, "argv", [file, *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / file), run_name="__main__")
+        out, err = capsys.readouterr()
+        assert not ended.value.code, err
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("place", [*FAMILY, "llada llada_moe"])
+def test_sample(place, folders, run):
+    place, *family = place.split()
+    folder = folders[family[0] if family else FAMILY[place]]
+    steps = () if place.startswith(("llada2", "fastdllm/llada")) else ("--steps", "8")
+    block = ("--block_size", "8") if place in ("llada", "a2d/mdlm") else ()
+    words = ("--model_name_or_path", folder, "--visualize", "False", "--prompt", "Hi", "Who are you?")
+    said = run(f"{place}/sample.py", *words, *FEW, *steps, *block)
+    assert said.count("  -> ") == 2 and "Who are you?" in said
+
+
+@pytest.mark.parametrize("place", [place for place in FAMILY if place != "rnd1"])
+def test_chat(place, folders, run):
+    steps = () if place.startswith(("llada2", "fastdllm/llada")) else ("--steps", "8")
+    block = ("--block_size", "8") if place in ("llada", "a2d/mdlm") else ()
+    words = ("--model_name_or_path", folders[FAMILY[place]], "--visualize", "False")
+    run(f"{place}/chat.py", *words, *FEW, *steps, *block, lines="Hi\n")
+    run(f"{place}/chat.py", *words, *FEW, *steps, *block, "--chat_template", "False", lines="Once\n")
+
+
+@pytest.mark.parametrize("place, task", TRAINED)
+def test_training(place, task, folders, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = (
+        [{"messages": TALK}] * 4 if task == "sft" else [{"text": "a b c d e f g h " * 8, "Text": "i j k l " * 16}] * 4
+    )
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    length = dict(max_length=96 if task == "sft" else 16, dataset_args="train.jsonl", max_steps=2, num_proc=1)
+    some = dict(per_device_train_batch_size=2, bf16=False, dtype="float32", use_cpu=True, save_strategy="no")
+    options = length | some | dict(model_name_or_path=folders[FAMILY[place]], output_dir="out", report_to="none")
+    options |= dict(gradient_accumulation_steps=1, logging_steps=1)
+    run(f"{place}/{task}.py", *(word for name, value in options.items() for word in (f"--{name}", value)))
+    final = tmp_path / "out" / "checkpoint-final"
+    trained, before = (
+        dllm.utils.get_model(model_name_or_path=str(folder), dtype="float32")
+        for folder in (final, folders[FAMILY[place]])
+    )
+    assert type(trained) is type(before)
+    changed = [not a.equal(b) for a, b in zip(trained.parameters(), before.parameters(), strict=True)]
+    assert any(changed)
+    assert dllm.utils.get_tokenizer(model_name_or_path=str(final)).mask_token_id is not None
