@@ -23,7 +23,7 @@ from dllm.core.samplers.layout import Layout, Seed, Span, lay_out_prompts, lay_o
 from dllm.core.samplers.run import BaseSamplerOutput, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
-from dllm.fast.model import input_embedding
+from dllm.fast.model import input_embedding, right_shift_of
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.inputs import check_eos
 from dllm.fast.sampling.live import Step
@@ -50,6 +50,7 @@ class BaseSampler(ABC):
     config_class: ClassVar[type[BaseSamplerConfig]]
     approximate: ClassVar[bool] = False  # whether it trades accuracy for speed
     pads_left: ClassVar[bool] = False  # whether a batch is padded on the left
+    shifts_right: ClassVar[bool] = False  # whether models read logits one position before, if nothing says so
 
     def __post_init__(self) -> None:
         if self.scheduler is None:
@@ -204,12 +205,19 @@ class BaseSampler(ABC):
             block_length=layout.most_masks,
             temperature=config.temperature,
             cfg_scale=config.cfg_scale,
-            right_shift=config.right_shift_logits,
+            right_shift=self._right_shift(config),
             eos_id=eos_id if config.stop_at_eos else None,
             impl=config.impl,
             **fields,
         )
         return policy, layout
+
+    def _right_shift(self, config: BaseSamplerConfig) -> bool:
+        """Whether logits are shifted: the setting, else what the model's configuration says, else the default."""
+        if config.right_shift_logits is not None:
+            return config.right_shift_logits
+        said = right_shift_of(self.model)
+        return self.shifts_right if said is None else said
 
     def _schedule(self, layout: Layout, config: BaseSamplerConfig, policy: Policy, device: torch.device) -> Schedule:
         blocks = [
