@@ -133,6 +133,13 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
     return int(found)
 
 
+def right_shift_of(model: nn.Module) -> bool | None:
+    """Whether the logits for position p are those at p - 1, by `masked_diffusion` in the model's configuration; None if
+    it does not say."""
+    marker = getattr(getattr(model, "config", None), "masked_diffusion", None)
+    return marker.get("right_shift") if isinstance(marker, dict) else None
+
+
 def configuration(model: nn.Module) -> str:
     """A model's configuration as text."""
     config = getattr(model, "config", None)

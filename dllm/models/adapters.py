@@ -8,6 +8,8 @@ import warnings
 from torch import nn
 
 from dllm.configs import ModelArguments
+from dllm.models.official import Mapping, marker_of, recognise
+from dllm.models.official.adapter import in_transformers_names
 from dllm.models.sources import ADAPTER_WEIGHTS, adapter_at, file_at, need, reading
 
 
@@ -76,6 +78,8 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
 def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weights: bool = True) -> nn.Module:
     """The model with the adapter from a folder or a name on the Hub.
 
+    An adapter that was trained on the official code of a model's family fits, too: its modules are renamed.
+
     Args:
         model: the base model.
         source: the folder or the name.
@@ -94,12 +98,12 @@ def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weight
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         try:
-            with reading("adapter's weights", source):
+            with reading("adapter's weights", source), in_transformers_names(file.parent, _mapping_of(model)) as folder:
                 if not weights:
-                    config = peft.PeftConfig.from_pretrained(str(file.parent))
+                    config = peft.PeftConfig.from_pretrained(str(folder))
                     config.inference_mode = not trained
                     return peft.get_peft_model(model, config)
-                return peft.PeftModel.from_pretrained(model, str(file.parent), is_trainable=trained)
+                return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trained)
         except ValueError as error:  # shapes or names of weights differ
             raise ValueError(f"{source} is no adapter of {_name(model)}: {error}") from error
 
@@ -111,6 +115,12 @@ def _ready_for_training(model: nn.Module, model_args: ModelArguments) -> nn.Modu
     import peft
 
     return peft.prepare_model_for_kbit_training(model)
+
+
+def _mapping_of(model: nn.Module) -> Mapping | None:
+    """The mapping of the official checkpoint that the model was loaded from; None if it was not."""
+    official = marker_of(getattr(model, "config", None)).get("official")
+    return recognise(official) if official else None
 
 
 def _name(model: nn.Module) -> str:

@@ -82,6 +82,7 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
             model = official.load(mapping, config, functools.partial(file_at, base), base, **loading)
         else:
             model = _auto_class(config).from_pretrained(base, config=config, **loading)
+            official.restore_biases(model, functools.partial(file_at, base), base)
     return adapted(_on_device(_made_bidirectional(model)), chosen)
 
 

@@ -162,12 +162,18 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
         mapping = mapping_at(base, trust_remote_code=given["trust_remote_code"])
         if mapping is None:
             return transformers.AutoConfig.from_pretrained(base, **given)
-        config = mapping.config()
-        if config.mask_token_id is None:
-            config.mask_token_id = mask_token_at(functools.partial(file_at, base))
+        config = mapped_config(mapping, base)
         for name in [name for name in given if hasattr(config, name)]:
             setattr(config, name, given[name])
         return config
+
+
+def mapped_config(mapping: Mapping, base: str) -> transformers.PretrainedConfig:
+    """The configuration of transformers for an official checkpoint, with the mask token that its tokenizer names."""
+    config = mapping.config()
+    if config.mask_token_id is None:
+        config.mask_token_id = mask_token_at(functools.partial(file_at, base))
+    return config
 
 
 def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping | None:

@@ -6,41 +6,38 @@ class of transformers that :mod:`dllm.models.official` maps the checkpoint to, m
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar
 
 import transformers
 from torch import nn
 
 from dllm.configs import ModelArguments
-from dllm.models import get_config, get_model, new_model
+from dllm.models import auto, get_config, new_model
 from dllm.models.official import marker_of, recognise
 
 
-class OfficialConfig(transformers.PretrainedConfig):
+class OfficialConfig(auto.OfficialConfig):
     """A configuration with the fields of an official config.json. Subclasses set `model_type` and the others below.
 
-    `AutoConfig.from_pretrained(folder)` returns it as the file is. `from_pretrained` of the class returns the
-    configuration of transformers that the file is mapped to, which :func:`dllm.models.get_model` takes.
+    `from_pretrained` does not return one of these, but the configuration of transformers that the file is mapped to,
+    which :func:`dllm.models.get_model` takes.
 
     Attributes:
         family: the family that a folder must be of.
         model_type: of the official config.json.
-        architecture: of the official config.json.
         base_type: transformers' model type, where a family has several names; else None.
     """
 
     family: ClassVar[str]
-    architecture: ClassVar[str]
     base_type: ClassVar[str | None] = None
 
-    def __init__(self, **fields: Any):
-        super().__init__(**{"architectures": [self.architecture]} | fields)
+    def __init_subclass__(cls, **options: Any):
+        if "__init__" not in vars(cls):  # transformers 5 would make a dataclass, with another __init__
+            cls.__init__ = auto.OfficialConfig.__init__
+        super().__init_subclass__(**options)
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, **fields: Any
-    ) -> transformers.PretrainedConfig:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **fields: Any) -> transformers.PretrainedConfig:
         """The configuration of transformers for the checkpoint in a folder or at a name on the Hub.
 
         Args:
@@ -60,10 +57,7 @@ class OfficialConfig(transformers.PretrainedConfig):
         Raises:
             ValueError: a field has a value that no class of transformers can represent, or is missing.
         """
-        mapping = recognise(self.to_dict())
-        if mapping is None:  # the fields were those of another family
-            raise ValueError(f"a {type(self).__name__} must be of model_type {self.model_type!r}, got another")
-        return mapping.config()
+        return recognise(self.official()).config()
 
 
 class _IsOfficial(type):
@@ -76,7 +70,7 @@ class _IsOfficial(type):
         return kind.base_type is None or config.model_type == kind.base_type
 
 
-class OfficialModel(metaclass=_IsOfficial):
+class OfficialModel(auto.OfficialModel, metaclass=_IsOfficial):
     """A name for the models of a family. Calling it gives a model of transformers with random weights.
 
     `isinstance(model, Name)` is True for models of the family, however they were loaded.
@@ -101,53 +95,24 @@ class OfficialModel(metaclass=_IsOfficial):
         return new_model(config, ModelArguments(model_name_or_path=cls.__name__, dtype="float32"))
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *, config: Any = None, **options: Any
-    ) -> nn.Module:
-        """The checkpoint in a folder or at a name on the Hub (:func:`dllm.models.get_model`).
+    def from_pretrained(cls, source: str, *arguments: Any, config: Any = None, **options: Any) -> nn.Module:
+        """The checkpoint in a folder or at a name on the Hub, without remote code.
 
         Args:
-            pretrained_model_name_or_path: the folder or the name.
-            config: a configuration in place of the checkpoint's own; an official one is read from the file again.
-            options: of `get_model`. `torch_dtype` is another name of `dtype`; without either, weights are float32.
+            source: the folder or the name.
+            arguments: none.
+            config: what `AutoConfig.from_pretrained` has read there, perhaps with changes.
+            options: of :meth:`dllm.models.auto.OfficialModel.from_pretrained`, such as dtype and device_map.
 
         Raises:
             OSError: the folder or the name does not exist, or its weights are missing or damaged.
-            TypeError: an option is unknown.
+            TypeError: an option is unknown, or `config` is of another type.
             ValueError: it is of another family, or cannot be mapped.
         """
-        options.pop("adapter_kwargs", None)  # AutoModel's; adapters are found without it
-        source, default = str(pretrained_model_name_or_path), options.pop("torch_dtype", "float32")
-        options["dtype"] = str(options.get("dtype", default)).removeprefix("torch.")
-        options = {name: value for name, value in options.items() if name not in _HUB or value not in _NOT_GIVEN}
-        if config is None or isinstance(config, OfficialConfig):
-            config = cls.config_class.from_pretrained(source)
-        _of_family(config, cls.config_class.family, source)
-        return get_model(model_name_or_path=source, config=config, **options).eval()
-
-
-# Options of the Hub that AutoModel passes on even where nobody gave them, and the values that they then have.
-_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-_HUB += ("_commit_hash", "code_revision", "proxies", "resume_download", "use_auth_token")
-_NOT_GIVEN = (None, False, "", "main", {})
-
-
-def register(*models: type[OfficialModel]) -> None:
-    """Make AutoConfig, AutoModel and AutoModelForCausalLM of transformers know these names. A second call does nothing.
-
-    Official repositories name all three; AutoModelForMaskedLM knows the names, too.
-
-    Example:
-        >>> import dllm.pipelines
-        >>> transformers.AutoConfig.for_model("Dream").family
-        'dream'
-    """
-    autos = (transformers.AutoModel, transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM)
-    for model in models:
-        kind = model.config_class
-        transformers.AutoConfig.register(kind.model_type, kind, exist_ok=True)
-        for auto in autos:
-            auto.register(kind, model, exist_ok=True)
+        cls.config_class.from_pretrained(source)
+        if config is None:
+            config = transformers.AutoConfig.from_pretrained(source)
+        return super().from_pretrained(source, *arguments, config=config, **options)
 
 
 def _of_family(config: Any, family: str, source: object) -> Any:

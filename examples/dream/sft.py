@@ -13,12 +13,12 @@ On a cluster, from a Slurm login node:
     sbatch --nodes 2 --gres gpu:8 scripts/train.slurm.sh \
         --accelerate_config fsdp2 --script_path examples/dream/sft.py ...
 
-The logits of this family are shifted to the right: a token is predicted one position before it.
+The logits of this family are shifted to the right, which the trainer takes from the model's configuration.
 
 The loss is MDLM's, weighted by 1 / t; the context-adaptive weights of Dream's authors (CART) are not here.
 
 Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. What
-`dllm train --right_shift_logits True` does is the same; its --dry-run tells parameters, steps and memory beforehand.
+`dllm train` does is the same; its --dry-run tells parameters, steps and memory beforehand.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
     per_device_train_batch_size: int = 4
     per_device_eval_batch_size: int = 4
     group_by_length: bool = True
-    right_shift_logits: bool = True
 
 
 def train() -> None:

@@ -13,10 +13,10 @@ On a cluster, from a Slurm login node:
     sbatch --nodes 2 --gres gpu:8 scripts/train.slurm.sh \
         --accelerate_config fsdp2 --script_path examples/rnd1/pt.py ...
 
-The logits of this family are shifted to the right: a token is predicted one position before it.
+The logits of this family are shifted to the right, which the trainer takes from the model's configuration.
 
 Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. What
-`dllm train --task pt --right_shift_logits True` does is the same; its --dry-run tells parameters, steps and memory.
+`dllm train --task pt` does is the same; its --dry-run tells parameters, steps and memory beforehand.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
     max_steps: int = 100_000
     learning_rate: float = 1e-4
     gradient_accumulation_steps: int = 4
-    right_shift_logits: bool = True
 
 
 def train() -> None:

@@ -13,10 +13,10 @@ On a cluster, from a Slurm login node:
     sbatch --nodes 2 --gres gpu:8 scripts/train.slurm.sh \
         --accelerate_config fsdp2 --script_path examples/rnd1/sft.py ...
 
-The logits of this family are shifted to the right: a token is predicted one position before it.
+The logits of this family are shifted to the right, which the trainer takes from the model's configuration.
 
 Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. What
-`dllm train --right_shift_logits True` does is the same; its --dry-run tells parameters, steps and memory beforehand.
+`dllm train` does is the same; its --dry-run tells parameters, steps and memory beforehand.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
     per_device_train_batch_size: int = 4
     per_device_eval_batch_size: int = 4
     group_by_length: bool = True
-    right_shift_logits: bool = True
 
 
 def train() -> None:

@@ -345,7 +345,7 @@ def test_defaults():
         time_max=1.0,
         loss_weight_type="scheduler",
         loss_norm_type="token",
-        right_shift_logits=False,
+        right_shift_logits=None,
         antithetic_time=False,
         ema_decay=None,
         save_only_model=True,

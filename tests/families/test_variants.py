@@ -186,3 +186,10 @@ def test_mask_tokens_that_only_a_tokenizer_names(tmp_path):
     (folder / "special_tokens_map.json").write_text(json.dumps({"mask_token": {"content": "<|mask|>"}}))
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 202, "content": "<|mask|>"}]}))
     assert get_config(model_name_or_path=str(folder)).mask_token_id == 202
+
+
+def test_biases_of_routers_stay_float32_in_a_saved_model(tmp_path):
+    get_model(model_name_or_path=str(CHECKPOINTS / "llada2")).save_pretrained(tmp_path)
+    stored = tensors_of("llada2")["model.layers.1.mlp.gate.expert_bias"]
+    bias = get_model(model_name_or_path=str(tmp_path)).state_dict()["model.layers.1.mlp.gate.e_score_correction_bias"]
+    assert torch.equal(bias, stored)

@@ -9,9 +9,8 @@ import torch
 import transformers
 
 import dllm
-from dllm.core.samplers import BaseSampler
 from tests.causal_models import causal_model
-from tests.families.toys import CHECKPOINTS, NAMES
+from tests.families.toys import CHECKPOINTS, config_of
 from tests.models import MASK_ID
 
 HERE = {
@@ -58,34 +57,40 @@ def test_defaults(which):
     config.check()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_auto_classes_load_official_checkpoints(name):
-    folder = CHECKPOINTS / name
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+NAMED = {
+    "llada": ("llada", "LLaDAConfig", "LLaDAModelLM"),
+    "lladamoe": ("llada", "LLaDAMoEConfig", "LLaDAMoEModelLM"),
+    "dream": ("dream", "DreamConfig", "DreamModel"),
+    "rnd1": ("rnd1", "RND1Config", "RND1LM"),
+    "a2d-qwen3": ("a2d", "A2DQwen3Config", "A2DQwen3LMHeadModel"),
+    "llada2": ("llada2", "LLaDA2MoeConfig", "LLaDA2MoeModelLM"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_official_checkpoints_by_their_names(name):
+    folder = str(CHECKPOINTS / name)
+    family, config, model = NAMED[name]
+    config, model = getattr(place(family), config), getattr(place(family), model)
+    mapped, loaded = config.from_pretrained(folder), model.from_pretrained(folder, torch_dtype=torch.float32).eval()
     ids = torch.arange(6)[None]
     with torch.no_grad():
-        expected = dllm.utils.get_model(model_name_or_path=str(folder), dtype="float32").eval()(ids).logits
-        assert torch.equal(model(ids).logits, expected)
-    official = [
-        kind
-        for family in ("a2d", "dream", "llada", "llada2", "rnd1")
-        for kind in vars(place(family)).values()
-        if getattr(kind, "config_class", None) is not None and not issubclass(kind, BaseSampler)
-    ]
-    named = [kind for kind in official if isinstance(model, kind)]
-    assert [kind.config_class for kind in named if kind.__name__ != "OfficialModel"] == [type(config)]
-    assert type(type(config).from_pretrained(folder)) is type(config.mapped()) is type(model.config)
-    created = named[0](config)
-    assert {n: w.shape for n, w in created.named_parameters()} == {n: w.shape for n, w in model.named_parameters()}
+        expected = dllm.utils.get_model(model_name_or_path=folder, config=mapped, dtype="float32").eval()(ids).logits
+        assert torch.equal(loaded(ids).logits, expected)
+    others = [getattr(place(there), kind) for there, _, kind in NAMED.values()]
+    assert [kind for kind in [*others, place("a2d").A2DLlamaLMHeadModel] if isinstance(loaded, kind)] == [model]
+    official = config(**config_of(name))
+    for created in (model(mapped), model(official)):
+        shapes = {n: w.shape for n, w in created.named_parameters()}
+        assert shapes == {n: w.shape for n, w in loaded.named_parameters()}
 
 
 def test_a_name_is_of_its_family():
     for call in (place("dream").DreamModel.from_pretrained, place("llada").LLaDAMoEConfig.from_pretrained):
         with pytest.raises(ValueError, match=r"must be a model of the family (dream|llada_moe), got llada"):
-            call(CHECKPOINTS / "llada")
+            call(str(CHECKPOINTS / "llada"))
     with pytest.raises(TypeError, match="foo"):
-        transformers.AutoModel.from_pretrained(CHECKPOINTS / "dream", foo=1)
+        place("dream").DreamModel.from_pretrained(str(CHECKPOINTS / "dream"), foo=1)
     with pytest.raises(ValueError, match="must be a model of the family rnd1, got Qwen3MoeConfig"):
         place("rnd1").RND1LM(transformers.Qwen3MoeConfig())
 

@@ -26,7 +26,7 @@ from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, la
 from dllm.core.samplers.run import BaseSamplerOutput, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
-from dllm.fast.model import input_embedding
+from dllm.fast.model import input_embedding, right_shift_of
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.inputs import check_eos
 from dllm.fast.sampling.live import Step
@@ -54,6 +54,7 @@ class BaseSampler(ABC):
     config_class: ClassVar[type[BaseSamplerConfig]]
     approximate: ClassVar[bool] = False  # whether it trades accuracy for speed
     pads_left: ClassVar[bool] = False  # whether a batch is padded on the left
+    shifts_right: ClassVar[bool] = False  # whether models read logits one position before, if nothing says so
 
     def __post_init__(self) -> None:
         if self.scheduler is None:
@@ -208,7 +209,7 @@ class BaseSampler(ABC):
             block_length=layout.most_masks,
             temperature=config.temperature,
             cfg_scale=config.cfg_scale,
-            right_shift=config.right_shift_logits,
+            right_shift=self._right_shift(config),
             eos_id=eos_id if config.stop_at_eos else None,
             eot_id=self._end_of_turn(layout.mask_id) if config.stop_at_eos else None,
             impl=config.impl,
@@ -224,6 +225,13 @@ class BaseSampler(ABC):
         if token == mask_id:
             raise ValueError(f"eot_token_id must differ from the mask token, got {token} for both")
         return canvas.check_tokens("eot_token_id", [token], self.model)[0]
+
+    def _right_shift(self, config: BaseSamplerConfig) -> bool:
+        """Whether logits are shifted: the setting, else what the model's configuration says, else the default."""
+        if config.right_shift_logits is not None:
+            return config.right_shift_logits
+        said = right_shift_of(self.model)
+        return self.shifts_right if said is None else said
 
     def _schedule(self, layout: RowLayout, config: BaseSamplerConfig, policy: Policy, device: torch.device) -> Schedule:
         blocks = [

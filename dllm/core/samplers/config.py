@@ -23,8 +23,9 @@ class BaseSamplerConfig:
     cfg_keep_tokens: given tokens that guidance does not mask.
     suppress_tokens: never proposed.
     begin_suppress_tokens: proposed with the lowest confidence, so committed last.
-    right_shift_logits: the logits of a position are those of the one before it (Dream, models converted from causal
-        ones); the first position reads its own.
+    right_shift_logits: the logits of a position are those of the one before it (Dream, RND1); the first position reads
+        its own. None: what the model's configuration says (`masked_diffusion`, :func:`dllm.models.get_model`), and
+        the sampler's own default if it says nothing: True for Dream's sampler, False for others.
     stop_at_eos: a row is finished once its generated part holds the tokenizer's EOS, or its end of turn
         (`eot_token_id`) if it has one, and no mask before it; the rest of the row becomes EOS.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
@@ -40,7 +41,7 @@ class BaseSamplerConfig:
     cfg_keep_tokens: list[int] | None = None
     suppress_tokens: list[int] | None = None
     begin_suppress_tokens: list[int] | None = None
-    right_shift_logits: bool = False
+    right_shift_logits: bool | None = None
     stop_at_eos: bool = False
     impl: str = "auto"
     cuda_graph: bool | None = None
@@ -56,8 +57,10 @@ class BaseSamplerConfig:
                 at_least(1, name, getattr(self, name))
         for name in ("temperature", "cfg_scale"):
             _checks.finite_at_least_zero(name, getattr(self, name))
-        for name in ("return_dict", "right_shift_logits", "stop_at_eos"):
+        for name in ("return_dict", "stop_at_eos"):
             true_or_false(name, getattr(self, name))
+        if self.right_shift_logits is not None:
+            true_or_false("right_shift_logits", self.right_shift_logits)
 
 
 def at_least(least: int, name: str, value: object) -> int:

@@ -43,7 +43,6 @@ class DreamSamplerConfig(BaseSamplerConfig):
     max_new_tokens: int | None = 20
     block_size: int | None = None
     temperature: float = 1.0
-    right_shift_logits: bool = True
     steps: int = 512
     eps: float = 1e-3
     alg: str = "origin"
@@ -83,6 +82,7 @@ class DreamSampler(BaseSampler):
 
     config_class = DreamSamplerConfig
     pads_left = True
+    shifts_right = True
 
     def amounts(self, config: DreamSamplerConfig, span: Span) -> Sequence[float]:
         """The probability of each step for "origin", else the number of tokens that it commits."""

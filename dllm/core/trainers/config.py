@@ -30,7 +30,12 @@ class MDLMConfig(TrainingArguments):
     antithetic_time: bool = field(default=False, metadata={"help": "Spread the times of a batch evenly."})
     loss_weight_type: str = field(default="scheduler", metadata={"help": "scheduler: weight w(t); uniform: weight 1."})
     loss_norm_type: str = field(default="token", metadata={"help": "Mean over: token, sequence or batch."})
-    right_shift_logits: bool = field(default=False, metadata={"help": "A token is predicted one position before it."})
+    right_shift_logits: bool | None = field(
+        default=None,
+        metadata={
+            "help": "A token is predicted one position before it. Default: as the model's config says, else False."
+        },
+    )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Keep an exponential moving average of the weights; MDLM uses 0.9999."}
     )

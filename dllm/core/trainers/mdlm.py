@@ -113,7 +113,7 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
             high=args.time_max,
             antithetic=args.antithetic_time,
             uniform_weight=args.loss_weight_type == "uniform",
-            right_shift=args.right_shift_logits,
+            right_shift=self.right_shift_logits,
             positions=self._positions if self._positions_are_finite else None,
             **options,
         )

@@ -64,6 +64,10 @@ class StoredTensor:
         """The tensor, read and moved or converted as `Tensor.to` does."""
         return self[...].to(*arguments, **options)
 
+    def is_floating_point(self) -> bool:
+        """True: other tensors are refused when the file is opened."""
+        return True
+
     def part(self, rows: slice) -> StoredTensor:
         """Some rows of this tensor."""
         shape = torch.Size((len(range(*rows.indices(self.shape[0]))), *self.shape[1:]))

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from dllm.models.official.checkpoint import StoredTensor, stored_tensors
-from dllm.models.official.mapping import Mapping
+from dllm.models.official.mapping import Mapping, marker_of
 from dllm.models.official.prepare import BIAS, keep_float32
 from dllm.models.official.vocabulary import with_mask_row
 
@@ -66,6 +66,14 @@ def load(
     with_mask_row(model)
     model.name_or_path = model.config._name_or_path = source
     return model
+
+
+def restore_biases(model: nn.Module, find: Callable[[str], Path | None], source: str) -> None:
+    """Give the routers of a saved LLaDA2 model the float32 biases of its files, which transformers 4 rounds."""
+    names = [name for name, buffer in model.named_buffers() if name.endswith(BIAS) and buffer.dtype != torch.float32]
+    if names and marker_of(model.config):
+        stored = stored_tensors(find, source)
+        keep_float32(model, {name: stored[name][...] for name in names})
 
 
 def saved_shapes(kind: type, config: transformers.PretrainedConfig) -> dict[str, torch.Size]:

@@ -5,7 +5,7 @@
 
 from dllm.core.samplers import BD3LMSampler, BD3LMSamplerConfig, MDLMSampler, MDLMSamplerConfig
 from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
-from dllm.pipelines.official import OfficialConfig, OfficialModel, register
+from dllm.pipelines.official import OfficialConfig, OfficialModel
 
 
 class A2DLlamaConfig(OfficialConfig):
@@ -14,7 +14,6 @@ class A2DLlamaConfig(OfficialConfig):
     model_type = "a2d-llama"
     family = "a2d"
     base_type = "llama"
-    architecture = "A2DLlamaLMHeadModel"
 
 
 class A2DQwen2Config(OfficialConfig):
@@ -23,7 +22,6 @@ class A2DQwen2Config(OfficialConfig):
     model_type = "a2d-qwen2"
     family = "a2d"
     base_type = "qwen2"
-    architecture = "A2DQwen2LMHeadModel"
 
 
 class A2DQwen3Config(OfficialConfig):
@@ -32,7 +30,6 @@ class A2DQwen3Config(OfficialConfig):
     model_type = "a2d-qwen3"
     family = "a2d"
     base_type = "qwen3"
-    architecture = "A2DQwen3LMHeadModel"
 
 
 class A2DLlamaLMHeadModel(OfficialModel):
@@ -52,8 +49,6 @@ class A2DQwen3LMHeadModel(OfficialModel):
 
     config_class = A2DQwen3Config
 
-
-register(A2DLlamaLMHeadModel, A2DQwen2LMHeadModel, A2DQwen3LMHeadModel)
 
 __all__ = [
     "A2DLlamaConfig",

@@ -3,7 +3,7 @@
 from transformers import Qwen2TokenizerFast as DreamTokenizer  # the same rules, without remote code
 
 from dllm.core.samplers import DreamSampler, DreamSamplerConfig
-from dllm.pipelines.official import OfficialConfig, OfficialModel, register
+from dllm.pipelines.official import OfficialConfig, OfficialModel
 
 
 class DreamConfig(OfficialConfig):
@@ -17,7 +17,6 @@ class DreamConfig(OfficialConfig):
 
     model_type = "Dream"
     family = "dream"
-    architecture = "DreamModel"
 
 
 class DreamModel(OfficialModel):
@@ -25,7 +24,5 @@ class DreamModel(OfficialModel):
 
     config_class = DreamConfig
 
-
-register(DreamModel)
 
 __all__ = ["DreamConfig", "DreamModel", "DreamSampler", "DreamSamplerConfig", "DreamTokenizer"]

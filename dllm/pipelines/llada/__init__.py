@@ -1,17 +1,12 @@
 """LLaDA (8B, 1.5, iLLaDA) and LLaDA-MoE."""
 
-from typing import Any
-
 from dllm.core.samplers import LLaDASampler, LLaDASamplerConfig, MDLMSampler, MDLMSamplerConfig
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
-from dllm.models.official import llada_moe
-from dllm.pipelines.official import OfficialConfig, OfficialModel, register
+from dllm.pipelines.official import OfficialConfig, OfficialModel
 
 
 class LLaDAConfig(OfficialConfig):
     """The configuration of LLaDA: `d_model`, `n_layers`, `n_heads`, `mlp_hidden_size`, `vocab_size`, ...
-
-    A folder of LLaDA-MoE says the same `model_type`; its configuration is a :class:`LLaDAMoEConfig`.
 
     Example:
         >>> size = dict(d_model=8, n_layers=1, n_heads=2, mlp_hidden_size=8, vocab_size=9, mask_token_id=7)
@@ -22,13 +17,6 @@ class LLaDAConfig(OfficialConfig):
 
     model_type = "llada"
     family = "llada"
-    architecture = "LLaDAModelLM"
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
-        """As PretrainedConfig; also for the content of LLaDA-MoE's config.json."""
-        kind = super() if not llada_moe.recognises(config_dict) else LLaDAMoEConfig
-        return kind.from_dict(config_dict, **options)
 
 
 class LLaDAMoEConfig(OfficialConfig):
@@ -36,7 +24,6 @@ class LLaDAMoEConfig(OfficialConfig):
 
     model_type = "lladamoe"  # as dLLM 0.1 named it; the published files say llada
     family = "llada_moe"
-    architecture = "LLaDAMoEModelLM"
 
 
 class LLaDAModelLM(OfficialModel):
@@ -50,8 +37,6 @@ class LLaDAMoEModelLM(OfficialModel):
 
     config_class = LLaDAMoEConfig
 
-
-register(LLaDAModelLM, LLaDAMoEModelLM)
 
 __all__ = [
     "LLaDAConfig",

@@ -1,7 +1,7 @@
 """LLaDA 2.0 (mini, flash)."""
 
 from dllm.pipelines.llada2.sampler import LLaDA2Sampler, LLaDA2SamplerConfig
-from dllm.pipelines.official import OfficialConfig, OfficialModel, register
+from dllm.pipelines.official import OfficialConfig, OfficialModel
 
 
 class LLaDA2MoeConfig(OfficialConfig):
@@ -9,7 +9,6 @@ class LLaDA2MoeConfig(OfficialConfig):
 
     model_type = "llada2_moe"
     family = "llada2"
-    architecture = "LLaDA2MoeModelLM"
 
 
 class LLaDA2MoeModelLM(OfficialModel):
@@ -17,7 +16,5 @@ class LLaDA2MoeModelLM(OfficialModel):
 
     config_class = LLaDA2MoeConfig
 
-
-register(LLaDA2MoeModelLM)
 
 __all__ = ["LLaDA2MoeConfig", "LLaDA2MoeModelLM", "LLaDA2Sampler", "LLaDA2SamplerConfig"]

@@ -1,7 +1,7 @@
 """RND1 (30B-A3B)."""
 
 from dllm.core.samplers import RND1Sampler, RND1SamplerConfig
-from dllm.pipelines.official import OfficialConfig, OfficialModel, register
+from dllm.pipelines.official import OfficialConfig, OfficialModel
 
 
 class RND1Config(OfficialConfig):
@@ -9,7 +9,6 @@ class RND1Config(OfficialConfig):
 
     model_type = "rnd1"
     family = "rnd1"
-    architecture = "RND1LM"
 
 
 class RND1LM(OfficialModel):
@@ -17,7 +16,5 @@ class RND1LM(OfficialModel):
 
     config_class = RND1Config
 
-
-register(RND1LM)
 
 __all__ = ["RND1LM", "RND1Config", "RND1Sampler", "RND1SamplerConfig"]

@@ -16,6 +16,7 @@ from dllm.core.trainers.base.normalizer import WholeStepNormalizer
 from dllm.core.trainers.base.objective import Split
 from dllm.core.trainers.batches import CORRUPTION
 from dllm.core.trainers.collator import MDLMCollator
+from dllm.fast.model import right_shift_of
 from dllm.fast.training.loss import masked_loss
 
 
@@ -32,7 +33,13 @@ class ReplaceableSteps(CorruptingLoaders, WholeStepNormalizer):
     time_epsilon = property(attrgetter("args.time_epsilon"), doc="The smallest diffusion time.")
     loss_weight_type = property(attrgetter("args.loss_weight_type"), doc="How masked tokens are weighted.")
     loss_norm_type = property(attrgetter("args.loss_norm_type"), doc="What the loss is a mean over.")
-    right_shift_logits = property(attrgetter("args.right_shift_logits"), doc="Whether p predicts the token at p + 1.")
+
+    @property
+    def right_shift_logits(self) -> bool:
+        """Whether p predicts the token at p + 1: the argument, else what the model's configuration says, else False."""
+        if self.args.right_shift_logits is not None:
+            return self.args.right_shift_logits
+        return bool(right_shift_of(self.model))
 
     def _preprocess_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The clean batch x_0 that will be corrupted: `input_ids` and `labels` [B, L], perhaps `attention_mask`."""

@@ -1,0 +1,111 @@
+"""transformers' auto classes know the official model types: `AutoModel.from_pretrained(folder)` loads them as we do."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import transformers
+from torch import nn
+
+from dllm.models.bidirectional import bidirectional
+from dllm.models.official import load, recognise
+from dllm.models.official.prepare import prepared
+from dllm.models.sources import check_source, file_at, mapped_config, reading
+
+MODEL_TYPES = ("llada", "lladamoe", "Dream", "rnd1", "a2d-qwen2", "a2d-qwen3", "a2d-llama", "llada2_moe")
+AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
+OPTIONS = ("attn_implementation", "device_map", "dtype", "max_memory", "offload_folder", "quantization_config")
+# what the auto classes add, or what has no meaning here
+UNUSED = ("_commit_hash", "_from_auto", "adapter_kwargs", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
+
+
+class OfficialConfig(transformers.PretrainedConfig):
+    """The configuration of an official checkpoint, with the official fields. A subclass has the model type."""
+
+    use_cache = False
+
+    def __init__(self, **fields: Any):
+        super().__init__()
+        self.given = sorted(fields)
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def official(self) -> dict[str, Any]:
+        """The fields as config.json has them."""
+        return {name: value for name, value in self.to_dict().items() if name in self.given} | {
+            "model_type": self.model_type
+        }
+
+
+class OfficialModel:
+    """What the auto classes load for an official checkpoint: a model of transformers' own class. Never an instance."""
+
+    config_class: type = OfficialConfig
+
+    @classmethod
+    def from_pretrained(cls, source: str, *arguments: Any, config: Any = None, **options: Any) -> nn.Module:
+        """The model of an official checkpoint, bidirectional, without remote code.
+
+        Args:
+            source: a folder or a name on the Hub.
+            arguments: none.
+            config: what AutoConfig has read, perhaps with changes; by default the checkpoint's own.
+            options: attn_implementation, device_map, dtype (or torch_dtype), max_memory, offload_folder,
+                quantization_config.
+
+        Raises:
+            TypeError: another option, or a configuration of another type.
+            OSError, ValueError: as :func:`dllm.models.get_model`.
+        """
+        if "torch_dtype" in options:
+            options["dtype"] = options.pop("torch_dtype")
+        given = {name: value for name, value in options.items() if value is not None and name not in UNUSED}
+        unknown = [name for name in given if name not in OPTIONS]
+        if unknown or arguments:
+            raise TypeError(
+                f"an official checkpoint takes the options {', '.join(OPTIONS)}; got {unknown or arguments}"
+            )
+        source = check_source(str(source))
+        if config is None:
+            config = cls.config_class.from_pretrained(source)
+        if not isinstance(config, OfficialConfig):
+            raise TypeError(f"config must be one that AutoConfig read at {source}, got a {type(config).__name__}")
+        if (attention := config._attn_implementation) is not None:  # where AutoConfig has put the option
+            given.setdefault("attn_implementation", attention)
+        mapping = recognise(config.official())
+        with reading("weights", source):
+            mapped = mapped_config(mapping, source)
+            model = load.load(mapping, mapped, functools.partial(file_at, source), source, **given)
+        return prepared(bidirectional(model))
+
+    @classmethod
+    def _from_config(cls, config: OfficialConfig, **options: Any) -> nn.Module:
+        """A model with random weights; the name is that of transformers."""
+        mapping = recognise(config.official())
+        kind = getattr(transformers, mapping.model_class)
+        return prepared(bidirectional(kind._from_config(mapping.config(), **options)))
+
+
+def register() -> None:
+    """Make the model types known to AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM.
+
+    Importing :mod:`dllm.models` does so. Types that transformers knows itself are left to it. Code that comes with a
+    checkpoint still runs if it is trusted, except through dllm's own functions.
+
+    Example:
+        >>> register()
+        >>> transformers.AutoConfig.for_model("rnd1").model_type
+        'rnd1'
+    """
+    for model_type in MODEL_TYPES:
+        if model_type in transformers.CONFIG_MAPPING:
+            continue
+        name = "Official" + "".join(part.capitalize() for part in model_type.replace("-", "_").split("_"))
+        # transformers 5 makes a dataclass, with another __init__, of every class without an __init__ of its own
+        own = {"model_type": model_type, "__init__": OfficialConfig.__init__}
+        config = type(f"{name}Config", (OfficialConfig,), own)
+        model = type(name, (OfficialModel,), {"config_class": config})
+        transformers.AutoConfig.register(model_type, config)
+        for auto_class in AUTO_CLASSES:
+            getattr(transformers, auto_class).register(config, model)
