@@ -15,12 +15,14 @@ On a cluster, from a Slurm login node:
 
 The logits of this family are shifted to the right, which the trainer takes from the model's configuration.
 
-Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. What
-`dllm train` does is the same; its --dry-run tells parameters, steps and memory beforehand.
+It is a base model; conversations are written in Qwen's template, with the tokens that its tokenizer has for it.
+
+Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 
@@ -29,6 +31,7 @@ import transformers
 import dllm
 from dllm import recipes
 from dllm.exits import exit_code
+from dllm.models.templates import IM_CHAT
 
 
 @dataclass
@@ -52,9 +55,17 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
     group_by_length: bool = True
 
 
+def tokenizer(model_args: ModelArguments) -> transformers.PreTrainedTokenizerBase:
+    """RND1's tokenizer, with a chat template: the published one has none."""
+    loaded = dllm.utils.get_tokenizer(model_args)
+    loaded.chat_template = loaded.chat_template or IM_CHAT
+    return loaded
+
+
 def train() -> None:
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    recipes.run(recipes.SFT, *parser.parse_args_into_dataclasses())
+    recipe = dataclasses.replace(recipes.SFT, tokenizer=tokenizer)
+    recipes.run(recipe, *parser.parse_args_into_dataclasses())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ FAMILY = {
     "fastdllm/dream": "dream",
 }
 FEW = ("--max_new_tokens", "8")
-TRAINED = [(place, task) for place in FAMILY if (EXAMPLES / place / "sft.py").exists() for task in ("sft", "pt")]
+TRAINED = [("llada", "sft"), ("dream", "pt"), ("rnd1", "sft"), ("a2d/mdlm", "pt"), ("a2d/bd3lm", "sft")]
+OTHERS = [("llada", "pt"), ("dream", "sft"), ("rnd1", "pt"), ("a2d/mdlm", "sft"), ("a2d/bd3lm", "pt")]
 TALK = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]
 
 
@@ -70,11 +71,21 @@ def test_chat(place, folders, run):
     steps = () if place.startswith(("llada2", "fastdllm/llada")) else ("--steps", "8")
     block = ("--block_size", "8") if place in ("llada", "a2d/mdlm") else ()
     words = ("--model_name_or_path", folders[FAMILY[place]], "--visualize", "False")
-    run(f"{place}/chat.py", *words, *FEW, *steps, *block, lines="Hi\n")
-    run(f"{place}/chat.py", *words, *FEW, *steps, *block, "--chat_template", "False", lines="Once\n")
+    raw = ("--chat_template", "False") if place in ("dream", "llada2") else ()
+    run(f"{place}/chat.py", *words, *FEW, *steps, *block, *raw, lines="Hi\n")
 
 
-@pytest.mark.parametrize("place, task", TRAINED)
+def test_every_example_is_run():
+    scripts = {str(file.relative_to(EXAMPLES).with_suffix("")) for file in EXAMPLES.rglob("*.py")}
+    run = {f"{place}/{task}" for place, task in TRAINED + OTHERS} | {f"{place}/sample" for place in FAMILY}
+    run |= {f"{place}/chat" for place in FAMILY if place != "rnd1"}
+    assert {name for name in scripts if not name.startswith(("bert/", "dropin/"))} == run
+
+
+# each script of a kind is the same but for its model and its arguments: half of them run, all with --exhaustive
+@pytest.mark.parametrize(
+    "place, task", TRAINED + [pytest.param(*other, marks=pytest.mark.exhaustive) for other in OTHERS]
+)
 def test_training(place, task, folders, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

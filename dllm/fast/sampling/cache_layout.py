@@ -87,25 +87,26 @@ def _inspect(split: SplitModel) -> tuple[Found, bool]:
 
     The model runs the tokens 0 1 2 3 under a mask by which the first two see each other and the others see all. So the
     first one's hidden state must change with the second token and must not change with the last. Attention that takes
-    no such mask sees all: then it must change with the last. A second row in which nothing is changed measures noise:
-    activations that are quantised with one scale for all rows change there too.
+    no such mask sees all: then it must change with the last. Rows before and behind it, in which nothing is changed,
+    measure noise: activations that are quantised with one scale for all rows change there too, and where experts of a
+    mixture get another number of tokens, other rows are rounded otherwise.
     """
     name, device = type(split.model).__name__, next(split.model.parameters()).device
     block = torch.arange(4, device=device) // 2
-    mask = (block[None, :] <= block[:, None]).expand(2, 1, -1, -1)
+    mask = (block[None, :] <= block[:, None]).expand(3, 1, -1, -1)
     if sees_all := is_flash(split.model):
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
     def first_column(*tokens: int) -> tuple[Tensor, _Recorder]:
         recorder = _Recorder()
-        ids = torch.tensor([(0, 1, 2, 3), tokens], device=device)
-        positions = torch.arange(4, device=device).repeat(2, 1)
+        ids = torch.tensor([(0, 1, 2, 3), tokens, (0, 1, 2, 3)], device=device)
+        positions = torch.arange(4, device=device).repeat(3, 1)
         hidden = split.body(ids, mask, position_ids=positions, past_key_values=recorder)
         return hidden[:, 0], recorder
 
     def changes_with(*tokens: int, noise: int) -> bool:
-        control, change = (first_column(*tokens)[0].float() - hidden.float()).abs().amax(1).tolist()
-        return change > noise * control
+        before, change, behind = (first_column(*tokens)[0].float() - hidden.float()).abs().amax(1).tolist()
+        return change > noise * max(before, behind)
 
     try:
         hidden, recorder = first_column(0, 1, 2, 3)
