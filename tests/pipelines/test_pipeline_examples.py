@@ -14,6 +14,7 @@ import dllm
 from tests.pipelines import official_folders
 
 pytest.importorskip("datasets")
+pytestmark = pytest.mark.usefixtures("one_thread")  # models this small gain nothing from two
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FAMILY = {
     "llada": "llada",
