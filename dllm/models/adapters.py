@@ -54,7 +54,7 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
     Example:
         >>> from dllm.demo.shipped import load_shipped
         >>> model = load_shipped()[0]
-        >>> load_peft(model, ModelArguments()) is model
+        >>> load_peft(model, ModelArguments(model_name_or_path="any")) is model
         True
     """
     if not model_args.lora:

@@ -198,10 +198,12 @@ def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping 
     own_code = found.get("auto_map")
     try:
         mapping = recognise(found)
-    except ValueError:
-        if trust_remote_code and own_code:
+    except ValueError as error:
+        if not own_code:
+            raise
+        if trust_remote_code:
             return None
-        raise
+        raise ValueError(f"{error}. trust_remote_code=True would run the code that comes with it instead") from error
     if mapping is None and own_code and not trust_remote_code and found.get("model_type") not in CONFIG_MAPPING:
         known = ", ".join(names())
         raise ValueError(
