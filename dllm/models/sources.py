@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 from dllm.configs import resolve_with_base_env
 from dllm.models.official import Mapping, names, recognise
+from dllm.models.official.mapping import MARKER
 from dllm.models.official.vocabulary import mask_token_at
 
 _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -160,12 +161,23 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
         raise OSError(f"{base} must hold a model, got no config.json")
     with reading("configuration", base):
         mapping = mapping_at(base, trust_remote_code=given["trust_remote_code"])
-        if mapping is None:
+        if mapping is not None:
+            config = mapped_config(mapping, base)
+        elif (config := _of_newer_transformers(base)) is None:
             return transformers.AutoConfig.from_pretrained(base, **given)
-        config = mapped_config(mapping, base)
         for name in [name for name in given if hasattr(config, name)]:
             setattr(config, name, given[name])
         return config
+
+
+def _of_newer_transformers(base: str) -> transformers.PretrainedConfig | None:
+    """The configuration of a known family that transformers 5 saved, read by transformers 4; None in any other case."""
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return None
+    saved = transformers.PretrainedConfig.get_config_dict(base)[0]
+    official = (saved.get(MARKER) or {}).get("official")
+    mapping = recognise(official) if official and "rope_parameters" in saved else None
+    return None if mapping is None else mapping.restored(saved)
 
 
 def mapped_config(mapping: Mapping, base: str) -> transformers.PretrainedConfig:
@@ -199,10 +211,12 @@ def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping 
     own_code = found.get("auto_map")
     try:
         mapping = recognise(found)
-    except ValueError:
-        if trust_remote_code and own_code:
+    except ValueError as error:
+        if not own_code:
+            raise
+        if trust_remote_code:
             return None
-        raise
+        raise ValueError(f"{error}. trust_remote_code=True would run the code that comes with it instead") from error
     if mapping is None and own_code and not trust_remote_code and found.get("model_type") not in CONFIG_MAPPING:
         known = ", ".join(names())
         raise ValueError(

@@ -89,3 +89,25 @@ def test_the_configuration_is_that_of_the_base_class(name):
     assert type(config) is CLASSES[name].config_class
     assert config.attention_dropout == 0.25
     assert config.masked_diffusion["official"] == config_of(name)
+
+
+@pytest.mark.parametrize("form", [4, 5])
+@pytest.mark.parametrize("name", NAMES)
+def test_either_version_reads_what_the_other_saved(name, form, tmp_path):
+    """transformers 4 would not read the rotary embedding and the number of experts where transformers 5 writes them."""
+    model = get_model(model_name_or_path=str(CHECKPOINTS / name), dtype="float32")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    saved, official = json.loads(file.read_text()), config_of(name)
+    rope = {"rope_theta": official["rope_theta"]}
+    if name == "llada2":
+        rope["partial_rotary_factor"] = 0.5
+    for field in ("rope_parameters", "rope_scaling", *rope):
+        saved.pop(field, None)
+    saved |= rope if form == 4 else {"rope_parameters": {"rope_type": "default"} | rope}
+    if model.config.model_type == "qwen3_moe":
+        experts = saved.pop("num_experts", None) or saved.pop("num_local_experts")
+        saved["num_experts" if form == 4 else "num_local_experts"] = experts
+    file.write_text(json.dumps(saved))
+    again = get_model(model_name_or_path=str(tmp_path), dtype="float32").eval()
+    assert max(errors(again, name).values()) < TOLERANCE

@@ -120,7 +120,7 @@ def test_code_of_no_known_family_does_not_run(get, tmp_path):
 def test_a_checkpoint_that_cannot_be_mapped_says_why(tmp_path):
     config = config_of("llada") | {"alibi": True, "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="alibi=True"):
+    with pytest.raises(ValueError, match=r"alibi=True .*trust_remote_code=True would run"):
         get_model(model_name_or_path=str(tmp_path))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from dllm.models.official import a2d, dream, llada, llada2, llada_moe, rnd1
 from dllm.models.official.mapping import Mapping, marker_of
 
-FAMILIES = (llada, llada_moe, dream, rnd1, a2d, llada2)
+FAMILIES = (llada_moe, llada, dream, rnd1, a2d, llada2)  # the first that recognises a checkpoint has it
 
 
 def recognise(config: dict[str, Any]) -> Mapping | None:

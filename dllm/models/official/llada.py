@@ -67,8 +67,8 @@ FIELD_NAMES = {
 
 
 def recognises(config: dict[str, Any]) -> bool:
-    """Whether this is the configuration of a LLaDA checkpoint. LLaDA-MoE says "llada", too, but has no `d_model`."""
-    return config.get("model_type") == "llada" and "d_model" in config
+    """Whether this is the configuration of a LLaDA checkpoint. LLaDA-MoE says "llada", too, and is asked before."""
+    return config.get("model_type") == "llada"
 
 
 def mapping(config: dict[str, Any]) -> Mapping:

@@ -87,6 +87,19 @@ class Mapping:
         setattr(config, MARKER, self.marker())
         return config
 
+    def restored(self, saved: dict[str, Any]) -> transformers.PretrainedConfig:
+        """The configuration that transformers 5 saved, for transformers 4, which would take the base of the rotary
+        embedding and the number of experts for missing.
+
+        Args:
+            saved: the content of config.json.
+        """
+        config = self.config()
+        for name, value in saved.items():
+            if hasattr(config, name) and name not in ("model_type", "transformers_version", "rope_scaling"):
+                setattr(config, name, value)
+        return config
+
     def marker(self) -> dict[str, Any]:
         """The content of the marker, as JSON types."""
         marker = dict(family=self.family, bidirectional=True, right_shift=self.right_shift)
