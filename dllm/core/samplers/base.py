@@ -42,7 +42,8 @@ class BaseSampler(ABC):
     """The base class of samplers. A subclass names its config class and gives `amounts` and `policy`.
 
     model: a masked language model, as :func:`dllm.fast.generate` takes it.
-    tokenizer: has `mask_token_id` and `eos_token_id`, with which rows are padded.
+    tokenizer: has `mask_token_id` and `eos_token_id`, with which rows are padded; perhaps `eot_token_id`, the end of a
+        turn.
     scheduler: alpha(t), for schedules that follow it; linear if None.
     """
 
@@ -209,10 +210,20 @@ class BaseSampler(ABC):
             cfg_scale=config.cfg_scale,
             right_shift=config.right_shift_logits,
             eos_id=eos_id if config.stop_at_eos else None,
+            eot_id=self._end_of_turn(layout.mask_id) if config.stop_at_eos else None,
             impl=config.impl,
             **fields,
         )
         return policy, layout
+
+    def _end_of_turn(self, mask_id: int) -> int | None:
+        """The token that ends a turn, where the tokenizer has one, checked."""
+        token = getattr(self.tokenizer, "eot_token_id", None)
+        if token is None:
+            return None
+        if token == mask_id:
+            raise ValueError(f"eot_token_id must differ from the mask token, got {token} for both")
+        return canvas.check_tokens("eot_token_id", [token], self.model)[0]
 
     def _schedule(self, layout: RowLayout, config: BaseSamplerConfig, policy: Policy, device: torch.device) -> Schedule:
         blocks = [

@@ -25,8 +25,8 @@ class BaseSamplerConfig:
     begin_suppress_tokens: proposed with the lowest confidence, so committed last.
     right_shift_logits: the logits of a position are those of the one before it (Dream, models converted from causal
         ones); the first position reads its own.
-    stop_at_eos: a row is finished once its generated part holds the tokenizer's EOS and no mask before it; the rest of
-        the row becomes EOS.
+    stop_at_eos: a row is finished once its generated part holds the tokenizer's EOS, or its end of turn
+        (`eot_token_id`) if it has one, and no mask before it; the rest of the row becomes EOS.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
     cuda_graph: steps as CUDA graphs: None where possible and worthwhile, True required, False never.
     """

@@ -18,7 +18,7 @@ from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.passes import Pass
 from dllm.fast.sampling.plan import Planner
-from dllm.fast.sampling.state import Policy
+from dllm.fast.sampling.state import Policy, ends_row
 from dllm.fast.sampling.step import denoise_step
 
 # To ask a GPU whether rows are finished means to wait for it: do so every so many steps only.
@@ -257,10 +257,12 @@ class Denoiser:
         self.canvas[rows] = self._ended(self.canvas[rows], rows)
 
     def _ended(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Canvases [N, L] of finished rows, with EOS from the first EOS to the end."""
+        """Canvases [N, L] of finished rows, with EOS after the first EOS or end of turn."""
         if self.policy.eos_id is None:
             return tokens
-        return fill_after_eos(tokens, self.batch.first[rows], self.batch.length[rows], self.policy.eos_id)
+        return fill_after_end(
+            tokens, self.batch.first[rows], self.batch.length[rows], self.policy.eos_id, self.policy.eot_id
+        )
 
     def _raise_if_failed(self) -> None:
         """Read, once, what only the device could see."""
@@ -294,9 +296,10 @@ def _warn_of_dropout(model: nn.Module) -> None:
         _log.warning("dropout of %s is active while it samples: call its eval() first", type(model).__name__)
 
 
-def fill_after_eos(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int) -> Tensor:
-    """Tokens with everything after each row's first generated EOS, up to column `stop` [B], replaced by EOS."""
+def fill_after_end(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int, eot_id: int | None = None) -> Tensor:
+    """Tokens with EOS after each row's first generated EOS or end of turn, up to column `stop` [B]."""
     column = torch.arange(tokens.shape[1], device=tokens.device)
     generated = (column >= first[:, None]) & (column < stop[:, None])
-    seen = ((tokens == eos_id) & generated).cumsum(1) > 0
-    return torch.where(seen & generated, eos_id, tokens)
+    ends = ends_row(tokens, eos_id, eot_id) & generated
+    ended = ends.cumsum(1) - ends.long() > 0  # before this column
+    return torch.where(ended & generated, eos_id, tokens)
