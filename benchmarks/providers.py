@@ -161,9 +161,9 @@ def _sample(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable
 
 def graphed_body_seconds(loaded: Loaded, canvas: Tensor, replays: int = 20) -> float:
     """Mean seconds of a replay of the transformer's body alone, captured as a CUDA graph, over `replays` in a row."""
-    from dllm.fast.head.tap import HeadTap
+    from dllm.fast.head.split import SplitModel
 
-    tap = HeadTap(loaded.model, canvas[:1])
+    tap = SplitModel(loaded.model, canvas[:1])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(side):

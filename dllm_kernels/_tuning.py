@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from dllm_kernels import _impl, _tuned
+from dllm_kernels import _impl, _tuning_cache
 
 
 class GumbelArgmaxShape(NamedTuple):
@@ -193,7 +193,7 @@ def _found() -> Mapping[str, object]:
 @functools.cache
 def _kept(device: int) -> Mapping[str, object]:
     """Read once in a process: the shapes of a captured graph and of what runs beside it are the same."""
-    return _tuned.read(torch.cuda.get_device_name(device))
+    return _tuning_cache.read(torch.cuda.get_device_name(device))
 
 
 def _tupled(value: object) -> object:

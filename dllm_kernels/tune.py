@@ -8,7 +8,8 @@ one that spills, or takes more shared memory than a program may have, is out. Th
 table's: tokens must be equal, and of the fused head every bit, since a row alone and the same row in a batch go through
 different entries. Then it is timed on the shapes that matter, with a cold L2, and what is fastest wins by the geometric
 mean over the shapes; never by the number of rows of a call. The winner of a table is kept as soon as it is found
-(:mod:`dllm_kernels._tuned` says where, and for how long it holds) and goes before the table from the next process on;
+(:mod:`dllm_kernels._tuning_cache` says where, and for how long it holds) and takes precedence over the table from the
+next process on;
 DLLM_TUNING=off switches that off.
 
 A dry run lists the candidates, and with a target compiles them; neither needs a GPU.
@@ -26,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from dllm_kernels import _impl, _tuned, offline
+from dllm_kernels import _impl, _tuning_cache, offline
 from dllm_kernels._workloads import Call, Work, works
 
 TABLES = {
@@ -187,16 +188,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(1, f"tuning knows {', '.join(SHARED)}, and this GPU is {target}\n")
     gpu = torch.cuda.get_device_name()
     try:
-        _tuned.check_writable(gpu)
+        _tuning_cache.check_writable(gpu)
     except OSError as error:
-        parser.exit(1, f"{_tuned.path(gpu).parent} cannot be written to ({error.strerror}): DLLM_CACHE names another\n")
+        parser.exit(
+            1, f"{_tuning_cache.path(gpu).parent} cannot be written to ({error.strerror}): DLLM_CACHE names another\n"
+        )
     rows = []
     for table in tables:
         found = tune(table, target)
-        _tuned.write(gpu, table, winners(found).get(table), [row._asdict() for row in found])
+        _tuning_cache.write(gpu, table, winners(found).get(table), [row._asdict() for row in found])
         rows += found
     _print(rows)
-    print(f"kept in {_tuned.path(gpu)}: {', '.join(winners(rows)) or 'nothing, the tables are as fast'}")
+    print(f"kept in {_tuning_cache.path(gpu)}: {', '.join(winners(rows)) or 'nothing, the tables are as fast'}")
     return 0
 
 

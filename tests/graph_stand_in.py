@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dllm.fast import capture
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling import graphs
 from tests.watch import SyncWatch
 
@@ -105,13 +105,13 @@ class Sampling:
 
     def record(self, run, device, pool):
         step, count = run.args
-        tap, *rest, passes = step.args
-        model, kind, run_step = weakref.ref(tap.model), tap.kind, step.func
-        self._watch(run, tap.model, *rest)
+        split, *rest, passes = step.args
+        model, kind, run_step = weakref.ref(split.model), split.kind, step.func
+        self._watch(run, split.model, *rest)
         self.captured.append((passes, count))
 
         def replay():
-            alike = object.__new__(HeadTap)
+            alike = object.__new__(SplitModel)
             alike.model, alike.head, alike.kind = model(), model().get_output_embeddings(), kind
             with SyncWatch() as watch:
                 for _ in range(count):

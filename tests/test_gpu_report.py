@@ -262,15 +262,15 @@ class TestMeasuring:
         monkeypatch.setattr(checks, "checks", lambda folder, dry: said)
         run = measuring("tests")
         checks.run(run)
-        assert run.failures == [f"{TRITON}: exit status 1: broken"] == gate.red(tmp_path, "truncation_floor")
-        assert gate.red(tmp_path, "masked_cross_entropy") == []
+        assert run.failures == [f"{TRITON}: exit status 1: broken"] == gate.failed_checks(tmp_path, "truncation_floor")
+        assert gate.failed_checks(tmp_path, "masked_cross_entropy") == []
         assert not gate.tested(tmp_path, ["truncation_floor"])
 
     def test_a_section_that_began_is_red_until_it_ends(self, measuring, tmp_path, monkeypatch):
         stuck = checks.Check(TRITON, [sys.executable, "-c", "import time; time.sleep(60)"])
         monkeypatch.setattr(checks, "checks", lambda folder, dry: [stuck])
         checks.run(measuring("tests", seconds=0.2))
-        assert "did not finish" in gate.red(tmp_path, "gumbel_argmax")[0]
+        assert "did not finish" in gate.failed_checks(tmp_path, "gumbel_argmax")[0]
 
 
 def _rows(folder: Path) -> list[dict]:
@@ -420,7 +420,7 @@ class TestChecks:
         assert {gate.file_of(name) for name in found} >= {file for files in gate.FILES.values() for file in files}
         assert "--shard=2/5" in found[f"{TRITON} 2/5"]
         make_red(tmp_path, f"{TRITON} 2/5")
-        assert gate.red(tmp_path, "truncation_floor") == [f"{TRITON} 2/5: test_truth: assert 1 == 2"]
+        assert gate.failed_checks(tmp_path, "truncation_floor") == [f"{TRITON} 2/5: test_truth: assert 1 == 2"]
 
     def test_a_file_whose_tests_are_all_skipped_proves_nothing(self, tmp_path):
         junit = tmp_path / "a.xml"
@@ -461,7 +461,7 @@ class TestChecks:
 
     def test_unknown_name(self, tmp_path):
         with pytest.raises(ValueError, match="got 'softmax'"):
-            gate.red(tmp_path, "softmax")
+            gate.failed_checks(tmp_path, "softmax")
 
 
 def added_ops() -> tuple[str, ...]:

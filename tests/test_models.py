@@ -35,7 +35,7 @@ def test_a_familys_own_tokens(folder, model_type, mask, end):
     bare = AutoTokenizer.from_pretrained(SHIPPED)
     bare.mask_token, bare.chat_template = None, "{{ messages }}"
     bare.save_pretrained(folder)
-    told(folder, model_type=model_type)
+    told(folder, model_type=model_type, vocab_size=len(bare) + 1)
     tokenizer = get_tokenizer(model_name_or_path=folder)
     assert (tokenizer.mask_token, tokenizer.eot_token) == (mask, end) and tokenizer.mask_token_id is not None
     assert tokenizer.chat_template == "{{ messages }}"
@@ -44,7 +44,8 @@ def test_a_familys_own_tokens(folder, model_type, mask, end):
 def test_families():
     types = [model_type for family in FAMILIES for model_type in family.model_types]
     assert len(set(types)) == len(types)
-    assert {family.name for family in FAMILIES} == {"bert", "llada", "dream", "a2d"}
+    names = {"bert", "llada", "llada_moe", "llada2", "dream", "rnd1", "a2d", "a2d-llama"}
+    assert {family.name for family in FAMILIES} == names
     assert family_of("gpt2") is None and family_of(None) is None
 
 

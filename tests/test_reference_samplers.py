@@ -24,6 +24,7 @@ from tests.reference_samplers import (
     llada2,
     mdlm_infill,
     mdlm_sample,
+    rnd1,
     schedule_b,
     threshold_decode,
     time_grid,
@@ -299,6 +300,45 @@ def test_llada_schedule_and_options():
     last = llada(model, [0], steps=3, confidence_eos_eot_inf=True, **arguments)
     assert order(last) == [[3], [1], [2]] and last.canvas.tolist() == [0, 3, 1, 2]
     assert llada(model, [0], steps=3, logits_eos_inf=True, **arguments).canvas.tolist() == [0, 0, 1, 2]
+
+
+# RND1
+
+
+def test_rnd1_counts():
+    """int(10 s / 4), s = 3..0, leaves 7, 5, 2, 0; 75 x 42/50 is 62 in float32, where it is 63 in integers."""
+    model = wandering()
+    arguments = dict(mask_id=M, temperature=0.0)
+    assert [len(c) for c in order(rnd1(model, [0], max_new_tokens=10, steps=4, **arguments))] == [3, 2, 3, 2]
+    assert [len(c) for c in order(rnd1(model, [0], max_new_tokens=2, steps=5, **arguments))] == [1, 1]
+    long = order(rnd1(wandering(length=76), [0], max_new_tokens=75, steps=50, **arguments))
+    assert 75 - sum(map(len, long[:8])) == 62
+
+
+def test_rnd1_reads_the_entropy_at_its_temperature_whatever_it_takes():
+    """Entropies: raw .67 and 1.14; at T = 1/2, where p goes as p^2, .62 and .58. Shifted: rows 0 and 1 are read."""
+    two, one = (0.6, 0.4, 1e-9, 1e-9, 1e-9), (0.58, 0.14, 0.14, 0.14, 1e-9)
+    arguments = dict(mask_id=M, max_new_tokens=2, steps=2)
+    for greedy in (True, False):
+        assert order(rnd1(law(one, two, one), [0], temperature=0.5, greedy=greedy, **arguments)) == [[1], [2]]
+        assert order(rnd1(law(one, two, one), [0], temperature=1.0, greedy=greedy, **arguments)) == [[2], [1]]
+    for seed in range(5):
+        likeliest = rnd1(law(one, two, one), [0], temperature=2.0, greedy=True, seed=seed, **arguments)
+        assert likeliest.canvas.tolist() == [0, 0, 0]
+
+
+def test_rnd1_takes_top_p_of_the_top_k():
+    """Of (.4, .3, .2, .1) the two likeliest have .57 and .43: above the second lie .57 of these, but .4 of all."""
+    model = law((0.4, 0.3, 0.2, 0.1, 1e-9))
+    arguments = dict(mask_id=M, max_new_tokens=1, steps=1, temperature=1.0, top_p=0.5)
+    both = {int(rnd1(model, [], seed=seed, top_k=2, **arguments).canvas) for seed in range(40)}
+    alone = {int(rnd1(model, [], seed=seed, **arguments).canvas) for seed in range(40)}
+    assert both == {0} and alone == {0, 1}
+
+
+def test_rnd1_does_not_generate_the_last_column():
+    trace = rnd1(wandering(), [0], mask_id=M, max_new_tokens=5, steps=4, temperature=0.0, last_token=2)
+    assert trace.history[0].tolist() == [0, M, M, M, M, 2] and trace.canvas[-1] == 2 and trace.forwards == 4
 
 
 # Dream

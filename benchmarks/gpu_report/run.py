@@ -48,7 +48,7 @@ class Run:
 
     def may_measure(self, case: str, name: str | None = None) -> bool:
         """Whether there is time for a case and no test of `name` is red; otherwise the reason is noted."""
-        if name and (reasons := gate.red(self.out, name)):
+        if name and (reasons := gate.failed_checks(self.out, name)):
             if (note := f"{name}: {'; '.join(reasons)}") not in self.withheld:
                 self.withheld.append(note)
             return False

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = Run(section, options.out, deadline, options.dry, options.quick)
     run.folder.mkdir(parents=True, exist_ok=True)
     if section.whole:
-        run.withheld = [f"{name}: {reason}" for name in section.needs for reason in gate.red(run.out, name)]
+        run.withheld = [f"{name}: {reason}" for name in section.needs for reason in gate.failed_checks(run.out, name)]
     if not run.withheld:
         module, _, function = section.run.partition(":")
         getattr(importlib.import_module(f"benchmarks.gpu_report.{module}"), function)(run)

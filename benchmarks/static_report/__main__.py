@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import machine, report
 from benchmarks.static_report.occupancy import occupancy
 from benchmarks.static_report.prediction import CALLS, CEILINGS, cases, predict
-from dllm_kernels import _impl, _tuned, offline
+from dllm_kernels import _impl, _tuning_cache, offline
 
 
 def kernels(target: str, named: str = "") -> list[dict[str, object]]:
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         "command": " ".join(
             ["python -m benchmarks.static_report", *(sys.argv[1:] if arguments is None else arguments)]
         ),
-        "sources": _tuned.fingerprint(machine.ROOT / "dllm_kernels"),
+        "sources": _tuning_cache.fingerprint(machine.ROOT / "dllm_kernels"),
         "versions": {name: machine.versions()[name] for name in ("torch", "triton")},
         "kernels": kernels(options.target, options.named),
         "rows": predictions(options.target, options.op, **given),

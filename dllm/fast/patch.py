@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dllm.fast.deferred import DeferredHead, defer_head
 from dllm.fast.head.interception import instance_forward
-from dllm.fast.head.tap import output_head
+from dllm.fast.head.split import output_head
 from dllm.fast.head.use import why_not_linear
 from dllm.fast.model import unwrapped
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from dllm.fast.attention import attention_of
 from dllm.fast.deferred import no_deferral
-from dllm.fast.head.tap import output_head
+from dllm.fast.head.split import output_head
 from dllm.fast.head.use import forward_and_hooks
 from dllm.fast.model import configuration, evaluation_mode, input_embedding, logits_of, position_limit, unwrapped
 

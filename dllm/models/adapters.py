@@ -52,9 +52,9 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
     Source: LoRA (arXiv:2106.09685).
 
     Example:
-        >>> from dllm.demo.shipped import load_shipped
+        >>> from dllm.demo.shipped import SHIPPED, load_shipped
         >>> model = load_shipped()[0]
-        >>> load_peft(model, ModelArguments(model_name_or_path="any")) is model
+        >>> load_peft(model, ModelArguments(model_name_or_path=str(SHIPPED))) is model
         True
     """
     if not model_args.lora:

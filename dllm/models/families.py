@@ -1,20 +1,21 @@
-"""The families of models, and what differs between them: template, end of turn, mask token, auto class."""
+"""The families of models, and what differs between them: template, end of turn, special tokens, auto class."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-# [Question]\nHow are you?\n[/Question]\n\n[Answer]\nI am fine.\n[/Answer]\n\n
-# As in dLLM 0.1, white space around a message is dropped, and no answer is opened after an answer.
-BERT_CHAT = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}[SYS]\n{{ message['content'] | trim }}\n[/SYS]\n\n"
-    "{% elif message['role'] == 'user' %}[Question]\n{{ message['content'] | trim }}\n[/Question]\n\n"
-    "{% elif message['role'] == 'assistant' %}[Answer]\n{{ message['content'] | trim }}\n[/Answer]\n\n"
-    "{% else %}{{ raise_exception('expected the role system, user or assistant, got ' + message['role']) }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt and (not messages or messages[-1]['role'] != 'assistant') %}[Answer]\n{% endif %}"
-)
+from dllm.models.sources import config_at
+from dllm.models.templates import BERT_CHAT, DREAM_CHAT, HEADER_CHAT, IM_CHAT, ROLE_CHAT
+
+# The field of a saved configuration, and of a saved tokenizer's, that keeps the family: {"family": name, ...}.
+MARKER = "masked_diffusion"
+
+_HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_IM = ("<|im_start|>", "<|im_end|>")
+_ROLES = ("<role>", "</role>", "<|role_end|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,36 +24,186 @@ class Family:
 
     Attributes:
         name: of the family.
-        model_types: `model_type` of transformers' configurations.
-        end_of_turn: the text that ends an answer.
-        chat_template: for tokenizers without one; None if every tokenizer of the family has one.
-        mask_token: for tokenizers without one; None if every tokenizer of the family has one.
+        model_types: `model_type` of configurations.
+        end_of_turn: the text that ends an answer; None for base models, which have no turns.
+        chat_template: for tokenizers without one; None if every tokenizer of the family has one, or none has.
+        answer_header: the text that begins an answer in that template.
+        header_tokens: tokens of that template; a tokenizer that lacks one would split it into pieces.
+        mask_token: for tokenizers that declare none; None if every tokenizer of the family declares one.
+        reserved_token: the mask token where none is declared and the model has no row for a new one.
+        gains_mask_row: whether loading a model enlarges an embedding that has no row for the declared mask token.
+        bos, eos, pad: for tokenizers that declare none, if they are in the vocabulary.
+        thinks: whether templates that can be told to reason do so by default.
+        unknown_to_transformers: whether the published files name a model type or a tokenizer class that transformers
+            does not have.
         auto_class: the class of transformers that loads the family's models.
     """
 
     name: str
     model_types: tuple[str, ...]
-    end_of_turn: str
+    end_of_turn: str | None
     chat_template: str | None = None
+    answer_header: str | None = None
+    header_tokens: tuple[str, ...] = ()
     mask_token: str | None = None
+    reserved_token: str | None = None
+    gains_mask_row: bool = False
+    bos: str | None = None
+    eos: str | None = None
+    pad: str | None = None
+    thinks: bool = True
+    unknown_to_transformers: bool = True
     auto_class: str = "AutoModelForMaskedLM"
 
 
-# LLaDA and Dream come with code of their own, which registers AutoModel. A2D models are autoregressive models that were
-# made bidirectional; those made from Qwen end a turn as Qwen does.
+def _inclusion(name: str, model_types: tuple[str, ...]) -> Family:
+    """A family with the tokenizer of LLaDA-MoE, which LLaDA2 shares."""
+    return Family(
+        name,
+        model_types,
+        "<|role_end|>",
+        ROLE_CHAT,
+        "<role>ASSISTANT</role>",
+        _ROLES,
+        mask_token="<|mask|>",
+        eos="<|endoftext|>",
+        pad="<|endoftext|>",
+        auto_class="AutoModel",
+    )
+
+
+# A2D models are autoregressive models that were made bidirectional; they end a turn as the base model does.
 FAMILIES = (
-    Family("bert", ("bert", "roberta", "xlm-roberta", "modernbert"), "[/Answer]", BERT_CHAT),
-    Family("llada", ("llada",), "<|eot_id|>", mask_token="<|mdm_mask|>", auto_class="AutoModel"),
-    Family("dream", ("Dream",), "<|im_end|>", auto_class="AutoModel"),
-    Family("a2d", ("a2d-qwen2", "a2d-qwen3"), "<|im_end|>", mask_token="<|mask|>"),
+    Family(
+        "bert",
+        ("bert", "roberta", "xlm-roberta", "modernbert"),
+        "[/Answer]",
+        BERT_CHAT,
+        unknown_to_transformers=False,
+    ),
+    Family(
+        "llada",
+        ("llada",),
+        "<|eot_id|>",
+        HEADER_CHAT,
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        _HEADERS,
+        mask_token="<|mdm_mask|>",
+        bos="<|startoftext|>",
+        eos="<|endoftext|>",
+        pad="<|endoftext|>",
+        auto_class="AutoModel",
+    ),
+    _inclusion("llada_moe", ("llada_moe",)),
+    _inclusion("llada2", ("llada2_moe",)),
+    Family(
+        "dream",
+        ("Dream",),
+        "<|im_end|>",
+        DREAM_CHAT,
+        "<|im_start|>assistant\n",
+        _IM,
+        mask_token="<|mask|>",
+        bos="<|beginoftext|>",
+        eos="<|endoftext|>",
+        pad="<|endoftext|>",
+        auto_class="AutoModel",
+    ),
+    Family(
+        "rnd1",
+        ("rnd1",),
+        None,
+        mask_token="<|mask|>",
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        auto_class="AutoModel",
+    ),
+    Family(
+        "a2d",
+        ("a2d-qwen2", "a2d-qwen3"),
+        "<|im_end|>",
+        IM_CHAT,
+        "<|im_start|>assistant\n",
+        _IM,
+        mask_token="<|mask|>",
+        gains_mask_row=True,
+        thinks=False,
+    ),
+    Family(
+        "a2d-llama",
+        ("a2d-llama",),
+        "<|eot_id|>",
+        HEADER_CHAT,
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        _HEADERS,
+        mask_token="<|mask|>",
+        reserved_token="<|reserved_special_token_0|>",
+        gains_mask_row=True,
+    ),
 )
 
 
 def family_of(model_type: str | None) -> Family | None:
     """The family of a model type; None if it belongs to none.
 
+    LLaDA-MoE shares its model type with LLaDA: :func:`family_in` tells them apart.
+
     Example:
         >>> family_of("modernbert").name
         'bert'
     """
+    if model_type is not None and model_type.startswith("llada2_moe"):  # there are variants with a suffix
+        model_type = "llada2_moe"
     return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def family_in(config: Mapping[str, Any]) -> Family | None:
+    """The family of a model by the content of its config.json; None if it belongs to none.
+
+    A saved model carries the name of its family; its `model_type` is that of a class of transformers.
+
+    Raises:
+        ValueError: it carries the name of an unknown family.
+
+    Example:
+        >>> family_in({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"]}).name
+        'llada_moe'
+        >>> family_in({"model_type": "qwen2", "masked_diffusion": {"family": "dream"}}).name
+        'dream'
+    """
+    model_type, marker = config.get("model_type"), config.get(MARKER)
+    if isinstance(marker, Mapping) and "family" in marker:
+        return _family_named(marker["family"], model_type)
+    architectures = config.get("architectures") or ()
+    if model_type == "llada" and (
+        any("LLaDAMoE" in name for name in architectures) or "expert_intermediate_size" in config
+    ):
+        model_type = "llada_moe"
+    return family_of(model_type)
+
+
+def family_at(source: str | Path) -> Family | None:
+    """The family of the model in a folder or at a name on the Hub; None if it belongs to none.
+
+    Of an adapter it is that of the base model. No code that comes with a model is run.
+
+    Raises:
+        OSError: the folder or the name does not exist.
+        ValueError: the configuration cannot be read.
+
+    Example:
+        >>> from dllm.demo.shipped import SHIPPED
+        >>> family_at(SHIPPED).name
+        'bert'
+    """
+    return family_in(config_at(source))
+
+
+def _family_named(name: object, model_type: str | None) -> Family:
+    if name == "a2d" and model_type == "llama":
+        name = "a2d-llama"
+    found = next((family for family in FAMILIES if family.name == name), None)
+    if found is None:
+        names = ", ".join(family.name for family in FAMILIES)
+        raise ValueError(f"the family in a configuration must be one of {names}, got {name!r}")
+    return found

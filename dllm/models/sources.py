@@ -117,24 +117,25 @@ def _on_hub(name: str, file: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def model_type_at(source: str | Path) -> str | None:
-    """The `model_type` in the configuration of a folder or a name on the Hub; None if it has none.
+def config_at(source: str | Path) -> dict[str, Any]:
+    """The content of the config.json of a folder or a name on the Hub; empty if a folder has none.
 
     Of an adapter it is that of the base model. No code that comes with a model is run.
 
     Raises:
         OSError: the folder or the name does not exist.
+        ValueError: it cannot be read.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
-        >>> model_type_at(SHIPPED)
+        >>> config_at(SHIPPED)["model_type"]
         'modernbert'
     """
     base = base_of(source)
     if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
-        return None
+        return {}
     with reading("configuration", base):
-        return transformers.PretrainedConfig.get_config_dict(base)[0].get("model_type")
+        return transformers.PretrainedConfig.get_config_dict(base)[0]
 
 
 def get_config(model_args: Any = None, **options: Any) -> transformers.PretrainedConfig:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from dllm.configs import ModelArguments
 from dllm.core.trainers import MDLMConfig
-from dllm.fast.head.tap import output_head
+from dllm.fast.head.split import output_head
 from dllm.fast.model import check_positions, unwrapped
 from dllm.models import load_peft, new_model
 from dllm.models.adapters import adapted

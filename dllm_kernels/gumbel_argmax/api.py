@@ -69,9 +69,8 @@ def gumbel_argmax(
         positions: integer or tensor, one for all or [R]: each row's position in its canvas. Needed like `seeds`.
         step: integer or tensor, one for all or [R]: the denoising step.
         suppress: bool [V], true where a token must not be chosen; its logit counts as -inf everywhere.
-        begin_suppress: bool [V], true where a token may be chosen but its logit counts as -inf in the statistics: a
-            row that chooses such a token has log_prob -inf. Where no other token is left the token is chosen all the
-            same, with log_prob, neg_entropy and lse -inf and margin 0.
+        begin_suppress: bool [V], true where a token may be chosen, but with log_prob -inf: its logit counts as -inf in
+            the statistics. If no other token is left, log_prob, neg_entropy and lse are -inf and margin is 0.
         statistics: "raw", of softmax(logits), or "tempered", of softmax(logits / T) (of softmax(logits) where T is 0);
             in these a T beyond 1e-30 and 1e30 counts as 1e-30 or 1e30.
         top_k, top_p: None, or which tokens are kept, as :func:`dllm_kernels.truncation_floor` has it: the `top_k` with

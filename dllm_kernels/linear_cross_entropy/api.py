@@ -43,7 +43,7 @@ def linear_cross_entropy(
     Matrix products: three (logits, d hidden, d weight), formed in the forward, where the gradient of `loss` alone is
     taken; another three, over the rows that have a gradient, where `nll` has one too, or at a second backward. Where
     `nll` is what one differentiates, the forward had better form nothing: with `recompute` the backward forms all from
-    logits computed again, four products for either output; with `keep` from the slopes d nll / d logits, which are kept
+    logits computed again, four products for either output; with `keep` from d nll / d logits, which is kept
     since the forward where one chunk holds them, three. A gradient that no one asked for is not formed. The weight's is
     accumulated in float32 and rounded once. The same arguments give the same bits.
 
@@ -69,8 +69,8 @@ def linear_cross_entropy(
         capacity: how many rows may have a weight, at most.
         label_smoothing, z_loss, softcap: as in :func:`masked_cross_entropy`.
         recompute: form gradients in the backward, from logits computed again.
-        keep: form them in the backward, from slopes that need C V s bytes until then; with more than C rows, in float16
-            and under torch.compile the same as `recompute`.
+        keep: form them in the backward, from gradients of logits that take C V s bytes; with more than C rows, in
+            float16 and under torch.compile the same as `recompute`.
         impl: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
 
     Returns:

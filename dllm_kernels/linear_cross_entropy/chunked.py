@@ -44,7 +44,7 @@ class Call(NamedTuple):
 _TENSORS = 6  # the fields of a call that are tensors, or None, come first
 
 
-class Wanted(NamedTuple):
+class NeededGradients(NamedTuple):
     """Which gradients are to be formed."""
 
     hidden: bool = False
@@ -52,7 +52,7 @@ class Wanted(NamedTuple):
     bias: bool = False
 
 
-class Formed(NamedTuple):
+class Gradients(NamedTuple):
     """Gradients that still lack a factor; None where not wanted."""
 
     hidden: Tensor | None
@@ -77,13 +77,13 @@ def linear_cross_entropy(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """loss, nll by the kernels of `impl`; arguments as in the public function."""
-    recompute = recompute or keep  # where one chunk does not hold the slopes, and under torch.compile
+    recompute = recompute or keep  # where one chunk does not hold the logit_gradients, and under torch.compile
     call = Call(
         hidden, weight, bias, targets, row_weight, rows, capacity, label_smoothing, z_loss, softcap, dtype, impl
     )
-    wanted = Wanted()
+    wanted = NeededGradients()
     if torch.is_grad_enabled():
-        wanted = Wanted(hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
+        wanted = NeededGradients(hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
     if torch.compiler.is_compiling():
         return torch.ops.dllm_kernels.linear_cross_entropy_formed(*call, *wanted, recompute, None)[:2]
     if any(wanted):
@@ -100,10 +100,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*call[:_TENSORS])
         ctx.settings = call[_TENSORS:]
         ctx.formed = ctx.kept = None
-        if keep and (kept := _kept_slopes(call)) is not None:
+        if keep and (kept := _save_logit_gradients(call)) is not None:
             nll, ctx.kept = kept
             return autograd.weighted_sum(call.row_weight, nll), nll
-        loss, nll, formed, ctx.factor = _forward(call, Wanted() if recompute else Wanted(*ctx.needs_input_grad[:3]))
+        loss, nll, formed, ctx.factor = _forward(
+            call, NeededGradients() if recompute else NeededGradients(*ctx.needs_input_grad[:3])
+        )
         ctx.formed = None if recompute else formed
         return loss, nll
 
@@ -111,7 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, loss_grad, nll_grad):
         call = Call(*ctx.saved_tensors, *ctx.settings)
-        wanted = Wanted(*ctx.needs_input_grad[:3])
+        wanted = NeededGradients(*ctx.needs_input_grad[:3])
         # scaled in place and handed out: a second backward forms them again
         (formed, ctx.formed), (kept, ctx.kept) = (ctx.formed, None), (ctx.kept, None)
         if nll_grad is None and formed is not None:
@@ -119,9 +121,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             row_scale = autograd.total_scale(loss_grad, nll_grad, call.row_weight)
             if kept is None:
-                _, formed, factor = _sweep(call, row_scale, wanted)
+                _, formed, factor = _forward_chunks(call, row_scale, wanted)
             else:
-                formed, factor = _from_slopes(call, kept, row_scale, wanted), None
+                formed, factor = _from_logit_gradients(call, kept, row_scale, wanted), None
         return *_finished(call, formed, factor), *[None] * (len(call) - 1)
 
 
@@ -150,11 +152,11 @@ def _formed(
     call = Call(
         hidden, weight, bias, targets, row_weight, rows, capacity, label_smoothing, z_loss, softcap, dtype, impl
     )
-    wanted = Wanted() if recompute else Wanted(want_hidden, want_weight, want_bias)
+    wanted = NeededGradients() if recompute else NeededGradients(want_hidden, want_weight, want_bias)
     if row_scale is None:
         loss, nll, formed, factor = _forward(call, wanted)
     else:
-        nll, formed, factor = _sweep(call, row_scale, wanted)
+        nll, formed, factor = _forward_chunks(call, row_scale, wanted)
         loss = nll.sum()
     factor = torch.ones_like(loss) if factor is None else factor
     gradients = _finished(call, formed, factor if row_scale is not None else None)
@@ -164,7 +166,7 @@ def _formed(
 @_formed.register_fake
 def _(hidden, weight, bias, targets, row_weight, *rest):
     *_, want_hidden, want_weight, want_bias, recompute, _ = rest
-    wanted = Wanted() if recompute else Wanted(want_hidden, want_weight, want_bias)
+    wanted = NeededGradients() if recompute else NeededGradients(want_hidden, want_weight, want_bias)
     gradients = [
         torch.empty_like(of, memory_format=torch.contiguous_format) if want else hidden.new_empty(0)
         for of, want in zip((hidden, weight, bias), wanted, strict=True)
@@ -182,7 +184,7 @@ def _setup_context(ctx, inputs, output):
 
 def _formed_backward(ctx, loss_grad, nll_grad, *_):
     *tensors, d_hidden, d_weight, d_bias, factor = ctx.saved_tensors
-    call, wanted = Call(*tensors, *ctx.settings), Wanted(*ctx.needs_input_grad[:3])
+    call, wanted = Call(*tensors, *ctx.settings), NeededGradients(*ctx.needs_input_grad[:3])
     if nll_grad is None and not ctx.recompute:
         gradients = [(gradient * (loss_grad * factor)).to(gradient.dtype) for gradient in (d_hidden, d_weight, d_bias)]
     else:
@@ -195,15 +197,15 @@ def _formed_backward(ctx, loss_grad, nll_grad, *_):
 _formed.register_autograd(_formed_backward, setup_context=_setup_context)
 
 
-def _forward(call: Call, wanted: Wanted) -> tuple[Tensor, Tensor, Formed, Tensor | None]:
+def _forward(call: Call, wanted: NeededGradients) -> tuple[Tensor, Tensor, Gradients, Tensor | None]:
     """loss, nll, the gradients of the loss, and a factor that they lack."""
     n_hidden, vocab_size = len(call.hidden), len(call.weight)
     check_values(call.targets, call.row_weight, call.rows, call.capacity, n_hidden, vocab_size)
-    nll, formed, factor = _sweep(call, call.row_weight, wanted)
+    nll, formed, factor = _forward_chunks(call, call.row_weight, wanted)
     return autograd.weighted_sum(call.row_weight, nll), nll, formed, factor
 
 
-def _sweep(call: Call, row_scale: Tensor, wanted: Wanted) -> tuple[Tensor, Formed, Tensor | None]:
+def _forward_chunks(call: Call, row_scale: Tensor, wanted: NeededGradients) -> tuple[Tensor, Gradients, Tensor | None]:
     """nll [R], the gradients of sum row_scale nll but for a factor, and that factor; rows of scale 0 are left out."""
     chosen, row_weight = _choose(call, row_scale)
     row_scale, factor = autograd.formed_scale(row_scale, call.dtype)
@@ -233,57 +235,67 @@ def _sweep(call: Call, row_scale: Tensor, wanted: Wanted) -> tuple[Tensor, Forme
             if wanted.bias:
                 _add_column_sums(d_bias, gradient)
             del logits, gradient  # before the next chunk's take their place
-    return nll, Formed(d_hidden, d_weight, d_bias), factor
+    return nll, Gradients(d_hidden, d_weight, d_bias), factor
 
 
-class Kept(NamedTuple):
+class SavedLogitGradients(NamedTuple):
     """A chunk between forward and backward: its rows [C], their hidden rows [C, H] and which ones they are [C], and
     d nll / d logits [C, V]."""
 
     rows: Tensor
     h: Tensor
     source: Tensor
-    slopes: Tensor
+    logit_gradients: Tensor
 
 
-def _kept_slopes(call: Call) -> tuple[Tensor, Kept] | None:
+def _save_logit_gradients(call: Call) -> tuple[Tensor, SavedLogitGradients] | None:
     """nll [R], and what a backward needs to be three products; None where one chunk does not hold it all."""
     check_values(call.targets, call.row_weight, call.rows, call.capacity, len(call.hidden), len(call.weight))
     chosen, row_weight = _choose(call, call.row_weight)
-    if len(chosen) > _chunk_rows(call) or call.dtype == torch.float16:  # it would lose slopes that a loss scale lifts
+    if (
+        len(chosen) > _chunk_rows(call) or call.dtype == torch.float16
+    ):  # it would lose logit_gradients that a loss scale lifts
         return None
     bias = None if call.bias is None else call.bias.to(call.dtype)
     nll = 0.0 * row_weight  # NaN stays
     with torch.autocast(call.hidden.device.type, enabled=False):
         h, source, targets = _gather(call, chosen, row_weight)
-        slopes = by_library(h, call.weight.to(call.dtype), bias)
+        logit_gradients = by_library(h, call.weight.to(call.dtype), bias)
         weight = row_weight[chosen]
         nll[chosen] = autograd.kernels(call.impl).masked_cross_entropy(
-            *(slopes, targets, weight, torch.where(weight == 0, 0.0, weight / weight), slopes),  # NaN stays
+            *(
+                logit_gradients,
+                targets,
+                weight,
+                torch.where(weight == 0, 0.0, weight / weight),
+                logit_gradients,
+            ),  # NaN stays
             *(call.label_smoothing, call.z_loss, call.softcap),
         )
-    return nll, Kept(chosen, h, source, slopes)
+    return nll, SavedLogitGradients(chosen, h, source, logit_gradients)
 
 
-def _from_slopes(call: Call, kept: Kept, row_scale: Tensor, wanted: Wanted) -> Formed:
+def _from_logit_gradients(
+    call: Call, kept: SavedLogitGradients, row_scale: Tensor, wanted: NeededGradients
+) -> Gradients:
     """The gradients of sum row_scale nll; rows of scale 0 are left out where the host sees them."""
-    rows, h, source, slopes = kept
-    if _on_host(slopes):
+    rows, h, source, logit_gradients = kept
+    if _on_host(logit_gradients):
         used = (row_scale[rows] != 0).nonzero().flatten()
         if len(used) < len(rows):
-            rows, h, source, slopes = (part.index_select(0, used) for part in kept)
+            rows, h, source, logit_gradients = (part.index_select(0, used) for part in kept)
     d_hidden = _zeros(call.hidden, call.hidden.dtype) if wanted.hidden else None
     d_weight = d_bias = None
     with torch.autocast(h.device.type, enabled=False):
-        autograd.kernels(call.impl).scale_rows(slopes, row_scale[rows])
+        autograd.kernels(call.impl).scale_rows(logit_gradients, row_scale[rows])
         if wanted.hidden:
-            _add_rows(d_hidden, source, (slopes @ call.weight.to(call.dtype)).to(call.hidden.dtype))
+            _add_rows(d_hidden, source, (logit_gradients @ call.weight.to(call.dtype)).to(call.hidden.dtype))
         if wanted.weight:
-            d_weight = slopes.t() @ h
+            d_weight = logit_gradients.t() @ h
         if wanted.bias:
             d_bias = _zeros(call.bias, torch.float32)
-            _add_column_sums(d_bias, slopes)
-    return Formed(d_hidden, d_weight, d_bias)
+            _add_column_sums(d_bias, logit_gradients)
+    return Gradients(d_hidden, d_weight, d_bias)
 
 
 def _choose(call: Call, row_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -352,7 +364,7 @@ def _add_column_sums(total: Tensor, gradient: Tensor) -> None:
         part += columns.sum(0, dtype=torch.float32)
 
 
-def _finished(call: Call, formed: Formed, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+def _finished(call: Call, formed: Gradients, factor: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients of hidden, weight and bias: multiplied by what they lack, then rounded to their dtype."""
     gradients = []
     for gradient, of in zip(formed, (call.hidden, call.weight, call.bias), strict=True):

@@ -149,9 +149,10 @@ def _capped(x, softcap, HAS_SOFTCAP: tl.constexpr):
         size = tl.abs(x)
         e = tl.exp2(size * (-2.0 * _LOG2_E))
         inverse = 1.0 / (1.0 + e)
+        small = x + x * square * p
         large = (1.0 - e) * inverse
-        slope = 4.0 * e * inverse * inverse
-        x = softcap * tl.where(size < 0.625, x + x * square * p, tl.where(x < 0, -large, large))
+        slope = tl.where(size < 0.625, 1.0 - small * small, 4.0 * e * inverse * inverse)
+        x = softcap * tl.where(size < 0.625, small, tl.where(x < 0, -large, large))
     return x, slope
 
 

@@ -1,4 +1,4 @@
-"""Transfer: each row of a batch commits its surest proposals into its canvas."""
+"""transfer_tokens: each row of a batch commits its proposals of highest confidence into its canvas."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def transfer_tokens(
     length: int | Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    r"""Replace mask tokens by the surest proposals of each row, in place, for the whole batch at once.
+    r"""Replace mask tokens by each row's proposals of highest confidence, in place, for the whole batch at once.
 
     Row b looks at the window of W columns that begins at `start[b]`. Column start[b] + j is eligible when it lies in
     the canvas, j < length[b], the canvas holds `mask_id` there and proposals[b, j] >= 0. With the confidences of the n
-    eligible columns sorted descending, c_1 >= ... >= c_n, the min(k, n) surest are committed, or more, where one of
-    three rules allows more (it may allow none: then k stands):
+    eligible columns sorted descending, c_1 >= ... >= c_n, the first min(k, n) are committed, or more, if one of these
+    rules allows more (a rule may allow none; then k applies):
 
     - `threshold` th: all with c >= th;
     - `factor` f: the longest prefix with c_r >= 1 - f / (r + 1) (Fast-dLLM, arXiv:2505.22618; confidences are

@@ -1,4 +1,4 @@
-"""Transfer in eager PyTorch: the specification. Every rule is a prefix of the eligible columns, the surest first."""
+"""Transfer in eager PyTorch: the specification. A rule determines n; the n most confident columns are committed."""
 
 from __future__ import annotations
 

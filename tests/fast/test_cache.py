@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling.cache import KeyValueCache, SpareCaches
 from dllm.fast.sampling.cache_layout import Layer, find_layout
 from dllm.models import bidirectional, causal
@@ -20,7 +20,7 @@ LAYOUT = (Layer(2, 4, 3, torch.float32, torch.float32), Layer(2, 4, 3, torch.bfl
 
 
 def tap_of(model):
-    return HeadTap(model, torch.tensor([[5, 6, 7]]))
+    return SplitModel(model, torch.tensor([[5, 6, 7]]))
 
 
 def states(rows, columns, dtype=torch.float32, seed=0):
@@ -32,13 +32,13 @@ def states(rows, columns, dtype=torch.float32, seed=0):
 def test_every_row_writes_at_columns_of_its_own():
     cache = KeyValueCache(LAYOUT, rows=3, columns=6, device=CPU)
     keys, values = states(2, 2)
-    cache.aim(torch.tensor([0, 2]), torch.tensor([[1, 2], [4, 6]]), visible=None)
+    cache.set_write_columns(torch.tensor([0, 2]), torch.tensor([[1, 2], [4, 6]]), visible=None)
     got = cache.update(keys, values, 0)
     assert got[0] is keys and got[1] is values  # it sees itself
     expected = torch.zeros(3, 2, 7, 4)
     expected[0, :, 1:3], expected[2, :, 4], expected[2, :, 6] = keys[0], keys[1, :, 0], keys[1, :, 1]
     assert torch.equal(cache.keys[0], expected) and not cache.keys[1].any()
-    cache.aim(torch.tensor([0, 1]), torch.tensor([[0], [5]]), visible=5)
+    cache.set_write_columns(torch.tensor([0, 1]), torch.tensor([[0], [5]]), visible=5)
     seen, _ = cache.update(keys[:, :, :1], values[:, :, :1], 0)
     assert seen.shape == (2, 2, 5, 4) and seen.data_ptr() == cache.keys[0].data_ptr()  # no copy
     assert torch.equal(seen[0, :, 0], keys[0, :, 0]) and torch.equal(seen[0, :, 1:3], keys[0])
@@ -62,14 +62,14 @@ def test_what_was_said_before_a_block():
     """Noted where a block opens, kept elsewhere, and it stays with its row."""
     cache = KeyValueCache(LAYOUT, rows=3, columns=6, device=CPU, shift_column=(5, torch.float32))
     said = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
-    cache.aim(torch.arange(3), torch.arange(6).expand(3, 6), visible=None)
+    cache.set_write_columns(torch.arange(3), torch.arange(6).expand(3, 6), visible=None)
     cache.store_shift_column(said, torch.tensor([0, 2, 6]), torch.tensor([True, True, True]))
     assert torch.equal(cache.shift_column, torch.stack([said[0, 0], said[1, 1], said[2, 5]]))
     cache.store_shift_column(-said, torch.tensor([3, 3, 3]), torch.tensor([False, False, True]))
     assert torch.equal(cache.shift_column, torch.stack([said[0, 0], said[1, 1], -said[2, 2]]))
     address = cache.shift_column.data_ptr()
     cache.keep([1, 2])
-    cache.aim(torch.tensor([1, 0]), torch.tensor([[2, 3], [4, 5]]), visible=6)
+    cache.set_write_columns(torch.tensor([1, 0]), torch.tensor([[2, 3], [4, 5]]), visible=6)
     window = cache.prepend_shift_column(said[:2, 2:4])
     assert window.shape == (2, 3, 5) and torch.equal(window[:, 0], torch.stack([-said[2, 2], said[1, 1]]))
     assert torch.equal(window[:, 1:], said[:2, 2:4]) and cache.shift_column.data_ptr() == address
@@ -120,12 +120,12 @@ BAD = [
     ),
     (lambda cache, k, v: cache.update(k[:, :, :1], v, 0), ValueError, r"must be \[1, 2, 2, 4\], got \[1, 2, 1, 4\]"),
     (
-        lambda cache, *_: cache.aim(torch.arange(3), torch.zeros(3, 1).long(), visible=1),
+        lambda cache, *_: cache.set_write_columns(torch.arange(3), torch.zeros(3, 1).long(), visible=1),
         ValueError,
         "a cache of 2 rows",
     ),
     (
-        lambda cache, *_: cache.aim(torch.arange(1), torch.zeros(1, 1).long(), visible=9),
+        lambda cache, *_: cache.set_write_columns(torch.arange(1), torch.zeros(1, 1).long(), visible=9),
         ValueError,
         "rows of 8 columns",
     ),
@@ -135,7 +135,7 @@ BAD = [
 @pytest.mark.parametrize("call, error, message", BAD, ids=[row[-1] for row in BAD])
 def test_what_does_not_fit(call, error, message):
     cache = KeyValueCache(LAYOUT, rows=2, columns=8, device=CPU)
-    cache.aim(torch.tensor([0]), torch.tensor([[0, 1]]), visible=8)
+    cache.set_write_columns(torch.tensor([0]), torch.tensor([[0, 1]]), visible=8)
     with pytest.raises(error, match=message):
         call(cache, *states(1, 2))
 
@@ -191,6 +191,6 @@ def test_the_host_waits_for_nothing():
     row, column = torch.arange(2), torch.tensor([[0, 1, 2], [5, 6, 7]])
     mask = (torch.arange(12) < 8).expand(2, 1, 3, 12)
     with SyncWatch() as watch, torch.no_grad():
-        cache.aim(row, column, visible=12)
+        cache.set_write_columns(row, column, visible=12)
         model(input_ids=column + 5, attention_mask=mask, position_ids=column, past_key_values=cache)
     assert not watch.seen and watch.operators > 20

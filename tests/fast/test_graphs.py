@@ -56,6 +56,7 @@ SAMPLERS = {
     "MDLMSampler": dict(block_size=5, steps=7, remasking="random", stochastic_transfer=True),
     "LLaDASampler": dict(block_size=6, steps=6, confidence_eos_eot_inf=True, cfg_scale=0.5),
     "DreamSampler": dict(alg="entropy", alg_temp=0.3, steps=6, top_k=None),
+    "RND1Sampler": dict(steps=6, greedy=True, top_k=9, top_p=0.9),
     "ThresholdSampler": dict(block_size=5, threshold=0.3),
     "LLaDA2Sampler": dict(block_size=5, threshold=0.3, steps=4),
     "EntropyBoundSampler": dict(block_size=5, gamma=2.0),

@@ -131,6 +131,16 @@ def test_scales(impl, scale, options):
 
 
 @KERNELS
+def test_slopes_of_a_softcap(impl):
+    """Where tanh is small its slope, 1 - tanh^2, is near 1: an ulp of it and what x / softcap was rounded by remain."""
+    logits = torch.linspace(0.1, 3.0, 40)[:, None].repeat(1, 2)  # p is 1/2, and exact
+    got = check(impl, logits, torch.zeros(40, dtype=torch.int64), torch.ones(40), softcap=5.0)
+    slope = 1 - torch.tanh(logits.double() / 5) ** 2
+    error = got["gradient"].cpu().double()[:, 1] / (slope[:, 1] / 2) - 1
+    assert error.abs().max() <= 1.5 * torch.finfo(torch.float32).eps
+
+
+@KERNELS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gap", [5.0, 12.0, 20.0])
 def test_a_target_that_is_nearly_certain(impl, dtype, gap):

@@ -22,7 +22,8 @@ def normal(*shape, seed):
 
 def verdict(got, plain, truth, **more):
     try:
-        assert_no_worse({"x": got}, {"x": plain}, {"x": truth}, **more)
+        draws = [{"x": x} for x in plain] if isinstance(plain, list) else {"x": plain}
+        assert_no_worse({"x": got}, draws, {"x": truth}, **more)
     except AssertionError as error:
         return str(error)
     return None
@@ -57,6 +58,23 @@ def test_errors_four_times_as_large_are_refused(shape):
         worse = of(truth, 4 * (got - truth))
         assert "rms error" in verdict(worse, plain, truth)
         assert verdict(worse, plain, truth, rounding={"x": torch.full(shape, size / 4, dtype=torch.float64)})
+
+
+def test_a_few_entries_that_decide():
+    """Gradients of rows whose weights differ by 1000: one draw of two large entries among 300 says little.
+
+    32 draws take another of the same errors, and refuse an entry 2.5 times as far off as the largest of them.
+    """
+    truth, sizes = normal(300, seed=0), torch.full((300,), EPS / 100, dtype=torch.float64)
+    truth[0], sizes[7:9] = 4.0, 8 * EPS
+    refused_by_one = 0
+    for machine in range(100):
+        got, *draws = (of(truth, sizes * normal(300, seed=40 * machine + i)) for i in range(33))
+        refused_by_one += verdict(got, draws[:1], truth) is not None
+        assert verdict(got, draws, truth) is None
+        got[123] += 2.5 * max(float((x - truth).abs().max()) for x in draws)
+        assert verdict(got, draws, truth)
+    assert refused_by_one >= 5
 
 
 def test_a_single_wrong_entry_is_refused():

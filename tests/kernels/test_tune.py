@@ -22,7 +22,7 @@ if _impl.why_not_triton():
 import torch
 
 import dllm_kernels
-from dllm_kernels import _tuned, _tuning, _workloads, offline, philox, tune
+from dllm_kernels import _tuning, _tuning_cache, _workloads, offline, philox, tune
 
 GPU = "NVIDIA H200"
 WIDE = _tuning.GumbelArgmaxShape(16384, 128, 1)
@@ -41,12 +41,12 @@ def cache(tmp_path, monkeypatch):
 def on_gpu(monkeypatch):
     """The tables as an H200 would be served from them."""
     monkeypatch.setattr(_tuning, "_target", lambda: ("sm_90", 32))
-    monkeypatch.setattr(_tuning, "_found", lambda: _tuned.read(GPU))
+    monkeypatch.setattr(_tuning, "_found", lambda: _tuning_cache.read(GPU))
 
 
 def keep(**choices):
     for table, choice in choices.items():
-        file = _tuned.write(GPU, table, choice, [{"table": table, "relative": 0.9}])
+        file = _tuning_cache.write(GPU, table, choice, [{"table": table, "relative": 0.9}])
     return file
 
 
@@ -67,30 +67,30 @@ def test_what_is_kept_goes_before_the_table(cache, on_gpu):
 def test_later_choices_join_earlier_ones(cache):
     keep(fused_rows=32)
     keep(truncation_floor=512)
-    assert _tuned.read(GPU) == {"fused_rows": 32, "truncation_floor": 512}
+    assert _tuning_cache.read(GPU) == {"fused_rows": 32, "truncation_floor": 512}
 
 
 def test_a_table_that_is_as_fast_by_now_is_taken_again(cache):
     keep(fused_rows=32, truncation_floor=512)
     file = keep(fused_rows=None)
-    assert _tuned.read(GPU) == {"truncation_floor": 512}
+    assert _tuning_cache.read(GPU) == {"truncation_floor": 512}
     assert [row["table"] for row in json.loads(file.read_text())["measured"]] == ["truncation_floor", "fused_rows"]
 
 
 def test_processes_that_tune_at_once_lose_nothing(cache):
-    write = "import sys; from dllm_kernels import _tuned; _tuned.write(sys.argv[1], sys.argv[2], 1, [])"
+    write = "import sys; from dllm_kernels import _tuning_cache; _tuning_cache.write(sys.argv[1], sys.argv[2], 1, [])"
     tables = ["fused_rows", "truncation_floor", "gumbel_argmax"]
     started = [subprocess.Popen([sys.executable, "-c", write, GPU, table]) for table in tables]
     assert [process.wait() for process in started] == [0] * 3
-    assert _tuned.read(GPU) == dict.fromkeys(tables, 1)
-    assert {path.suffix for path in _tuned.path(GPU).parent.iterdir()} == {".json", ".lock"}
+    assert _tuning_cache.read(GPU) == dict.fromkeys(tables, 1)
+    assert {path.suffix for path in _tuning_cache.path(GPU).parent.iterdir()} == {".json", ".lock"}
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DLLM_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError):
-        _tuned.check_writable(GPU)
+        _tuning_cache.check_writable(GPU)
 
 
 def test_the_environment_switches_it_off(cache, on_gpu, monkeypatch):
@@ -107,7 +107,7 @@ def test_the_environment_switches_it_off(cache, on_gpu, monkeypatch):
 @pytest.mark.parametrize("part", ["gpu", "torch", "triton", "driver", "sources"], ids="another-{}".format)
 def test_what_was_measured_with_something_else_is_ignored(cache, on_gpu, caplog, part):
     file = keep(truncation_floor=512)
-    spoil(file, made_for=_tuned.made_for(GPU) | {part: "another"})
+    spoil(file, made_for=_tuning_cache.made_for(GPU) | {part: "another"})
     with caplog.at_level(logging.WARNING, logger="dllm_kernels"):
         assert [_tuning.truncation_floor() for _ in range(3)] == [(1024, 32)] * 3
     (said,) = caplog.messages
@@ -116,8 +116,8 @@ def test_what_was_measured_with_something_else_is_ignored(cache, on_gpu, caplog,
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"made_for": {}, "choices": {}}', '{"made_for": 1, "choices": 2}'])
 def test_a_broken_file_is_ignored(cache, on_gpu, caplog, text):
-    _tuned.path(GPU).parent.mkdir(parents=True)
-    _tuned.path(GPU).write_text(text)
+    _tuning_cache.path(GPU).parent.mkdir(parents=True)
+    _tuning_cache.path(GPU).write_text(text)
     with caplog.at_level(logging.WARNING, logger="dllm_kernels"):
         assert _tuning.truncation_floor() == (1024, 32)
     assert len(caplog.messages) == 1 and "ignored" in caplog.messages[0]
@@ -135,13 +135,13 @@ def test_the_key_changes_with_the_sources(tmp_path):
     package = Path(dllm_kernels.__file__).parent
     copy = tmp_path / "dllm_kernels"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", "csrc"))
-    assert _tuned.fingerprint(copy) == _tuned.fingerprint(package)
-    before = _tuned.fingerprint(copy)
+    assert _tuning_cache.fingerprint(copy) == _tuning_cache.fingerprint(package)
+    before = _tuning_cache.fingerprint(copy)
     for file in ("gumbel_argmax/triton.py", "philox_triton.py", "_tuning.py"):
         with (copy / file).open("a") as source:
             source.write("# one more line\n")
-        assert _tuned.fingerprint(copy) != before
-        before = _tuned.fingerprint(copy)
+        assert _tuning_cache.fingerprint(copy) != before
+        before = _tuning_cache.fingerprint(copy)
 
 
 def test_a_stand_in_for_a_gpu_takes_the_tables(cache, monkeypatch):

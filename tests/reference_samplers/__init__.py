@@ -9,6 +9,7 @@ of a batch do not know each other, so a row alone is the truth for any batch.
     rules.py        which of the eligible positions are committed
     scheduled.py    mdlm_sample, mdlm_infill, llada
     dream.py        dream
+    rnd1.py         rnd1
     approximate.py  threshold_decode (threshold or factor), llada2, entropy_bound
     views.py        what a block-causal row and a cache show the model
     cached.py       bd3lm, llada2_block_causal, llada21, fast_dllm
@@ -29,6 +30,7 @@ from tests.reference_samplers.approximate import entropy_bound, llada2, threshol
 from tests.reference_samplers.cached import bd3lm, fast_dllm, llada2_block_causal, llada21
 from tests.reference_samplers.difference import Difference, first_difference
 from tests.reference_samplers.dream import dream
+from tests.reference_samplers.rnd1 import rnd1
 from tests.reference_samplers.row import Step, Trace
 from tests.reference_samplers.scheduled import llada, mdlm_infill, mdlm_sample
 from tests.reference_samplers.schedules import schedule_a, schedule_b, time_grid
@@ -48,6 +50,7 @@ __all__ = [
     "llada21",
     "mdlm_infill",
     "mdlm_sample",
+    "rnd1",
     "schedule_a",
     "schedule_b",
     "threshold_decode",

@@ -106,9 +106,12 @@ class Trace(NamedTuple):
 class Row:
     """A canvas int64 [L] that is being filled. Columns from `generated_from` on are the generated part."""
 
-    def __init__(self, model, canvas: Tensor, *, generated_from, mask_id, seed, eos_token_id, reading: Reading):
+    def __init__(
+        self, model, canvas: Tensor, *, generated_from, mask_id, seed, eos_token_id, reading: Reading, eot_token_id=None
+    ):
         self.model, self.canvas, self.generated_from = model, canvas, generated_from
         self.mask_id, self.seed, self.eos_token_id, self.reading = mask_id, seed, eos_token_id, reading
+        self.eot_token_id = eot_token_id
         self.given = canvas != mask_id
         self.noise = PhiloxNoise(seed, reading.temperature)
         self.history, self.steps = [canvas.clone()], []
@@ -187,18 +190,28 @@ class Row:
         return _log_softmax(x).nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # nothing left: no law
 
     def _stop_at_eos(self) -> None:
-        """An EOS with no mask left of it in the generated part ends the row: the rest becomes EOS."""
+        """An EOS or end of turn with no mask left of it in the generated part ends the row: the rest becomes EOS."""
         if self.eos_token_id is None:
             return
         generated = self.canvas[self.generated_from :]
-        found = (generated == self.eos_token_id).nonzero().flatten().tolist()
+        ends = [token for token in (self.eos_token_id, self.eot_token_id) if token is not None]
+        found = torch.isin(generated, torch.tensor(ends, device=generated.device)).nonzero().flatten().tolist()
         if found and not bool((generated[: found[0]] == self.mask_id).any()):
-            generated[found[0] :] = self.eos_token_id
+            generated[found[0] + 1 :] = self.eos_token_id
             self.finished = True
 
 
 def new_row(
-    model, prompt, *, max_new_tokens, max_length=None, mask_id, seed, eos_token_id=None, reading: Reading
+    model,
+    prompt,
+    *,
+    max_new_tokens,
+    max_length=None,
+    mask_id,
+    seed,
+    eos_token_id=None,
+    eot_token_id=None,
+    reading: Reading,
 ) -> Row:
     """The prompt followed by masks: max_new_tokens of them, or, where that is None, up to max_length."""
     prompt = torch.as_tensor(prompt, dtype=torch.int64)
@@ -211,6 +224,7 @@ def new_row(
         mask_id=mask_id,
         seed=seed,
         eos_token_id=eos_token_id,
+        eot_token_id=eot_token_id,
         reading=reading,
     )
 

@@ -27,6 +27,7 @@ def mdlm_sample(
     stochastic_transfer: bool = False,
     scheduler: BaseAlphaScheduler | None = None,
     eos_token_id: int | None = None,
+    eot_token_id: int | None = None,
     **reading,
 ) -> Trace:
     """The prompt followed by masks, filled block by block from the prompt's end, ceil(steps / blocks) steps each."""
@@ -38,6 +39,7 @@ def mdlm_sample(
         mask_id=mask_id,
         seed=seed,
         eos_token_id=eos_token_id,
+        eot_token_id=eot_token_id,
         reading=Reading(**reading),
     )
     grid = list(blocks(row.generated_from, len(row.canvas), block_size))

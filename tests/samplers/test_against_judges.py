@@ -140,6 +140,38 @@ def test_dream_more_steps_than_tokens(device):
     check(samplers.DreamSampler(model, Tokenizer()), judge, model, prompts(model), stochastic_transfer=True, **settings)
 
 
+RND1 = {
+    "defaults": {},
+    "warm": dict(temperature=1.0),
+    "greedy": dict(greedy=True, temperature=0.4),
+    "greedy, at temperature 0": dict(temperature=0.0),
+    "top k": dict(temperature=0.9, top_k=7),
+    "top p": dict(temperature=0.9, top_p=0.7),
+    "top k, then top p": dict(temperature=1.3, top_k=12, top_p=0.8),
+    "top k, then top p, greedy": dict(temperature=0.7, top_k=12, top_p=0.8, greedy=True),
+}
+
+
+@pytest.mark.parametrize("last_token", [PAD_ID, EOS])
+@pytest.mark.parametrize("steps", [5, 9, 40])
+@pytest.mark.parametrize("name", RND1)
+def test_rnd1(name, steps, last_token, device):
+    """Rows of different length share one batch, so those that are shorter end before the batch's last column."""
+    model, settings = shared("modernbert", device), dict(max_new_tokens=16, steps=steps) | RND1[name]
+    judge = functools.partial(judges.rnd1, last_token=last_token, **settings)
+    sampler = samplers.RND1Sampler(model, Tokenizer())
+    out = check(sampler, judge, model, prompts(model), add_eos_at_end=last_token == EOS, **settings)
+    ends = [length + 15 for length in LENGTHS]
+    assert [row[end] for row, end in zip(out.sequences.tolist(), ends, strict=True)] == [last_token] * 3
+
+
+def test_rnd1_up_to_a_length(device):
+    model, settings = shared("bert", device), dict(max_length=24, steps=7)
+    judge = functools.partial(judges.rnd1, last_token=PAD_ID, **settings)
+    out = check(samplers.RND1Sampler(model, Tokenizer()), judge, model, prompts(model), **settings)
+    assert out.sequences.shape == (3, 24)
+
+
 THRESHOLD = {
     "all but always": dict(threshold=0.01),
     "some": dict(threshold=0.3),
@@ -182,6 +214,7 @@ def test_entropy_bound(gamma, block_size, device):
 STOPPING = {
     "MDLMSampler": (judges.mdlm_sample, dict(steps=20, block_size=8)),
     "DreamSampler": (functools.partial(judges.dream, schedule="B"), dict(steps=10, top_k=None)),
+    "RND1Sampler": (functools.partial(judges.rnd1, last_token=PAD_ID), dict(steps=20)),
     "ThresholdSampler": (judges.threshold_decode, dict(threshold=0.3, block_size=8)),
     "LLaDA2Sampler": (judges.llada2, dict(threshold=0.3, block_size=8, blocks_from="prompt")),
     "EntropyBoundSampler": (judges.entropy_bound, dict(gamma=2.0, block_size=8)),
@@ -199,6 +232,24 @@ def test_stop_at_eos(name, temperature, device):
     sampler, rows = getattr(samplers, name)(model, Tokenizer()), prompts(model, (5, 1, 8, 2, 3))
     out = check(sampler, judge, model, rows, stop_at_eos=True, **settings)
     assert out.stats.useful_tokens < out.stats.tokens and len(set(out.stats.row_forwards)) > 1
+
+
+class TurnTokenizer(Tokenizer):
+    eot_token_id = EOT
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["MDLMSampler", "RND1Sampler"])
+def test_stop_at_the_end_of_a_turn(name, temperature, device):
+    """It stays in the row; what follows becomes EOS, and a row that it ends costs nothing more."""
+    model = favour(favour(tiny("bert"), EOT, 6.0), EOS, 2.0).to(device)
+    judge, settings = STOPPING[name]
+    settings = settings | dict(max_new_tokens=20, temperature=temperature)
+    judge = functools.partial(judge, eos_token_id=EOS, eot_token_id=EOT, **settings)
+    sampler, rows = getattr(samplers, name)(model, TurnTokenizer()), prompts(model, (5, 1, 8, 2, 3))
+    out = check(sampler, judge, model, rows, stop_at_eos=True, **settings)
+    ended = [row for row in out.sequences.tolist() if EOT in row and all(t == EOS for t in row[row.index(EOT) + 1 :])]
+    assert ended and out.stats.useful_tokens < out.stats.tokens
 
 
 @pytest.mark.parametrize("name", STOPPING)

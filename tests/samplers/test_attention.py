@@ -10,7 +10,7 @@ import transformers
 from dllm.core import samplers
 from dllm.fast import generate
 from dllm.fast.attention import is_flash
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling import unpadded
 from tests.causal_models import causal_model
 from tests.flash_stand_in import register
@@ -179,9 +179,9 @@ def test_a_mask_of_rows_says_the_same(family, attention):
     lengths = torch.tensor([len(row) for row in rows])
     cells = unpadded.real_cells((torch.arange(12) < lengths[:, None]).long())
     padded = torch.zeros(3, 12, dtype=torch.int64).flatten().index_copy(0, cells, torch.cat(rows)).view(3, 12)
-    tap = HeadTap(model, rows[0][None])
+    split = SplitModel(model, rows[0][None])
     real = (torch.arange(12) < lengths[:, None]).long()
-    ours = tap.logits(unpadded.run(tap, padded, real, cells)[real.bool()])
+    ours = split.logits(unpadded.run(split, padded, real, cells)[real.bool()])
     for got in (by_mask, ours):
         assert (got - alone).abs().max() < 64 * scale
     assert torch.equal(ours.argmax(-1), alone.argmax(-1))

@@ -33,10 +33,17 @@ def dream(rng):
     )
 
 
+def rnd1(rng):
+    filters = dict(top_p=rng.choice((None, 0.9, 0.3)), top_k=rng.choice((None, 1, 5, 100)))
+    steps = dict(steps=rng.choice((1, 4, 9, 40)), max_new_tokens=rng.randint(2, LONGEST))
+    return filters | steps | dict(greedy=rng.random() < 0.3, add_eos_at_end=rng.random() < 0.5)
+
+
 OWN = {
     samplers.MDLMSampler: lambda rng: schedule(rng) | dict(stochastic_transfer=rng.random() < 0.5),
     samplers.LLaDASampler: lambda rng: schedule(rng) | dict(steps=2520),  # so many that up to 10 blocks divide them
     samplers.DreamSampler: dream,
+    samplers.RND1Sampler: rnd1,
     samplers.ThresholdSampler: lambda rng: rng.choice(
         (dict(threshold=0.0), dict(threshold=0.3), dict(threshold=None, factor=rng.choice((0.1, 1.0, 1.5))))
     ),

@@ -23,6 +23,7 @@ ALL = [
     samplers.MDLMSampler,
     samplers.LLaDASampler,
     samplers.DreamSampler,
+    samplers.RND1Sampler,
     samplers.ThresholdSampler,
     samplers.LLaDA2Sampler,
     samplers.EntropyBoundSampler,
@@ -37,8 +38,11 @@ def model(device):
 
 @every_sampler
 def test_one_token(kind, model):
-    out = kind(model, TOKENIZER).sample([[7, 8]], max_new_tokens=1, seed=0, return_dict=True)
-    assert out.sequences.shape == (1, 3) and out.sequences[0, :2].tolist() == [7, 8] and out.stats.tokens == 1
+    reserved = kind is samplers.RND1Sampler  # its last column is not generated
+    out = kind(model, TOKENIZER).sample([[7, 8]], max_new_tokens=1 + reserved, seed=0, return_dict=True)
+    assert (
+        out.sequences.shape == (1, 3 + reserved) and out.sequences[0, :2].tolist() == [7, 8] and out.stats.tokens == 1
+    )
     assert int(out.sequences[0, 2]) != MASK_ID and out.histories[0][0, 2] == MASK_ID
 
 
@@ -58,7 +62,9 @@ def test_no_rows_and_no_masks(kind, model):
 
 
 @every_sampler
-def test_an_empty_prompt(kind, model):
+def test_an_empty_prompt(kind, device):
+    # absolute positions: under rotary ones all masks of such a row have one hidden state, and rounding would order them
+    model = shared("bert", device)
     out = kind(model, TOKENIZER).sample([[], [7, 8]], max_new_tokens=6, seed=0)
     alone = kind(model, TOKENIZER).sample([[]], max_new_tokens=6, seed=0)
     row = out[0, -6:] if kind.pads_left else out[0, :6]
@@ -246,6 +252,9 @@ BAD_OF_OTHERS = [
     (samplers.DreamSampler, dict(top_p=0.0), ValueError, r"top_p must lie in \(0, 1\], got 0.0"),
     (samplers.DreamSampler, dict(top_k=0), ValueError, "top_k must be at least 1, got 0"),
     (samplers.DreamSampler, dict(eps=1.0), ValueError, "eps must lie between 0 and 1, got 1.0"),
+    (samplers.RND1Sampler, dict(top_p=1.5), ValueError, r"top_p must lie in \(0, 1\], got 1.5"),
+    (samplers.RND1Sampler, dict(greedy=1), TypeError, "greedy must be True or False, got 1"),
+    (samplers.RND1Sampler, dict(max_new_tokens=1), ValueError, "needs 2 columns after its prompt, got 1 in row 0"),
     (samplers.ThresholdSampler, dict(threshold=None), ValueError, "expected threshold or factor, got None and None"),
     (samplers.ThresholdSampler, dict(factor=1.0), ValueError, "expected threshold or factor, got 0.9 and 1.0"),
     (samplers.ThresholdSampler, dict(threshold=None, factor=0.0), ValueError, "factor must be above 0, got 0.0"),
@@ -258,7 +267,7 @@ BAD_OF_OTHERS = [
 @pytest.mark.parametrize("kind, options, error, message", BAD_OF_OTHERS, ids=[row[-1] for row in BAD_OF_OTHERS])
 def test_bad_settings_of_others(kind, options, error, message, model):
     with pytest.raises(error, match=message):
-        kind(model, TOKENIZER).sample([[7]], max_new_tokens=6, **options)
+        kind(model, TOKENIZER).sample([[7]], **{"max_new_tokens": 6} | options)
 
 
 def test_bad_models_and_tokenizers(model):
@@ -270,6 +279,9 @@ def test_bad_models_and_tokenizers(model):
     assert samplers.MDLMSampler(model, bare).sample([[7]], max_new_tokens=4).shape == (1, 5)
     with pytest.raises(ValueError, match="stop_at_eos needs a tokenizer with an eos_token_id"):
         samplers.MDLMSampler(model, bare).sample([[7]], max_new_tokens=4, stop_at_eos=True)
+    turns = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=2, eot_token_id=MASK_ID)
+    with pytest.raises(ValueError, match="eot_token_id must differ from the mask token, got 3 for both"):
+        samplers.MDLMSampler(model, turns).sample([[7]], max_new_tokens=4, stop_at_eos=True)
     with pytest.raises(ValueError, match="infill fills every mask, so stop_at_eos must be False"):
         samplers.MDLMSampler(model, TOKENIZER).infill([[MASK_ID]], stop_at_eos=True)
     with pytest.raises(ValueError, match="output embeddings"):

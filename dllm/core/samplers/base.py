@@ -1,7 +1,10 @@
 """BaseSampler: takes prompts, or texts with masks, and returns them denoised.
 
 A sampler gives the numbers of its schedule (`amounts`) and the policy of the denoising loop (`policy`). Everything else
-is here. Sampling is batch-invariant: a row's tokens depend on the row, its seed and the settings alone.
+is here. The rules that a policy can choose from are fields of :class:`dllm.fast.sampling.state.Policy`; a new one is
+added there and in :func:`dllm_kernels.transfer_tokens`.
+
+Sampling is batch-invariant: a row's tokens depend on the row, its seed and the settings alone.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
 from dllm.core.samplers.config import BaseSamplerConfig
-from dllm.core.samplers.layout import Layout, Seed, Span, lay_out_prompts, lay_out_texts
+from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts
 from dllm.core.samplers.run import BaseSamplerOutput, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
@@ -39,7 +42,8 @@ class BaseSampler(ABC):
     """The base class of samplers. A subclass names its config class and gives `amounts` and `policy`.
 
     model: a masked language model, as :func:`dllm.fast.generate` takes it.
-    tokenizer: has `mask_token_id` and `eos_token_id`, with which rows are padded.
+    tokenizer: has `mask_token_id` and `eos_token_id`, with which rows are padded; perhaps `eot_token_id`, the end of a
+        turn.
     scheduler: alpha(t), for schedules that follow it; linear if None.
     """
 
@@ -147,7 +151,7 @@ class BaseSampler(ABC):
 
     def _denoise(
         self,
-        layout: Layout,
+        layout: RowLayout,
         config: BaseSamplerConfig,
         on_step: Callable[[Step], object] | None,
         start_time: float,
@@ -194,7 +198,7 @@ class BaseSampler(ABC):
             start_time=start_time,
         )
 
-    def _policy(self, layout: Layout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, Layout]:
+    def _policy(self, layout: RowLayout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, RowLayout]:
         """The loop's policy, and the layout without the blocks that take no steps under it."""
         fields = self.policy(config)
         block_causal = "block_causal" in fields
@@ -207,6 +211,7 @@ class BaseSampler(ABC):
             cfg_scale=config.cfg_scale,
             right_shift=self._right_shift(config),
             eos_id=eos_id if config.stop_at_eos else None,
+            eot_id=self._end_of_turn(layout.mask_id) if config.stop_at_eos else None,
             impl=config.impl,
             **fields,
         )
@@ -219,7 +224,16 @@ class BaseSampler(ABC):
         said = right_shift_of(self.model)
         return self.shifts_right if said is None else said
 
-    def _schedule(self, layout: Layout, config: BaseSamplerConfig, policy: Policy, device: torch.device) -> Schedule:
+    def _end_of_turn(self, mask_id: int) -> int | None:
+        """The token that ends a turn, where the tokenizer has one, checked."""
+        token = getattr(self.tokenizer, "eot_token_id", None)
+        if token is None:
+            return None
+        if token == mask_id:
+            raise ValueError(f"eot_token_id must differ from the mask token, got {token} for both")
+        return canvas.check_tokens("eot_token_id", [token], self.model)[0]
+
+    def _schedule(self, layout: RowLayout, config: BaseSamplerConfig, policy: Policy, device: torch.device) -> Schedule:
         blocks = [
             [Block(span.start, span.stop, self.amounts(config, span) if span.masks else [0]) for span in row]
             for row in layout.spans

@@ -33,7 +33,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """B rows of different length, on the CPU, with their blocks and seeds.
 
     rows: int64 vectors of given tokens and masks.
@@ -49,7 +49,7 @@ class Layout:
     seeds: Tensor
     mask_id: int
 
-    def without_idle_blocks(self, *, keep_between: bool) -> Layout:
+    def without_idle_blocks(self, *, keep_between: bool) -> RowLayout:
         """The layout with only the blocks that take steps: those with masks.
 
         With `keep_between`, blocks between two such blocks stay too, because later blocks attend to their keys and
@@ -88,7 +88,7 @@ def lay_out_prompts(
     max_length: int | None,
     block_size: int | None,
     first_column: Callable[[int], int],
-) -> Layout:
+) -> RowLayout:
     """The layout of prompts to continue: each is followed by its masks.
 
     Args:
@@ -116,17 +116,17 @@ def lay_out_prompts(
         rows.append(torch.cat([prompt, prompt.new_full((new,), mask_id)]))
         spans.append(_blocks(rows[-1], first_column(len(prompt)), block_size or new, mask_id, own_seed))
     first = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
-    return Layout(rows, first, spans, seeds, mask_id)
+    return RowLayout(rows, first, spans, seeds, mask_id)
 
 
-def lay_out_texts(rows: list[Tensor], mask_id: int, seed: Seed, *, block_size: int | None) -> Layout:
+def lay_out_texts(rows: list[Tensor], mask_id: int, seed: Seed, *, block_size: int | None) -> RowLayout:
     """The layout of texts with masks to fill. Blocks begin at column 0; with `block_size` None a row is one block."""
     seeds = row_seeds(seed, len(rows), torch.device("cpu"))
     spans = [
         _blocks(row, 0, block_size or max(1, len(row)), mask_id, own_seed)
         for row, own_seed in zip(rows, seeds.tolist(), strict=True)
     ]
-    return Layout(rows, torch.zeros(len(rows), dtype=torch.int64), spans, seeds, mask_id)
+    return RowLayout(rows, torch.zeros(len(rows), dtype=torch.int64), spans, seeds, mask_id)
 
 
 def _blocks(row: Tensor, first: int, size: int, mask_id: int, seed: int) -> list[Span]:

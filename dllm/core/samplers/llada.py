@@ -12,7 +12,7 @@ from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_
 from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import even_counts
 
-END_OF_TURN = "<|eot_id|>"
+END_OF_TURN = "<|eot_id|>"  # of tokenizers without an eot_token_id
 
 
 @dataclass
@@ -75,5 +75,7 @@ class LLaDASampler(BaseSampler):
         )
 
     def _end_of_turn_tokens(self) -> list[int]:
-        vocabulary = self.tokenizer.get_vocab() if hasattr(self.tokenizer, "get_vocab") else {}
-        return [vocabulary[END_OF_TURN]] if END_OF_TURN in vocabulary else []
+        token = getattr(self.tokenizer, "eot_token_id", None)
+        if token is None and hasattr(self.tokenizer, "get_vocab"):
+            token = self.tokenizer.get_vocab().get(END_OF_TURN)
+        return [] if token is None else [token]

@@ -85,7 +85,7 @@ def run(
     sequences = _shifted(tokens, shift)
     if not config.return_dict:
         return sequences
-    stats = stats_of(denoiser, tokens, masked, eos_id, time.perf_counter() - start_time)
+    stats = stats_of(denoiser, tokens, masked, eos_id, time.perf_counter() - start_time, policy.eot_id)
     return BaseSamplerOutput(sequences, histories, stats)
 
 

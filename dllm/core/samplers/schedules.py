@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -113,3 +114,18 @@ def time_grid_counts(masks: int, probabilities: Sequence[float]) -> list[int]:
         if count:
             counts.append(count)
     return counts
+
+
+def falling_counts(masks: int, steps: int) -> list[int]:
+    """Counts that leave int(m s / S) tokens masked after the step with s steps to go, s = S-1..0. Zeros are left out.
+
+    The product of m and the quotient s / S is float32, which is part of the rule: 75 * (42 / 50) gives 62.
+
+    Source: `diffusion_sample` of RND1.
+
+    Example:
+        >>> falling_counts(10, 4), falling_counts(2, 3)
+        ([3, 2, 3, 2], [1, 1])
+    """
+    left = [masks, *(int(torch.tensor(float(masks)) * (s / steps)) for s in range(steps - 1, -1, -1))]
+    return [before - after for before, after in itertools.pairwise(left) if before > after]

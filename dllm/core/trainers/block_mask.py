@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dllm.fast.head.tap import logits_of
+from dllm.fast.head.split import logits_of
 from dllm.fast.model import evaluation_mode, input_embedding, unwrapped
 from dllm.fast.visibility import probe_rows, rounding_error
 

@@ -29,7 +29,8 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
     .. math::
         loss = \frac{1}{Z} \sum_{samples} c \, w(t) \sum_{masked\ i} -\log p(x_i \mid x_t)
 
-    with w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6), or w = 1 for `loss_weight_type="uniform"`. The normaliser Z and the
+    with w(t) = -alpha'(t) / (1 - alpha(t) + 1e-6), or w = 1 for `loss_weight_type="uniform"`; the collator
+    computes it with the masks (:class:`~dllm.core.trainers.collator.MDLMCollator`). The normaliser Z and the
     factor c follow `loss_norm_type`:
 
     - "token": Z counts the tokens that have a label, c = 1;

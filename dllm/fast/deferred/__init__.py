@@ -1,7 +1,7 @@
 """Deferred logits: a tensor that keeps hidden states and head, and computes logits only where they are used.
 
-recipe      hidden states, head and autocast; logits of chosen rows
-layout      which rows of a recipe a tensor shows, in which shape and dtype
+head_inputs hidden states, head and autocast; logits of chosen rows
+logits_view which rows of the logits a tensor shows, in which shape and dtype
 gradient    gradients of hidden states and head in the place of a gradient of logits
 tensor      the tensor, its place in autograd, and how it is materialized
 views       indexing, reshaping, casting: still deferred

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from dllm.fast.deferred.layout import Layout
-from dllm.fast.deferred.recipe import Parts
+from dllm.fast.deferred.head_inputs import Parts
+from dllm.fast.deferred.logits_view import LogitsView
 
 aten = torch.ops.aten
 _SAME = (aten.detach.default, aten.alias.default)
 
 
 @dataclass(slots=True, eq=False)
-class Content:
+class DeferredGradient:
     """What a gradient stands for, shared by its aliases.
 
     parts: gradients of hidden states, weight and bias, None where not wanted.
@@ -38,26 +38,26 @@ class Content:
 class FormedGradient(Tensor):
     """Gradients of hidden states, weight and bias, in the shape of the tensor whose gradient they stand for.
 
-    plan: the :class:`Layout` of that tensor.
-    content: the :class:`Content`.
+    plan: the :class:`LogitsView` of that tensor.
+    content: the :class:`DeferredGradient`.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, layout: Layout, content: Content):
-        device = layout.recipe.hidden.device
+    def __new__(cls, layout: LogitsView, content: DeferredGradient):
+        device = layout.head_inputs.hidden.device
         return Tensor._make_wrapper_subclass(cls, layout.shape, dtype=layout.dtype, device=device)
 
-    def __init__(self, layout: Layout, content: Content):
+    def __init__(self, layout: LogitsView, content: DeferredGradient):
         self.plan, self.content = layout, content
 
-    def of(self, layout: Layout) -> FormedGradient:
-        """The same, for another tensor of the same recipe."""
+    def of(self, layout: LogitsView) -> FormedGradient:
+        """The same, for another tensor of the same head inputs."""
         content = self.content
         if content.real is not None:  # what writes to it writes below autograd, where no version is kept
             content = of_logits(self.plan.d_logits(content.real.clone()), self.plan).content
-        return FormedGradient(layout, Content(content.parts, content.terms))
+        return FormedGradient(layout, DeferredGradient(content.parts, content.terms))
 
     def dense(self) -> Tensor:
         """The values, the same tensor each time: a hook may write to it."""
@@ -102,17 +102,17 @@ def differentiable_once(backward: Callable) -> Callable:
     return refusing
 
 
-def as_formed(gradient: Tensor, layout: Layout) -> FormedGradient:
+def as_formed(gradient: Tensor, layout: LogitsView) -> FormedGradient:
     """A gradient of a tensor of this layout, formed if it is not yet."""
     if isinstance(gradient, FormedGradient):
         return gradient.of(layout)
     return of_logits(layout.d_logits(gradient), layout)
 
 
-def of_logits(d_logits: Tensor, layout: Layout) -> FormedGradient:
+def of_logits(d_logits: Tensor, layout: LogitsView) -> FormedGradient:
     """The gradient of a tensor of this layout, from one of the logits [n, V] of its rows."""
-    parts = layout.recipe.gradients(d_logits, layout.rows.flatten())
-    return FormedGradient(layout, Content(parts, (lambda: layout.scatter(d_logits),)))
+    parts = layout.head_inputs.gradients(d_logits, layout.rows.flatten())
+    return FormedGradient(layout, DeferredGradient(parts, (lambda: layout.scatter(d_logits),)))
 
 
 def _sum(one: Tensor, other: Tensor) -> FormedGradient:
@@ -120,7 +120,7 @@ def _sum(one: Tensor, other: Tensor) -> FormedGradient:
     layout = one.plan if isinstance(one, FormedGradient) else other.plan
     one, other = as_formed(one, layout).content, as_formed(other, layout).content
     parts = Parts(*(a if a is None else a + b for a, b in zip(one.parts, other.parts, strict=True)))
-    return FormedGradient(layout, Content(parts, one.terms + other.terms))
+    return FormedGradient(layout, DeferredGradient(parts, one.terms + other.terms))
 
 
 def _dense(value: object) -> object:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm.fast.deferred.gradient import Content, FormedGradient, differentiable_once
-from dllm.fast.deferred.recipe import Parts, Recipe, scattered
+from dllm.fast.deferred.gradient import DeferredGradient, FormedGradient, differentiable_once
+from dllm.fast.deferred.head_inputs import HeadInputs, Parts, scattered
 from dllm.fast.deferred.tensor import DeferredLogits, of_autocast
 from dllm.fast.deferred.views import serves
 from dllm_kernels import linear_cross_entropy
@@ -45,7 +45,9 @@ def _nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, 
 def nll_of_rows(tensor: DeferredLogits, targets: Tensor) -> Tensor:
     """-log softmax(logits)[target] of each row, float32 of the rows' shape."""
     plan, targets = tensor.plan, targets.flatten()
-    job = _LossSpec(plan.recipe.check(), plan.rows.flatten(), targets, torch.ones_like(targets, dtype=torch.float32))
+    job = _LossSpec(
+        plan.head_inputs.check(), plan.rows.flatten(), targets, torch.ones_like(targets, dtype=torch.float32)
+    )
     return _Fused.apply(tensor, job).view(plan.rows.shape)
 
 
@@ -68,12 +70,12 @@ def _loss(
 ) -> object:
     if reduction not in ("none", "mean", "sum") or not 0 <= label_smoothing <= 1:
         return NotImplemented
-    recipe, rows, targets = logits.plan.recipe.check(), logits.plan.rows.flatten(), target.flatten()
+    head_inputs, rows, targets = logits.plan.head_inputs.check(), logits.plan.rows.flatten(), target.flatten()
     counted = targets != ignore_index
     dtype, per_row = of_autocast(logits), weight is not None or reduction == "none"
     total = counted.sum() if reduction == "mean" and not per_row else None
     row_weight = counted.float() if total is None else counted / total.clamp(min=1)
-    fused = _Fused.apply(logits, _LossSpec(recipe, rows, targets, row_weight, label_smoothing, per_row))
+    fused = _Fused.apply(logits, _LossSpec(head_inputs, rows, targets, row_weight, label_smoothing, per_row))
     if not per_row:
         return (fused if total is None else torch.where(total > 0, fused, torch.nan)).to(dtype)
     nll = fused
@@ -89,7 +91,7 @@ def _loss(
 class _LossSpec:
     """Rows, labels and weights of a loss."""
 
-    recipe: Recipe
+    head_inputs: HeadInputs
     rows: Tensor
     targets: Tensor
     row_weight: Tensor
@@ -99,7 +101,7 @@ class _LossSpec:
     def run(self, parts: Parts) -> Tensor:
         """nll [R] or their weighted sum, float32, differentiable where the parts are."""
         # a gradient per row arrives later only: what is asked for is formed then, from slopes kept until then
-        with self.recipe.under_autocast():
+        with self.head_inputs.under_autocast():
             loss, nll = linear_cross_entropy(
                 parts.hidden,
                 parts.weight,
@@ -119,11 +121,11 @@ class _LossSpec:
         u (softmax(l) - (1 - smoothing) onehot(y) - smoothing / V)
         """
         row_upstream = torch.where(self.row_weight != 0, upstream * (1 if self.per_row else self.row_weight), 0.0)
-        gradient = self.recipe.check().logits(self.rows).float().softmax(-1)
+        gradient = self.head_inputs.check().logits(self.rows).float().softmax(-1)
         gradient -= self.label_smoothing / gradient.shape[-1]
         targets = self.targets.where(self.row_weight != 0, 0)[:, None]
         gradient.scatter_add_(1, targets, torch.full_like(row_upstream, self.label_smoothing - 1)[:, None])
-        return scattered(gradient.mul_(row_upstream[:, None]), self.rows, len(self.recipe.hidden))
+        return scattered(gradient.mul_(row_upstream[:, None]), self.rows, len(self.head_inputs.hidden))
 
 
 class _Fused(torch.autograd.Function):
@@ -133,9 +135,9 @@ class _Fused(torch.autograd.Function):
     def forward(ctx, logits, job):
         ctx.set_materialize_grads(False)
         ctx.job, ctx.plan = job, logits.plan
-        ctx.parts = job.recipe.leaves() if ctx.needs_input_grad[0] else None
+        ctx.parts = job.head_inputs.leaves() if ctx.needs_input_grad[0] else None
         if ctx.parts is None:
-            return job.run(Parts(job.recipe.hidden, job.recipe.weight, job.recipe.bias))
+            return job.run(Parts(job.head_inputs.hidden, job.head_inputs.weight, job.head_inputs.bias))
         # a graph of its own inside this node: a checkpoint around the loss has no part in what it saves
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             ctx.loss = job.run(ctx.parts)
@@ -146,11 +148,11 @@ class _Fused(torch.autograd.Function):
     def backward(ctx, upstream):
         if upstream is None:
             return None, None
-        wanted = [part for part, want in zip(ctx.parts, ctx.job.recipe.wanted, strict=True) if want]
+        wanted = [part for part, want in zip(ctx.parts, ctx.job.head_inputs.wanted, strict=True) if want]
         found = iter(torch.autograd.grad(ctx.loss, wanted, upstream, retain_graph=True) if wanted else ())
-        parts = Parts(*(next(found) if want else None for want in ctx.job.recipe.wanted))
+        parts = Parts(*(next(found) if want else None for want in ctx.job.head_inputs.wanted))
         job = ctx.job
-        return FormedGradient(ctx.plan, Content(parts, (lambda: job.d_logits(upstream),))), None
+        return FormedGradient(ctx.plan, DeferredGradient(parts, (lambda: job.d_logits(upstream),))), None
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from dllm.fast.deferred.gradient import as_formed, differentiable_once, of_logits
-from dllm.fast.deferred.layout import Layout
-from dllm.fast.deferred.recipe import Parts, Recipe
+from dllm.fast.deferred.head_inputs import HeadInputs, Parts
+from dllm.fast.deferred.logits_view import LogitsView
 
 _log = logging.getLogger("dllm.fast")
 aten = torch.ops.aten
@@ -45,7 +45,7 @@ _HOOKS = {Tensor.retain_grad, Tensor.register_hook, Tensor.register_post_accumul
 class DeferredLogits(Tensor):
     """Logits that are computed only when, and only as far as, they are used.
 
-    plan: the :class:`Layout`.
+    plan: the :class:`LogitsView`.
     edge: the tensor through which the gradient flows where torch.cat joins its views again; this one itself if it is
         its own.
     computed: the materialized values with their place in autograd, or None. Once they have been written to, every
@@ -54,10 +54,10 @@ class DeferredLogits(Tensor):
     """
 
     @staticmethod
-    def __new__(cls, plan: Layout, memory: list | None = None):
-        return Tensor._make_wrapper_subclass(cls, plan.shape, dtype=plan.dtype, device=plan.recipe.hidden.device)
+    def __new__(cls, plan: LogitsView, memory: list | None = None):
+        return Tensor._make_wrapper_subclass(cls, plan.shape, dtype=plan.dtype, device=plan.head_inputs.hidden.device)
 
-    def __init__(self, plan: Layout, memory: list | None = None):
+    def __init__(self, plan: LogitsView, memory: list | None = None):
         self.plan, self.computed = plan, None
         self._parent: tuple[DeferredLogits, object] | None = None
         self.sees_gradients = True
@@ -71,8 +71,8 @@ class DeferredLogits(Tensor):
             return self._parent[0].edge
         return self
 
-    def derived(self, plan: Layout, *, shares_memory: bool) -> DeferredLogits:
-        """A tensor of the same recipe in another layout, with its own place in autograd."""
+    def derived(self, plan: LogitsView, *, shares_memory: bool) -> DeferredLogits:
+        """A tensor of the same head inputs in another view, with its own place in autograd."""
         result = _Derive.apply(self, plan, self.memory if shares_memory else None)
         result._parent = self, result.grad_fn
         return result
@@ -194,15 +194,15 @@ class _Defer(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias)
         device = hidden.device.type
-        ctx.recipe = Recipe(
+        ctx.head_inputs = HeadInputs(
             hidden=hidden.detach().reshape(-1, hidden.shape[-1]),
             weight=weight.detach(),
             bias=None if bias is None else bias.detach(),
             wanted=Parts(*ctx.needs_input_grad),
             autocast=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         )
-        rows = ctx.recipe.all_rows.view(hidden.shape[:-1])
-        ctx.plan = Layout(ctx.recipe, rows, rows.dim(), ctx.recipe.dtype)
+        rows = ctx.head_inputs.all_rows.view(hidden.shape[:-1])
+        ctx.plan = LogitsView(ctx.head_inputs, rows, rows.dim(), ctx.head_inputs.dtype)
         return DeferredLogits(ctx.plan)
 
     @staticmethod

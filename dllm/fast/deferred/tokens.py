@@ -30,15 +30,15 @@ def _argmax(input, dim=None, keepdim=False):
     plan = input.plan
     if plan.transform or not within(input.dim(), dim) or dim % input.dim() != plan.axis:
         return NotImplemented
-    recipe, rows = plan.recipe.check(), plan.rows.flatten()
+    head_inputs, rows = plan.head_inputs.check(), plan.rows.flatten()
     tokens, log_probs = [rows.new_empty(0)], [torch.empty(0, dtype=torch.float64, device=rows.device)]
-    for logits in recipe.chunks(rows, _chunk(rows)):
+    for logits in head_inputs.chunks(rows, _chunk(rows)):
         tokens.append(gumbel_argmax(logits).token.clamp_(min=0))  # a row of NaN: torch.argmax says 0 too
         if not torch.is_grad_enabled():
             log_probs.append(_log_prob(logits, tokens[-1]))
     tokens = torch.cat(tokens).view(plan.rows.shape)
     if not torch.is_grad_enabled() and not tokens.is_inference():
-        recipe.argmax_records[:] = [ArgmaxRecord(plan.rows, tokens, tokens._version, torch.cat(log_probs))]
+        head_inputs.argmax_records[:] = [ArgmaxRecord(plan.rows, tokens, tokens._version, torch.cat(log_probs))]
     return tokens.unsqueeze(plan.axis) if keepdim else tokens
 
 
@@ -59,7 +59,7 @@ def _gather(input, dim, index):
     if torch.is_grad_enabled() and input.requires_grad:
         log_prob = -nll_of_rows(input, index.squeeze(plan.axis))
     else:
-        log_prob = _known(plan.recipe.check().argmax_records, plan.rows, index)
+        log_prob = _known(plan.head_inputs.check().argmax_records, plan.rows, index)
         if log_prob is None:
             log_prob = _chosen(input, index.flatten())
     chosen = (log_prob.exp() if plan.transform == "softmax" else log_prob).to(plan.dtype)
@@ -68,9 +68,11 @@ def _gather(input, dim, index):
 
 def _chosen(tensor: DeferredLogits, tokens: Tensor) -> Tensor:
     """float64 [n], log-probability of a token of each row."""
-    recipe, rows = tensor.plan.recipe, tensor.plan.rows.flatten()
+    head_inputs, rows = tensor.plan.head_inputs, tensor.plan.rows.flatten()
     size, chunks = _chunk(rows), [torch.empty(0, dtype=torch.float64, device=rows.device)]
-    for logits, chosen in zip(recipe.chunks(rows, size), tokens.split(size), strict=False):  # no rows: one empty token
+    for logits, chosen in zip(
+        head_inputs.chunks(rows, size), tokens.split(size), strict=False
+    ):  # no rows: one empty token
         chunks.append(_log_prob(logits, chosen))
     return torch.cat(chunks)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dllm.fast.deferred.layout import Layout
+from dllm.fast.deferred.logits_view import LogitsView
 from dllm.fast.deferred.tensor import DeferredLogits, of_autocast, served
 
 
@@ -25,7 +25,7 @@ def _with(tensor: DeferredLogits, rows: Tensor, axis: int | None = None, *, copy
     """The tensor with other rows, its vocabulary at `axis`, or last."""
     plan = tensor.plan
     axis = rows.dim() if axis is None else axis
-    plan = Layout(plan.recipe, rows, axis, plan.dtype, plan.transform)
+    plan = LogitsView(plan.head_inputs, rows, axis, plan.dtype, plan.transform)
     return tensor.derived(plan, shares_memory=not copy)
 
 
@@ -187,13 +187,15 @@ def _cat(tensors, dim=0):
     first = tensors[0]
     if not all(vocabulary_last(tensor) for tensor in tensors) or not within(first.dim(), dim):
         return NotImplemented
-    alike = {(id(t.plan.recipe), t.dim(), t.plan.dtype, t.plan.transform) for t in tensors}
+    alike = {(id(t.plan.head_inputs), t.dim(), t.plan.dtype, t.plan.transform) for t in tensors}
     one_edge = len({id(t.edge) for t in tensors}) == 1 or not any(t.requires_grad for t in tensors)
     if len(alike) != 1 or not one_edge or dim % first.dim() == first.dim() - 1:
         return NotImplemented
     rows, plan = torch.cat([t.plan.rows for t in tensors], dim % first.dim()), first.plan
     edges = [t.bypass() for t in tensors]
-    return edges[0].derived(Layout(plan.recipe, rows, rows.dim(), plan.dtype, plan.transform), shares_memory=False)
+    return edges[0].derived(
+        LogitsView(plan.head_inputs, rows, rows.dim(), plan.dtype, plan.transform), shares_memory=False
+    )
 
 
 @serves(Tensor.contiguous)
@@ -273,7 +275,7 @@ def _cast(tensor: DeferredLogits, dtype: torch.dtype) -> object:
     wider = dtype in (torch.float32, torch.float64) and torch.promote_types(plan.dtype, dtype) == dtype
     if plan.transform or not wider:
         return NotImplemented
-    return tensor.derived(Layout(plan.recipe, plan.rows, plan.axis, dtype), shares_memory=False)
+    return tensor.derived(LogitsView(plan.head_inputs, plan.rows, plan.axis, dtype), shares_memory=False)
 
 
 @serves(torch.softmax, Tensor.softmax)
@@ -303,5 +305,5 @@ def _transformed(tensor: Tensor, transform: str, dim: int | None, dtype: torch.d
     wide = _cast(tensor, of_autocast(tensor) if dtype is None else dtype)
     if wide is NotImplemented:
         return NotImplemented
-    plan = Layout(plan.recipe, plan.rows, plan.axis, wide.dtype, transform)
+    plan = LogitsView(plan.head_inputs, plan.rows, plan.axis, wide.dtype, transform)
     return tensor.derived(plan, shares_memory=False)

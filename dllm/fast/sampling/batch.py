@@ -16,7 +16,8 @@ class DenoisingBatch:
     """B rows of L columns, each packed to column 0.
 
     tokens: int64 [B, L], the canvases.
-    given: bool [B, L], columns that are masked in the unconditional canvas of guidance.
+    given: bool [B, L], the prompt and other columns that were not generated; guidance masks them in its unconditional
+        canvas.
     first: int64 [B], the first generated column; an EOS counts from there on.
     length: int64 [B], columns of each row; the rest is padding.
     seeds: int64 [B].

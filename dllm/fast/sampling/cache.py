@@ -12,7 +12,7 @@ import threading
 import torch
 from torch import Tensor
 
-from dllm.fast.sampling.cache_layout import Layout
+from dllm.fast.sampling.cache_layout import CacheLayout
 
 COLUMN_MULTIPLE = 64  # calls of about the same length share memory
 MAX_SPARE = 2  # caches of finished calls that are kept for later ones
@@ -21,12 +21,12 @@ MAX_SPARE = 2  # caches of finished calls that are kept for later ones
 class KeyValueCache:
     """Keys and values of every attention layer, [rows, heads, columns + 1, size] each.
 
-    Before each forward :meth:`aim` sets where its columns are written. The last column belongs to no position: what is
-    not to be kept is written there. Columns that were never written hold zeros, or what an earlier forward left; a mask
-    has to hide them.
+    Before each forward :meth:`set_write_columns` sets where its keys and values are written. The last column belongs
+    to no position: what need not be kept is written there. Columns that were never written hold zeros, or what an
+    earlier forward left; a mask has to hide them.
 
     Args:
-        layout: one :class:`Layer` per attention layer, as :func:`~dllm.fast.sampling.cache_layout.layout_of` finds it.
+        layout: one :class:`Layer` per attention layer, from :func:`~dllm.fast.sampling.cache_layout.find_layout`.
         rows: of the batch.
         columns: of a row, without the last one.
         shift_column: size and dtype of a hidden state, where that of the column before each block is stored too; else
@@ -36,14 +36,14 @@ class KeyValueCache:
         >>> from dllm.fast.sampling.cache_layout import Layer
         >>> layout = (Layer(2, 4, 4, torch.float32, torch.float32),)
         >>> cache = KeyValueCache(layout, rows=1, columns=6, device=torch.device("cpu"))
-        >>> cache.aim(torch.tensor([0]), torch.tensor([[4, 5]]), visible=6)
+        >>> cache.set_write_columns(torch.tensor([0]), torch.tensor([[4, 5]]), visible=6)
         >>> keys, values = cache.update(torch.ones(1, 2, 2, 4), torch.ones(1, 2, 2, 4), layer_idx=0)
         >>> keys[0, 0, :, 0].tolist()
         [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     """
 
     def __init__(
-        self, layout: Layout, *, rows: int, columns: int, device: torch.device, shift_column: tuple | None = None
+        self, layout: CacheLayout, *, rows: int, columns: int, device: torch.device, shift_column: tuple | None = None
     ):
         self.layout, self.rows, self.columns = layout, rows, columns
         self.keys, self.values = [], []
@@ -55,7 +55,7 @@ class KeyValueCache:
             size, dtype = shift_column
             self.shift_column = torch.zeros(rows, size, dtype=dtype, device=device)
         self._nowhere = torch.zeros(0, 0, dtype=torch.int64, device=device)
-        self.unaim()
+        self.clear_write_columns()
 
     @property
     def kind(self) -> tuple:
@@ -75,7 +75,7 @@ class KeyValueCache:
         """Its memory, in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.memory)
 
-    def aim(self, row: Tensor, column: Tensor, *, visible: int | None) -> None:
+    def set_write_columns(self, row: Tensor, column: Tensor, *, visible: int | None) -> None:
         """Set where the columns of the next forward are written, and what its attention reads.
 
         Args:
@@ -93,8 +93,9 @@ class KeyValueCache:
             )
         self._row, self._column, self._visible = row[:, None], column, visible
 
-    def unaim(self) -> None:
-        """Forget the last :meth:`aim`: its tensors may lie in memory of a CUDA graph, which is freed with the graph."""
+    def clear_write_columns(self) -> None:
+        """Forget the last :meth:`set_write_columns`: its tensors may lie in memory of a CUDA graph, which is freed with
+        the graph."""
         self._row, self._column = self._nowhere, self._nowhere
         self._visible: int | None = None
 
@@ -107,7 +108,7 @@ class KeyValueCache:
 
         Raises:
             TypeError: they have another dtype than the cache.
-            ValueError: they have another shape than the cache was aimed for.
+            ValueError: they have another shape than the columns that were set.
         """
         rows, columns = self._column.shape
         memory = self.keys[layer_idx], self.values[layer_idx]
@@ -127,7 +128,7 @@ class KeyValueCache:
         return 0
 
     def store_shift_column(self, hidden: Tensor, begin: Tensor, starts: Tensor) -> None:
-        """Store the hidden state of the column before each block, for the rows that the cache was aimed for.
+        """Store the hidden state of the column before each block, for the rows whose columns were set.
 
         Under a right shift the block's first token is read there, also in steps in which that column does not run.
 
@@ -175,7 +176,7 @@ class SpareCaches:
         self._lock = threading.Lock()
 
     def take(
-        self, layout: Layout, *, rows: int, columns: int, device: torch.device, shift_column: tuple | None = None
+        self, layout: CacheLayout, *, rows: int, columns: int, device: torch.device, shift_column: tuple | None = None
     ) -> KeyValueCache:
         """A cache of zeros with at least this many columns, to be given back."""
         columns = -(-columns // COLUMN_MULTIPLE) * COLUMN_MULTIPLE

@@ -1,4 +1,7 @@
-"""What a model's attention layers hand to a KV cache, found by small forwards of the model itself."""
+"""What a model's attention layers store in a KV cache, found by small forwards of the model itself.
+
+Which columns a step writes is decided in :mod:`dllm.fast.sampling.passes`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from dllm.fast.attention import is_flash
 from dllm.fast.deferred import no_deferral
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.model import checkpoints_activations, run_settings
 
 # A change counts if it exceeds that of an unchanged row this many times: both are maxima of few values.
@@ -30,7 +33,7 @@ class Layer(NamedTuple):
     value_dtype: torch.dtype
 
 
-Layout = tuple[Layer, ...]
+CacheLayout = tuple[Layer, ...]
 
 
 class Found(NamedTuple):
@@ -40,20 +43,20 @@ class Found(NamedTuple):
     hidden: size and dtype of a hidden state.
     """
 
-    layout: Layout
+    layout: CacheLayout
     hidden: tuple[int, torch.dtype]
 
 
 @torch.no_grad()
-def find_layout(tap: HeadTap) -> Found:
+def find_layout(split: SplitModel) -> Found:
     """What the model's attention layers store per column. Found once per model and its settings.
 
     Raises:
         ValueError: the model uses no cache, or does not see exactly what a mask of four dimensions shows it.
     """
-    eager = copy.copy(tap)
-    eager.model = getattr(tap.model, "_orig_mod", tap.model)  # torch.compile need not compile for these few tokens
-    state = tap.kind, run_settings(eager.model)
+    eager = copy.copy(split)
+    eager.model = getattr(split.model, "_orig_mod", split.model)  # torch.compile need not compile for these few tokens
+    state = split.kind, run_settings(eager.model)
     known = _layouts.get(eager.model)
     if known is not None and known[0] == state:
         return known[1]
@@ -79,7 +82,7 @@ class _Recorder:
         return 0
 
 
-def _inspect(tap: HeadTap) -> tuple[Found, bool]:
+def _inspect(split: SplitModel) -> tuple[Found, bool]:
     """What was found, and whether the hidden states were finite: of NaN nothing can be concluded.
 
     The model runs the tokens 0 1 2 3 under a mask by which the first two see each other and the others see all. So the
@@ -87,17 +90,17 @@ def _inspect(tap: HeadTap) -> tuple[Found, bool]:
     no such mask sees all: then it must change with the last. A second row in which nothing is changed measures noise:
     activations that are quantised with one scale for all rows change there too.
     """
-    name, device = type(tap.model).__name__, next(tap.model.parameters()).device
+    name, device = type(split.model).__name__, next(split.model.parameters()).device
     block = torch.arange(4, device=device) // 2
     mask = (block[None, :] <= block[:, None]).expand(2, 1, -1, -1)
-    if sees_all := is_flash(tap.model):
+    if sees_all := is_flash(split.model):
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
     def first_column(*tokens: int) -> tuple[Tensor, _Recorder]:
         recorder = _Recorder()
         ids = torch.tensor([(0, 1, 2, 3), tokens], device=device)
         positions = torch.arange(4, device=device).repeat(2, 1)
-        hidden = tap.body(ids, mask, position_ids=positions, past_key_values=recorder)
+        hidden = split.body(ids, mask, position_ids=positions, past_key_values=recorder)
         return hidden[:, 0], recorder
 
     def changes_with(*tokens: int, noise: int) -> bool:
@@ -109,7 +112,7 @@ def _inspect(tap: HeadTap) -> tuple[Found, bool]:
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{name} keeps no cache that could be served: {reason}") from error
-    _check_order([index for index, _ in recorder.layers], tap.model)
+    _check_order([index for index, _ in recorder.layers], split.model)
     finite = bool(hidden.isfinite().all())
     if finite and (changes_with(0, 1, 2, 1, noise=_NOISE) != sees_all or not changes_with(0, 2, 2, 3, noise=1)):
         raise ValueError(

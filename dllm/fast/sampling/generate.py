@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.head.tap import output_head
+from dllm.fast.head.split import output_head
 from dllm.fast.model import find_mask_id
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.inputs import Settings, check_eos, check_no_masks, check_prompt, prompt_lengths, row_seeds

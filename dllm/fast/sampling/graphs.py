@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dllm.fast import capture
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.passes import Pass
@@ -69,7 +69,7 @@ class CapturedSteps:
 
     def replay(
         self,
-        tap: HeadTap,
+        split: SplitModel,
         policy: Policy,
         cache: KeyValueCache | None = None,
         passes: Sequence[Pass] | None = None,
@@ -84,7 +84,7 @@ class CapturedSteps:
         if key not in self.replays:
             began = time.perf_counter()
             step = functools.partial(
-                denoise_step, tap, self.state, policy, Clock(self.state.tokens.device, on=False), cache, passes
+                denoise_step, split, self.state, policy, Clock(self.state.tokens.device, on=False), cache, passes
             )
             self.replays[key] = capture_steps(step, count, self.state, self.pool)
             self.seconds += time.perf_counter() - began
@@ -155,20 +155,25 @@ class GraphCache:
             self._pools.clear()
 
     def steps_for(
-        self, tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | None = None, suffix_columns: int = 0
+        self,
+        split: SplitModel,
+        state: State,
+        policy: Policy,
+        cache: KeyValueCache | None = None,
+        suffix_columns: int = 0,
     ) -> CapturedSteps:
         """The captured steps of a bucket, loaded with `state`; a new bucket has none.
 
         Args:
-            tap, state, policy, cache: as :func:`denoise_step` takes them.
+            split, state, policy, cache: as :func:`denoise_step` takes them.
             suffix_columns: as :func:`dllm.fast.sampling.plan.plan` takes it.
 
         Raises:
             CaptureError: another call is using them, or not all weights lie on the state's device.
         """
         place = state.tokens.device, capture.stream_of(state.tokens.device)
-        capture.check_one_device(tap.model, place[0])
-        key = place, bucket(tap, state, policy, cache, suffix_columns)
+        capture.check_one_device(split.model, place[0])
+        key = place, bucket(split, state, policy, cache, suffix_columns)
         with self._lock:
             self._drop(lambda steps: steps.model() is None or steps.pool.broken)
             steps = self._steps.get(key)
@@ -177,7 +182,7 @@ class GraphCache:
             if steps is None:
                 while len(self._steps) >= self.size:
                     self._steps.popitem(last=False)
-                steps = self._steps[key] = CapturedSteps(state.copy(), weakref.ref(tap.model), self._pool(*place))
+                steps = self._steps[key] = CapturedSteps(state.copy(), weakref.ref(split.model), self._pool(*place))
             self._steps.move_to_end(key)
             steps.busy = True
         try:
@@ -210,10 +215,10 @@ CACHE = GraphCache()
 
 
 def bucket(
-    tap: HeadTap, state: State, policy: Policy, cache: KeyValueCache | None = None, suffix_columns: int = 0
+    split: SplitModel, state: State, policy: Policy, cache: KeyValueCache | None = None, suffix_columns: int = 0
 ) -> Hashable:
     """The key of captured steps: all they depend on besides the contents of their state and of the cache."""
     shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in state.tensors().items())
     memory = () if cache is None else (cache.kind, *(t.data_ptr() for t in cache.memory))
-    conditions = capture.forward_settings(tap.model), capture.capture_conditions(tap.model, state.tokens.device)
-    return id(tap.head), tap.kind, policy, shapes, memory, suffix_columns, conditions
+    conditions = capture.forward_settings(split.model), capture.capture_conditions(split.model, state.tokens.device)
+    return id(split.head), split.kind, policy, shapes, memory, suffix_columns, conditions

@@ -1,4 +1,4 @@
-"""What a live view is shown after each step."""
+"""Step: what the `on_step` callback is given after each denoising step."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast import capture, visibility
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling import graphs, live, unpadded
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.cache import SPARE, KeyValueCache
@@ -18,7 +18,7 @@ from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.passes import Pass
 from dllm.fast.sampling.plan import Planner
-from dllm.fast.sampling.state import Policy
+from dllm.fast.sampling.state import Policy, ends_row
 from dllm.fast.sampling.step import denoise_step
 
 # To ask a GPU whether rows are finished means to wait for it: do so every so many steps only.
@@ -97,7 +97,7 @@ class Denoiser:
             return self.canvas
         self.state = batch.state(self.policy)
         _warn_of_dropout(self.model)
-        self.tap = HeadTap(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
+        self.split = SplitModel(self.model, self.canvas[:1, : min(16, self.canvas.shape[1])])
         self._lay_out_rows()
         if self.state.row_groups is not None and capturing:
             capturing = False
@@ -131,13 +131,13 @@ class Denoiser:
             return
         visibility.check_bidirectional(self.model, device)
         lengths = self.batch.length.tolist()
-        packed, self.state.row_groups, self.rows_note = unpadded.row_layout(self.tap, lengths, self._canvases, device)
+        packed, self.state.row_groups, self.rows_note = unpadded.row_layout(self.split, lengths, self._canvases, device)
         self.state.cells = unpadded.real_cells(self.state.attention_mask) if packed else None
 
     def _take_cache(self) -> None:
         """Take a KV cache for all rows, of both canvases under guidance."""
         batch, columns = self.canvas.shape
-        layout, hidden = find_layout(self.tap)
+        layout, hidden = find_layout(self.split)
         self.cache = SPARE.take(
             layout,
             rows=self._canvases * batch,
@@ -180,7 +180,7 @@ class Denoiser:
 
     def _eager(self, n: int) -> int:
         """Run step n of the call. Returns 1."""
-        denoise_step(self.tap, self.state, self.policy, self.clock, self.cache, self._passes(n))
+        denoise_step(self.split, self.state, self.policy, self.clock, self.cache, self._passes(n))
         return 1
 
     def _replay(self, n: int, most_steps: int) -> int:
@@ -191,7 +191,7 @@ class Denoiser:
         passes = self._passes(n)
         count = graphs.STEPS_PER_REPLAY if self._replays_several(passes, n, most_steps) else 1
         try:
-            self.captured.replay(self.tap, self.policy, self.cache, passes, count)
+            self.captured.replay(self.split, self.policy, self.cache, passes, count)
         except capture.CaptureError as error:
             graphs.CACHE.forget(self.captured)
             self._leave_graphs(error)
@@ -214,7 +214,7 @@ class Denoiser:
         """Copy the state into that of captured steps, and go on with it."""
         suffix_columns = self.planner.suffix_columns
         try:
-            self.captured = graphs.CACHE.steps_for(self.tap, self.state, self.policy, self.cache, suffix_columns)
+            self.captured = graphs.CACHE.steps_for(self.split, self.state, self.policy, self.cache, suffix_columns)
         except capture.CaptureError as error:
             self._leave_graphs(error)
             return
@@ -257,10 +257,12 @@ class Denoiser:
         self.canvas[rows] = self._ended(self.canvas[rows], rows)
 
     def _ended(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Canvases [N, L] of finished rows, with EOS from the first EOS to the end."""
+        """Canvases [N, L] of finished rows, with EOS after the first EOS or end of turn."""
         if self.policy.eos_id is None:
             return tokens
-        return fill_after_eos(tokens, self.batch.first[rows], self.batch.length[rows], self.policy.eos_id)
+        return fill_after_end(
+            tokens, self.batch.first[rows], self.batch.length[rows], self.policy.eos_id, self.policy.eot_id
+        )
 
     def _raise_if_failed(self) -> None:
         """Read, once, what only the device could see."""
@@ -294,9 +296,10 @@ def _warn_of_dropout(model: nn.Module) -> None:
         _log.warning("dropout of %s is active while it samples: call its eval() first", type(model).__name__)
 
 
-def fill_after_eos(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int) -> Tensor:
-    """Tokens with everything after each row's first generated EOS, up to column `stop` [B], replaced by EOS."""
+def fill_after_end(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int, eot_id: int | None = None) -> Tensor:
+    """Tokens with EOS after each row's first generated EOS or end of turn, up to column `stop` [B]."""
     column = torch.arange(tokens.shape[1], device=tokens.device)
     generated = (column >= first[:, None]) & (column < stop[:, None])
-    seen = ((tokens == eos_id) & generated).cumsum(1) > 0
-    return torch.where(seen & generated, eos_id, tokens)
+    ends = ends_row(tokens, eos_id, eot_id) & generated
+    ended = ends.cumsum(1) - ends.long() > 0  # before this column
+    return torch.where(ended & generated, eos_id, tokens)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling import unpadded
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.state import CurrentBlock, Policy, State
@@ -67,7 +67,12 @@ class HiddenStates(NamedTuple):
 
 
 def run(
-    tap: HeadTap, state: State, policy: Policy, now: CurrentBlock, cache: KeyValueCache | None, passes: Sequence[Pass]
+    split: SplitModel,
+    state: State,
+    policy: Policy,
+    now: CurrentBlock,
+    cache: KeyValueCache | None,
+    passes: Sequence[Pass],
 ) -> HiddenStates:
     """Run the model's body over the columns of some passes."""
     outputs, ran, offset, kept_rows = [], 0, torch.zeros_like(now.begin), None
@@ -76,7 +81,7 @@ def run(
     for window in passes:
         if divided:
             kept_rows = starts if window.starting_rows is not None else now.active & ~starts
-        hidden, row, origin = _run_window(tap, state, policy, now, cache, window, kept_rows)
+        hidden, row, origin = _run_window(split, state, policy, now, cache, window, kept_rows)
         width = hidden[0].shape[1]
         found = ran + torch.arange(len(row), device=row.device) * width - origin
         offset = found if kept_rows is None else torch.where(kept_rows, offset.index_copy(0, row, found), offset)
@@ -92,7 +97,7 @@ def canvas(state: State) -> list[Pass]:
 
 
 def _run_window(
-    tap: HeadTap,
+    split: SplitModel,
     state: State,
     policy: Policy,
     now: CurrentBlock,
@@ -114,7 +119,7 @@ def _run_window(
     if policy.cfg_scale > 0:
         canvases.append(torch.where(state.given, policy.mask_id, state.tokens))
     if cache is None and policy.block_causal is None:
-        both = unpadded.run(tap, torch.cat(canvases), state.attention_mask, state.cells, state.row_groups)
+        both = unpadded.run(split, torch.cat(canvases), state.attention_mask, state.cells, state.row_groups)
         return list(both.chunk(len(canvases))), everyone, torch.zeros_like(now.begin)
     row = everyone if window.starting_rows is None else _first_rows(kept_rows, window.starting_rows)
     begin, first, length = (values[row] for values in (now.begin, state.begin[:, 0], state.length))
@@ -128,9 +133,9 @@ def _run_window(
     if cache is not None:
         kept = (column < columns) & (now.active if kept_rows is None else kept_rows)[row, None]
         target = torch.where(kept, column, cache.columns).repeat(count, 1)
-        cache.aim(torch.cat([row + i * batch for i in range(count)]), target, visible=window.visible)
+        cache.set_write_columns(torch.cat([row + i * batch for i in range(count)]), target, visible=window.visible)
         context["past_key_values"] = cache
-    hidden = tap.body(tokens, mask, **context)
+    hidden = split.body(tokens, mask, **context)
     if policy.keeps_shift_column:
         if window.back is None:
             starts = (now.active & (state.step == 0))[row].repeat(count)
@@ -138,7 +143,7 @@ def _run_window(
         else:
             hidden, origin = cache.prepend_shift_column(hidden), origin - 1
     if cache is not None:
-        cache.unaim()
+        cache.clear_write_columns()
     return list(hidden.chunk(count)), row, origin
 
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm.fast.head.tap import HeadTap, guide
+from dllm.fast.head.split import SplitModel, guide
 from dllm.fast.sampling.passes import HiddenStates
 from dllm.fast.sampling.state import Policy
-from dllm_kernels import GumbelArgmax, gumbel_argmax, linear_gumbel_argmax, position_noise
+from dllm_kernels import GumbelArgmax, gumbel_argmax, linear_gumbel_argmax, position_noise, truncation_floor
 
 # GPU libraries switch algorithms for very few rows, and the last bits with them: the head always gets a multiple of
 # this many rows. On CPUs a row's bits are the same in any number of rows; vectors hold 16.
@@ -39,7 +39,7 @@ class Candidates(NamedTuple):
 
 
 def propose(
-    tap: HeadTap,
+    split: SplitModel,
     hidden_states: HiddenStates,
     candidates: Candidates,
     policy: Policy,
@@ -65,7 +65,11 @@ def propose(
         impl=policy.impl,
     )
     suppressed = dict(suppress=suppress, begin_suppress=begin_suppress)
-    sampled = _sample(tap, hidden, candidates, policy.cfg_scale, suppressed, options)
+    sampled = _sample(split, hidden, candidates, policy.cfg_scale, suppressed, options, top_k_first=policy.top_k_first)
+    if policy.greedy and policy.temperature > 0:  # the filters keep the most probable token, so they need not be read
+        untempered = options | dict(temperature=0.0, top_k=None, top_p=None)
+        likeliest = _sample(split, hidden, candidates, policy.cfg_scale, suppressed, untempered)
+        sampled = sampled._replace(token=likeliest.token)
     if policy.rule == "bernoulli":
         uniform = position_noise(candidates.seed, candidates.position, candidates.step, impl=policy.impl)
         return sampled.token, -uniform, uniform
@@ -85,16 +89,22 @@ def _rank(sampled: GumbelArgmax, candidates: Candidates, policy: Policy) -> Tens
 
 
 def _sample(
-    tap: HeadTap,
+    split: SplitModel,
     hidden: list[Tensor],
     candidates: Candidates,
     cfg_scale: float,
     suppressed: dict[str, Tensor | None],
     options: dict[str, object],
+    *,
+    top_k_first: bool = False,
 ) -> GumbelArgmax:
-    """The sampled tokens of rows of hidden states [N, H] and their statistics, in one pass over the vocabulary."""
-    head = tap.head
-    if tap.kind == "linear" and head.weight.dtype != torch.float64:
+    """The sampled tokens of rows of hidden states [N, H] and their statistics, in one pass over the vocabulary.
+
+    With `top_k_first`, and both top_k and top_p, the logits below the top_k exist as -inf before top_p is applied.
+    """
+    head = split.head
+    nested = top_k_first and options["top_k"] is not None and options["top_p"] is not None
+    if split.kind == "linear" and head.weight.dtype != torch.float64 and not nested:
         return linear_gumbel_argmax(
             *(hidden[0].to(head.weight.dtype), head.weight, head.bias),
             unconditional=hidden[1].to(head.weight.dtype) if len(hidden) == 2 else None,
@@ -109,18 +119,24 @@ def _sample(
     chunk, found = HEAD_ROWS.get(candidates.row.device.type, HEAD_ROWS["cuda"]), []
     for begin in range(0, len(candidates.row), chunk):
         part = slice(begin, begin + chunk)
-        logits = tap.logits(hidden[0][part])
+        logits = split.logits(hidden[0][part])
         if len(hidden) == 2:
-            logits = guide(logits, tap.logits(hidden[1][part]), cfg_scale)
+            logits = guide(logits, split.logits(hidden[1][part]), cfg_scale)
+        logits = logits.float() if logits.dtype == torch.float64 else logits
+        tables, filters = _padded_to(logits.shape[-1], suppressed), options
+        if nested:
+            cut = dict(top_k=options["top_k"], suppress=tables["suppress"], impl=options["impl"])
+            logits = logits.masked_fill(logits < truncation_floor(logits, **cut)[:, None], -torch.inf)
+            filters = options | {"top_k": None}
         found.append(
             gumbel_argmax(
-                logits.float() if logits.dtype == torch.float64 else logits,
+                logits,
                 seeds=candidates.seed[part],
                 positions=candidates.position[part],
                 step=candidates.step[part],
                 count=candidates.count - begin,
-                **_padded_to(logits.shape[-1], suppressed),
-                **options,
+                **tables,
+                **filters,
             )
         )
     return GumbelArgmax(*map(torch.cat, zip(*found, strict=True)))

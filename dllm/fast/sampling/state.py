@@ -24,6 +24,9 @@ class Policy:
     block_length: the most masked positions that a row has in one block.
     temperature, top_k, top_p, cfg_scale: of the sampled tokens, as :func:`dllm_kernels.linear_gumbel_argmax` takes
         them.
+    top_k_first: top_p counts the mass within the top_k tokens (RND1); else within all tokens (Dream). It matters only
+        where both are on.
+    greedy: the most probable token is taken whatever the temperature, which then only serves the confidence.
     tempered: confidence is taken from the tempered (and filtered) distribution; else from softmax(logits).
     right_shift: the logits of position p are read at position p - 1; the first position reads its own.
     confidence: what ranks the sampled tokens: "log_prob", "probability", "margin", "neg_entropy", or "random".
@@ -41,7 +44,9 @@ class Policy:
         higher confidence than this; None: committed tokens stay. A block then ends when it has no mask before a step
         and that step replaces nothing, or after `edit_steps` steps without a mask. These steps come at the end of the
         schedule.
-    eos_id: a row is finished once this token stands in its generated part with no mask before it.
+    eos_id: a row is finished once this token stands in its generated part with no mask before it; what follows it
+        becomes this token.
+    eot_id: an end of turn, which finishes a row just so and stays; None: none does. It needs `eos_id`.
     stops_between_blocks: a row is finished no earlier than its block is over.
     impl: the kernels' implementation.
     """
@@ -53,6 +58,8 @@ class Policy:
     top_k: int | None = None
     top_p: float | None = None
     cfg_scale: float = 0.0
+    top_k_first: bool = False
+    greedy: bool = False
     tempered: bool = False
     right_shift: bool = False
     confidence: str = "log_prob"
@@ -66,6 +73,7 @@ class Policy:
     edit_threshold: float | None = None
     edit_steps: int = 0
     eos_id: int | None = None
+    eot_id: int | None = None
     stops_between_blocks: bool = False
     impl: str = "auto"
 
@@ -98,7 +106,7 @@ class State:
     N blocks of at most S steps. The tables are those of a :class:`dllm.fast.sampling.schedule.Schedule`."""
 
     tokens: Tensor  # int64 [B, L], the canvas
-    given: Tensor  # bool [B, L], columns that are masked in the unconditional canvas of guidance
+    given: Tensor  # bool [B, L], not generated; masked in the unconditional canvas of guidance
     editable: Tensor | None  # bool [B, L], columns that were generated; None where nothing is replaced
     attention_mask: Tensor | None  # int64 [B, L]; None when no row is padded
     first: Tensor  # int64 [B], first generated column
@@ -148,6 +156,11 @@ class State:
 
 
 _OF_THE_BATCH = ("overflow", "suppress", "begin_suppress", "cells", "row_groups")
+
+
+def ends_row(tokens: Tensor, eos_id: int, eot_id: int | None) -> Tensor:
+    """Where tokens are an EOS, or an end of turn if there is one; bool, of their shape."""
+    return tokens == eos_id if eot_id is None else (tokens == eos_id) | (tokens == eot_id)
 
 
 class CurrentBlock(NamedTuple):

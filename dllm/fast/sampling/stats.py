@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dllm.fast.sampling.loop import Denoiser
+from dllm.fast.sampling.state import ends_row
 
 
 @dataclass(slots=True)
@@ -58,13 +59,20 @@ class Stats:
         return self.useful_tokens / max(1, sum(self.row_forwards))
 
 
-def stats_of(denoiser: Denoiser, tokens: Tensor, generated: Tensor, eos_id: int | None, seconds: float) -> Stats:
+def stats_of(
+    denoiser: Denoiser,
+    tokens: Tensor,
+    generated: Tensor,
+    eos_id: int | None,
+    seconds: float,
+    eot_id: int | None = None,
+) -> Stats:
     """The stats of a finished run that left tokens [B, L], of which `generated` (bool [B, L]) were masked before."""
     useful = int(generated.sum())
     total = useful
     if eos_id is not None:
-        is_eos = (tokens == eos_id) & generated
-        useful = int((generated & (is_eos.cumsum(1) - is_eos.long() == 0)).sum())
+        ends = ends_row(tokens, eos_id, eot_id) & generated
+        useful = int((generated & (ends.cumsum(1) - ends.long() == 0)).sum())
     parts = {} if denoiser.graphed else denoiser.clock.seconds()
     return Stats(
         forwards=denoiser.forwards,

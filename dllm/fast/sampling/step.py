@@ -16,17 +16,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.passes import HiddenStates, Pass, canvas, run
 from dllm.fast.sampling.propose import ROW_MULTIPLE, Candidates, propose
-from dllm.fast.sampling.state import CurrentBlock, Policy, State
+from dllm.fast.sampling.state import CurrentBlock, Policy, State, ends_row
 from dllm_kernels import transfer_tokens
 
 # On a GPU the number of masked positions stays on the device. So the head has room for a whole block in every row, and
-# for this many holes: positions left of a block that still hold the mask token, because the model chose it there.
-HOLES = 64
+# for this many leftover masks: positions left of a block that still hold the mask token, because the model chose it.
+LEFTOVER_MASKS = 64
 
 
 class Window(NamedTuple):
@@ -56,7 +56,7 @@ class Window(NamedTuple):
 
 
 def denoise_step(
-    tap: HeadTap,
+    split: SplitModel,
     state: State,
     policy: Policy,
     clock: Clock,
@@ -70,10 +70,10 @@ def denoise_step(
     """
     clock.start()
     now = CurrentBlock.of(state)
-    hidden_states = run(tap, state, policy, now, cache, passes or canvas(state))
+    hidden_states = run(split, state, policy, now, cache, passes or canvas(state))
     clock.lap("body")
     window = Window.of(state, policy, now)
-    proposed, uniform = _sample(tap, hidden_states, state, policy, window)
+    proposed, uniform = _sample(split, hidden_states, state, policy, window)
     clock.lap("head")
     over = _commit(state, policy, now, window, proposed, uniform)
     _advance(state, policy, now.active, now.active & over)
@@ -81,7 +81,7 @@ def denoise_step(
 
 
 def _sample(
-    tap: HeadTap, hidden_states: HiddenStates, state: State, policy: Policy, window: Window
+    split: SplitModel, hidden_states: HiddenStates, state: State, policy: Policy, window: Window
 ) -> tuple[Tensor, Tensor | None]:
     """Sample a token for every position of the window that may change; tokens and confidence go into the state.
 
@@ -92,10 +92,10 @@ def _sample(
     eligible = window.masked
     if policy.edit_threshold is not None:
         eligible = eligible | (window.in_block & state.editable.gather(1, window.column))
-    cells, slot, count = _compact(eligible, len(state.tokens) * policy.block_length + HOLES)
+    cells, slot, count = _compact(eligible, len(state.tokens) * policy.block_length + LEFTOVER_MASKS)
     row = cells // policy.window
     candidates = Candidates(row, window.column.flatten()[cells], state.seeds[row], state.step[row], count)
-    token, confidence, uniform = propose(tap, hidden_states, candidates, policy, state.suppress, state.begin_suppress)
+    token, confidence, uniform = propose(split, hidden_states, candidates, policy, state.suppress, state.begin_suppress)
     state.overflow += (count - len(cells)).clamp(min=0)
     proposed = eligible & (slot < len(cells))
     slot = slot.clamp(max=len(cells) - 1)
@@ -167,18 +167,18 @@ def _advance(state: State, policy: Policy, active: Tensor, over: Tensor) -> None
     state.step.masked_fill_(over, 0)
     state.unmasked_steps.masked_fill_(over, 0)
     if policy.eos_id is not None:
-        finished = finished_rows(state.tokens, state.first, policy.mask_id, policy.eos_id)
+        finished = finished_rows(state.tokens, state.first, policy.mask_id, policy.eos_id, policy.eot_id)
         if policy.stops_between_blocks:
             finished &= over
         state.block.copy_(torch.where(finished, state.blocks, state.block))
 
 
-def finished_rows(tokens: Tensor, first: Tensor, mask_id: int, eos_id: int) -> Tensor:
-    """bool [B]: rows whose generated part holds an EOS with no mask before it, so that all before it is final."""
+def finished_rows(tokens: Tensor, first: Tensor, mask_id: int, eos_id: int, eot_id: int | None = None) -> Tensor:
+    """bool [B]: rows whose generated part holds an EOS, or an end of turn, with no mask before it: it is final."""
     generated = torch.arange(tokens.shape[1], device=tokens.device) >= first[:, None]
-    is_eos = (tokens == eos_id) & generated
+    ends = ends_row(tokens, eos_id, eot_id) & generated
     masks_before = ((tokens == mask_id) & generated).cumsum(1)
-    return (is_eos & (masks_before == 0)).any(1)
+    return (ends & (masks_before == 0)).any(1)
 
 
 def _compact(eligible: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:

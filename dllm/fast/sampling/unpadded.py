@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dllm.fast import visibility
 from dllm.fast.attention import attention_of, is_flash
 from dllm.fast.deferred import no_deferral
-from dllm.fast.head.tap import HeadTap
+from dllm.fast.head.split import SplitModel
 from dllm.fast.model import run_settings
 
 _log = logging.getLogger("dllm.fast")
@@ -70,12 +70,16 @@ class RowGroups(NamedTuple):
 
 
 def run(
-    tap: HeadTap, tokens: Tensor, attention_mask: Tensor | None, cells: Tensor | None, groups: RowGroups | None = None
+    split: SplitModel,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    cells: Tensor | None,
+    groups: RowGroups | None = None,
 ) -> Tensor:
     """The head's input for all columns of some canvases.
 
     Args:
-        tap: of the model.
+        split: of the model.
         tokens: int64 [n B, L], n canvases of each of B rows.
         attention_mask: int64 [B, L], None when no row is padded.
         cells: int64 [T], the real cells of [B, L], to run packed; None: rows run with their padding.
@@ -86,23 +90,23 @@ def run(
     """
     rows, columns = tokens.shape
     if groups is not None:
-        return _run_groups(tap, tokens, groups)
+        return _run_groups(split, tokens, groups)
     mask = None if attention_mask is None else attention_mask.repeat(rows // len(attention_mask), 1)
     if cells is None:
-        return tap.body(tokens, mask)
+        return split.body(tokens, mask)
     size = attention_mask.numel()
     cells = torch.cat([cells + start for start in range(0, rows * columns, size)])
-    hidden = _run_packed(tap, tokens.flatten()[cells], cells % columns, mask.sum(1), columns)
+    hidden = _run_packed(split, tokens.flatten()[cells], cells % columns, mask.sum(1), columns)
     return hidden.new_zeros(rows * columns, hidden.shape[1]).index_copy(0, cells, hidden).view(rows, columns, -1)
 
 
 def row_layout(
-    tap: HeadTap, lengths: list[int], canvases: int, device: torch.device
+    split: SplitModel, lengths: list[int], canvases: int, device: torch.device
 ) -> tuple[bool, RowGroups | None, str]:
     """How rows are to run: packed, in groups, or together with their padding.
 
     Args:
-        tap: of the model.
+        split: of the model.
         lengths: of the rows.
         canvases: of each row.
         device: of the tokens.
@@ -112,67 +116,67 @@ def row_layout(
         groups: where neither packed nor padded rows get their own tokens; else None.
         note: what to tell the user.
     """
-    if len(lengths) * canvases > 1 and (why := visibility.why_not_batched(tap.model, device)):
-        note = _log_once(tap, f"rows run one at a time, because {why}")
+    if len(lengths) * canvases > 1 and (why := visibility.why_not_batched(split.model, device)):
+        note = _log_once(split, f"rows run one at a time, because {why}")
         return False, RowGroups(tuple(lengths), one_by_one=True), note
     if len(set(lengths)) < 2:
         return False, None, ""
-    packed, note = runs_packed(tap)
-    if not packed and (why := visibility.why_not_padded(tap.model, device)):
-        note = _log_once(tap, f"only rows of one length run together, because {why}")
+    packed, note = runs_packed(split)
+    if not packed and (why := visibility.why_not_padded(split.model, device)):
+        note = _log_once(split, f"only rows of one length run together, because {why}")
         return False, RowGroups(tuple(lengths), one_by_one=False), note
     return packed, None, note
 
 
-def runs_packed(tap: HeadTap) -> tuple[bool, str]:
+def runs_packed(split: SplitModel) -> tuple[bool, str]:
     """Whether rows run packed, and what to tell the user: under flash attention, if the model can."""
-    if not is_flash(tap.model):
+    if not is_flash(split.model):
         return False, ""
-    why = _why_not_packed(tap)
+    why = _why_not_packed(split)
     if why is None:
-        return True, f"rows run without their padding under {attention_of(tap.model)}"
+        return True, f"rows run without their padding under {attention_of(split.model)}"
     _log.info("rows run with their padding, because %s", why)
     return False, f"rows run with their padding, because {why}"
 
 
-def _log_once(tap: HeadTap, note: str) -> str:
+def _log_once(split: SplitModel, note: str) -> str:
     """Log a note unless it was logged for this model before; returns it."""
-    logged = _logged.setdefault(tap.model, set())
+    logged = _logged.setdefault(split.model, set())
     if note not in logged:
         logged.add(note)
         _log.warning("%s", note)
     return note
 
 
-def _run_groups(tap: HeadTap, tokens: Tensor, groups: RowGroups) -> Tensor:
+def _run_groups(split: SplitModel, tokens: Tensor, groups: RowGroups) -> Tensor:
     """Hidden states [n B, L, H] of tokens [n B, L], zeros in padding."""
     copies, result = len(tokens) // len(groups.lengths), None
     for rows in groups.groups(copies).values():
         length, row = groups.lengths[rows[0] % len(groups.lengths)], torch.tensor(rows, device=tokens.device)
         if length == 0:
             continue
-        hidden = tap.body(tokens[row, :length], None)
+        hidden = split.body(tokens[row, :length], None)
         if result is None:
             result = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
         result[row, :length] = hidden
     return result
 
 
-def _run_packed(tap: HeadTap, tokens: Tensor, position: Tensor, lengths: Tensor, longest: int) -> Tensor:
+def _run_packed(split: SplitModel, tokens: Tensor, position: Tensor, lengths: Tensor, longest: int) -> Tensor:
     """Hidden states [T, H] of packed rows: tokens [T], their positions [T] in their own rows, and lengths [B]."""
     ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     row_ends = dict(cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
-    return tap.body(tokens[None], None, position_ids=position[None], **row_ends)[0]
+    return split.body(tokens[None], None, position_ids=position[None], **row_ends)[0]
 
 
-def _why_not_packed(tap: HeadTap) -> str | None:
+def _why_not_packed(split: SplitModel) -> str | None:
     """Why a model cannot run packed rows, None where it can. Found once per model and its settings."""
-    model = getattr(tap.model, "_orig_mod", tap.model)
+    model = getattr(split.model, "_orig_mod", split.model)
     state = run_settings(model)
     known = _verdicts.get(model)
     if known is not None and known[0] == state:
         return known[1]
-    eager = copy.copy(tap)
+    eager = copy.copy(split)
     eager.model = model  # torch.compile need not compile for these few tokens
     with no_deferral(), torch.no_grad():
         why, finite = _inspect(eager)
@@ -181,26 +185,26 @@ def _why_not_packed(tap: HeadTap) -> str | None:
     return why
 
 
-def _inspect(tap: HeadTap) -> tuple[str | None, bool]:
+def _inspect(split: SplitModel) -> tuple[str | None, bool]:
     """Why not, and whether the hidden states were finite: of NaN nothing can be concluded.
 
     The rows are 0 1 2 and 3 1. The hidden states of the second must not depend on the first, bit by bit; they must
     depend on the second's own positions; and these must start where the model itself starts them.
     """
-    name, device = type(tap.model).__name__, next(tap.model.parameters()).device
+    name, device = type(split.model).__name__, next(split.model.parameters()).device
     lengths = torch.tensor([3, 2], device=device)
 
     def second(*tokens: int, position: tuple[int, ...] = (0, 1, 2, 0, 1)) -> Tensor:
         given = torch.tensor(tokens, device=device), torch.tensor(position, device=device)
-        return _run_packed(tap, *given, lengths, 3)[3:]
+        return _run_packed(split, *given, lengths, 3)[3:]
 
     try:
         hidden = second(0, 1, 2, 3, 1)
         if not bool(hidden.isfinite().all()):
             return f"hidden states of {name} are not finite", False
         alone = torch.tensor([[3, 1]], device=device)
-        numbered = tap.body(alone, None, position_ids=torch.tensor([[0, 1]], device=device))
-        if not torch.equal(tap.body(alone, None), numbered):
+        numbered = split.body(alone, None, position_ids=torch.tensor([[0, 1]], device=device))
+        if not torch.equal(split.body(alone, None), numbered):
             return f"the positions of {name} do not begin at 0", True
         if not torch.equal(hidden, second(0, 1, 3, 3, 1)):
             return f"packed rows see each other in {name}", True

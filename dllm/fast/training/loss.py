@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.interception import replaced_forward
-from dllm.fast.head.tap import output_head
+from dllm.fast.head.split import output_head
 from dllm.fast.head.use import find_head_use
 from dllm.fast.model import logits_of, unwrapped
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy

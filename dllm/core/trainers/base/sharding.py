@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dllm.fast.head.tap import output_head
+from dllm.fast.head.split import output_head
 from dllm.fast.model import input_embedding
 
 _log = logging.getLogger("dllm")

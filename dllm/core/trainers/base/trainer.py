@@ -26,10 +26,12 @@ class DiffusionTrainer(Checkpoints, MetricLogging, CorruptingLoaders, WholeStepN
     (:class:`~dllm.core.trainers.base.objective.Objective`). The rest comes from
 
     - :class:`~dllm.core.trainers.base.loaders.CorruptingLoaders`: data loaders that mask tokens;
-    - :class:`~dllm.core.trainers.base.normalizer.WholeStepNormalizer`: one normaliser for a whole optimizer step;
+    - :class:`~dllm.core.trainers.base.normalizer.WholeStepNormalizer`: one normaliser for a whole optimizer step
+      (`_normalized_weight`);
     - :class:`~dllm.core.trainers.base.metric_logging.MetricLogging`: NLL, perplexity, throughput, evaluation;
     - :class:`~dllm.core.trainers.base.checkpoints.Checkpoints`: complete checkpoints, resumption, averaged weights;
-    - :class:`~dllm.core.trainers.base.cuda_graphs.GraphedSteps`: training steps as CUDA graphs;
+    - :class:`~dllm.core.trainers.base.cuda_graphs.GraphedSteps`: the loss (`_masked_loss`) by
+      :func:`dllm.fast.training.loss.masked_loss`, eagerly or in a CUDA graph;
     - :class:`~dllm.core.trainers.base.checks.ModelChecks`: a check of the model's attention before the first batch.
 
     FSDP2 works on a CPU too (:mod:`dllm.core.trainers.base.sharding`). Inside

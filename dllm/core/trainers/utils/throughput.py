@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dllm.fast.head.tap import output_head
+from dllm.fast.head.split import output_head
 from dllm.fast.model import unwrapped
 
 # Side of the square matrices whose product measures the peak FLOP/s of a device.

@@ -22,7 +22,7 @@ class Parts(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Recipe:
+class HeadInputs:
     """Logits [N, V] = hidden [N, H] @ weight [V, H].T + bias [V], in the dtype that the head computes in.
 
     The tensors are detached. `wanted` tells for each whether it needs a gradient; `autocast` is the dtype that the
@@ -47,8 +47,8 @@ class Recipe:
         """Of the logits as the head would return them."""
         return self.autocast or self.hidden.dtype
 
-    def check(self) -> Recipe:
-        """This recipe, after checking that its tensors are unchanged.
+    def check(self) -> HeadInputs:
+        """These inputs, after checking that the tensors are unchanged.
 
         Raises:
             RuntimeError: hidden states or the head have been written to or freed since.

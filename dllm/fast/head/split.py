@@ -11,7 +11,7 @@ from dllm.fast.model import logits_of
 from dllm_kernels._linear import by_blocks, linear
 
 
-class HeadTap:
+class SplitModel:
     """A model split at its LM head.
 
     kind is one of

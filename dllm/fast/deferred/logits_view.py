@@ -1,4 +1,5 @@
-"""What a deferred tensor shows of its recipe: which rows, in which shape and dtype, and whether softmax is applied."""
+"""What a deferred tensor shows of the logits: which rows, in which shape and dtype, and whether softmax is
+applied."""
 
 from __future__ import annotations
 
@@ -7,20 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm.fast.deferred.recipe import Recipe, scattered
+from dllm.fast.deferred.head_inputs import HeadInputs, scattered
 
 TRANSFORMS = {None: None, "softmax": torch.softmax, "log_softmax": torch.log_softmax}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layout:
+class LogitsView:
     """Tensor of shape rows.shape with the vocabulary put in at `axis`: entry (r, v) is logit v of row rows[r].
 
     rows: int64, of any shape. dtype: at least as wide as the head's. transform: None, "softmax" or "log_softmax" over
     the vocabulary, of logits in `dtype`.
     """
 
-    recipe: Recipe
+    head_inputs: HeadInputs
     rows: Tensor
     axis: int
     dtype: torch.dtype
@@ -30,11 +31,11 @@ class Layout:
     def shape(self) -> torch.Size:
         """Of the tensor."""
         shape = list(self.rows.shape)
-        return torch.Size([*shape[: self.axis], len(self.recipe.weight), *shape[self.axis :]])
+        return torch.Size([*shape[: self.axis], len(self.head_inputs.weight), *shape[self.axis :]])
 
     def logits(self) -> Tensor:
         """Logits [n, V] of the rows, one after the other."""
-        return self.recipe.check().logits(self.rows.flatten())
+        return self.head_inputs.check().logits(self.rows.flatten())
 
     def finish(self, logits: Tensor) -> Tensor:
         """From logits [n, V] to this tensor."""
@@ -50,16 +51,16 @@ class Layout:
             output = self.finish(self.logits())
             moved, share = (gradient * output, output) if self.transform == "softmax" else (gradient, output.exp())
             gradient = moved - share * moved.sum(self.axis, keepdim=True)
-        d_logits = gradient.movedim(self.axis, -1).to(self.recipe.dtype)
-        return d_logits.reshape(self.rows.numel(), len(self.recipe.weight))
+        d_logits = gradient.movedim(self.axis, -1).to(self.head_inputs.dtype)
+        return d_logits.reshape(self.rows.numel(), len(self.head_inputs.weight))
 
     def scatter(self, d_logits: Tensor) -> Tensor:
-        """From a gradient of the logits [n, V] of the rows to one of all the recipe's, [N, V]."""
+        """From a gradient of the logits [n, V] of the rows to one of all logits, [N, V]."""
         rows = self.rows.flatten()
-        return d_logits if self.recipe.is_all(rows) else scattered(d_logits, rows, len(self.recipe.hidden))
+        return d_logits if self.head_inputs.is_all(rows) else scattered(d_logits, rows, len(self.head_inputs.hidden))
 
     def gather(self, d_logits: Tensor) -> Tensor:
-        """From a gradient of all the recipe's logits [N, V] to one of this tensor.
+        """From a gradient of all logits [N, V] to one of this tensor.
 
         Raises:
             RuntimeError: this tensor holds a row twice, whose shares of the gradient are not known any more, or it is

@@ -1,8 +1,8 @@
-"""What was measured to be best on this machine's GPU, by ``python -m dllm_kernels.tune``: kept where, and valid when.
+"""Files with the block shapes that ``python -m dllm_kernels.tune`` measured to be best: reading and writing them.
 
-One file for each kind of GPU, in the folder that the C++ extension is kept in. It names what it was made for: the GPU,
-the versions of torch, Triton and the driver, and a fingerprint of the kernels' sources. Where any of it is another now,
-the file is ignored, which is logged once; so is one that cannot be read, and what it names and nobody would measure.
+There is one file for each kind of GPU, in the folder of the C++ extension. It records the GPU, the versions of torch,
+Triton and the driver, and a fingerprint of the kernels' sources. If any of these differs now, the file is ignored, with
+one line in the log; so is a file that cannot be read, and an entry that `tune` would not measure.
 
 Environment: DLLM_TUNING=off ignores all such files; DLLM_CACHE names the folder.
 """
