@@ -302,10 +302,10 @@ def test_families_are_told_apart_by_content(tmp_path):
     assert family_at(tmp_path / "llada").name == "llada" and family_at(tmp_path) is None
     assert family_in({"model_type": "llada", "expert_intermediate_size": 8}).name == "llada_moe"
     assert family_in({"model_type": "llada2_moe_veomni"}).name == "llada2"
-    assert family_in({"model_type": "llama", "dllm": {"family": "a2d"}}).name == "a2d-llama"
+    assert family_in({"model_type": "llama", "masked_diffusion": {"family": "a2d"}}).name == "a2d-llama"
     assert family_in({"model_type": "llama"}) is None
     with pytest.raises(ValueError, match=r"must be one of bert, llada, .*, got 'gpt'"):
-        family_in({"model_type": "llama", "dllm": {"family": "gpt"}})
+        family_in({"model_type": "llama", "masked_diffusion": {"family": "gpt"}})
 
 
 # Samplers

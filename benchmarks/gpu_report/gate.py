@@ -25,7 +25,7 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 
 
-def red(out: Path, name: str) -> list[str]:
+def failed_checks(out: Path, name: str) -> list[str]:
     """The red checks of `name`, a name of FILES: why it may not be measured. Empty where none is red or none has run.
 
     Raises:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dllm.models.official.mapping import MARKER
 from dllm.models.sources import config_at
 from dllm.models.templates import BERT_CHAT, DREAM_CHAT, HEADER_CHAT, IM_CHAT, ROLE_CHAT
-
-# The field of a saved configuration, and of a saved tokenizer's, that keeps the family: {"family": name, ...}.
-MARKER = "dllm"
 
 _HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _IM = ("<|im_start|>", "<|im_end|>")
@@ -168,7 +166,7 @@ def family_in(config: Mapping[str, Any]) -> Family | None:
     Example:
         >>> family_in({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"]}).name
         'llada_moe'
-        >>> family_in({"model_type": "qwen2", "dllm": {"family": "dream"}}).name
+        >>> family_in({"model_type": "qwen2", "masked_diffusion": {"family": "dream"}}).name
         'dream'
     """
     model_type, marker = config.get("model_type"), config.get(MARKER)

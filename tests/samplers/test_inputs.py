@@ -62,7 +62,9 @@ def test_no_rows_and_no_masks(kind, model):
 
 
 @every_sampler
-def test_an_empty_prompt(kind, model):
+def test_an_empty_prompt(kind, device):
+    # absolute positions: under rotary ones all masks of such a row have one hidden state, and rounding would order them
+    model = shared("bert", device)
     out = kind(model, TOKENIZER).sample([[], [7, 8]], max_new_tokens=6, seed=0)
     alone = kind(model, TOKENIZER).sample([[]], max_new_tokens=6, seed=0)
     row = out[0, -6:] if kind.pads_left else out[0, :6]

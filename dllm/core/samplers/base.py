@@ -217,6 +217,13 @@ class BaseSampler(ABC):
         )
         return policy, layout
 
+    def _right_shift(self, config: BaseSamplerConfig) -> bool:
+        """Whether logits are shifted: the setting, else what the model's configuration says, else the default."""
+        if config.right_shift_logits is not None:
+            return config.right_shift_logits
+        stated = right_shift_of(self.model)
+        return self.shifts_right if stated is None else stated
+
     def _end_of_turn(self, mask_id: int) -> int | None:
         """The token that ends a turn, where the tokenizer has one, checked."""
         token = getattr(self.tokenizer, "eot_token_id", None)
@@ -225,13 +232,6 @@ class BaseSampler(ABC):
         if token == mask_id:
             raise ValueError(f"eot_token_id must differ from the mask token, got {token} for both")
         return canvas.check_tokens("eot_token_id", [token], self.model)[0]
-
-    def _right_shift(self, config: BaseSamplerConfig) -> bool:
-        """Whether logits are shifted: the setting, else what the model's configuration says, else the default."""
-        if config.right_shift_logits is not None:
-            return config.right_shift_logits
-        said = right_shift_of(self.model)
-        return self.shifts_right if said is None else said
 
     def _schedule(self, layout: RowLayout, config: BaseSamplerConfig, policy: Policy, device: torch.device) -> Schedule:
         blocks = [

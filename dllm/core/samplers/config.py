@@ -25,7 +25,7 @@ class BaseSamplerConfig:
     begin_suppress_tokens: proposed with the lowest confidence, so committed last.
     right_shift_logits: the logits of a position are those of the one before it (Dream, RND1); the first position reads
         its own. None: what the model's configuration says (`masked_diffusion`, :func:`dllm.models.get_model`), and
-        the sampler's own default if it says nothing: True for Dream's sampler, False for others.
+        the sampler's own default if it says nothing: True for those of Dream and RND1, False for others.
     stop_at_eos: a row is finished once its generated part holds the tokenizer's EOS, or its end of turn
         (`eot_token_id`) if it has one, and no mask before it; the rest of the row becomes EOS.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.

@@ -35,7 +35,6 @@ class RND1SamplerConfig(BaseSamplerConfig):
     max_length: int | None = 256
     block_size: int | None = None
     temperature: float = 0.1
-    right_shift_logits: bool = True
     steps: int = 256
     greedy: bool = False
     top_k: int | None = None
@@ -80,6 +79,7 @@ class RND1Sampler(BaseSampler):
     """
 
     config_class = RND1SamplerConfig
+    shifts_right = True
 
     def amounts(self, config: RND1SamplerConfig, span: Span) -> Sequence[int]:
         """Tokens committed at each step of a block."""

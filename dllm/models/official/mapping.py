@@ -9,7 +9,8 @@ from typing import Any
 
 import transformers
 
-MARKER = "masked_diffusion"  # the field of a saved configuration that keeps the family
+# The field of a saved configuration, and of a saved tokenizer's, that keeps the family: {"family": name, ...}.
+MARKER = "masked_diffusion"
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
