@@ -67,6 +67,12 @@ FOLDERS = {
     "no config": (_remove("config.json"), "must hold a model, got no config.json", 2),
     "config cut": (lambda f: _write(f / "config.json", '{"model_type": '), "configuration at", 2),
     "config is a list": (lambda f: _write(f / "config.json", "[1]"), "configuration at", 2),
+    "a model type that is none": (lambda f: _write(f / "config.json", '{"model_type": [1]}'), "model_type must be", 2),
+    "a marker that is none": (
+        lambda f: _write(f / "config.json", '{"model_type": "llama", "masked_diffusion": 3}'),
+        "masked_diffusion must be",
+        2,
+    ),
     "unknown type": (_set(model_type="nosuch"), "nosuch", 2),
     "no language model": (_set(model_type="vit"), "no masked language model of type 'vit'", 2),
     "causal": (_set(model_type="llama"), '"is_causal": false in the config.json', 2),

@@ -135,7 +135,22 @@ def config_at(source: str | Path) -> dict[str, Any]:
     if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
         return {}
     with reading("configuration", base):
-        return transformers.PretrainedConfig.get_config_dict(base)[0]
+        return _content_at(base)
+
+
+def _content_at(base: str) -> dict[str, Any]:
+    """The content of config.json, with what a family is recognised by of the right types."""
+    content = transformers.PretrainedConfig.get_config_dict(base)[0]
+    if not isinstance(content, dict):
+        raise ValueError(f"config.json must hold a JSON object, got {type(content).__name__}")
+    kind, names, marker = (content.get(name) for name in ("model_type", "architectures", MARKER))
+    if kind is not None and not isinstance(kind, str):
+        raise ValueError(f"model_type must be a text, got {kind!r}")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"architectures must be a list of class names, got {names!r}")
+    if marker is not None and not isinstance(marker, dict):
+        raise ValueError(f"{MARKER} must be an object, got {marker!r}")
+    return content
 
 
 def get_config(model_args: Any = None, **options: Any) -> transformers.PretrainedConfig:
@@ -174,7 +189,7 @@ def _of_newer_transformers(base: str) -> transformers.PretrainedConfig | None:
     """The configuration of a known family that transformers 5 saved, read by transformers 4; None in any other case."""
     if int(transformers.__version__.split(".")[0]) >= 5:
         return None
-    saved = transformers.PretrainedConfig.get_config_dict(base)[0]
+    saved = _content_at(base)
     official = (saved.get(MARKER) or {}).get("official")
     mapping = recognise(official) if official and "rope_parameters" in saved else None
     return None if mapping is None else mapping.restored(saved)
@@ -206,7 +221,7 @@ def mapping_at(base: str | Path, *, trust_remote_code: bool = False) -> Mapping 
     """
     if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
         return None
-    found = transformers.PretrainedConfig.get_config_dict(base)[0]
+    found = _content_at(base)
     found.pop("_commit_hash", None)  # which transformers 4 adds
     own_code = found.get("auto_map")
     try:
