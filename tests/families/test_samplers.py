@@ -1,0 +1,125 @@
+"""Samplers on small official checkpoints: a batch, row by row, against the plain loops of tests.reference_samplers.
+
+The models are in float64. So another number of rows, by which a mixture's experts round otherwise, orders no tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dllm.core import samplers
+from dllm.models import get_model
+from tests import reference_samplers as judges
+from tests.families.toys import CHECKPOINTS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MASK, EOS = 202, 201
+TOKENIZER = SimpleNamespace(mask_token_id=MASK, eos_token_id=EOS, pad_token_id=EOS)
+LENGTHS = (5, 2, 9)
+SIZE = dict(max_new_tokens=12, block_size=4)
+FAST = dict(cache="dual", threshold=0.05)
+
+# Case: checkpoint, sampler, its plain loop, settings of both, settings of the sampler alone.
+CASES = {
+    "llada": (
+        "llada",
+        samplers.LLaDASampler,
+        functools.partial(judges.llada, gen_length=12, block_length=4, eos_id=EOS, eot_id=None),
+        dict(steps=6),
+        SIZE,
+    ),
+    "llada, guided": ("llada", samplers.MDLMSampler, judges.mdlm_sample, SIZE | dict(steps=6, cfg_scale=0.5), {}),
+    "llada, dual cache": ("llada", samplers.FastDLLMSampler, judges.fast_dllm, SIZE | FAST, {}),
+    "llada_moe": (
+        "lladamoe",
+        samplers.LLaDASampler,
+        functools.partial(judges.llada, gen_length=12, block_length=4, eos_id=EOS, eot_id=None),
+        dict(steps=6, temperature=0.5),
+        SIZE,
+    ),
+    "dream": (
+        "dream",
+        samplers.DreamSampler,
+        functools.partial(judges.dream, schedule="time"),
+        dict(max_new_tokens=12, steps=7, alg="entropy", temperature=0.2, top_p=0.95, top_k=None),
+        dict(schedule="time"),
+    ),
+    "dream, dual cache": (
+        "dream",
+        samplers.FastDLLMSampler,
+        functools.partial(judges.fast_dllm, right_shift_logits=True),
+        SIZE | FAST,
+        {},
+    ),
+    "rnd1": (
+        "rnd1",
+        samplers.RND1Sampler,
+        functools.partial(judges.rnd1, last_token=EOS),
+        dict(max_new_tokens=12, steps=5, temperature=0.6),
+        dict(max_length=None),
+    ),
+    "a2d": ("a2d-qwen3", samplers.MDLMSampler, judges.mdlm_sample, SIZE | dict(steps=6, temperature=0.7), {}),
+    "a2d, block by block": ("a2d-qwen3", samplers.BD3LMSampler, judges.bd3lm, SIZE | dict(steps=6), {}),
+    "llada2": (
+        "llada2",
+        samplers.LLaDA2Sampler,
+        judges.llada2_block_causal,
+        SIZE | dict(steps=4, threshold=0.05, blocks_from="row"),
+        dict(cache=True),
+    ),
+    "llada2.1": (
+        "llada2",
+        samplers.LLaDA21Sampler,
+        judges.llada21,
+        SIZE | dict(steps=4, threshold=0.05, edit_threshold=0.1, edit_steps=2, blocks_from="row"),
+        dict(cache=True),
+    ),
+}
+
+
+@functools.lru_cache
+def load(name: str) -> torch.nn.Module:
+    model = get_model(model_name_or_path=str(CHECKPOINTS / name), dtype="float64").eval()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the others of transformers 5 have no float64
+    return model
+
+
+def prompts(seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(200, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+def check(out, trace, row: int, *, pads_left: bool = False) -> None:
+    """Row `row` has the tokens of its plain loop after every step."""
+    width = len(trace.canvas)
+    columns = slice(-width, None) if pads_left else slice(width)
+    difference = judges.first_difference([canvas[row, columns] for canvas in out.histories], trace)
+    assert difference is None, difference
+    assert out.sequences[row, columns].tolist() == trace.canvas.tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sample(case):
+    name, kind, judge, shared, own = CASES[case]
+    model = load(name)
+    out = kind(model, TOKENIZER).sample(prompts(), seed=3, return_dict=True, **shared, **own)
+    for row, prompt in enumerate(prompts()):
+        trace = judge(model, torch.tensor(prompt), mask_id=MASK, seed=3 + row, **shared)
+        check(out, trace, row, pads_left=kind.pads_left)
+
+
+@pytest.mark.parametrize("name, shifted", [("llada", False), ("dream", True), ("rnd1", True), ("a2d-qwen3", False)])
+def test_infill(name, shifted):
+    """Texts of different length, every third token masked."""
+    model, rows = load(name), prompts(seed=1)
+    rows = [[MASK if column % 3 == 1 else token for column, token in enumerate(row)] for row in rows]
+    out = samplers.MDLMSampler(model, TOKENIZER).infill(rows, seed=3, steps=2, block_size=None, return_dict=True)
+    judge = functools.partial(judges.mdlm_infill, steps=2, block_size=None, right_shift_logits=shifted)
+    for row, text in enumerate(rows):
+        check(out, judge(model, torch.tensor(text), mask_id=MASK, seed=3 + row), row)
