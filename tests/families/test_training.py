@@ -1,0 +1,62 @@
+"""Training on small official checkpoints: loss and gradients of a step against the objectives in plain PyTorch."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+
+from dllm.models import get_model
+from tests.core import test_bd3lm as bd3lm
+from tests.core import test_mdlm as mdlm
+from tests.core.reference import Objective
+from tests.core.runs import Gradients, losses, samples_of, trainer_of
+from tests.families.toys import CHECKPOINTS, NAMES
+from tests.models import MASK_ID
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHIFTED = ("dream", "rnd1")
+V4 = transformers.__version__.startswith("4.")
+
+
+def load(name: str, **options) -> torch.nn.Module:
+    if name == "llada2" and V4:
+        pytest.skip("the experts of GLM-4-MoE in transformers 4 have no float64, which the truth is computed in")
+    model = get_model(model_name_or_path=str(CHECKPOINTS / name), dtype="float32", **options)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the others of transformers 5 have no float64
+    model.config.mask_token_id = MASK_ID
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mdlm(name, tmp_path):
+    model, samples, watch = load(name), samples_of(8), Gradients()
+    objective, before = Objective(right_shift=name in SHIFTED), copy.deepcopy(model)
+    options = dict(per_device_train_batch_size=8, num_train_epochs=1)
+    trainer = trainer_of(tmp_path, model, samples, objective, callbacks=[watch], **options)
+    trainer.train()
+    mdlm.check(trainer, watch.seen, before, samples, objective)
+
+
+@pytest.mark.parametrize("name", ["llada", "a2d-qwen3", "llada2"])
+def test_bd3lm(name, tmp_path):
+    model, samples = load(name), samples_of(4)
+    exact, plain = bd3lm.both(model, samples, Objective())
+    bd3lm.check(*bd3lm.trainer_of(tmp_path, model, samples), exact, plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_learns(name, tmp_path):
+    """A LoRA adapter alone is trained, and a sample's loss falls."""
+    model, samples = load(name, lora=True, r=4, lora_alpha=16, target_modules="q_proj,v_proj"), samples_of(1) * 8
+    weights = {key: weight.clone() for key, weight in model.named_parameters() if not weight.requires_grad}
+    options = dict(per_device_train_batch_size=8, max_steps=30, learning_rate=2e-2)
+    objective = Objective(right_shift=name in SHIFTED, weight="uniform")
+    trainer = trainer_of(tmp_path, model, samples, objective, **options)
+    trainer.train()
+    assert sum(losses(trainer)[-5:]) < 0.8 * sum(losses(trainer)[:5])
+    assert all(torch.equal(weights[key], weight) for key, weight in model.named_parameters() if key in weights)
