@@ -12,7 +12,9 @@ from dllm.models import get_config, get_model
 from tests.families import forwards
 from tests.families.toys import CHECKPOINTS, NAMES, config_of, reference_of, tensors_of
 
-TOLERANCE = 2e-5  # of logits with a standard deviation of 1.2 to 8.5, in float32
+# The largest error of float32 logits whose standard deviation is 1.3, as of all checkpoints but A2D's, where it is 8.5.
+# Rounding errors of products grow with what is multiplied, so errors of larger logits are divided by as much.
+TOLERANCE = 2e-5
 CLASSES = {
     "llada": transformers.LlamaForCausalLM,
     "lladamoe": transformers.Qwen3MoeForCausalLM,
@@ -26,8 +28,9 @@ FORWARD = {"llada": forwards.llada, "llada2": forwards.llada2}
 
 
 def errors(model, name):
-    """Largest difference from the official logits at real tokens, for every kind of mask."""
+    """Largest difference from the official logits at real tokens, for every kind of mask, at a deviation of 1.3."""
     reference = reference_of(name)
+    size = max(1.0, reference["full"].std().item() / 1.3)
     masks = {"full": None, "padded": reference["mask"], "block": reference.get("block_mask")}
     real = {"padded": reference["mask"].bool()}
     found = {}
@@ -35,7 +38,7 @@ def errors(model, name):
         if kind in reference:
             with torch.no_grad():
                 difference = (model(input_ids=reference["ids"], attention_mask=mask).logits - reference[kind]).abs()
-            found[kind] = difference[real.get(kind, ...)].max().item()
+            found[kind] = difference[real.get(kind, ...)].max().item() / size
     return found
 
 
@@ -46,7 +49,7 @@ def test_logits_equal_the_official_ones(name, attention):
     found = errors(model.eval(), name)
     print(f"transformers {transformers.__version__} {name} {attention}: {found}")
     assert type(model) is CLASSES[name] and not model.config.use_cache
-    assert max(found.values()) < (TOLERANCE if attention == "sdpa" else 5e-5)
+    assert max(found.values()) < TOLERANCE
     assert len(found) == 2
 
 
@@ -55,7 +58,7 @@ def test_references_in_plain_pytorch_equal_the_official_logits(name):
     reference = reference_of(name)
     visible = torch.ones(1, 1, 1, 24, dtype=torch.bool)
     found = FORWARD.get(name, forwards.qwen_like)(config_of(name), tensors_of(name), reference["ids"], visible)
-    assert (found - reference["full"]).abs().max() < TOLERANCE
+    assert (found - reference["full"]).abs().max() < TOLERANCE * max(1.0, reference["full"].std().item() / 1.3)
 
 
 @pytest.mark.parametrize("name", NAMES)
