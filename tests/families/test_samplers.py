@@ -6,6 +6,9 @@ The models are in float64. So another number of rows, by which a mixture's exper
 from __future__ import annotations
 
 import functools
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -126,3 +129,15 @@ def test_infill(name, shifted):
     judge = functools.partial(judges.mdlm_infill, steps=2, block_size=None, right_shift_logits=shifted)
     for row, text in enumerate(rows):
         check(out, judge(model, torch.tensor(text), mask_id=MASK, seed=3 + row), row)
+
+
+def test_the_table_of_families_names_cases_that_exist():
+    """docs/families.md; a cell with two cases names the second by its parameters only."""
+    page = (CHECKPOINTS.parents[2] / "docs" / "families.md").read_text()
+    named = set(re.findall(r"`(test_\w+\[[^]]+\])`", page))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", str(CHECKPOINTS.parent)],
+        cwd=CHECKPOINTS.parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    there = {line.partition("::")[2] for line in run.stdout.splitlines()}
+    assert named and {name for name in named if not any(case.startswith(name[:-1]) for case in there)} == set()
