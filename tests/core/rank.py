@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from dllm.core.trainers import BD3LMTrainer, MDLMTrainer
@@ -21,6 +22,7 @@ from dllm.fast.model import unwrapped
 from tests import launch
 from tests.core.reference import Objective
 from tests.core.runs import KINDS, Gradients, model_of, samples_of, trainer_of
+from tests.families.toys import load
 from tests.models import kind_of
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +37,8 @@ class Sharded(MDLMTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        layers = dict(
-            auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["ModernBertEncoderLayer"]
-        )
+        layer = next(type(module[0]).__name__ for module in self.model.modules() if isinstance(module, nn.ModuleList))
+        layers = dict(auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=[layer])
         whole = dict(state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=False)
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True, **layers, **whole)
         if self.args.bf16:
@@ -51,7 +52,8 @@ TRAINERS = {"MDLM": MDLMTrainer, "BD3LM": BD3LMTrainer, "Sharded": Sharded}
 
 
 def run(out: str, settings: dict) -> dict:
-    watch, model = Gradients(), model_of(KINDS[settings["kind"]], **settings["model"])
+    family = settings["family"]
+    watch, model = Gradients(), load(family) if family else model_of(KINDS[settings["kind"]], **settings["model"])
     if settings["head_alone"]:
         fully_shard(model.get_output_embeddings(), reshard_after_forward=True)
     trainer = trainer_of(
@@ -73,7 +75,7 @@ def run(out: str, settings: dict) -> dict:
 
 def two_ranks(folder: Path, runs: list[dict]) -> list[list[dict]]:
     """What each of two ranks found in each run, all runs one after the other in the same two processes."""
-    defaults = dict(model={}, trainer="MDLM", sharded=False, head_alone=False, resume=None, saved=None)
+    defaults = dict(model={}, trainer="MDLM", sharded=False, head_alone=False, resume=None, saved=None, family=None)
     return launch.two_ranks(folder, "tests.core.rank", json.dumps([defaults | run for run in runs]))
 
 

@@ -14,6 +14,7 @@ from tests.core.rank import two_ranks
 from tests.core.reference import Objective
 from tests.core.runs import KINDS, VOCABULARY, model_of, samples_of
 from tests.core.test_mdlm import truth
+from tests.families.toys import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,6 +27,7 @@ CASES = [
     ("batch", "StrictModern", "tied", 4, 1),
 ]
 RATE = 0.1
+MIXTURE = "lladamoe"  # a small official checkpoint: the layers of a mixture of experts
 # 8 samples, four a step: two steps an epoch, a checkpoint after each
 LONG = dict(per_device_train_batch_size=2, num_train_epochs=2, learning_rate=1e-2)
 KEPT = dict(save_strategy="steps", save_steps=1, save_only_model=False)
@@ -40,7 +42,8 @@ def run_settings(norm: str, kind: str, head: str, options: dict, **others) -> di
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What the ranks found: in each case, in a long run with checkpoints, in that run resumed, under bfloat16."""
+    """What the ranks found: in each case, in a long run with checkpoints, in that run resumed, in one of a mixture of
+    experts, under bfloat16."""
     folder = tmp_path_factory.mktemp("sharded")
     runs = []
     for i, (norm, kind, head, size, accumulation) in enumerate(CASES):
@@ -50,6 +53,8 @@ def found(tmp_path_factory):
     runs.append(run_settings("token", "LooseModern", "tied", LONG | KEPT, saved=str(folder / "whole")))
     resumed = dict(resume=str(folder / "checkpoint-3"), saved=str(folder / "resumed"))
     runs.append(run_settings("token", "LooseModern", "tied", LONG, **resumed))
+    experts = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1)
+    runs.append(run_settings("token", "", "untied", experts, family=MIXTURE))
     halves = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1, bf16=True)
     runs.append(run_settings("token", "LooseModern", "tied", halves | dict(learning_rate=0.0)))
     return folder, two_ranks(folder, runs)
@@ -105,6 +110,17 @@ def test_a_resumed_run_follows_the_uninterrupted_one(found):
         assert whole["evaluation"]["eval_loss"] == resumed["evaluation"]["eval_loss"]
     models = [KINDS["LooseModern"].from_pretrained(folder / name).state_dict() for name in ("whole", "resumed")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_a_mixture_of_experts(found):
+    model, samples = load(MIXTURE), samples_of(8)
+    loss64, nll64, exact = truth(model, samples, Objective(), torch.float64)
+    loss32, nll32, plain = truth(model, samples, Objective(), torch.float32)
+    for *_, rank, _ in found[1]:
+        (step,) = rank["gradients"]
+        assert_no_worse({"gradient": step}, {"gradient": plain}, {"gradient": exact}, entries=False)
+        assert_sum_no_worse(logged(rank, "train_loss"), loss32, loss64)
+        assert_sum_no_worse(logged(rank, "nll"), nll32, nll64)
 
 
 def test_bfloat16(found):

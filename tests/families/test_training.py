@@ -8,13 +8,12 @@ import pytest
 import torch
 import transformers
 
-from dllm.models import get_model
 from tests.core import test_bd3lm as bd3lm
 from tests.core import test_mdlm as mdlm
 from tests.core.reference import Objective
 from tests.core.runs import Gradients, losses, samples_of, trainer_of
-from tests.families.toys import CHECKPOINTS, NAMES
-from tests.models import MASK_ID
+from tests.families import toys
+from tests.families.toys import NAMES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,11 +24,7 @@ V4 = transformers.__version__.startswith("4.")
 def load(name: str, **options) -> torch.nn.Module:
     if name == "llada2" and V4:
         pytest.skip("the experts of GLM-4-MoE in transformers 4 have no float64, which the truth is computed in")
-    model = get_model(model_name_or_path=str(CHECKPOINTS / name), dtype="float32", **options)
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # the others of transformers 5 have no float64
-    model.config.mask_token_id = MASK_ID
-    return model
+    return toys.load(name, **options)
 
 
 @pytest.mark.parametrize("name", NAMES)

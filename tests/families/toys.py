@@ -7,6 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dllm.models import get_model
+from tests.models import MASK_ID
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 NAMES = ("llada", "lladamoe", "dream", "rnd1", "a2d-qwen3", "llada2")
@@ -25,6 +29,15 @@ def tensors_of(name: str) -> dict[str, torch.Tensor]:
 def reference_of(name: str) -> dict[str, torch.Tensor]:
     """ids and mask [2, 24]; the official logits [2, 24, 256] in float32: full, padded, and for LLaDA2 block."""
     return load_file(CHECKPOINTS / name / "reference.safetensors")
+
+
+def load(name: str, **options) -> nn.Module:
+    """The model in float32, with the mask token of the tests of training."""
+    model = get_model(model_name_or_path=str(CHECKPOINTS / name), dtype="float32", **options)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the others of transformers 5 have no float64, as truths have
+    model.config.mask_token_id = MASK_ID
+    return model
 
 
 def write(folder: Path, config: dict, tensors: dict[str, torch.Tensor], shards: int = 1) -> str:
