@@ -140,6 +140,13 @@ def right_shift_of(model: nn.Module) -> bool | None:
     return marker.get("right_shift") if isinstance(marker, dict) else None
 
 
+def block_size_of(model: nn.Module) -> int | None:
+    """The size of the blocks that a model attends by, by `masked_diffusion` in its configuration; None if it does not
+    say, as of models that attend to the whole row."""
+    marker = getattr(getattr(model, "config", None), "masked_diffusion", None)
+    return marker.get("block_size") if isinstance(marker, dict) else None
+
+
 def configuration(model: nn.Module) -> str:
     """A model's configuration as text."""
     config = getattr(model, "config", None)

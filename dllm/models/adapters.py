@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import types
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +16,8 @@ from dllm.configs import ModelArguments
 from dllm.models.official import Mapping, marker_of, recognise
 from dllm.models.official.adapter import in_transformers_names
 from dllm.models.sources import ADAPTER_WEIGHTS, adapter_at, file_at, need, reading
+
+_ENDS = ("embed_tokens", "lm_head")
 
 
 def adapted(model: nn.Module, model_args: ModelArguments, *, weights: bool = True) -> nn.Module:
@@ -72,7 +79,8 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
         target_modules=_targets(model_args.target_modules),
         modules_to_save=_words(model_args.modules_to_save),
     )
-    return peft.get_peft_model(_ready_for_training(model, model_args), config)
+    with _expert_advice():
+        return _saved_alone(peft.get_peft_model(_ready_for_training(model, model_args), config))
 
 
 def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weights: bool = True) -> nn.Module:
@@ -102,10 +110,42 @@ def with_adapter(model: nn.Module, source: str, *, trained: bool = False, weight
                 if not weights:
                     config = peft.PeftConfig.from_pretrained(str(folder))
                     config.inference_mode = not trained
-                    return peft.get_peft_model(model, config)
-                return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trained)
+                    return _saved_alone(peft.get_peft_model(model, config))
+                return _saved_alone(peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trained))
         except ValueError as error:  # shapes or names of weights differ
             raise ValueError(f"{source} is no adapter of {_name(model)}: {error}") from error
+
+
+def _saved_alone(model: nn.Module) -> nn.Module:
+    """The adapted model, in place. If its base is an official checkpoint, saving does not look into the checkpoint.
+
+    peft would read the official config.json with transformers' class, which it does not fit, to see whether the
+    vocabulary has grown.
+    """
+    if marker_of(model.config).get("official"):
+        model.save_pretrained = types.MethodType(_save_adapter, model)
+    return model
+
+
+def _save_adapter(model: nn.Module, folder: str | os.PathLike, *arguments: Any, **options: Any) -> None:
+    """`PeftModel.save_pretrained`, with the embedding and head only if the adapter changes them."""
+    targets = [config.target_modules or () for config in model.peft_config.values()]
+    options.setdefault("save_embedding_layers", any(name in part for part in targets for name in _ENDS))
+    type(model).save_pretrained(model, folder, *arguments, **options)
+
+
+@contextlib.contextmanager
+def _expert_advice() -> Iterator[None]:
+    """Make peft's error about the dropout of experts say which options to change."""
+    try:
+        yield
+    except ValueError as error:
+        if "lora_dropout" not in str(error):
+            raise
+        raise ValueError(
+            "the experts of this model take no dropout: set lora_dropout to 0, or name the layers of attention, "
+            "target_modules q_proj,k_proj,v_proj,o_proj"
+        ) from error
 
 
 def _ready_for_training(model: nn.Module, model_args: ModelArguments) -> nn.Module:

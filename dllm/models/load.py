@@ -77,11 +77,14 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
     mapping = mapping_at(base, trust_remote_code=chosen.trust_remote_code)
     if mapping is not None and marker_of(config).get("family") != mapping.family:
         raise ValueError(f"the configuration of {base} must come from get_config, got a {type(config).__name__}")
-    with _flash_extra_named(chosen.attn_implementation), reading("weights", base):
+    with official.ONE_LOAD, _flash_extra_named(chosen.attn_implementation), reading("weights", base):
         if mapping is not None:
             model = official.load(mapping, config, functools.partial(file_at, base), base, **loading)
         else:
-            model = _auto_class(config).from_pretrained(base, config=config, **loading)
+            kind = _auto_class(config)
+            model, found = kind.from_pretrained(base, config=config, output_loading_info=True, **loading)
+            if marker_of(config):  # else a new head, say, is for the caller to train
+                official.check_found(found, base, tied=config.tie_word_embeddings)
             official.restore_biases(model, functools.partial(file_at, base), base)
     return adapted(_on_device(_made_bidirectional(model)), chosen)
 

@@ -101,6 +101,8 @@ def model_on_meta(config: transformers.PretrainedConfig, model_args: ModelArgume
     """The model as it will be trained, adapter included, on the meta device."""
     with torch.device("meta"), _no_initial_weights():
         model = new_model(config, model_args)
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("batched_mm")  # the grouped product of fake tensors has bfloat16 only
         model.tie_weights()
         model_args = replace(model_args, load_in_4bit=False)
         # a model with random weights does not use an adapter that may lie in the folder of its configuration

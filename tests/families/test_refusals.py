@@ -76,7 +76,7 @@ def test_sizes_that_contradict_each_other():
 
 
 def test_a_mask_token_beyond_the_vocabulary():
-    with pytest.raises(ValueError, match="mask_token_id must be below the 256 rows"):
+    with pytest.raises(ValueError, match="mask_token_id must be an id from 0 to 255"):
         recognise(config_of("dream") | {"mask_token_id": 256}).config()
 
 

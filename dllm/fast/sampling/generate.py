@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.head.split import output_head
-from dllm.fast.model import find_mask_id
+from dllm.fast.model import find_mask_id, right_shift_of
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.inputs import Settings, check_eos, check_no_masks, check_prompt, prompt_lengths, row_seeds
 from dllm.fast.sampling.live import Step
@@ -48,7 +48,8 @@ def generate(
     The canvas is filled block by block from left to right. In each of the steps / blocks steps of a block, every masked
     position of the block gets a proposal argmax(l + T g) with Gumbel noise g, and the k of highest confidence
     softmax(l)[proposal] (or of random order) are committed, with k_i = m // S + (i < m mod S) for m masks over S steps.
-    Under guidance l = u + (cfg_scale + 1) (c - u), where u sees the canvas with its prompt masked.
+    Under guidance l = u + (cfg_scale + 1) (c - u), where u sees the canvas with its prompt masked. The logits of a
+    position are those of the one before it if the model's configuration says so (Dream, RND1).
 
     Same tokens as the model card's loop; the head runs only where a token can still be committed, and logits never
     exist for more than a few rows. A row's tokens depend on its own prompt and seed, not on its batch.
@@ -86,7 +87,7 @@ def generate(
     Raises:
         TypeError, ValueError: an argument breaks a rule above, or prompt and gen_length exceed the model's table of
             positions; the model has not run.
-        ValueError: the model is causal, which was tried on a few tokens.
+        ValueError: the model is causal, which was tried on a few tokens, or attends block by block (LLaDA2).
         RuntimeError: a row's logits had no finite number (names row and step), an explicit `impl` is not available,
             or cuda_graph=True and the step cannot be captured.
 
@@ -124,6 +125,7 @@ def generate(
         block_length=settings.block_length,
         temperature=settings.temperature,
         cfg_scale=settings.cfg_scale,
+        right_shift=bool(right_shift_of(model)),
         confidence="random" if settings.order == "random" else "log_prob",
         eos_id=eos_token_id,
         impl=impl,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dllm.fast import capture, visibility
 from dllm.fast.head.split import SplitModel
+from dllm.fast.model import block_size_of
 from dllm.fast.sampling import graphs, live, unpadded
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.cache import SPARE, KeyValueCache
@@ -81,7 +82,8 @@ class Denoiser:
             The finished canvases, int64 [B, L], packed as the batch's were.
 
         Raises:
-            ValueError: the model is causal, or does not follow a block-causal mask.
+            ValueError: the model is causal, does not follow a block-causal mask, or attends by blocks and the policy
+                does not.
             NoFiniteLogit: a row's logits had no finite number; a FloatingPointError and a RuntimeError.
             RuntimeError: cuda_graph=True and the step cannot be captured.
         """
@@ -123,6 +125,11 @@ class Denoiser:
     def _lay_out_rows(self) -> None:
         """Check what the model sees, on a few tokens, and choose how rows run."""
         device = self.canvas.device
+        if self.policy.block_causal is None and (size := block_size_of(self.model)) is not None:
+            raise ValueError(
+                f"{type(self.model).__name__} attends block by block, {size} tokens each, and this sampler attends to "
+                "whole rows: take LLaDA2Sampler or LLaDA21Sampler with cache=True, or BD3LMSampler"
+            )
         if self.policy.keeps_to_blocks:
             if len(self.canvas) > 1 and (why := visibility.why_not_batched(self.model, device)):
                 raise ValueError(f"with a cache or block-causal attention rows run together, and {why}: give one row")

@@ -97,7 +97,7 @@ def stored_tensors(find: Callable[[str], Path | None], source: str) -> dict[str,
         if path is None:
             lost = next(key for key, file in listed.items() if file == name)
             raise OSError(f"the shard {name} that {INDEX} lists is missing at {source}; among others it has {lost}")
-        found |= _tensors_of(path, files)
+        found |= {key: tensor for key, tensor in _tensors_of(path, files).items() if listed.get(key, name) == name}
     for key, name in listed.items():
         if key not in found:
             raise OSError(f"{INDEX} lists {key} in {name}, which does not have it")

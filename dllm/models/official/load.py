@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Dictionary
 from dataclasses import replace
@@ -21,6 +22,8 @@ from dllm.models.official.prepare import BIAS, keep_float32
 from dllm.models.official.vocabulary import with_mask_row
 
 HEAD = "lm_head.weight"
+# transformers keeps the state of a load in the process: two at a time spoil each other's weights
+ONE_LOAD = threading.RLock()
 
 
 def load(
@@ -61,7 +64,7 @@ def load(
         model, found = kind.from_pretrained(
             None, config=config, state_dict=tensors, output_loading_info=True, **options
         )
-    _check_found(found, source, tied=tied)
+    check_found(found, source, tied=tied)
     keep_float32(model, {name: tensor[...] for name, tensor in tensors.items() if name.endswith(BIAS)})
     with_mask_row(model)
     model.name_or_path = model.config._name_or_path = source
@@ -146,8 +149,12 @@ def _check(
         raise ValueError(f"the weights at {source} lack {official}, in all {len(missing)} of {len(expected)} tensors")
 
 
-def _check_found(found: Any, source: str, *, tied: bool) -> None:
-    """Check what transformers says that it loaded: everything, whatever its version does."""
+def check_found(found: Any, source: str, *, tied: bool) -> None:
+    """Check that transformers loaded all tensors, by what it reports.
+
+    Raises:
+        ValueError: some are missing, unexpected or of another shape.
+    """
     left = {
         kind: sorted(map(str, set(found[kind]) - ({HEAD} if tied else set())))
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -163,12 +170,13 @@ def _check_found(found: Any, source: str, *, tied: bool) -> None:
 def _one_after_another() -> Iterator[None]:
     """Make transformers 5 read tensors when it needs them, and not in threads that run ahead of it."""
     switch = "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before
+    with ONE_LOAD:
+        before = os.environ.get(switch)
+        os.environ[switch] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[switch]
+            else:
+                os.environ[switch] = before

@@ -77,10 +77,9 @@ class Mapping:
         """
         kind = getattr(transformers, self.model_class).config_class
         config = kind(**self.fields)
-        if self.family != "a2d" and (self.mask_token_id or 0) >= config.vocab_size:  # of A2D the embedding is enlarged
-            raise ValueError(
-                f"mask_token_id must be below the {config.vocab_size} rows of the embedding, got {self.mask_token_id}"
-            )
+        mask, last = self.mask_token_id, config.vocab_size - (self.family != "a2d")  # of A2D a row can be added
+        if mask is not None and not (type(mask) is int and 0 <= mask <= last):
+            raise ValueError(f"mask_token_id must be an id from 0 to {last}, got {mask!r}")
         config.architectures = [self.model_class]
         config.use_cache = False
         config.is_causal = False
