@@ -90,8 +90,8 @@ class OfficialModel:
 def register() -> None:
     """Make the model types known to AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM.
 
-    Importing :mod:`dllm.models` does so. Types that transformers knows itself are left to it. Code that comes with a
-    checkpoint still runs if it is trusted, except through dllm's own functions.
+    Importing :mod:`dllm.models` does so. Types that transformers knows itself are left to it. For the auto
+    classes of transformers 5 they take precedence over code that comes with a checkpoint.
 
     Example:
         >>> register()

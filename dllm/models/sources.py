@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
@@ -178,11 +179,25 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
         mapping = mapping_at(base, trust_remote_code=given["trust_remote_code"])
         if mapping is not None:
             config = mapped_config(mapping, base)
+        elif given["trust_remote_code"] and (own := _own_class(base)) is not None:
+            return own.from_pretrained(base, **{k: v for k, v in given.items() if k != "trust_remote_code"})
         elif (config := _of_newer_transformers(base)) is None:
             return transformers.AutoConfig.from_pretrained(base, **given)
         for name in [name for name in given if hasattr(config, name)]:
             setattr(config, name, given[name])
         return config
+
+
+def _own_class(base: str) -> type[transformers.PretrainedConfig] | None:
+    """The configuration class that comes with a checkpoint of a known type, whose code is trusted; None in other cases.
+
+    AutoConfig of transformers 5 would take the class that is registered for the type (:mod:`dllm.models.auto`).
+    """
+    content = _content_at(base)
+    place = (content.get("auto_map") or {}).get("AutoConfig")
+    if place is None or content.get("model_type") not in CONFIG_MAPPING:
+        return None
+    return get_class_from_dynamic_module(place, base)
 
 
 def _of_newer_transformers(base: str) -> transformers.PretrainedConfig | None:

@@ -140,3 +140,22 @@ def test_a_configuration_of_one_s_own_must_have_the_family():
 
     with pytest.raises(ValueError, match="must come from get_config, got a LlamaConfig"):
         get_model(model_name_or_path=str(CHECKPOINTS / "llada"), config=LlamaConfig(is_causal=False))
+
+
+CODE = """
+from transformers import PretrainedConfig
+
+class OwnConfig(PretrainedConfig):
+    model_type = "llada"
+"""
+
+
+def test_trusted_code_of_a_checkpoint_that_cannot_be_mapped(tmp_path):
+    """AutoConfig would take the class that is registered for the type."""
+    config = config_of("llada") | {"alibi": True, "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "configuration_own.py").write_text(CODE)
+    with pytest.raises(ValueError, match=r"alibi=True .* trust_remote_code=True would run"):
+        get_config(model_name_or_path=str(tmp_path))
+    own = get_config(model_name_or_path=str(tmp_path), trust_remote_code=True)
+    assert type(own).__name__ == "OwnConfig" and own.alibi is True
