@@ -1,4 +1,4 @@
-"""What a model's attention sees, tested on a few tokens. Its class and the signature of its forward do not tell.
+"""Tests, on a few tokens, which tokens a model's positions see; its class and its signature are not reliable.
 
 A forward may accept `attention_mask` and ignore it, and a causal model trains and samples without an error, only
 badly. So the engine tests, once per model, what it is about to rely on:

@@ -2,7 +2,7 @@
 
 On one GPU, in 4 bit with a LoRA adapter:
 
-    python -u examples/rnd1/sft.py --load_in_4bit True --lora True
+    python -u examples/rnd1/sft.py --load_in_4bit True --lora True --target_modules q_proj,k_proj,v_proj,o_proj
 
 On several GPUs of a machine; ddp, fsdp2, zero1, zero2 and zero3 lie beside fsdp:
 
