@@ -23,6 +23,9 @@ _SAYS_ENDLESS = ("rope_theta", "rope_parameters", "alibi", "relative_attention")
 # What configurations call the number of positions.
 _POSITIONS = ("max_position_embeddings", "max_sequence_length", "n_positions", "max_seq_len")
 
+# The field of a saved configuration, and of a saved tokenizer's, that keeps the family: {"family": name, ...}.
+MARKER = "masked_diffusion"
+
 _log = logging.getLogger("dllm.fast")
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -134,17 +137,20 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
 
 
 def right_shift_of(model: nn.Module) -> bool | None:
-    """Whether the logits for position p are those at p - 1, by `masked_diffusion` in the model's configuration; None if
-    it does not say."""
-    marker = getattr(getattr(model, "config", None), "masked_diffusion", None)
-    return marker.get("right_shift") if isinstance(marker, dict) else None
+    """Whether the logits for position p are those at p - 1, by the model's configuration; None if it does not say."""
+    return _marker(model).get("right_shift")
 
 
 def block_size_of(model: nn.Module) -> int | None:
-    """The size of the blocks that a model attends by, by `masked_diffusion` in its configuration; None if it does not
-    say, as of models that attend to the whole row."""
-    marker = getattr(getattr(model, "config", None), "masked_diffusion", None)
-    return marker.get("block_size") if isinstance(marker, dict) else None
+    """The size of the blocks that a model attends by, by its configuration; None if it does not say, as of models that
+    attend to the whole row."""
+    return _marker(model).get("block_size")
+
+
+def _marker(model: nn.Module) -> dict:
+    """What the configuration says of masked diffusion; empty if it says nothing."""
+    marker = getattr(getattr(model, "config", None), MARKER, None)
+    return marker if isinstance(marker, dict) else {}
 
 
 def configuration(model: nn.Module) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm.models.official.mapping import MARKER
+from dllm.fast.model import MARKER
 from dllm.models.sources import config_at
 from dllm.models.templates import BERT_CHAT, DREAM_CHAT, HEADER_CHAT, IM_CHAT, ROLE_CHAT
 

@@ -18,8 +18,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from dllm.configs import resolve_with_base_env
+from dllm.fast.model import MARKER
 from dllm.models.official import Mapping, names, recognise
-from dllm.models.official.mapping import MARKER
 from dllm.models.official.vocabulary import mask_token_at
 
 _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

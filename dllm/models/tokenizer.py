@@ -12,8 +12,8 @@ from typing import Any
 import transformers
 
 from dllm.configs import resolve_with_base_env
+from dllm.fast.model import MARKER
 from dllm.models.families import Family, family_in
-from dllm.models.official.mapping import MARKER
 from dllm.models.sources import adapter_at, base_of, check_source, config_at, file_at, reading
 from dllm.models.special_tokens import complete
 from dllm.models.templates import set_template

@@ -9,8 +9,8 @@ from typing import Any
 
 import transformers
 
-# The field of a saved configuration, and of a saved tokenizer's, that keeps the family: {"family": name, ...}.
-MARKER = "masked_diffusion"
+from dllm.fast.model import MARKER
+
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 

@@ -116,7 +116,7 @@ def _tokenizer(source: str, *, llama: bool) -> PreTrainedTokenizerBase:
     """The tokenizer with a mask token, marked as one of the family."""
     import transformers
 
-    from dllm.models.official.mapping import MARKER
+    from dllm.fast.model import MARKER
     from dllm.models.sources import reading
 
     with reading("tokenizer", source):
