@@ -19,7 +19,7 @@ from dllm.configs import DataArguments, ModelArguments, TrainingArguments, check
 from dllm.core.trainers import MDLMConfig
 from dllm.recipes import RECIPES, Recipe
 from dllm.startup import SECRET
-from dllm.training_command.values import parse_value, type_names
+from dllm.values import parse_value, type_names
 from dllm.training_command.yaml_file import read_yaml
 
 
