@@ -22,8 +22,8 @@ class Settings:
     """How a task is run in an era.
 
     family, era, task, instruct: what was asked for.
-    runs: the task's name for lm-eval. It differs from `task` where the published run had changed a task of lm-eval: here
-        the changed task has a name of its own, and lm-eval's stays what it is.
+    runs: the task's name for lm-eval. It differs from `task` where the published run had changed a task of lm-eval:
+        here the changed task has a name of its own, and lm-eval's stays what it is.
     model: the model's name for lm-eval.
     num_fewshot: number of shots.
     model_args: arguments of the model besides `pretrained`.

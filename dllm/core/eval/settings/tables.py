@@ -68,12 +68,12 @@ def tables() -> Mapping[tuple[str, str], Table]:
 def read_table(path: Path) -> Table:
     """Read and check a file.
 
-    Each line has `shots`, and `new_tokens` or `mc_num` or both. Optional: `runs`, the name in lm-eval if that is another
-    one; `steps`, else as many as new tokens; `block_size`, `temperature`, `top_p`, `cfg_scale`, `check_greedy`.
+    Each line has `shots`, and `new_tokens` or `mc_num` or both. Optional: `runs`, the name in lm-eval if that is
+    another one; `steps`, else as many as new tokens; `block_size`, `temperature`, `top_p`, `cfg_scale`, `check_greedy`.
 
     Raises:
-        ValueError: an unknown or a missing key, a value of another type or out of range, a file of another name, neither
-            "any" nor both of "base" and "instruct".
+        ValueError: an unknown or a missing key, a value of another type or out of range, a file of another name,
+            neither "any" nor both of "base" and "instruct".
     """
     held = yaml.safe_load(path.read_text(encoding="utf-8"))
     _check(str(path), held, _FILE, ("family", "era", "source", "model"))
