@@ -108,7 +108,8 @@ def _read(path: Path) -> dict[str, Entry]:
             continue
         try:
             values = json.loads(line.decode("utf-8", "surrogatepass"))
-            entries[values.pop("key")] = Entry(**values)
+            key = values.pop("key")
+            entries[key] = Entry(**values)
         except (UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError):
             _log.warning("%s, line %d is not whole: its request is run again", path, number)
     return entries

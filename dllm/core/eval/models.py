@@ -30,8 +30,6 @@ class EvalModel:
         form: of the likelihood (:class:`dllm.core.likelihood.LikelihoodConfig`); None: the models have none, since
             they attend by blocks.
         aliases: {second name of a setting: first name}.
-        steps_per_token: whether `steps` follows the number of tokens where a task sets only the latter, as the
-            published settings do; False where steps are counted by block.
     """
 
     name: str
@@ -39,7 +37,6 @@ class EvalModel:
     defaults: Mapping[str, Any]
     form: str | None = "llada"
     aliases: Mapping[str, str] = field(default_factory=dict)
-    steps_per_token: bool = True
 
 
 # names of every model: those of 0.1 and of its evaluation scripts
@@ -86,7 +83,6 @@ MODELS: dict[str, EvalModel] = {
             dict(max_length=4096, batch_size=32, max_new_tokens=1024, cache=True),
             form=None,
             aliases={"steps_per_block": "steps", "eos_early_stop": "stop_at_eos"},
-            steps_per_token=False,
         ),
         EvalModel("rnd1", RND1Sampler, dict(max_length=4096, batch_size=32, max_new_tokens=256, steps=256)),
     )
