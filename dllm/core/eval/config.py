@@ -84,14 +84,14 @@ class EvalConfig:
 class EvalSettings(NamedTuple):
     """All settings of an evaluation.
 
-    eval, model, sampler, likelihood: by what they are for; `likelihood` is None for models that have none.
+    eval, model, sampler, likelihood: by what they are for.
     given: the names that the user gave.
     """
 
     eval: EvalConfig
     model: ModelArguments
     sampler: BaseSamplerConfig
-    likelihood: LikelihoodConfig | None
+    likelihood: LikelihoodConfig
     given: frozenset[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,7 +102,8 @@ class EvalSettings(NamedTuple):
             >>> read_settings(model_named("bert"), {"pretrained": "some/model"}).as_dict()["sampler"]["steps"]
             128
         """
-        parts = {name: part for name, part in self._asdict().items() if dataclasses.is_dataclass(part)}
+        parts = self._asdict()
+        del parts["given"]
         return {name: dataclasses.asdict(part) for name, part in parts.items()}
 
 
@@ -142,11 +143,9 @@ def read_settings(model: EvalModel, given: Mapping[str, Any]) -> EvalSettings:
     eval_config, sampler = EvalConfig(**made["eval"]), model.sampler.config_class(**made["sampler"])
     eval_config.check()
     sampler.check()
-    likelihood = None
-    if model.form is not None:
-        published = made["likelihood"].get("likelihood") == "as-published"
-        batch = {"batch_size": eval_config.batch_size} if published else {}
-        likelihood = LikelihoodConfig(form=model.form, **made["likelihood"], **batch)
+    published = made["likelihood"].get("likelihood") == "as-published"
+    batch = {"batch_size": eval_config.batch_size} if published else {}
+    likelihood = LikelihoodConfig(form=model.form, **made["likelihood"], **batch)
     return EvalSettings(eval_config, ModelArguments(**made["model"]), sampler, likelihood, frozenset(named))
 
 
@@ -157,7 +156,7 @@ def _fields(model: EvalModel) -> dict[str, dict[str, Any]]:
     for name in ("return_dict", "keep_histories", "max_length"):
         del fields["sampler"][name]
     of_likelihood = _types(LikelihoodConfig)
-    return fields | {"likelihood": {name: of_likelihood[name] for name in LIKELIHOOD if model.form is not None}}
+    return fields | {"likelihood": {name: of_likelihood[name] for name in LIKELIHOOD}}
 
 
 def _types(cls: type) -> dict[str, Any]:

@@ -25,14 +25,21 @@ from dllm.core.eval.progress import Progress
 from dllm.core.eval.ranks import Ranks, device_named
 from dllm.core.eval.record import model_record
 from dllm.core.eval.usage import Usage, added
-from dllm.core.likelihood import Target, count_rows, log_likelihoods, rolling_log_likelihoods
+from dllm.core.likelihood import Target, count_rows, log_likelihoods, rolling_log_likelihoods, windows_of
 from dllm.core.samplers.canvas import mask_token
-from dllm.fast.model import position_limit, right_shift_of
+from dllm.fast.model import MARKER, block_size_of, position_limit, right_shift_of
 from dllm.models import get_model, get_tokenizer
 
 # settings on which no answer depends, so that a run may be resumed with others
-_INDIFFERENT = ("device", "batch_size", "journal", "tokens_per_forward", "cuda_graph", "seed")
-_REQUEST_KINDS = {LIKELIHOOD: "log-likelihoods", ROLLING: "perplexities", GENERATION: "texts"}
+_INDIFFERENT = {
+    ("eval", "device"),
+    ("eval", "batch_size"),  # that of a published likelihood is among its own settings
+    ("eval", "journal"),
+    ("eval", "seed"),  # each request's own is in its key
+    ("likelihood", "tokens_per_forward"),
+    ("sampler", "cuda_graph"),
+}
+_REQUEST_KINDS = {LIKELIHOOD: "log-likelihoods", ROLLING: "perplexities"}
 
 
 class DiffusionLM(LM):
@@ -179,13 +186,13 @@ class DiffusionLM(LM):
         """A checked job for each request; see :func:`dllm.core.eval.jobs.jobs_of`.
 
         Raises:
-            TypeError, ValueError: a request breaks a rule, or the model has no likelihood.
+            TypeError, ValueError: a request breaks a rule, or the model's blocks are not known.
         """
         encode = {LIKELIHOOD: self._target, ROLLING: self._document, GENERATION: self._prompt}[kind]
-        if kind != GENERATION and self.settings.likelihood is None:
+        if kind != GENERATION and self.table.by_blocks and block_size_of(self.model) is None:
             raise ValueError(
-                f"{self.table.name} has no likelihood, since its models attend by blocks: it runs tasks that generate, "
-                f"got one that asks for {_REQUEST_KINDS[kind]}"
+                f"{self.table.name} needs the size of the model's blocks for {_REQUEST_KINDS[kind]}: block_size in "
+                f"{MARKER!r} of its configuration, got none; tasks that generate texts run without"
             )
         return jobs_of(requests, self.run_seed, encode)
 
@@ -217,12 +224,8 @@ class DiffusionLM(LM):
     def _keys(self, kind: str, jobs: Sequence[Job]) -> list[str]:
         parts = self.settings.as_dict()
         del parts["model"], parts["likelihood" if kind == GENERATION else "sampler"]
-        if self.settings.likelihood is not None and self.settings.likelihood.likelihood == "as-published":
-            kept = [name for name in _INDIFFERENT if name != "batch_size"]  # the estimate depends on it
-        else:
-            kept = list(_INDIFFERENT)
         settings = {
-            part: {name: value for name, value in (values or {}).items() if name not in kept}
+            part: {name: value for name, value in values.items() if (part, name) not in _INDIFFERENT}
             for part, values in parts.items()
         }
         checked = {True: settings | {"greedy": True}, False: settings}
@@ -279,9 +282,9 @@ class DiffusionLM(LM):
                 config = dataclasses.replace(self.settings.likelihood, check_greedy=common)
                 log_likelihoods(self.model, chosen, config, **of)
             else:
-                texts = [tokens for _, tokens in chosen]
-                window = dict(window=self.max_length, prefix=common)
-                rolling_log_likelihoods(self.model, texts, self.settings.likelihood, **window, **of)
+                _, texts, seeds = zip(*chosen, strict=True)
+                of |= dict(window=self.max_length, prefix=common, seeds=seeds)
+                rolling_log_likelihoods(self.model, texts, self.settings.likelihood, **of)
 
     def _done(self, kind: str, job: Job, entry: Entry, *, resumed: bool) -> None:
         self.usage.setdefault(job.task, Usage()).count(entry, resumed=resumed)
@@ -299,10 +302,10 @@ class DiffusionLM(LM):
 
     def _document(self, arguments: tuple[Any, ...], seed: int, alone: bool) -> Work:
         prefix, tokens = self.framing.document(arguments[0])
-        window = max(1, self.max_length - len(prefix))
-        sizes = [window] * (len(tokens) // window) + ([len(tokens) % window] if len(tokens) % window else [])
-        rows = sum(count_rows(size, self.settings.likelihood) for size in sizes)
-        return Work((tuple(prefix), tokens), rows, min(len(tokens), window) + len(prefix), len(tokens))
+        windows = list(windows_of(tokens, self.max_length, prefix))
+        rows = sum(count_rows(len(target), self.settings.likelihood) for _, target in windows)
+        columns = max(len(context) + len(target) for context, target in windows)
+        return Work((tuple(prefix), tokens, seed), rows, columns, len(tokens))
 
     def _prompt(self, arguments: tuple[Any, ...], seed: int, alone: bool) -> Work:
         text, kwargs = arguments
@@ -334,15 +337,14 @@ class DiffusionLM(LM):
     def _with_shift(self, settings: EvalSettings) -> EvalSettings:
         """The settings, with the sampler's own right shift for the likelihood where nothing else says."""
         likelihood = settings.likelihood
-        if likelihood is None or likelihood.right_shift_logits is not None or right_shift_of(self.model) is not None:
+        if likelihood.right_shift_logits is not None or right_shift_of(self.model) is not None:
             return settings
         shifts = self.table.sampler.shifts_right
         return settings._replace(likelihood=dataclasses.replace(likelihood, right_shift_logits=shifts))
 
     def _framing(self) -> Framing:
-        chosen, shift = self.settings.eval, right_shift_of(self.model)
-        if self.settings.likelihood is not None and self.settings.likelihood.right_shift_logits is not None:
-            shift = self.settings.likelihood.right_shift_logits
+        chosen, shift = self.settings.eval, self.settings.likelihood.right_shift_logits
+        shift = right_shift_of(self.model) if shift is None else shift
         return Framing(
             self.tokenizer,
             mask_token(self.model, self.tokenizer),

@@ -14,7 +14,7 @@ KINDS = (LIKELIHOOD, ROLLING, GENERATION)
 class Work(NamedTuple):
     """What a request is for the model.
 
-    content: a Target, a text's tokens with those before each window, or a GenerationRequest.
+    content: a Target; the tokens before a text, those of the text, and the seed; or a GenerationRequest.
     forwards: rows of the model, estimated.
     columns: tokens of a row.
     tokens: those of the target or, at most, of the answer.
