@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from dllm.configs import resolve_with_base_env
 from dllm.core.eval.settings import ERA, Settings, task_settings
@@ -57,9 +55,8 @@ def settings_arguments(settings: Settings, pretrained: str) -> list[str]:
     if "," in pretrained:
         raise ValueError(f"the model's path must have no comma, got {pretrained}")
     words = ["--model", settings.model, "--tasks", settings.runs, "--num_fewshot", str(settings.num_fewshot)]
-    words += ["--model_args", _pairs({"pretrained": pretrained, **settings.model_args})]
-    if settings.gen_kwargs:
-        words += ["--gen_kwargs", _pairs(settings.gen_kwargs)]
+    pairs = {"pretrained": pretrained, **settings.model_args}
+    words += ["--model_args", ",".join(f"{name}={value}" for name, value in pairs.items())]
     if settings.apply_chat_template:
         words += ["--apply_chat_template", "True"]
     words += ["--fewshot_as_multiturn", str(settings.fewshot_as_multiturn), "--seed", str(settings.seed)]
@@ -87,7 +84,3 @@ def _checked_limit(limit: str | int | float) -> str:
     except ValueError:
         pass
     raise ValueError(f"LIMIT must be a number above 0, or None, got {limit}")
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ",".join(f"{name}={value}" for name, value in values.items())
