@@ -9,7 +9,7 @@ import pytest
 
 from dllm.core.eval.settings import settings_table, task_settings
 from dllm.core.eval.settings.command import settings_arguments
-from tests.evaluation.lines import Recorder, record
+from tests.eval.lines import Recorder, record
 
 NEEDS = {"minerva_math": ("math_verify", "antlr4"), "ifeval": ("langdetect", "immutabledict", "nltk")}
 

@@ -14,7 +14,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from dllm.core.eval.tasks import tasks_folder
-from tests.evaluation import published_rows
+from tests.eval import published_rows
 
 # Folders of lm-eval's tasks that the lines need. Reading all of them takes 20 seconds.
 FOLDERS = (
