@@ -36,12 +36,12 @@ SCONTROL = "echo node1; echo node2"
 PYTHON = f"""
 case "$2" in
     dllm.core.eval | torch.distributed.run)
-        {sys.executable} -c 'import json, os, sys; print(json.dumps([os.environ["HF_ALLOW_CODE_EVAL"], *sys.argv[1:]]))' \
-            "$@" >> "$FAKES/started"
+        {sys.executable} "$FAKES/note.py" "$@" >> "$FAKES/started"
         ;;
     *) exec {sys.executable} "$@" ;;
 esac
 """
+NOTE = 'import json, os, sys; print(json.dumps([os.environ["HF_ALLOW_CODE_EVAL"], *sys.argv[1:]]))'
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def machine(tmp_path) -> dict[str, str]:
         file = tmp_path / name
         file.write_text(f"#!/usr/bin/env bash\n{body}\n")
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "note.py").write_text(NOTE)
     (tmp_path / "here").mkdir()
     dropped = ("SLURM", "BASE_MODELS_DIR", "PROCESSES_PER_NODE", "HF_ALLOW_CODE_EVAL")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from dllm.configs import resolve_with_base_env
 from dllm.core.eval.settings import ERA, Settings, task_settings
 
 
@@ -70,7 +69,11 @@ def find_model(model: str) -> str:
         FileNotFoundError: a path that is not there. A name on the Hub is OWNER/NAME, and taken as one only if
             $BASE_MODELS_DIR is not set.
     """
-    found = resolve_with_base_env(os.path.expanduser(model), "BASE_MODELS_DIR")
+    found = os.path.expanduser(model)
+    if os.environ.get("BASE_MODELS_DIR"):
+        from dllm.configs import resolve_with_base_env  # not above: it loads transformers, which takes seconds
+
+        found = resolve_with_base_env(found, "BASE_MODELS_DIR")
     on_the_hub = not os.path.isabs(model) and model.count("/") == 1 and not model.startswith((".", "~"))
     if not (on_the_hub or os.path.exists(found)):
         raise FileNotFoundError(f"there is no model {model}: give a folder, one under $BASE_MODELS_DIR, or OWNER/NAME")
