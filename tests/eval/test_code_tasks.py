@@ -82,7 +82,7 @@ def test_pass_at_1_is_the_mean_over_the_programs():
         "\n    return a + b\n```\nThis adds.",  # the body only
         "\ndef add(a, b):\n    return a + b\n```",
         "\n```python\ndef add(a, b):\n    return a + b\n```\nmore",  # the block is opened once more
-        "\ndef add(a, b):\n    return plus(a, b)\n\ndef plus(a, b):\n    return a + b\n\nprint(add('x', 1))\nThis prints",
+        "\ndef add(a, b):\n    return plus(a, b)\n\ndef plus(a, b):\n    return a + b\n\nprint(add('x', 1))\nIt prints",
     ],
 )
 def test_the_program_of_an_instruct_answer(answer):
