@@ -119,7 +119,6 @@ def _published(
     own = dataclasses.replace(
         own,
         num_fewshot=found.num_fewshot if own.num_fewshot is None else own.num_fewshot,
-        gen_kwargs=dict(found.gen_kwargs) | dict(own.gen_kwargs or {}) or None,
         apply_chat_template=found.apply_chat_template or own.apply_chat_template,
         fewshot_as_multiturn=found.fewshot_as_multiturn or own.fewshot_as_multiturn,
         seed=(found.seed,) * 4,

@@ -26,8 +26,8 @@ class Settings:
         here the changed task has a name of its own, and lm-eval's stays what it is.
     model: the model's name for lm-eval.
     num_fewshot: number of shots.
-    model_args: arguments of the model besides `pretrained`.
-    gen_kwargs: settings of generation that go over those of the task; the published harness ignored the task's.
+    model_args: arguments of the model besides `pretrained`. They go over the generation settings of the task, which the
+        published runs ignored.
     apply_chat_template: whether prompts are conversations: for instruct models.
     fewshot_as_multiturn: False, one user message with all shots, as published; lm-eval 0.4.13 would default to True.
     seed: of Python, numpy, torch and the shots.
@@ -42,7 +42,6 @@ class Settings:
     model: str
     num_fewshot: int
     model_args: Mapping[str, Any]
-    gen_kwargs: Mapping[str, Any]
     apply_chat_template: bool
     source: str
     fewshot_as_multiturn: bool = False
@@ -63,7 +62,7 @@ def task_settings(family: str, task: str, *, instruct: bool, era: str = ERA) -> 
 
     Example:
         >>> settings = task_settings("dream", "gsm8k_cot", instruct=False)
-        >>> settings.num_fewshot, settings.model_args["max_new_tokens"], settings.gen_kwargs["top_p"]
+        >>> settings.num_fewshot, settings.model_args["max_new_tokens"], settings.model_args["top_p"]
         (8, 256, 0.95)
         >>> task_settings("llada", "mmlu_generative", instruct=True).runs
         'mmlu_generative_dllm'
@@ -83,7 +82,6 @@ def task_settings(family: str, task: str, *, instruct: bool, era: str = ERA) -> 
         model=table.model,
         num_fewshot=line["shots"],
         model_args=_model_args(line) | table.model_args,
-        gen_kwargs=_gen_kwargs(line),
         apply_chat_template=instruct,
         source=table.source,
     )
@@ -120,11 +118,3 @@ def _model_args(line: Mapping[str, Any]) -> dict[str, Any]:
     if "new_tokens" in line:
         args |= {"max_new_tokens": line["new_tokens"], "steps": line.get("steps", line["new_tokens"])}
     return args | {name: line[name] for name in ("temperature", "top_p") if name in line}
-
-
-def _gen_kwargs(line: Mapping[str, Any]) -> dict[str, Any]:
-    if "new_tokens" not in line:
-        return {}
-    temperature = line.get("temperature", 0.0)
-    kwargs = {"max_gen_toks": line["new_tokens"], "temperature": temperature, "do_sample": temperature > 0}
-    return kwargs | ({"top_p": line["top_p"]} if "top_p" in line else {})

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
-from dllm.configs import resolve_with_base_env
 from dllm.core.eval.settings import ERA, Settings, task_settings
 
 
@@ -57,9 +54,8 @@ def settings_arguments(settings: Settings, pretrained: str) -> list[str]:
     if "," in pretrained:
         raise ValueError(f"the model's path must have no comma, got {pretrained}")
     words = ["--model", settings.model, "--tasks", settings.runs, "--num_fewshot", str(settings.num_fewshot)]
-    words += ["--model_args", _pairs({"pretrained": pretrained, **settings.model_args})]
-    if settings.gen_kwargs:
-        words += ["--gen_kwargs", _pairs(settings.gen_kwargs)]
+    pairs = {"pretrained": pretrained, **settings.model_args}
+    words += ["--model_args", ",".join(f"{name}={value}" for name, value in pairs.items())]
     if settings.apply_chat_template:
         words += ["--apply_chat_template", "True"]
     words += ["--fewshot_as_multiturn", str(settings.fewshot_as_multiturn), "--seed", str(settings.seed)]
@@ -73,7 +69,11 @@ def find_model(model: str) -> str:
         FileNotFoundError: a path that is not there. A name on the Hub is OWNER/NAME, and taken as one only if
             $BASE_MODELS_DIR is not set.
     """
-    found = resolve_with_base_env(os.path.expanduser(model), "BASE_MODELS_DIR")
+    found = os.path.expanduser(model)
+    if os.environ.get("BASE_MODELS_DIR"):
+        from dllm.configs import resolve_with_base_env  # not above: it loads transformers, which takes seconds
+
+        found = resolve_with_base_env(found, "BASE_MODELS_DIR")
     on_the_hub = not os.path.isabs(model) and model.count("/") == 1 and not model.startswith((".", "~"))
     if not (on_the_hub or os.path.exists(found)):
         raise FileNotFoundError(f"there is no model {model}: give a folder, one under $BASE_MODELS_DIR, or OWNER/NAME")
@@ -87,7 +87,3 @@ def _checked_limit(limit: str | int | float) -> str:
     except ValueError:
         pass
     raise ValueError(f"LIMIT must be a number above 0, or None, got {limit}")
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ",".join(f"{name}={value}" for name, value in values.items())

@@ -87,7 +87,7 @@ def keep_needed(program: str, names: Sequence[str]) -> str:
     behind its last line that parses. Imports stay. A program that does not define all of `names` is returned as it is.
 
     Example:
-        >>> print(keep_needed("import math\\ndef f(): return g()\\ndef g(): return 1\\nprint(f())\\ntail of words", ["f"]))
+        >>> print(keep_needed("import math\\ndef f(): return g()\\ndef g(): return 1\\nprint(f())\\nThe end.", ["f"]))
         import math
         def f(): return g()
         def g(): return 1
