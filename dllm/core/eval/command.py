@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -45,12 +46,14 @@ def main(words: Sequence[str]) -> int:
         items, manager = _items(options, settings, model.name)
     from dllm.core.eval import dry_run, run
 
-    plans = run.planned(items, manager)
+    with contextlib.redirect_stdout(sys.stderr):  # lm-evaluation-harness prints what it is doing
+        plans = run.planned(items, manager)
     _say_errors({task: plan.error for task, plan in plans.items() if plan.error is not None})
     if options.dry_run:
         print_main(dry_run.report(dry_run.dry_run(items, plans), items[0].lm.world_size))
         return int(any(plan.error is not None for plan in plans.values()))
-    outcome = run.run(items, manager, plans)
+    with contextlib.redirect_stdout(sys.stderr):
+        outcome = run.run(items, manager, plans)
     _say_errors({task: why for task, why in outcome.errors.items() if plans[task].error is None})
     if outcome.results is not None:
         _show(outcome.results, items, options)

@@ -58,12 +58,12 @@ def dry_run(items: Sequence[Item], plans: Mapping[str, Plan], requests: int = RE
         for kind, jobs in left.get(item.task, {}).items():
             pools.setdefault((id(item.lm), kind), []).extend(jobs)
             lms[id(item.lm)] = item.lm
-    total = sum(len(jobs) for jobs in pools.values())
+    sample = {id(job) for job in _spread([job for jobs in pools.values() for job in jobs], requests)}
     rates, ratios, tried, started = {}, {}, 0, time.perf_counter()
     for (number, kind), jobs in pools.items():
         if not jobs:
             continue
-        lm, chosen = lms[number], _spread(jobs, max(1, round(requests * len(jobs) / total)))
+        lm, chosen = lms[number], [job for job in jobs if id(job) in sample] or _spread(jobs, 1)
         lm.answers(kind, [min(jobs, key=lambda job: job.work.positions)], shown=False)  # warms up
         before, began = _forwards(lm), time.perf_counter()
         lm.answers(kind, chosen, shown=False)

@@ -29,7 +29,7 @@ def tasks(tmp_path_factory):
 def toys(tmp_path_factory):
     """Folders of small official checkpoints by name."""
     folder = tmp_path_factory.mktemp("toys")
-    return {name: local_tasks.checkpoint(folder, name) for name in ("llada", "dream", "a2d-qwen3")}
+    return {name: local_tasks.checkpoint(folder, name) for name in ("llada", "dream", "a2d-qwen3", "llada2")}
 
 
 @pytest.fixture(scope="session")

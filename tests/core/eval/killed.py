@@ -15,8 +15,6 @@ from pathlib import Path
 
 import torch
 
-torch.set_num_threads(1)
-
 from dllm.core.eval.harness import BertLM
 from dllm.core.eval.journal import Journal
 from dllm.demo.shipped import SHIPPED, load_shipped
@@ -27,7 +25,7 @@ NAMES = ["sums_generated", "sums_chosen", "sums_last_word", "sums_text"]
 
 def main(folder: Path, tasks: str, count: int) -> None:
     loaded = load_shipped()
-    settings = dict(pretrained=str(SHIPPED), device="cpu", batch_size=2, max_new_tokens=16)
+    settings = dict(pretrained=str(SHIPPED), device="cpu", batch_size=2, max_new_tokens=16, exact_up_to=1, mc_num=4)
     local_tasks.evaluate(BertLM(*loaded, **settings), tasks, NAMES[-1:])  # imports, and loads the data once
     started = time.perf_counter()
     undisturbed = local_tasks.evaluate(BertLM(*loaded, **settings), tasks, NAMES)["results"]
@@ -68,4 +66,5 @@ def main(folder: Path, tasks: str, count: int) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -15,7 +15,7 @@ DOCUMENTS = [
     {
         "question": f"What is {a} * {b}?",
         "value": str(a * b),
-        "choices": [str(a * b), str(a * b + 1), str(a + b)],
+        "choices": [f"{a} * {b} = {n}" for n in (a * b, a * b + 1, a + b)],
         "text": f"{a} * {b} = {a * b}.",
     }
     for a, b in NUMBERS
@@ -36,7 +36,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "sums_chosen": {
         "output_type": "multiple_choice",
-        "doc_to_text": "{{question}} ",
+        "doc_to_text": "{{question}}",
         "doc_to_target": 0,
         "doc_to_choice": "{{choices}}",
         "metric_list": [{"metric": "acc"} | MEAN],

@@ -8,15 +8,14 @@ import sys
 
 import torch
 
-torch.set_num_threads(1)
-
 import dllm.core.eval  # noqa: F401 (names the models)
 from dllm.core.eval.ranks import Ranks
 from dllm.demo.shipped import SHIPPED
 from tests import launch
 from tests.core.eval import local_tasks
 
-SETTINGS = dict(pretrained=str(SHIPPED), dtype="float32", max_new_tokens=16, batch_size=2, temperature=0.7)
+SETTINGS = dict(pretrained=str(SHIPPED), dtype="float32", max_new_tokens=16, exact_up_to=1, mc_num=8)
+SETTINGS |= dict(batch_size=2, temperature=0.7)
 
 
 def collectives() -> dict:
@@ -44,10 +43,11 @@ def evaluated(tasks: str, journal: str | None = None) -> dict | None:
     }
     cost = results["config"]["dllm"]["cost"]
     counted = {task: (one["requests"], one["forwards"], one["tokens"]) for task, one in cost.items()}
-    return dict(results=results["results"], answers=answers, cost=counted)
+    return json.loads(json.dumps(dict(results=results["results"], answers=answers, cost=counted), default=float))
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     folder, tasks = sys.argv[1:]
     found = dict(collectives=collectives(), evaluated=evaluated(tasks, f"{folder}/journal"))
     torch.save(found, f"{folder}/rank{os.environ['RANK']}.pt")

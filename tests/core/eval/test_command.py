@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.programs import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHORT = ["--max-new-tokens", "16", "--device", "cpu"]
+SHORT = ["--max-new-tokens", "16", "--device", "cpu", "--exact-up-to", "1", "--mc-num", "8"]
 LOCAL = ["sums_generated", "sums_chosen", "sums_last_word", "sums_text"]
 
 
@@ -55,7 +56,7 @@ def test_table_plot_and_record(run, tmp_path):
     assert lines[0].split()[:4] == ["task", "metric", "score", "95%"]
     assert [line.split()[0] for line in lines[1:] if not line.startswith(" ")] == LOCAL
     assert lines[1].split()[1:4] == ["exact_match", "(last)", "1.0000"]
-    assert err.count("evaluation:") and "Building" not in err and "bootstrapping" not in err
+    assert "evaluation:" in err and "it/s" not in err
     results = results_in(tmp_path / "first")
     assert set(results["results"]) == set(results["dllm"]["data"]) == set(LOCAL)
     (model,) = results["dllm"]["models"]
@@ -72,7 +73,7 @@ def test_table_plot_and_record(run, tmp_path):
     assert samples == sorted(f"samples_{task}" for task in LOCAL)
     journal = tmp_path / "first" / "journal" / "rank-0.jsonl"
     before = journal.read_bytes()
-    code, out_again, _ = run(*words, "--output", tmp_path / "second", "--journal", tmp_path / "first" / "journal")
+    code, _, _ = run(*words, "--output", tmp_path / "second", "--journal", tmp_path / "first" / "journal")
     assert code == 0 and journal.read_bytes() == before
     again = results_in(tmp_path / "second")
     assert again["results"] == results["results"]
@@ -134,7 +135,7 @@ def test_dry_run(run, tmp_path):
     assert set(rows) == set(LOCAL)
     assert rows["sums_generated"][1:3] == [str(len(DOCUMENTS)), "0"]
     assert 0 < int(rows["sums_generated"][3]) <= 16 * len(DOCUMENTS)
-    assert "estimated from 20 requests" in out or "estimated from 21 requests" in out
+    assert re.search(r"estimated from 2[0-2] requests", out)
     assert "memory so far" in out and not list(tmp_path.rglob("results_*"))
     code, out, _ = run(SHIPPED, "--tasks", "sums_generated", *SHORT, "--dry-run", "--output", tmp_path)
     assert int(out.splitlines()[1].split()[2]) > 0  # answers that the first one kept
@@ -153,7 +154,8 @@ def test_published_settings(run, tmp_path, monkeypatch, tasks):
 
     monkeypatch.setattr(settings, "task_settings", local)
     words = ["--tasks", "sums_generated,sums_chosen", "--published", "--num-fewshot", 0, "--limit", 2]
-    code, out, err = run(SHIPPED, *words, "--max-length", 400, "--mc-num", 4, "--device", "cpu", "--output", tmp_path)
+    words += ["--max-length", 400, "--exact-up-to", 1, "--mc-num", 4, "--steps", 8]
+    code, out, err = run(SHIPPED, *words, "--device", "cpu", "--output", tmp_path)
     assert code == 0, err
     models = {model["tasks"][0]: model for model in results_in(tmp_path)["dllm"]["models"]}
     sampler = models["sums_generated"]["settings"]["sampler"]
@@ -187,7 +189,9 @@ def test_what_is_refused(run, words, message):
 
 
 def test_words():
-    options, settings = arguments.read(["m", "-t", "a,b", "c", "--gen-kwargs", "until=[a,b],top_p=1", "--temperature=1"])
+    options, settings = arguments.read(
+        ["m", "-t", "a,b", "c", "--gen-kwargs", "until=[a,b],top_p=1", "--temperature=1"]
+    )
     assert (options.tasks, settings) == (["a", "b", "c"], {"temperature": "1", "pretrained": "m"})
     assert arguments.pairs("gen_kwargs", options.gen_kwargs) == {"until": "[a,b]", "top_p": "1"}
     assert arguments.pairs("model_args", ['{"steps": 8}']) == {"steps": 8}
@@ -204,8 +208,7 @@ def test_imports_are_cheap():
     """The package tells lm-evaluation-harness its names and loads nothing; the engine knows nothing of evaluation."""
     programs = {
         "import dllm.core.eval": "torch transformers datasets lm_eval.tasks",
-        "import dllm, dllm.fast": "transformers datasets lm_eval",
-        "import dllm.core.likelihood": "lm_eval datasets",
+        "import dllm, dllm.fast, dllm.core.likelihood": "transformers datasets lm_eval",
     }
     for program, heavy in programs.items():
         code = f"import sys\n{program}\nprint([name for name in {heavy.split()} if name in sys.modules])"

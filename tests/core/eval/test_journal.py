@@ -80,7 +80,8 @@ def test_models_are_told_apart(shipped):
 
 
 def test_settings_on_which_answers_depend(bert, tmp_path):
-    """A run is resumed with another batch size or device, and not with other settings."""
+    """A run is resumed with another batch size or device, and not with other settings. The model's own, such as the
+    dtype, are in its fingerprint."""
     from lm_eval.api.instance import Instance
 
     requests = [Instance("loglikelihood", {}, ("6 * 7 =", " 42"), 0, ("sums", 0, 1))]
@@ -88,13 +89,13 @@ def test_settings_on_which_answers_depend(bert, tmp_path):
     for name, given in {
         "same": {}, "batch": dict(batch_size=3), "journal": dict(journal=str(tmp_path)), "steps": dict(steps=7),
         "rows": dict(tokens_per_forward=64), "mc": dict(mc_num=64), "cfg": dict(cfg=1.0), "seed": dict(seed=5),
-        "frame": dict(add_special_tokens=False), "published": dict(likelihood="as-published"),
+        "dtype": dict(dtype="bfloat16"), "frame": dict(add_special_tokens=False), "published": dict(likelihood="as-published"),
         "published, batch": dict(likelihood="as-published", batch_size=16),
     }.items():  # fmt: skip
         lm = bert(**dict(seed=0) | given)
         (keys[name],) = lm._keys("loglikelihood", lm.jobs("loglikelihood", requests))
     same = {name for name, key in keys.items() if key == keys["same"]}
-    assert same == {"same", "batch", "journal", "rows", "steps"}
+    assert same == {"same", "batch", "journal", "rows", "steps", "dtype"}
     assert len({keys[name] for name in keys.keys() - same}) == len(keys) - len(same)
 
 

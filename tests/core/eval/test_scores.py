@@ -37,7 +37,7 @@ def test_wilson(right):
 def test_other_intervals():
     assert (found(0.5, "N/A").low, found(0.5, "N/A").high) == (None, None)
     symmetric = found(0.5, 0.01)  # not that of a share of 50
-    assert symmetric.high - 0.5 == pytest.approx(0.5 - symmetric.low) == pytest.approx(0.0195996)
+    assert symmetric.high - 0.5 == pytest.approx(0.5 - symmetric.low) == pytest.approx(0.0195996, rel=1e-5)
     assert found(20.0, 50.0, metric="perplexity").low == 1.0
 
 

@@ -37,10 +37,7 @@ def test_defaults(name):
     if "dream" in name:
         assert (sampler.alg, sampler.top_p, sampler.top_k) == ("entropy", None, None)
         assert (found.likelihood.form, found.likelihood.sampling_eps) == ("dream", 1e-3)
-    if name == "a2d_bd3lm":
-        assert found.likelihood is None
-    else:
-        assert found.likelihood.mc_num == 128 and not found.eval.check_greedy
+    assert found.likelihood.mc_num == 128 and not found.eval.check_greedy
 
 
 def test_every_name_has_a_model():
@@ -94,7 +91,6 @@ def test_the_published_batch():
         ("llada", dict(batch_size="auto"), "batch_size must be int"),
         ("llada", dict(likelihood="exactly"), "likelihood must be one of exact, as-published"),
         ("dream", dict(nll_type="ar_ftb"), "nll_type must be one of mc"),
-        ("a2d_bd3lm", dict(mc_num=3), "a2d_bd3lm knows no 'mc_num'"),
         ("bert", dict(too_long="drop"), "too_long must be one of error, cut"),
         ("bert", dict(pretrained=""), "must name a folder or a model"),
     ],
