@@ -26,7 +26,6 @@ LIKELIHOOD = (
     "sampling_eps",
     "cfg_scale",
     "right_shift_logits",
-    "check_greedy",
     "tokens_per_forward",
     "impl",
 )
@@ -50,6 +49,8 @@ class EvalConfig:
     add_special_tokens: prompts are framed as the tokenizer frames a text, [CLS] ... [SEP] for BERT. None: all but those
         that a chat template has written.
     escape_until: stop strings are not applied and special tokens stay in the text, as in the Slurm scripts of dLLM 0.1.
+    check_greedy: find out whether greedy decoding gives a target, token after token, the surest first; LAMBADA's
+        accuracy is that. None: for targets that are the only one of their document, so not for choices.
     nll_type: "mc", the only one here; 0.1 also has "ar_ftb" and "ar_btf" for Dream.
     log_type: "ftb", the only one here; 0.1 also has "btf" and "union" for Dream.
     """
@@ -63,6 +64,7 @@ class EvalConfig:
     add_bos_token: bool = False
     add_special_tokens: bool | None = None
     escape_until: bool = False
+    check_greedy: bool | None = None
     nll_type: str = "mc"
     log_type: str = "ftb"
 
@@ -82,14 +84,14 @@ class EvalConfig:
 class EvalSettings(NamedTuple):
     """All settings of an evaluation.
 
-    eval, model, sampler, likelihood: by what they are for; `likelihood` is None for models that have none.
+    eval, model, sampler, likelihood: by what they are for.
     given: the names that the user gave.
     """
 
     eval: EvalConfig
     model: ModelArguments
     sampler: BaseSamplerConfig
-    likelihood: LikelihoodConfig | None
+    likelihood: LikelihoodConfig
     given: frozenset[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,7 +102,8 @@ class EvalSettings(NamedTuple):
             >>> read_settings(model_named("bert"), {"pretrained": "some/model"}).as_dict()["sampler"]["steps"]
             128
         """
-        parts = {name: part for name, part in self._asdict().items() if dataclasses.is_dataclass(part)}
+        parts = self._asdict()
+        del parts["given"]
         return {name: dataclasses.asdict(part) for name, part in parts.items()}
 
 
@@ -131,6 +134,7 @@ def read_settings(model: EvalModel, given: Mapping[str, Any]) -> EvalSettings:
     named = _by_first_name(model, given)
     values = dict(model.defaults) | named
     values.setdefault("model_name_or_path", "")
+    values.setdefault("stop_at_eos", True)  # what follows an EOS is not read
     values.setdefault("dtype", "bfloat16" if torch.cuda.is_available() else "float32")
     made = {
         part: {name: _parsed(name, values[name], kind) for name, kind in kinds.items() if name in values}
@@ -139,11 +143,9 @@ def read_settings(model: EvalModel, given: Mapping[str, Any]) -> EvalSettings:
     eval_config, sampler = EvalConfig(**made["eval"]), model.sampler.config_class(**made["sampler"])
     eval_config.check()
     sampler.check()
-    likelihood = None
-    if model.form is not None:
-        published = made["likelihood"].get("likelihood") == "as-published"
-        batch = {"batch_size": eval_config.batch_size} if published else {}
-        likelihood = LikelihoodConfig(form=model.form, **made["likelihood"], **batch)
+    published = made["likelihood"].get("likelihood") == "as-published"
+    batch = {"batch_size": eval_config.batch_size} if published else {}
+    likelihood = LikelihoodConfig(form=model.form, **made["likelihood"], **batch)
     return EvalSettings(eval_config, ModelArguments(**made["model"]), sampler, likelihood, frozenset(named))
 
 
@@ -151,9 +153,10 @@ def _fields(model: EvalModel) -> dict[str, dict[str, Any]]:
     """The settings of each part, {name: type}."""
     parts = {"eval": EvalConfig, "model": ModelArguments, "sampler": model.sampler.config_class}
     fields = {part: _types(cls) for part, cls in parts.items()}
-    del fields["sampler"]["return_dict"], fields["sampler"]["max_length"]
+    for name in ("return_dict", "keep_histories", "max_length"):
+        del fields["sampler"][name]
     of_likelihood = _types(LikelihoodConfig)
-    return fields | {"likelihood": {name: of_likelihood[name] for name in LIKELIHOOD if model.form is not None}}
+    return fields | {"likelihood": {name: of_likelihood[name] for name in LIKELIHOOD}}
 
 
 def _types(cls: type) -> dict[str, Any]:

@@ -122,7 +122,9 @@ class Framing:
         if not tokens:
             raise ValueError("a text whose likelihood is asked for must have at least one token, got an empty one")
         before, _ = self._frame(text)
-        return before or self.first, tokens
+        if not before and (self.first or self.after):
+            before = [self.tokenizer.bos_token_id]
+        return before, tokens
 
     def _tokens(self, text: str) -> list[int]:
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]

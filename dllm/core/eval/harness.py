@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from lm_eval.api.model import LM
 from torch import Tensor, nn
 
@@ -21,15 +23,23 @@ from dllm.core.eval.journal import Entry, Journal, key_of
 from dllm.core.eval.models import MODELS, EvalModel
 from dllm.core.eval.progress import Progress
 from dllm.core.eval.ranks import Ranks, device_named
+from dllm.core.eval.record import model_record
 from dllm.core.eval.usage import Usage, added
-from dllm.core.likelihood import Target, count_rows, log_likelihoods, rolling_log_likelihoods
+from dllm.core.likelihood import Target, count_rows, log_likelihoods, rolling_log_likelihoods, windows_of
 from dllm.core.samplers.canvas import mask_token
-from dllm.fast.model import position_limit, right_shift_of
+from dllm.fast.model import MARKER, block_size_of, position_limit, right_shift_of
 from dllm.models import get_model, get_tokenizer
 
 # settings on which no answer depends, so that a run may be resumed with others
-_INDIFFERENT = ("device", "batch_size", "journal", "tokens_per_forward", "cuda_graph", "return_dict", "seed")
-_REQUEST_KINDS = {LIKELIHOOD: "log-likelihoods", ROLLING: "perplexities", GENERATION: "texts"}
+_INDIFFERENT = {
+    ("eval", "device"),
+    ("eval", "batch_size"),  # that of a published likelihood is among its own settings
+    ("eval", "journal"),
+    ("eval", "seed"),  # each request's own is in its key
+    ("likelihood", "tokens_per_forward"),
+    ("sampler", "cuda_graph"),
+}
+_REQUEST_KINDS = {LIKELIHOOD: "log-likelihoods", ROLLING: "perplexities"}
 
 
 class DiffusionLM(LM):
@@ -85,7 +95,7 @@ class DiffusionLM(LM):
     # what lm-evaluation-harness asks for
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The log-likelihood of each target, and whether greedy decoding gives it; False where `is_check_greedy` is."""
+        """The log-likelihood of each target, and whether greedy decoding gives it; False where that is not checked."""
         answers = self.answers(LIKELIHOOD, self.jobs(LIKELIHOOD, requests), shown=not disable_tqdm)
         return [(value, greedy) for value, greedy in answers]
 
@@ -168,8 +178,6 @@ class DiffusionLM(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-evaluation-harness writes of the model into its results."""
-        from dllm.core.eval.record import model_record
-
         return model_record(self)
 
     # the work
@@ -178,13 +186,13 @@ class DiffusionLM(LM):
         """A checked job for each request; see :func:`dllm.core.eval.jobs.jobs_of`.
 
         Raises:
-            TypeError, ValueError: a request breaks a rule, or the model has no likelihood.
+            TypeError, ValueError: a request breaks a rule, or the model's blocks are not known.
         """
         encode = {LIKELIHOOD: self._target, ROLLING: self._document, GENERATION: self._prompt}[kind]
-        if kind != GENERATION and self.settings.likelihood is None:
+        if kind != GENERATION and self.table.by_blocks and block_size_of(self.model) is None:
             raise ValueError(
-                f"{self.table.name} has no likelihood, since its models attend by blocks: it runs tasks that generate, "
-                f"got one that asks for {_REQUEST_KINDS[kind]}"
+                f"{self.table.name} needs the size of the model's blocks for {_REQUEST_KINDS[kind]}: block_size in "
+                f"{MARKER!r} of its configuration, got none; tasks that generate texts run without"
             )
         return jobs_of(requests, self.run_seed, encode)
 
@@ -216,15 +224,19 @@ class DiffusionLM(LM):
     def _keys(self, kind: str, jobs: Sequence[Job]) -> list[str]:
         parts = self.settings.as_dict()
         del parts["model"], parts["likelihood" if kind == GENERATION else "sampler"]
-        if self.settings.likelihood is not None and self.settings.likelihood.likelihood == "as-published":
-            kept = [name for name in _INDIFFERENT if name != "batch_size"]  # the estimate depends on it
-        else:
-            kept = list(_INDIFFERENT)
         settings = {
-            part: {name: value for name, value in (values or {}).items() if name not in kept}
+            part: {name: value for name, value in values.items() if (part, name) not in _INDIFFERENT}
             for part, values in parts.items()
         }
-        return [key_of(kind, job.arguments, job.seed, settings, self.fingerprint) for job in jobs]
+        checked = {True: settings | {"greedy": True}, False: settings}
+        return [
+            key_of(kind, job.arguments, job.seed, checked[self._checks_greedy(kind, job.alone)], self.fingerprint)
+            for job in jobs
+        ]
+
+    def _checks_greedy(self, kind: str, alone: bool) -> bool:
+        chosen = self.settings.eval.check_greedy
+        return kind == LIKELIHOOD and (alone if chosen is None else chosen)
 
     def _run(self, kind: str, keys: Sequence[str], jobs: Sequence[Job], progress: Progress) -> None:
         """Answer jobs, and write each answer down."""
@@ -258,23 +270,21 @@ class DiffusionLM(LM):
                 on_generated=generated,
             )
             return
-        of = dict(tokenizer=self.tokenizer, mask_id=self.framing.mask_id, on_estimate=estimated)
-        if kind == LIKELIHOOD:
-            log_likelihoods(self.model, contents, self.settings.likelihood, **of)
-            return
-        for prefix, numbers in _by_prefix(contents).items():
+        grouped = [self._checks_greedy(kind, job.alone) if kind == LIKELIHOOD else job.work.content[0] for job in jobs]
+        for common, numbers in _by_value(grouped).items():
 
             def of_group(number: int, estimate: Any, numbers: list[int] = numbers) -> None:
                 estimated(numbers[number], estimate)
 
-            rolling_log_likelihoods(
-                self.model,
-                [contents[number][1] for number in numbers],
-                self.settings.likelihood,
-                window=self.max_length,
-                prefix=prefix,
-                **of | dict(on_estimate=of_group),
-            )
+            of = dict(tokenizer=self.tokenizer, mask_id=self.framing.mask_id, on_estimate=of_group)
+            chosen = [contents[number] for number in numbers]
+            if kind == LIKELIHOOD:
+                config = dataclasses.replace(self.settings.likelihood, check_greedy=common)
+                log_likelihoods(self.model, chosen, config, **of)
+            else:
+                _, texts, seeds = zip(*chosen, strict=True)
+                of |= dict(window=self.max_length, prefix=common, seeds=seeds)
+                rolling_log_likelihoods(self.model, texts, self.settings.likelihood, **of)
 
     def _done(self, kind: str, job: Job, entry: Entry, *, resumed: bool) -> None:
         self.usage.setdefault(job.task, Usage()).count(entry, resumed=resumed)
@@ -283,22 +293,24 @@ class DiffusionLM(LM):
 
     # encoding
 
-    def _target(self, arguments: tuple[Any, ...], seed: int) -> Work:
+    def _target(self, arguments: tuple[Any, ...], seed: int, alone: bool) -> Work:
         context, target, after = self.framing.pair(*arguments)
         rows = count_rows(len(target), self.settings.likelihood)
+        rows += len(target) if self._checks_greedy(LIKELIHOOD, alone) else 0
         columns = len(context) + len(target) + len(after)
         return Work(Target(context, target, seed, after), rows, columns, len(target))
 
-    def _document(self, arguments: tuple[Any, ...], seed: int) -> Work:
+    def _document(self, arguments: tuple[Any, ...], seed: int, alone: bool) -> Work:
         prefix, tokens = self.framing.document(arguments[0])
-        window = max(1, self.max_length - len(prefix))
-        sizes = [window] * (len(tokens) // window) + ([len(tokens) % window] if len(tokens) % window else [])
-        rows = sum(count_rows(size, self.settings.likelihood) for size in sizes)
-        return Work((tuple(prefix), tokens), rows, min(len(tokens), window) + len(prefix), len(tokens))
+        windows = list(windows_of(tokens, self.max_length, prefix))
+        rows = sum(count_rows(len(target), self.settings.likelihood) for _, target in windows)
+        columns = max(len(context) + len(target) for context, target in windows)
+        return Work((tuple(prefix), tokens, seed), rows, columns, len(tokens))
 
-    def _prompt(self, arguments: tuple[Any, ...], seed: int) -> Work:
+    def _prompt(self, arguments: tuple[Any, ...], seed: int, alone: bool) -> Work:
         text, kwargs = arguments
         until, overrides = generation_settings(kwargs, self.settings)
+        overrides |= {"stop_at_eos": self.settings.sampler.stop_at_eos}
         config = self.settings.sampler.with_length(
             overrides.get("max_new_tokens", self.settings.sampler.max_new_tokens)
         )
@@ -317,22 +329,22 @@ class DiffusionLM(LM):
     def _loaded(self) -> tuple[nn.Module, Any]:
         arguments = self.settings.model
         tokenizer = get_tokenizer(arguments)
-        model = get_model(arguments).eval().requires_grad_(False)
+        with _quiet_loading():
+            model = get_model(arguments).eval().requires_grad_(False)
         placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
         return (model if placed else model.to(self._device)), tokenizer
 
     def _with_shift(self, settings: EvalSettings) -> EvalSettings:
         """The settings, with the sampler's own right shift for the likelihood where nothing else says."""
         likelihood = settings.likelihood
-        if likelihood is None or likelihood.right_shift_logits is not None or right_shift_of(self.model) is not None:
+        if likelihood.right_shift_logits is not None or right_shift_of(self.model) is not None:
             return settings
         shifts = self.table.sampler.shifts_right
         return settings._replace(likelihood=dataclasses.replace(likelihood, right_shift_logits=shifts))
 
     def _framing(self) -> Framing:
-        chosen, shift = self.settings.eval, right_shift_of(self.model)
-        if self.settings.likelihood is not None and self.settings.likelihood.right_shift_logits is not None:
-            shift = self.settings.likelihood.right_shift_logits
+        chosen, shift = self.settings.eval, self.settings.likelihood.right_shift_logits
+        shift = right_shift_of(self.model) if shift is None else shift
         return Framing(
             self.tokenizer,
             mask_token(self.model, self.tokenizer),
@@ -345,11 +357,23 @@ class DiffusionLM(LM):
         )
 
 
-def _by_prefix(contents: Sequence[Any]) -> dict[tuple[int, ...], list[int]]:
-    """The numbers of texts, by the tokens that stand before their windows."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, (prefix, _) in enumerate(contents):
-        groups.setdefault(prefix, []).append(number)
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Context manager: transformers shows no progress bar of its own."""
+    shown = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.logging.enable_progress_bar()
+
+
+def _by_value(values: Sequence[Any]) -> dict[Any, list[int]]:
+    """The numbers of equal values."""
+    groups: dict[Any, list[int]] = {}
+    for number, value in enumerate(values):
+        groups.setdefault(value, []).append(number)
     return groups
 
 

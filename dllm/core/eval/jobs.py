@@ -14,7 +14,7 @@ KINDS = (LIKELIHOOD, ROLLING, GENERATION)
 class Work(NamedTuple):
     """What a request is for the model.
 
-    content: a Target, a text's tokens with those before each window, or a GenerationRequest.
+    content: a Target; the tokens before a text, those of the text, and the seed; or a GenerationRequest.
     forwards: rows of the model, estimated.
     columns: tokens of a row.
     tokens: those of the target or, at most, of the answer.
@@ -37,28 +37,31 @@ class Job(NamedTuple):
     task: its name.
     arguments: the request's own.
     seed: of masks and noise.
+    alone: whether it is the only request of its document, as no choice of a question is.
     work: for the model.
     """
 
     task: str
     arguments: tuple[Any, ...]
     seed: int
+    alone: bool
     work: Work
 
 
-def jobs_of(requests: Sequence[Any], run_seed: int, encode: Callable[[tuple[Any, ...], int], Work]) -> list[Job]:
+def jobs_of(requests: Sequence[Any], run_seed: int, encode: Callable[[tuple[Any, ...], int, bool], Work]) -> list[Job]:
     """A job for each request.
 
     Args:
         requests: Instances of lm-evaluation-harness. It gives one that is to be answered several times as often, and in
             a run of several processes perhaps once more, to make their numbers even.
         run_seed: of the run.
-        encode: from a request's arguments and its seed to the work.
+        encode: from a request's arguments, its seed, and whether it is alone, to the work.
 
     Raises:
         TypeError, ValueError: a request breaks a rule; the message has its task and document.
     """
     seen: Counter[int] = Counter()
+    of_document = Counter((request.task_name, request.doc_id) for request in {id(r): r for r in requests}.values())
     jobs = []
     for request in requests:
         task = request.task_name or "a request"
@@ -66,12 +69,13 @@ def jobs_of(requests: Sequence[Any], run_seed: int, encode: Callable[[tuple[Any,
         seen[id(request)] += 1
         document = request.arguments if request.doc_id is None else request.doc_id
         seed = seed_of(run_seed, task, document, repeat)
+        alone = request.doc_id is None or of_document[request.task_name, request.doc_id] == 1
         try:
-            work = encode(request.args, seed)
+            work = encode(request.args, seed, alone)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{task}, document {request.doc_id}: {error}") from error
-        jobs.append(Job(task, request.args, seed, work))
+        jobs.append(Job(task, request.args, seed, alone, work))
     return jobs
 
 

@@ -101,11 +101,9 @@ def key_of(kind: str, arguments: Any, seed: int, settings: Mapping[str, Any], fi
 
 
 def _read(path: Path) -> dict[str, Entry]:
-    """The entries of a file; lines that are not whole are left out."""
+    """The entries of a file; lines that are not whole are left out, and so is one without an end, which is torn."""
     entries = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line:
-            continue
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             values = json.loads(line.decode("utf-8", "surrogatepass"))
             key = values.pop("key")

@@ -27,15 +27,17 @@ class EvalModel:
         name: under which lm-evaluation-harness knows it (`--model`).
         sampler: generates the answers.
         defaults: of the settings, where they differ from those of the argument classes; dLLM 0.1's.
-        form: of the likelihood (:class:`dllm.core.likelihood.LikelihoodConfig`); None: the models have none, since
-            they attend by blocks.
+        form: of the likelihood (:class:`dllm.core.likelihood.LikelihoodConfig`).
+        by_blocks: whether the models attend by blocks. Their likelihood needs the size of a block from the model's
+            configuration. (dLLM 0.1 has none for them.)
         aliases: {second name of a setting: first name}.
     """
 
     name: str
     sampler: type[BaseSampler]
     defaults: Mapping[str, Any]
-    form: str | None = "llada"
+    form: str = "llada"
+    by_blocks: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -69,7 +71,7 @@ MODELS: dict[str, EvalModel] = {
         EvalModel("bert", MDLMSampler, dict(max_length=4096, batch_size=32) | _of_tokens(128)),
         EvalModel("dream", DreamSampler, _DREAM, form="dream"),
         EvalModel("a2d_mdlm", MDLMSampler, _A2D | _of_tokens(128)),
-        EvalModel("a2d_bd3lm", BD3LMSampler, _A2D | _of_tokens(128, 32), form=None),
+        EvalModel("a2d_bd3lm", BD3LMSampler, _A2D | _of_tokens(128, 32), by_blocks=True),
         EvalModel(
             "fastdllm_llada",
             FastDLLMSampler,
@@ -81,7 +83,7 @@ MODELS: dict[str, EvalModel] = {
             "llada2",
             LLaDA2Sampler,
             dict(max_length=4096, batch_size=32, max_new_tokens=1024, cache=True),
-            form=None,
+            by_blocks=True,
             aliases={"steps_per_block": "steps", "eos_early_stop": "stop_at_eos"},
         ),
         EvalModel("rnd1", RND1Sampler, dict(max_length=4096, batch_size=32, max_new_tokens=256, steps=256)),

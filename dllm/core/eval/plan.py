@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
+import tqdm
 from lm_eval.api import task as task_module
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
@@ -155,10 +157,24 @@ class Planner(LM):
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Context manager: lm-evaluation-harness builds prompts without a progress bar for each task."""
-    before = task_module.tqdm
-    task_module.tqdm = lambda values, **_: values
+    """Context manager: lm-evaluation-harness and datasets show no bars of their own beside the run's."""
+    places = (task_module, tqdm)  # its metrics look it up in the latter
+    before = [place.tqdm for place in places]
+    shown = datasets.are_progress_bars_disabled()
+    for place in places:
+        place.tqdm = _NoBar
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
-        task_module.tqdm = before
+        for place, bar in zip(places, before, strict=True):
+            place.tqdm = bar
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+class _NoBar(tqdm.std.tqdm):
+    """A progress bar that is never shown."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options | {"disable": True})

@@ -34,6 +34,8 @@ def plot(scores: Sequence[Score], path: str | Path, title: str) -> None:
         _draw(ax, panel)
         if panel is shares:
             ax.set_xlim(0, 1)
+        elif min(score.value for score in panel) > 0:
+            ax.set_xscale("log")
     axes[0].set_title(title, loc="left", fontsize=11)
     axes[-1].set_xlabel("score and 95 % interval")
     figure.savefig(path, dpi=150)
@@ -43,14 +45,15 @@ def _draw(ax, panel: Sequence[Score]) -> None:
     for row, score in enumerate(panel):
         if score.low is not None:
             ax.plot([score.low, score.high], [row, row], color="tab:blue", linewidth=5, alpha=0.35)
-        ax.plot([score.value], [row], "o", color="tab:blue", markersize=5)
-        ax.annotate(f"{score.value:.3f}", (score.value, row), xytext=(0, 6), textcoords="offset points", ha="center",
-                    fontsize=7)  # fmt: skip
-    names = [
-        f"{score.task}  {score.metric}" + ("" if score.filter == "none" else f" ({score.filter})") for score in panel
-    ]
-    ax.set_yticks(range(len(panel)), names, fontsize=8)
+        ax.plot([score.value], [row], "o", color="tab:blue", markersize=5, clip_on=False)
+        text = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
+        ax.annotate(f"{score.value:.4g}", (score.value, row), **text)
+    ax.set_yticks(range(len(panel)), [_name(score) for score in panel], fontsize=8)
     ax.set_ylim(len(panel) - 0.4, -0.8)
     ax.grid(axis="x", alpha=0.3)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
+
+
+def _name(score: Score) -> str:
+    return f"{score.task}  {score.metric}" + ("" if score.filter == "none" else f" ({score.filter})")

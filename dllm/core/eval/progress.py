@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import tqdm
+from tqdm.std import tqdm
 
 
 class Progress:
@@ -27,7 +27,7 @@ class Progress:
 
     def __init__(self, total: int, *, shown: bool):
         # the average over the whole run, not the last seconds: requests are sorted by length
-        self._bar = tqdm.tqdm(
+        self._bar = tqdm(
             total=max(total, 1),
             disable=not shown,
             unit="tok",

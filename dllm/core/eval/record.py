@@ -7,13 +7,10 @@ import importlib.metadata
 import platform
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
-
-if TYPE_CHECKING:
-    from dllm.core.eval.harness import DiffusionLM
 
 _REVISION = re.compile(r"@([0-9a-f]{40})/")
 # entries of lm-evaluation-harness's results that have one entry for each task
@@ -30,8 +27,8 @@ _BY_TASK = (
 )
 
 
-def model_record(lm: DiffusionLM) -> dict[str, Any]:
-    """What is recorded of the model, its settings, and its requests so far.
+def model_record(lm: Any) -> dict[str, Any]:
+    """What is recorded of a :class:`dllm.core.eval.harness.DiffusionLM`, its settings, and its requests so far.
 
     Every field of every setting is in it, also those that nobody has set, and those of the likelihood as it is used.
     """
@@ -108,11 +105,11 @@ def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def run_record(lms: Mapping[str, DiffusionLM], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def run_record(lms: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run: of each task the options, of each model what :func:`model_record` says, and the data.
 
     Args:
-        lms: the model of each task; tasks with the same settings share one.
+        lms: the :class:`dllm.core.eval.harness.DiffusionLM` of each task; tasks with the same settings share one.
         options: of each task, :class:`dllm.core.eval.run.RunOptions`.
         data: of each task, :func:`data_record`.
     """

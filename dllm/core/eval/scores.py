@@ -35,7 +35,7 @@ def scores_of(results: Mapping[str, Any]) -> list[Score]:
     """All scores, task by task.
 
     The interval of a share of right answers is Wilson's, which also holds at 0 % and 100 %, where the standard error is
-    0. The others are symmetric.
+    0. The others are symmetric, but that of a perplexity does not reach below 1.
 
     Example:
         >>> found = {"results": {"sums": {"acc,none": 0.0, "acc_stderr,none": 0.0}}, "n-samples": {"sums":
@@ -54,6 +54,8 @@ def scores_of(results: Mapping[str, Any]) -> list[Score]:
             stderr = metrics.get(f"{name}_stderr,{chosen}")
             stderr = float(stderr) if isinstance(stderr, (int, float)) and math.isfinite(stderr) else None
             low, high = _interval(float(value), stderr, samples)
+            if low is not None and "perplexity" in name:
+                low = max(low, 1.0)
             shots = results.get("n-shot", {}).get(task)
             scores.append(Score(task, name, chosen, float(value), stderr, low, high, samples, shots))
     return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,8 @@ class Usage:
         self.forwards += entry.forwards
         self.tokens += entry.tokens
         self.seconds += entry.seconds
-        self.variance += (entry.stderr or 0.0) ** 2
+        if entry.stderr is not None and math.isfinite(entry.stderr):
+            self.variance += entry.stderr**2
 
     def add(self, other: Usage) -> None:
         """Add the cost of other requests."""
