@@ -28,6 +28,7 @@ from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
 from dllm.fast.model import input_embedding, right_shift_of
 from dllm.fast.sampling.batch import DenoisingBatch
+from dllm.fast.sampling.ends import EarlyEnds, Finished
 from dllm.fast.sampling.inputs import check_eos
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.schedule import Block, Schedule
@@ -81,6 +82,7 @@ class BaseSampler(ABC):
         *,
         seed: Seed = None,
         on_step: Callable[[Step], object] | None = None,
+        finished: Finished | None = None,
         **overrides: Any,
     ) -> Tensor | BaseSamplerOutput:
         """Continue each prompt.
@@ -92,6 +94,11 @@ class BaseSampler(ABC):
             seed: of the noise. An int s gives row i the seed s + i, B integers are taken as given, None draws s from
                 torch's generator.
             on_step: called with a :class:`dllm.fast.Step` after each forward pass.
+            finished: called with the number of a row and its final tokens, a list of ints, whenever these have grown.
+                True ends the row: what is not final yet becomes EOS, and the row costs nothing more. Final are the
+                generated tokens before the first mask; of samplers that replace tokens, those before the current block.
+                A GPU is asked for them every few steps only, so a row may go on a little after its end. The tokens
+                before its end are those that it would have without this.
             **overrides: settings by name, which replace those of `config`.
 
         Returns:
@@ -115,7 +122,7 @@ class BaseSampler(ABC):
             block_size=config.block_size,
             first_column=functools.partial(self.first_column, config),
         )
-        return self._denoise(layout, config, on_step, start_time, ends_at_eos=True)
+        return self._denoise(layout, config, on_step, start_time, ends_at_eos=True, finished=finished)
 
     def infill(
         self,
@@ -157,6 +164,7 @@ class BaseSampler(ABC):
         start_time: float,
         *,
         ends_at_eos: bool,
+        finished: Finished | None = None,
     ) -> Tensor | BaseSamplerOutput:
         """Check everything, then run the loop. With `ends_at_eos` the stats count no token after a generated EOS."""
         model, mask_id, device = self.model, layout.mask_id, input_embedding(self.model).device
@@ -165,11 +173,13 @@ class BaseSampler(ABC):
         keep = tokens_of("cfg_keep_tokens", config.cfg_keep_tokens)
         suppress = tokens_of("suppress_tokens", config.suppress_tokens)
         begin_suppress = tokens_of("begin_suppress_tokens", config.begin_suppress_tokens)
-        if on_step is not None and not callable(on_step):
-            raise TypeError(f"on_step must be callable, got {type(on_step).__name__}")
+        for name, call in {"on_step": on_step, "finished": finished}.items():
+            if call is not None and not callable(call):
+                raise TypeError(f"{name} must be callable, got {type(call).__name__}")
         eos_id = check_eos(model, getattr(self.tokenizer, "eos_token_id", None), mask_id)
-        if config.stop_at_eos and eos_id is None:
-            raise ValueError("stop_at_eos needs a tokenizer with an eos_token_id")
+        for name, wanted in {"stop_at_eos": config.stop_at_eos, "finished": finished is not None}.items():
+            if wanted and eos_id is None:
+                raise ValueError(f"{name} needs a tokenizer with an eos_token_id")
         policy, layout = self._policy(layout, config, eos_id)
         tokens = canvas.stack_rows(layout.rows, self._pad(layout.rows, eos_id, mask_id), device)
         length = torch.tensor([len(row) for row in layout.rows], dtype=torch.int64, device=device)
@@ -196,6 +206,7 @@ class BaseSampler(ABC):
             pads_left=self.pads_left,
             eos_id=eos_id if ends_at_eos else None,
             start_time=start_time,
+            early_ends=None if finished is None else EarlyEnds(finished, policy, eos_id),
         )
 
     def _policy(self, layout: RowLayout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, RowLayout]:

@@ -30,6 +30,8 @@ class BaseSamplerConfig:
         (`eot_token_id`) if it has one, and no mask before it; the rest of the row becomes EOS.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
     cuda_graph: steps as CUDA graphs: None where possible and worthwhile, True required, False never.
+    keep_histories: with `return_dict`, keep the canvas of every step; False returns the stats alone beside the
+        sequences, without the cost of a look at every step.
     """
 
     return_dict: bool = False
@@ -45,6 +47,7 @@ class BaseSamplerConfig:
     stop_at_eos: bool = False
     impl: str = "auto"
     cuda_graph: bool | None = None
+    keep_histories: bool = True
 
     def check(self) -> None:
         """Check the settings, before anything runs.
@@ -57,7 +60,7 @@ class BaseSamplerConfig:
                 at_least(1, name, getattr(self, name))
         for name in ("temperature", "cfg_scale"):
             _checks.finite_at_least_zero(name, getattr(self, name))
-        for name in ("return_dict", "stop_at_eos"):
+        for name in ("return_dict", "keep_histories", "stop_at_eos"):
             true_or_false(name, getattr(self, name))
         if self.right_shift_logits is not None:
             true_or_false("right_shift_logits", self.right_shift_logits)
