@@ -1,5 +1,6 @@
 """Rows that the caller ends: with every kind of sampler, alone and in a batch, eager and as graph replays."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_tokens_before_the_end_stay(name, device):
     for i, prompt in enumerate(PROMPTS):
         before, after = generated(whole, sampler, i, prompt), generated(ended, sampler, i, prompt)
         calls = asked[i]
-        assert all(len(a) < len(b) for a, b in zip(calls, calls[1:], strict=False))
+        assert all(len(a) < len(b) for a, b in itertools.pairwise(calls))
         assert all(tokens == before[: len(tokens)] for tokens in calls)
         assert not any(stops(i, tokens) for tokens in calls[:-1])
         if calls and stops(i, calls[-1]):

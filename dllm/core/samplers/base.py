@@ -111,18 +111,15 @@ class BaseSampler(ABC):
             ValueError: the model is causal; this is checked on a few tokens.
             RuntimeError: as :func:`dllm.fast.generate`.
         """
-        start_time, config = time.perf_counter(), self._settings(config, overrides)
-        mask_id = canvas.mask_token(self.model, self.tokenizer)
-        layout = lay_out_prompts(
-            canvas.token_rows(inputs),
-            mask_id,
-            seed,
-            max_new_tokens=config.max_new_tokens,
-            max_length=config.max_length,
-            block_size=config.block_size,
-            first_column=functools.partial(self.first_column, config),
-        )
-        return self._denoise(layout, config, on_step, start_time, ends_at_eos=True, finished=finished)
+        return self._prepare_prompts(inputs, config, seed, on_step, finished, overrides)()
+
+    def check(self, inputs: canvas.Rows, config: BaseSamplerConfig | None = None, **overrides: Any) -> None:
+        """Check a call of :meth:`sample` without running the model.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: all that `sample` would raise before it runs the model.
+        """
+        self._prepare_prompts(inputs, config, 0, None, None, overrides)
 
     def infill(
         self,
@@ -142,7 +139,30 @@ class BaseSampler(ABC):
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
         mask_id = canvas.mask_token(self.model, self.tokenizer)
         layout = lay_out_texts(canvas.token_rows(inputs), mask_id, seed, block_size=config.block_size)
-        return self._denoise(layout, config, on_step, start_time, ends_at_eos=False)
+        return self._prepare(layout, config, on_step, start_time, ends_at_eos=False)()
+
+    def _prepare_prompts(
+        self,
+        inputs: canvas.Rows,
+        config: BaseSamplerConfig | None,
+        seed: Seed,
+        on_step: Callable[[Step], object] | None,
+        finished: Finished | None,
+        overrides: dict[str, Any],
+    ) -> Callable[[], Tensor | BaseSamplerOutput]:
+        """Check the arguments of :meth:`sample`. Returns the function that then runs the loop."""
+        start_time, config = time.perf_counter(), self._settings(config, overrides)
+        mask_id = canvas.mask_token(self.model, self.tokenizer)
+        layout = lay_out_prompts(
+            canvas.token_rows(inputs),
+            mask_id,
+            seed,
+            max_new_tokens=config.max_new_tokens,
+            max_length=config.max_length,
+            block_size=config.block_size,
+            first_column=functools.partial(self.first_column, config),
+        )
+        return self._prepare(layout, config, on_step, start_time, ends_at_eos=True, finished=finished)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
         if config is None:
@@ -156,7 +176,7 @@ class BaseSampler(ABC):
         config.check()
         return config
 
-    def _denoise(
+    def _prepare(
         self,
         layout: RowLayout,
         config: BaseSamplerConfig,
@@ -165,8 +185,11 @@ class BaseSampler(ABC):
         *,
         ends_at_eos: bool,
         finished: Finished | None = None,
-    ) -> Tensor | BaseSamplerOutput:
-        """Check everything, then run the loop. With `ends_at_eos` the stats count no token after a generated EOS."""
+    ) -> Callable[[], Tensor | BaseSamplerOutput]:
+        """Check everything. Returns the function that then runs the loop.
+
+        With `ends_at_eos` the stats count no token after a generated EOS.
+        """
         model, mask_id, device = self.model, layout.mask_id, input_embedding(self.model).device
         canvas.check_rows(model, layout.rows, mask_id)
         tokens_of = functools.partial(canvas.check_tokens, model=model)
@@ -197,7 +220,8 @@ class BaseSampler(ABC):
         needs = dict(block_causal=policy.block_causal, cache=policy.cache, padded=padded, columns=tokens.shape[1])
         check_attention(model, **needs)
         _impl.choose(config.impl, device)
-        return run(
+        return functools.partial(
+            run,
             model,
             batch,
             policy,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 from dllm_kernels import _checks
+
+Config = TypeVar("Config", bound="BaseSamplerConfig")
 
 
 @dataclass
@@ -48,6 +52,28 @@ class BaseSamplerConfig:
     impl: str = "auto"
     cuda_graph: bool | None = None
     keep_histories: bool = True
+
+    steps_of: ClassVar[str] = "row"  # or "block": what the setting `steps` counts, where there is one
+
+    def with_length(self: Config, max_new_tokens: int) -> Config:
+        """These settings for another number of new tokens: `steps` follows, so that a step commits as many as before.
+
+        Blocks keep their size. Where there are at least as many steps as tokens, a step commits one token afterwards.
+        Nothing else follows where `steps` counts the steps of a block (`steps_of`), or where there is no such setting.
+
+        Example:
+            >>> from dllm.core.samplers import LLaDASamplerConfig
+            >>> LLaDASamplerConfig(max_new_tokens=256, steps=128, block_size=32).with_length(100).steps  # 4 blocks
+            64
+        """
+        changed = {"max_new_tokens": at_least(1, "max_new_tokens", max_new_tokens)}
+        if self.steps_of == "row" and hasattr(self, "steps") and max_new_tokens != self.max_new_tokens:
+            width = min(self.block_size or max_new_tokens, max_new_tokens)
+            per_block = width
+            if self.max_new_tokens is not None and self.steps < self.max_new_tokens:
+                per_block = -(-width * self.steps // self.max_new_tokens)
+            changed["steps"] = per_block * -(-max_new_tokens // width)
+        return dataclasses.replace(self, **changed)
 
     def check(self) -> None:
         """Check the settings, before anything runs.

@@ -97,7 +97,7 @@ class RND1Sampler(BaseSampler):
             "confidence": "neg_entropy",
         }
 
-    def _denoise(
+    def _prepare(
         self,
         layout: RowLayout,
         config: RND1SamplerConfig,
@@ -106,11 +106,11 @@ class RND1Sampler(BaseSampler):
         *,
         ends_at_eos: bool,
         finished: Finished | None = None,
-    ) -> Tensor | BaseSamplerOutput:
-        """As :meth:`BaseSampler._denoise`, with the last column of each row reserved if prompts are continued."""
+    ) -> Callable[[], Tensor | BaseSamplerOutput]:
+        """As :meth:`BaseSampler._prepare`, with the last column of each row reserved if prompts are continued."""
         if ends_at_eos:
             layout = _with_last_column(layout, self._last_token(layout.mask_id, add_eos=config.add_eos_at_end))
-        return super()._denoise(layout, config, on_step, start_time, ends_at_eos=ends_at_eos, finished=finished)
+        return super()._prepare(layout, config, on_step, start_time, ends_at_eos=ends_at_eos, finished=finished)
 
     def _last_token(self, mask_id: int, *, add_eos: bool) -> int:
         name = "eos_token_id" if add_eos else "pad_token_id"
