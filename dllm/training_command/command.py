@@ -101,10 +101,11 @@ def _usage(words: Sequence[str]) -> str:
     if "--task" in words[:-1]:
         task = words[words.index("--task") + 1]
     return (
-        "usage: dllm train [--help] [FILE.yaml] [--task sft|pt] [--dry-run] [--NAME VALUE ...]\n\n"
-        "Fine-tune on conversations (sft) or pre-train on text (pt). The file has lines `name: value`; flags override\n"
-        f"it. The settings of a run are saved as {SETTINGS_FILE} in output_dir; dllm train output_dir/{SETTINGS_FILE}\n"
-        "starts the same run. --dry-run prints the settings, parameters, steps and memory, and trains nothing.\n"
+        "usage: dllm train [--help] [FILE.yaml] [--task TASK] [--dry-run] [--NAME VALUE ...]\n\n"
+        "Fine-tune on conversations (sft; dream-sft, as Dream is) or pre-train on text (pt). The file has lines\n"
+        "`name: value`; flags override it. The settings of a run are saved as "
+        f"{SETTINGS_FILE} in output_dir;\ndllm train output_dir/{SETTINGS_FILE} starts the same run. --dry-run prints "
+        "the settings, parameters, steps\nand memory, and trains nothing.\n"
         "Several processes: accelerate launch --module dllm.cli train ...\n\nsettings: type, meaning, [default]\n"
         + help_text(RECIPES.get(task or "sft", RECIPES["sft"]))
     )
