@@ -1,4 +1,4 @@
-"""Runs a line of the published evaluations up to the model call, with rows of the tests and without the Hub."""
+"""Runs a line of the published evaluations, with rows of the tests in place of the Hub."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import lm_eval.tasks
 import pytest
 from lm_eval.api.model import LM
-from lm_eval.tasks import TaskManager
 
+from dllm.core.eval import command, harness
+from dllm.core.eval.generation import Generated
+from dllm.core.eval.plan import KeptTaskManager
 from dllm.core.eval.tasks import tasks_folder
+from dllm.core.likelihood import Estimate
 from tests.eval import published_rows
 
 # Folders of lm-eval's tasks that the lines need. Reading all of them takes 20 seconds.
@@ -66,11 +69,11 @@ class CodeEval:
 
 
 @functools.cache
-def task_manager() -> TaskManager:
+def task_manager() -> KeptTaskManager:
     """The tasks of the lines, and ours."""
     root = Path(lm_eval.tasks.__file__).parent
     folders = [root / name for name in FOLDERS.split()]
-    return TaskManager(include_defaults=False, include_path=[*folders, tasks_folder()])
+    return KeptTaskManager(include_defaults=False, include_path=[*folders, tasks_folder()])
 
 
 def without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +81,7 @@ def without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", functools.cache(published_rows.load_dataset))
     monkeypatch.setattr("evaluate.load", lambda name: CodeEval())
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: task_manager())
+    monkeypatch.setattr("dllm.core.eval.plan.task_manager", lambda *_: task_manager())
     if _is_installed("nltk"):
         monkeypatch.setattr("nltk.download", lambda *_, **__: True)
 
@@ -102,3 +106,42 @@ def record(words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> d
     cli_evaluate()
     (written,) = [path for path in folder.glob("results*.json") if re.search(r"_\d{4}-", path.name)]
     return json.loads(written.read_text())
+
+
+class Asked(NamedTuple):
+    """What a line asks of a model.
+
+    requests: the requests of lm-eval.
+    contents: what the sampler or the likelihood was called with, a request each.
+    lm: the model of lm-eval.
+    """
+
+    requests: list[Any]
+    contents: list[Any]
+    lm: harness.DiffusionLM
+
+
+def up_to_the_model(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Run `python -m dllm.core.eval` with `words`, with stand-ins for sampling and likelihood."""
+    without_the_hub(monkeypatch)
+    seen: dict[str, Any] = {}
+
+    def jobs(lm: harness.DiffusionLM, kind: str, requests: list[Any], before=harness.DiffusionLM.jobs) -> list[Any]:
+        seen.update(lm=lm, requests=list(requests))
+        return before(lm, kind, requests)
+
+    def generate(sampler: Any, contents: list[Any], config: Any, *, on_generated: Any, **_: Any) -> None:
+        seen.update(contents=list(contents))
+        for number in range(len(contents)):
+            on_generated(number, Generated("The answer is 3.", 5, 1, 0.0))
+
+    def score(model: Any, contents: list[Any], config: Any, *, on_estimate: Any, **_: Any) -> None:
+        seen.update(contents=list(contents))
+        for number, target in enumerate(contents):
+            on_estimate(number, Estimate(-float(len(target.target)), 0.0, 1, True))
+
+    monkeypatch.setattr(harness.DiffusionLM, "jobs", jobs)
+    monkeypatch.setattr(harness, "generate_requests", generate)
+    monkeypatch.setattr(harness, "log_likelihoods", score)
+    assert command.main(words) == 0
+    return Asked(**seen)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dllm.core.eval.arguments import read
 from dllm.core.eval.settings import settings_table
 from dllm.core.eval.settings.command import arguments_of
 
@@ -135,9 +136,40 @@ def test_a_job_without_gpus(machine):
 
 
 def test_a_model_under_the_base_folder(machine, tmp_path):
-    (tmp_path / "here" / "models" / "toy").mkdir(parents=True)
-    folder = str(tmp_path / "here" / "models")
-    assert run(machine, "dream", "mmlu", "toy", BASE_MODELS_DIR=folder).returncode == 0
+    (tmp_path / "models" / "toy").mkdir(parents=True)
+    folder = str(tmp_path / "models")
+    done = run(machine, "dream", "mmlu", "toy", BASE_MODELS_DIR=folder, PROCESSES_PER_NODE="1")
+    assert done.returncode == 0, done.stderr
     assert f"pretrained={folder}/toy," in " ".join(started(machine)[0])
-    missing = run(machine, "dream", "mmlu", "another", BASE_MODELS_DIR=folder)
-    assert missing.returncode == 1 and "BASE_MODELS_DIR is set" in missing.stderr
+
+
+@pytest.mark.parametrize("instruct", [False, True])
+@pytest.mark.parametrize("family", ["a2d", "bert", "dream", "llada"])
+def test_the_examples_run_every_task(machine, family, instruct):
+    script = ROOT / "examples" / family / "eval.sh"
+    words = ["owner/model", "--limit", "2", *["--instruct"] * (instruct and family != "a2d")]
+    done = subprocess.run(["bash", str(script), *words], env=machine, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ((allowed, _, module, *given),) = started(machine)
+    options, settings = read(given)
+    assert (allowed, module, options.limit, settings) == ("1", "dllm.core.eval", 2, {"pretrained": "owner/model"})
+    assert options.confirm_run_unsafe_code and options.output_path == f"runs/eval/{family}"
+    if family != "a2d":
+        assert options.published == "slurm" and options.instruct is instruct and options.model == family
+        assert options.tasks == list(settings_table(family).lines(instruct))
+
+
+@pytest.mark.parametrize("family", ["a2d", "bert", "dream", "llada"])
+def test_an_example_without_a_model_says_how_to_run_it(machine, family):
+    done = subprocess.run(
+        ["bash", str(ROOT / f"examples/{family}/eval.sh")], env=machine, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and f"usage: bash examples/{family}/eval.sh MODEL" in done.stderr
+
+
+def test_shellcheck_finds_nothing():
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if checker is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([checker, *map(str, (ROOT / "examples").glob("*/*.sh"))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

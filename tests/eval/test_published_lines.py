@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
 from typing import NamedTuple
 
 import pytest
 
+from dllm.core.eval.generation import GenerationRequest
 from dllm.core.eval.settings import settings_table, task_settings
-from dllm.core.eval.settings.command import settings_arguments
-from tests.eval.lines import Recorder, record
+from dllm.core.eval.settings.command import arguments_of, settings_arguments
+from dllm.core.likelihood import Target
+from tests.eval.lines import Asked, Recorder, record, up_to_the_model
+from tests.families import folders
+
+ARGS = operator.attrgetter("args")
 
 NEEDS = {"minerva_math": ("math_verify", "antlr4"), "ifeval": ("langdetect", "immutabledict", "nltk")}
 
@@ -84,30 +90,58 @@ def test_the_table_has_the_lines_and_no_others():
     assert len(SEED) == 23
 
 
-@pytest.mark.parametrize("line", SEED, ids=lambda line: f"{'instruct' if line.instruct else 'base'}-{line.task}")
-def test_a_line_of_dream(line, monkeypatch, tmp_path):
-    skip_without(line.task)
-    settings = task_settings("dream", line.task, instruct=line.instruct)
-    record(settings_arguments(settings, "some/model"), monkeypatch, tmp_path)
+@pytest.fixture(scope="module")
+def dream(tmp_path_factory) -> str:
+    """A small checkpoint of Dream, as its authors write theirs."""
+    return folders.write(tmp_path_factory.mktemp("dream"), "dream")
 
-    made = {"pretrained": "some/model", "add_bos_token": True, "escape_until": True}
-    asked = dict(max_new_tokens=line.tokens, steps=line.tokens, temperature=line.temperature, top_p=line.top_p)
-    asked |= dict(mc_num=line.mc_num)
-    made |= {name: value for name, value in asked.items() if value is not None}
-    assert {name: value for name, value in Recorder.made_with.items() if name not in ("batch_size", "device")} == made
-    assert Recorder.asked
-    for request in Recorder.asked:
-        prompt = request.args[0]
-        assert prompt.count(line.beginning) == line.shots + 1 or line.task == "ifeval"
-        assert request.request_type == ("loglikelihood" if line.mc_num else "generate_until")
-        if line.instruct:
-            assert prompt.count("<user>") == 1 and prompt.count("<assistant>") == 1
-            question, _, answer = prompt.partition("<assistant>")
-            assert bool(answer) == (line.task in OPENED)
-            prompt = answer or question
-        assert prompt.endswith(line.end), prompt[-200:]
-        if not line.mc_num:
-            assert request.args[1]["until"] == list(line.until)
+
+@pytest.mark.parametrize("line", SEED, ids=lambda line: f"{'instruct' if line.instruct else 'base'}-{line.task}")
+def test_a_line_of_dream(line, dream, monkeypatch):
+    skip_without(line.task)
+    asked = up_to_the_model(arguments_of("dream", line.task, dream, instruct=line.instruct, limit=2), monkeypatch)
+    sampler, likelihood = asked.lm.settings.sampler, asked.lm.settings.likelihood
+    if line.tokens:
+        got = (sampler.max_new_tokens, sampler.steps, sampler.temperature, sampler.top_p)
+        assert got == (line.tokens, line.tokens, line.temperature, line.top_p) and sampler.alg == "entropy"
+    if line.mc_num:
+        assert likelihood.mc_num == line.mc_num and likelihood.form == "dream"
+    assert asked.lm.settings.eval.add_bos_token and asked.lm.settings.eval.escape_until
+    assert asked.requests and len(asked.contents) == len(
+        {(r.args[0], str(r.args[1]), r.doc_id) for r in asked.requests}
+    )
+    for request in asked.requests:
+        check_prompt(line, *request.args)
+    for content in asked.contents:
+        check_content(line, content, asked)
+
+
+def check_prompt(line: Line, prompt: str, other: str | dict) -> None:
+    """A prompt has the line's shots, its beginning and its end; the request has the task's stop strings."""
+    assert prompt.count(line.beginning) == line.shots + 1 or line.task == "ifeval"
+    if line.instruct:
+        assert prompt.count("<|im_start|>user\n") == 1  # all shots in one message
+        question, turn, answer = prompt.partition("<|im_end|>\n<|im_start|>assistant\n")
+        assert turn and bool(answer) == (line.task in OPENED)
+        prompt = answer or question
+    assert prompt.endswith(line.end), prompt[-200:]
+    if not line.mc_num:
+        assert other["until"] == list(line.until)
+
+
+def check_content(line: Line, content: Target | GenerationRequest, asked: Asked) -> None:
+    """The model reads the prompt from its BOS on, or the end of it if that is longer than the model's maximum."""
+    decode = asked.lm.tokenizer.decode
+    ids = content.context if line.mc_num else content.prompt
+    cut = len(ids) + (len(content.target) + len(content.after) if line.mc_num else line.tokens) == asked.lm.max_length
+    assert cut or ids[0] == asked.lm.tokenizer.bos_token_id
+    text = decode(ids[1:])
+    assert any(prompt.endswith(text) if cut else prompt.startswith(text) for prompt, *_ in map(ARGS, asked.requests))
+    if line.mc_num:
+        assert any(decode(content.target) in f"{prompt}{target}" for prompt, target in map(ARGS, asked.requests))
+        assert list(content.after) == [asked.lm.tokenizer.eos_token_id]
+    else:
+        assert content.until == () and content.overrides.get("max_new_tokens", line.tokens) == line.tokens
 
 
 def test_a_question_of_several_choices_is_asked_for_each(monkeypatch, tmp_path):
