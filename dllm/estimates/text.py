@@ -83,7 +83,7 @@ def fit_report(run: Shares) -> list[str]:
         >>> run = Shares(trained=10**10, trained_bytes=2 * 10**10, frozen=0, frozen_bytes=0, layer=10**8, rest=10**9,
         ...              states=2, fixed=0, half=True)
         >>> fit_report(run)[-1]
-        'fsdp2  no, 153.67 GiB  yes, 41.91 GiB  yes, 23.28 GiB'
+        'fsdp2  no, 153.11 GiB  yes, 41.35 GiB  yes, 22.72 GiB'
     """
     header = "fits", *(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS)
     return table([header, *((config, *(_fit(config, gpus, run) for gpus in GPUS)) for config in CONFIGS)])

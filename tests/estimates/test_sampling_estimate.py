@@ -45,10 +45,8 @@ def canvas_of(*, batch=1, prompt=32, length=32, block=32, cfg_scale=0.0, steps=N
     return Canvas(batch=batch, prompt=prompt, settings=settings)
 
 
-def told(config, canvas: Canvas, dtype: str = "float32", eager: bool = False):
-    attention = "eager" if eager else "sdpa"
-    chosen = ModelArguments(model_name_or_path=str(SHIPPED), dtype=dtype, attn_implementation=attention)
-    return estimate_sampling(config, chosen, canvas)
+def told(config, canvas: Canvas, dtype: str = "float32"):
+    return estimate_sampling(config, ModelArguments(model_name_or_path=str(SHIPPED), dtype=dtype), canvas)
 
 
 def small(dtype: str = "float32", **options) -> tuple[LlamaConfig, torch.nn.Module]:
@@ -158,10 +156,11 @@ def test_flops_and_bytes_by_their_formulae():
     everything = sum(weight.numel() for weight in model.parameters())
     (step,) = found[None].steps
     attention, head = 4 * 3 * 3 * 96 * 80 * 80, 2 * 3 * 16 * table
-    assert step.flops == 2 * 3 * 80 * matrices + attention + head
+    # transformers 4 computes the angles of the rotary embedding, 12 for each position, as a product
+    assert step.flops - (2 * 3 * 80 * matrices + attention + head) in (0, 2 * 12 * 80)
     assert step.read == 4 * (everything - table + 3 * 80 * 96)
     other = found["dual"].steps[1]
-    assert other.flops == 2 * 3 * 16 * matrices + 4 * 3 * 3 * 96 * 16 * 80 + head
+    assert other.flops - (2 * 3 * 16 * matrices + 4 * 3 * 3 * 96 * 16 * 80 + head) in (0, 2 * 12 * 3 * 16)
     assert other.read == 4 * (everything - table + 3 * 16 * 96) + 3 * 3 * 2 * 48 * 80 * 4
     assert found[None].flops == 32 * step.flops
     assert found["dual"].flops == 2 * found["dual"].steps[0].flops + 30 * other.flops
@@ -178,13 +177,11 @@ def test_few_tokens_read_few_experts():
     assert many.read - few.read == routed * 3 // 4 + 60 * 2048 * 2  # 4 x 8 of 128 experts, and rows of the embedding
 
 
-def test_models_without_and_with_a_kv_cache():
+def test_a_model_without_a_kv_cache():
     size = dict(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     assert [cost.cache for cost in told(ModernBertConfig(**size, pad_token_id=1), canvas_of()).caches] == [None]
-    config = BertConfig(**size)
-    assert [cost.cache for cost in told(config, canvas_of(), eager=True).caches] == [None, "block", "dual"]
     with pytest.raises(ValueError, match="must fit the model's 512 positions, got 600"):
-        told(config, canvas_of(prompt=568))
+        told(BertConfig(**size), canvas_of(prompt=568))
 
 
 def test_a_forward_that_asks_for_values_is_refused(monkeypatch):
