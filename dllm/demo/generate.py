@@ -72,7 +72,8 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
 def _estimate(options: argparse.Namespace) -> str:
     """The report of a dry run."""
     from dllm.configs import ModelArguments
-    from dllm.estimates.sampling import Canvas, estimate_sampling
+    from dllm.estimates.costs import Canvas
+    from dllm.estimates.sampling import estimate_sampling
     from dllm.estimates.text import sampling_report
     from dllm.models import get_config
     from dllm.models.official import marker_of

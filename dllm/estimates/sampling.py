@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -14,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode
 
 from dllm.configs import ModelArguments
+from dllm.estimates.costs import CacheCost, Canvas, SamplingEstimate, StepCost
 from dllm.estimates.experts import Mixture, mixture_of
 from dllm.estimates.fake import NEEDS_VALUES, LiveBytes, model_on_meta, replace_by_fake_tensors, total_bytes
 from dllm.fast.attention import attention_of
@@ -22,7 +22,6 @@ from dllm.fast.model import block_size_of, check_positions, input_embedding, rig
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.cache import COLUMN_MULTIPLE, KeyValueCache
 from dllm.fast.sampling.cache_layout import CacheLayout, LayoutRecorder
-from dllm.fast.sampling.inputs import Settings
 from dllm.fast.sampling.passes import Pass, run
 from dllm.fast.sampling.plan import plan
 from dllm.fast.sampling.schedule import Block, Schedule
@@ -31,84 +30,6 @@ from dllm.fast.sampling.state import CurrentBlock, Policy, State
 CACHES = (None, "block", "dual")
 # Bytes of logits that the head keeps at once, at most (dllm_kernels.linear_gumbel_argmax).
 _LOGITS = 2**25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Canvas:
-    """The rows of a call, all of the same length.
-
-    batch: number of rows.
-    prompt: given tokens of a row.
-    settings: of `generate`: tokens to generate, per block, and steps.
-
-    Raises:
-        ValueError: a number is below its least, 1 for the batch and 0 for the prompt.
-    """
-
-    batch: int
-    prompt: int
-    settings: Settings
-
-    def __post_init__(self):
-        for name, least in (("batch", 1), ("prompt", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-
-    @property
-    def columns(self) -> int:
-        return self.prompt + self.settings.gen_length
-
-
-class StepCost(NamedTuple):
-    """One kind of step.
-
-    name: when it runs.
-    times: how often in a call.
-    columns: of each row that run.
-    memory: bytes at the peak of the step, without weights and KV cache.
-    read: bytes of weights and of the KV cache that are read.
-    flops: multiplications and additions of matrix products and attention.
-    """
-
-    name: str
-    times: int
-    columns: int
-    memory: int
-    read: int
-    flops: int
-
-
-class CacheCost(NamedTuple):
-    """Sampling with one kind of cache: None, "block" or "dual"; bytes that it keeps, and the kinds of steps."""
-
-    cache: str | None
-    bytes: int
-    steps: tuple[StepCost, ...]
-
-    @property
-    def peak(self) -> int:
-        """Bytes of the cache and of the most expensive step."""
-        return self.bytes + max(step.memory for step in self.steps)
-
-    @property
-    def flops(self) -> int:
-        """Of the whole call."""
-        return sum(step.times * step.flops for step in self.steps)
-
-
-class SamplingEstimate(NamedTuple):
-    """What sampling takes.
-
-    parameters: of the model; shared ones count once.
-    active: those that a token uses: all but the experts that are not chosen for it.
-    weights: bytes.
-    caches: the costs under each kind of cache that the model can use.
-    """
-
-    parameters: int
-    active: int
-    weights: int
-    caches: tuple[CacheCost, ...]
 
 
 def estimate_sampling(
@@ -142,6 +63,7 @@ def estimate_sampling(
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
+        >>> from dllm.fast.sampling.inputs import Settings
         >>> from dllm.models import get_config
         >>> settings = Settings(
         ...     steps=4, gen_length=8, block_length=4, temperature=0, cfg_scale=0, remasking="low_confidence"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dllm.estimates.sampling import CacheCost, Canvas, SamplingEstimate
+from dllm.estimates.costs import CacheCost, Canvas, SamplingEstimate
 from dllm.estimates.sharding import CONFIGS, GPU_BYTES, GPUS, Shares, bytes_per_process
 
 _HEADER = ("cache", "kept", "step", "times", "columns", "memory", "read", "TFLOP")

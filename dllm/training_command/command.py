@@ -112,8 +112,8 @@ def _usage(words: Sequence[str]) -> str:
         "Fine-tune on conversations (sft; dream-sft, as Dream is) or pre-train on text (pt). The file has lines\n"
         "`name: value`; flags override it. The settings of a run are saved as "
         f"{SETTINGS_FILE} in output_dir;\ndllm train output_dir/{SETTINGS_FILE} starts the same run. --dry-run prints "
-        "the settings, parameters, steps,\nmemory and the GPUs that hold it, and trains nothing; without dataset_args it "
-        "reads the model's config.json only.\n"
+        "the settings, parameters, steps,\nmemory and the GPUs that hold it, and trains nothing; without dataset_args "
+        "it reads the model's config.json only.\n"
         "Several processes: accelerate launch --module dllm.cli train ...\n\nsettings: type, meaning, [default]\n"
         + help_text(RECIPES.get(task or "sft", RECIPES["sft"]))
     )

@@ -16,9 +16,10 @@ from dllm.cli import main
 from dllm.configs import ModelArguments
 from dllm.core.samplers import BD3LMSampler, BD3LMSamplerConfig, FastDLLMSampler, FastDLLMSamplerConfig
 from dllm.demo.shipped import SHIPPED
+from dllm.estimates.costs import Canvas
 from dllm.estimates.experts import mixture_of
 from dllm.estimates.fake import LiveBytes, model_on_meta
-from dllm.estimates.sampling import Canvas, estimate_sampling
+from dllm.estimates.sampling import estimate_sampling
 from dllm.fast import generate
 from dllm.fast.sampling import loop
 from dllm.fast.sampling.inputs import Settings
