@@ -1,4 +1,4 @@
-"""Plots of measured rows: PNG files of one measurement, and the two SVG files in docs/ of the published results.
+"""Plots of measured rows: PNG files of one measurement, and the SVG files in docs/ of the published results.
 
 ``python -m benchmarks.plot`` draws the files in docs/.
 """
