@@ -1,4 +1,4 @@
-"""Tables of sampling: speed against the authors' loops, block caches, and accuracy against tokens per step."""
+"""Tables of sampling: speed against the authors' loops, parts of a step, block caches, accuracy against tokens per step."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ STEPS_HEAD = (
     "tokens/s",
     "over the published loop (10-90 % of steps)",
     "over the loop without a cache",
+    "same tokens",
     "command",
 )
 QUALITY_HEAD = ("asked", "tokens per step", "exact answers", "95 % interval", "tokens per forward", "command")
@@ -92,8 +93,9 @@ def steps_lines(row: dict, commands: list[str]) -> list[list[str]]:
             f"{result['mean_ms_per_step']:.0f}",
             *(f"{ms:.0f}" if ms is not None else "" for ms in step_parts(result).values()),
             f"{result['tokens_per_second']:.2f}",
-            speedup_of_steps(result),
+            speedup_of_steps(result) if name.startswith("ours") else "",
             f"{result['speedup_over_full_canvas']:.1f}x" if "speedup_over_full_canvas" in result else "",
+            f"{result['same_tokens']:.1%}" if "same_tokens" in result else "",
             f"{commands.index(row['command']) + 1}",
         ]
         for name, result in row["providers"].items()
@@ -117,14 +119,12 @@ def step_parts(result: dict) -> dict[str, float | None]:
 
 
 def speedup_of_steps(result: dict) -> str:
-    """The speed-up over the authors' loop, with the quantiles over steps where both take as many; "" for that loop.
+    """The speed-up over the authors' loop, with the quantiles over steps where both take as many.
 
     Example:
         >>> speedup_of_steps({"speedup": 2.0, "speedup_of_steps": {"p10": 1.8, "p90": 2.25}})
         '2.0x (1.8-2.2)'
     """
-    if result["speedup"] == 1:
-        return ""
     steps = result.get("speedup_of_steps")
     return f"{result['speedup']:.1f}x" + (f" ({steps['p10']:.1f}-{steps['p90']:.1f})" if steps else "")
 
