@@ -9,8 +9,9 @@ bfloat16, 256 new tokens, batch 1 and 4, on random weights:
 - FastDLLMSampler with the dual cache and threshold 0.9 against Fast-dLLM's own loop and, a token, LLaDA's on the whole
   canvas. Random weights never reach 0.9, so that a step commits one token.
 
-Eight steps of each run are timed (see `benchmarks.measured_steps`), of the dual cache a whole block. The rows are those
-of `benchmarks/sampler_throughput.py`; options given here are passed on to it. A quiet machine needs about 10 minutes.
+Six steps of each run are timed, twice (see `benchmarks.measured_steps`), with the dual cache a whole block. The rows are
+those of `benchmarks/sampler_throughput.py`; options given here are passed on to it. Two quiet cores need about 11
+minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if __package__ in (None, ""):  # run as a file: packages are imported from the r
 from benchmarks import sampler_throughput
 from dllm.exits import exit_code
 
-SHARED = "--dtype bfloat16 --device cpu --batch 1 4 --gen-length 256 --measured-steps 8 --repeats 2"
+SHARED = "--dtype bfloat16 --device cpu --batch 1 4 --gen-length 256 --measured-steps 6 --repeats 2"
 CASES = (
     "--model dream-0.5b --sampler dream-entropy --temperature 0.2 --top-p 0.95 --steps 256",
     "--model llada-0.5b --sampler llada --block-length 32 --steps 256",

@@ -1,4 +1,4 @@
-"""Tables of sampling: speed against the authors' loops, parts of a step, block caches, accuracy against tokens per step."""
+"""Tables of sampling: speed against the authors' loops, parts of a step, block caches, accuracy by tokens per step."""
 
 from __future__ import annotations
 

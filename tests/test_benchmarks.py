@@ -322,7 +322,7 @@ class TestMeasuredSteps:
         cases = [case for options in parsed for case in sampler_throughput.cases_of(options)]
         assert [case.batch for case in cases] == [1, 4] * 3
         assert {(case.dtype, case.prompt_length, case.gen_length, case.measured_steps) for case in cases} == {
-            ("bfloat16", 64, 256, 8)
+            ("bfloat16", 64, 256, 6)
         }
         dream, llada, dual = cases[::2]
         assert (dream.sampler, dream.temperature, dream.options["top_p"]) == ("dream-entropy", 0.2, 0.95)
