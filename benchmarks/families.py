@@ -9,8 +9,8 @@ bfloat16, 256 new tokens, batch 1 and 4, on random weights:
 - FastDLLMSampler with the dual cache and threshold 0.9 against Fast-dLLM's own loop and, a token, LLaDA's on the whole
   canvas. Random weights never reach 0.9, so that a step commits one token.
 
-Six steps of each run are timed, twice (see `benchmarks.measured_steps`), with the dual cache a whole block. The rows are
-those of `benchmarks/sampler_throughput.py`; options given here are passed on to it. Two quiet cores need about 11
+Six steps of each run are timed, twice (see `benchmarks.measured_steps`), with the dual cache a whole block. The rows
+are those of `benchmarks/sampler_throughput.py`; options given here are passed on to it. Two quiet cores need about 11
 minutes.
 """
 
