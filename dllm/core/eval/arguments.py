@@ -22,7 +22,7 @@ exit code: 0, or 1 if a task failed (the others are evaluated), 2 if the command
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser. Its options have dashes; :func:`read` takes underscores as well."""
+    """The parser. Options can be written with dashes or with underscores."""
     made = argparse.ArgumentParser(
         prog="dllm eval",
         usage=_USAGE,
@@ -31,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = made.add_argument
+
+    def add(*names: str, **options: Any) -> None:
+        underscored = [name.replace("-", "_").replace("__", "--", 1) for name in names if "-" in name[2:]]
+        made.add_argument(*names, *underscored, **options)
+
     add("checkpoint", nargs="?", metavar="MODEL", help="a folder, or a name on the Hugging Face Hub")
     add("--tasks", "-t", nargs="+", default=[], metavar="TASK", help="names, also mmlu_*, or YAML files")
     add("--model", "-M", metavar="NAME", help="llada, dream, bert, ... (default: by the checkpoint's family)")
@@ -75,9 +79,9 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     Example:
         >>> options, settings = read("some/model --tasks arc_easy,piqa --num_fewshot 5 --steps 64".split())
         >>> options.tasks, options.num_fewshot, settings
-        (['arc_easy', 'piqa'], 5, {'steps': '64'})
+        (['arc_easy', 'piqa'], 5, {'steps': '64', 'pretrained': 'some/model'})
     """
-    options, others = parser().parse_known_args([_with_dashes(word) for word in words])
+    options, others = parser().parse_known_args(list(words))
     options.tasks = [name for word in options.tasks for name in _split(word) if name]
     for name in ("apply_chat_template", "fewshot_as_multiturn", "log_samples", "confirm_run_unsafe_code"):
         setattr(options, name, _bool(name, getattr(options, name)))
@@ -132,13 +136,6 @@ def _split(word: str) -> list[str]:
         else:
             parts[-1] += character
     return parts
-
-
-def _with_dashes(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, sign, value = word.partition("=")
-    return name.replace("_", "-") + sign + value
 
 
 def _flags(words: Sequence[str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ class DiffusionLM(LM):
         >>> prompt = lm.apply_chat_template([{"role": "user", "content": "What is 12 * 4?"}])
         >>> request = Instance("generate_until", {}, (prompt, {"until": ["."]}), 0, ("sums", 0, 1))
         >>> lm.generate_until([request], disable_tqdm=True)
-        ['12 * 4 = 48']
+        [' 12 * 4 = 48']
     """
 
     table: ClassVar[EvalModel]
