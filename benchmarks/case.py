@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from dllm.demo import samplers
 
@@ -20,6 +20,7 @@ class Case:
         remasking: None where the sampler has no such option.
         sampler: "generate", the model card's loop, or a name of :data:`dllm.demo.samplers.SAMPLERS`.
         options: further options of the sampler, by name.
+        measured_steps: time only so many steps, see `measured`; None: whole runs.
     """
 
     model: str
@@ -36,9 +37,10 @@ class Case:
     seed: int = 0
     sampler: str = "generate"
     options: Mapping[str, float | None] = field(default_factory=dict)
+    measured_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "prompt_length", "gen_length", "block_length", "steps"):
+        for name in ("batch", "prompt_length", "gen_length", "block_length", "steps", "measured_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("temperature", "cfg_scale"):
@@ -56,6 +58,33 @@ class Case:
     def blocks(self) -> int:
         """Number of blocks."""
         return self.gen_length // self.block_length
+
+    @property
+    def measured(self) -> Case:
+        """The run that is timed in place of the whole one: the last block of the same canvas, in fewer steps.
+
+        The `measured_steps` commit more tokens each than the steps of the whole run. They see as many masked positions
+        on average, since some tokens of the block are there from the start. Where a rule decides how many tokens a step
+        commits, the run is the whole block.
+
+        Example:
+            >>> shape = {"model": "minilm", "dtype": "float32", "device": "cpu", "sampler": "llada"}
+            >>> run = Case(**shape, gen_length=256, block_length=256, steps=256, measured_steps=8).measured
+            >>> run.prompt_length, run.gen_length, run.steps
+            (92, 228, 8)
+        """
+        if self.measured_steps is None:
+            return self
+        steps, masks = None, self.block_length
+        if self.steps is not None:
+            steps_of_block = self.steps // self.blocks
+            steps = min(self.measured_steps, steps_of_block)
+            # m masks in S equal steps: m (1 + 1 / S) / 2 of them before a step, on average
+            masks = max(round(masks * (1 + 1 / steps_of_block) / (1 + 1 / steps)), 1)
+        given = self.prompt_length + self.gen_length - masks
+        return replace(
+            self, prompt_length=given, gen_length=masks, block_length=masks, steps=steps, measured_steps=None
+        )
 
     @property
     def deterministic(self) -> bool:
@@ -89,6 +118,7 @@ class Case:
             f"prompt {self.prompt_length}, generate {self.gen_length} in {steps}, blocks of {self.block_length}, "
             + "".join(f"{option}, " for option in options)
             + f"guidance {self.cfg_scale:g}"
+            + (f", {self.measured.steps or 'all'} steps of the last block timed" if self.measured_steps else "")
         )
 
     @property
@@ -102,6 +132,7 @@ class Case:
             f"{sampler}{self.model}-{self.dtype}-{self.device}-b{self.batch}-p{self.prompt_length}-g{self.gen_length}"
             f"-k{self.block_length}{steps}-t{self.temperature:g}-c{self.cfg_scale:g}"
             + "".join(f"-{part}" for part in [self.remasking, *options] if part)
+            + (f"-m{self.measured_steps}" if self.measured_steps else "")
         )
 
     def loop_arguments(self, steps: int | None = None) -> dict[str, object]:

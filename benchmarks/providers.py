@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from benchmarks import card_loop, loops, models, timing
 from benchmarks.case import Case
 from benchmarks.models import Loaded
 
-NAMES = ("card", "card-compile", "card-reduce-overhead", "ours-eager", "ours-graph")
+NAMES = ("card", "card-compile", "card-reduce-overhead", "full-canvas", "ours-eager", "ours-graph")
 # mode of torch.compile; the second captures CUDA graphs and takes longest to start
 COMPILED = {"card-compile": "default", "card-reduce-overhead": "reduce-overhead"}
+OnStep = Callable[[object], None] | None  # called after each step
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Split:
     """Seconds of the parts of a run; None where a provider cannot separate a part from the one before it.
 
     forwards: forward passes of the model. row_forwards: the sum over forward passes of the rows that took part.
+    head: of head_sampling, the product with the head alone. steps: seconds of each step; empty where a step cannot be
+    told from the next. setup: seconds before the first step. canvas: what the run returned.
     """
 
     body: float | None
@@ -30,6 +33,10 @@ class Split:
     forwards: int
     row_forwards: int
     note: str = ""
+    head: float | None = None
+    steps: Sequence[float] = ()
+    setup: float = 0.0
+    canvas: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,15 @@ class Provider:
 
 
 def build(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
-    """The provider called `name`, ready for its first run; raises what the program itself raises."""
-    if name == "card":
+    """The provider called `name`, ready for its first run; raises what the program itself raises.
+
+    Args:
+        prompt: int64 [B, P]; where the case measures only some steps, as many columns as the canvas has, of which the
+            run that is timed takes the first as its prompt.
+    """
+    case = case_of(name, case).measured
+    prompt = prompt[:, : case.prompt_length]
+    if name in ("card", "full-canvas"):
         return _card(name, loaded, case, prompt, loaded.model)
     if name in COMPILED:
         torch._dynamo.reset()  # else a later case, of another shape, would be compiled with dynamic shapes
@@ -58,11 +72,22 @@ def build(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
     raise ValueError(f"provider must be one of {', '.join(NAMES)}, got {name!r}")
 
 
+def case_of(name: str, case: Case) -> Case:
+    """The case that the provider called `name` runs: of "full-canvas" LLaDA's generate, all columns and a token a step.
+
+    Raises:
+        ValueError: "full-canvas" and a sampler other than those of Fast-dLLM.
+    """
+    if name != "full-canvas":
+        return case
+    if not case.sampler.startswith("fast-dllm-"):
+        raise ValueError(f"full-canvas is for the samplers of Fast-dLLM, which have a cache, got {case.sampler}")
+    return replace(case, sampler="llada", steps=case.gen_length, remasking="low_confidence", options={})
+
+
 def default_names(device: torch.device) -> list[str]:
     """The providers compared by default: on a GPU also the compiled card loop and CUDA graphs."""
-    return (
-        [name for name in NAMES if name != "card-reduce-overhead"] if device.type == "cuda" else ["card", "ours-eager"]
-    )
+    return ["card", "card-compile", "ours-eager", "ours-graph"] if device.type == "cuda" else ["card", "ours-eager"]
 
 
 def philox_check(loaded: Loaded, case: Case, prompt: Tensor) -> Tensor:
@@ -88,7 +113,7 @@ def _card(name: str, loaded: Loaded, case: Case, prompt: Tensor, model: Callable
             nonlocal forwards
             forwards += 1
             output = model(canvas, **beside)
-            watch.mark("body" if compiled else "head")
+            watch.mark("body" if compiled else "product")
             return output
 
         # a hook inside a compiled model would change what is compiled, so body and head are timed together there
@@ -96,17 +121,20 @@ def _card(name: str, loaded: Loaded, case: Case, prompt: Tensor, model: Callable
         hook = head.register_forward_pre_hook(lambda *_: watch.mark("body"))
         try:
             torch.manual_seed(case.seed)
-            loops.authors_loop(forward, prompt, case, loaded, mark=watch.mark)
+            canvas = loops.authors_loop(forward, prompt, case, loaded, mark=watch.mark)
         finally:
             hook.remove()
         parts = watch.seconds()
         return Split(
             parts["body"],
-            parts["head"],
+            parts["head"] + parts.get("product", 0),
             parts["transfer"],
             forwards=forwards,
             row_forwards=forwards * case.batch,
             note="body includes the head" if compiled else "",
+            head=parts.get("product"),
+            steps=watch.laps("transfer"),
+            canvas=canvas,
         )
 
     return Provider(name, complete, split)
@@ -122,38 +150,59 @@ def _ours(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
         graphs.CACHE.clear()  # so that the first run captures and its memory is measured
 
     def split() -> Split:
-        canvas, stats = run(case.steps, True)
-        counts = {"forwards": stats.forwards, "row_forwards": sum(stats.row_forwards)}
         if not graph:
-            return Split(stats.body_seconds, stats.head_seconds, stats.transfer_seconds, **counts)
+            return timed_by_step()
+        canvas, stats = run(case.steps, True)
+        counts = {"forwards": stats.forwards, "row_forwards": sum(stats.row_forwards), "canvas": canvas}
         if case.cfg_scale:
             canvas = torch.cat([canvas, canvas])
         body = stats.forwards * graphed_body_seconds(loaded, canvas)
         note = "body replayed alone; head+sampling includes the transfer"
         return Split(body, stats.seconds - body, None, **counts, note=note)
 
+    def timed_by_step() -> Split:
+        watch = timing.Stopwatch(prompt.device)
+        hook = loaded.model.register_forward_pre_hook(lambda *_: watch.mark("call"))
+        try:
+            canvas, stats = run(case.steps, True, lambda step: watch.mark("step"))
+        finally:
+            hook.remove()
+        before_and_first, *others = watch.laps("step")
+        first = watch.first_lap("step", began="call")  # a step calls the model once; the checks before it do, too
+        return Split(
+            stats.body_seconds,
+            stats.head_seconds,
+            stats.transfer_seconds,
+            forwards=stats.forwards,
+            row_forwards=sum(stats.row_forwards),
+            steps=[first, *others],
+            setup=before_and_first - first,
+            canvas=canvas,
+        )
+
     return Provider(name, lambda steps: run(steps, False), split, captures=graph)
 
 
-def _generate(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable[[int | None, bool], object]:
-    """`dllm.fast.generate` as a function of the number of steps and of whether to return stats beside the canvas."""
+def _generate(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable[..., object]:
+    """`dllm.fast.generate` as a function of the number of steps, of whether to return stats too, and of `on_step`."""
     from dllm.fast import generate
 
     fixed = {"mask_id": loaded.mask_id, "seed": case.seed, "cuda_graph": graph}
 
-    def run(steps: int | None, stats: bool) -> object:
-        return generate(loaded.model, prompt, **case.loop_arguments(steps), **fixed, return_stats=stats)
+    def run(steps: int | None, stats: bool, on_step: OnStep = None) -> object:
+        shared = case.loop_arguments(steps) | fixed
+        return generate(loaded.model, prompt, **shared, return_stats=stats, on_step=on_step)
 
     return run
 
 
-def _sample(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable[[int | None, bool], object]:
-    """The case's sampler as a function of the same two arguments."""
+def _sample(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable[..., object]:
+    """The case's sampler as a function of the same arguments."""
     sampler = loops.our_sampler(case, loaded)
 
-    def run(steps: int | None, stats: bool) -> object:
+    def run(steps: int | None, stats: bool, on_step: OnStep = None) -> object:
         settings = loops.our_settings(case, steps)
-        output = sampler.sample(prompt, cuda_graph=graph, return_dict=stats, **settings)
+        output = sampler.sample(prompt, cuda_graph=graph, return_dict=stats, on_step=on_step, **settings)
         return (output.sequences, output.stats) if stats else output
 
     return run

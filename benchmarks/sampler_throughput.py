@@ -7,6 +7,8 @@ Every program completes the same prompt with the same settings. Runs are interle
 (loading, compiling, capturing) is reported separately and not counted. Further runs are split into the time of the
 transformer's body, of head and sampling, and of the transfer of tokens; their peak memory is measured.
 
+With --measured-steps, single steps are timed instead of whole runs: see `benchmarks.measured_steps`.
+
 Output: a table and, as the last line, one JSON object on stdout; a JSON row for each case in the results folder. A
 program that fails has the reason in its row. One step is one forward pass. Samplers that may give other tokens than one
 token per step are marked approximate; how many tokens they commit per step depends on the weights, and random weights
@@ -19,6 +21,7 @@ import argparse
 import dataclasses
 import gc
 import itertools
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,7 +31,7 @@ if __package__ in (None, ""):  # run as a file: packages are imported from the r
 
 import torch
 
-from benchmarks import machine, models, providers, report
+from benchmarks import machine, measured_steps, models, providers, report
 from benchmarks.measure import measure
 from benchmarks.providers import Case
 from dllm.demo import samplers
@@ -81,6 +84,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--providers", nargs="+", choices=providers.NAMES, default=None, help="programs to compare")
     add("--repeats", type=int, default=5)
+    add("--measured-steps", type=int, default=None, metavar="N", help="time N steps of a run, each by part, not all")
     add("--seed", type=int, default=0)
     add("--mask-id", type=int, default=None, help="mask token of a folder whose config has none")
     add(
@@ -103,10 +107,14 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     for name in ("steps", *samplers.OPTIONS):
         if getattr(options, name) is not None and not any(takes(sampler, name) for sampler in options.sampler):
             parser.error(f"--{name.replace('_', '-')} is no option of {', '.join(options.sampler)}")
-    for name in ("repeats", "threads", "budget"):
+    if options.measured_steps and not {*(options.providers or [])} <= {"card", "full-canvas", "ours-eager"}:
+        parser.error(
+            "--measured-steps is for the providers card, full-canvas and ours-eager, whose steps can be told apart"
+        )
+    for name in ("repeats", "threads", "budget", "measured_steps"):
         value = getattr(options, name)
         if value is not None and not value > 0:
-            parser.error(f"--{name} must be above 0, got {value:g}")
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {value:g}")
     try:
         torch.empty(1, device=options.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -126,7 +134,7 @@ def takes(sampler: str, option: str) -> bool:
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
     """Every combination of model, sampler, batch and temperature; a sampler gets the options that it has."""
-    shared = ("prompt_length", "gen_length", "cfg_scale", "seed", "dtype", "device")
+    shared = ("prompt_length", "gen_length", "cfg_scale", "seed", "dtype", "device", "measured_steps")
     settings = {name: getattr(options, name) for name in shared}
     combinations = itertools.product(options.model, options.sampler, options.batch, options.temperature)
     return [Case(model=m, batch=b, temperature=t, **settings, **settings_of(s, options)) for m, s, b, t in combinations]
@@ -197,11 +205,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     deadline = time.monotonic() + options.budget if options.budget else None
     names = options.providers or providers.default_names(device)
-    row_base = report.new_row("sampler", "benchmarks/sampler_throughput.py", arguments, device)
+    kind, measuring = "sampler", measure
+    if options.measured_steps:
+        kind, measuring = "sampler_steps", measured_steps.measure
+        names = options.providers or ["card", "ours-eager"]
+    row_base = report.new_row(kind, "benchmarks/sampler_throughput.py", arguments, device)
     row_base["memory_bytes_per_second"] = machine.bandwidth(device)
     loaded, rows, paths = None, [], []
     for case in cases:
         row = row_base | {"settings": dataclasses.asdict(case) | {"approximate": case.approximate}}
+        row["load_average"] = os.getloadavg()[0]  # of the last minute; the measurement itself is a part of later ones
+        if options.measured_steps:
+            row["timed_run"] = dataclasses.asdict(case.measured)
         try:
             if deadline and time.monotonic() > deadline:
                 raise TimeoutError(f"not started: the budget of {options.budget:g} s was used up")
@@ -218,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
             row["parameters"] = loaded.parameters
             head_bytes = loaded.model.get_output_embeddings().weight.nbytes
             row["head_read_ms"] = 1000 * head_bytes / row["memory_bytes_per_second"]["read"]
-            row["providers"] = measure(
+            row["providers"] = measuring(
                 loaded, case, names, options.repeats, check_noise=options.check_noise, deadline=deadline
             )
             print_case(case, row["providers"])
@@ -237,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
 def last_line(rows: list[dict], paths: list[Path], plot: Path | None) -> dict[str, object]:
     """The last line of stdout: key numbers of each case, and the paths of rows and plot."""
     keys = ("tokens_per_second", "forwards", "tokens_per_forward", "ms_per_step", "speedup", "same_tokens")
-    keys += ("peak_bytes", "error")
+    keys += ("peak_bytes", "split_ms_per_step", "speedup_of_steps", "speedup_over_full_canvas", "error")
     settings = ("model", "sampler", "approximate", "dtype", "device", "batch", "temperature")
     cases = [
         {key: row["settings"][key] for key in settings}

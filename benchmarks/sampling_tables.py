@@ -1,4 +1,4 @@
-"""Tables of sampling: speed against the authors' loops, block caches, and accuracy against tokens per step."""
+"""Tables of sampling: speed against the authors' loops, parts of a step, block caches, accuracy by tokens per step."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ SAMPLER_HEAD = (
     "same tokens",
     "command",
 )
+STEPS_HEAD = (
+    "sampler and model",
+    "batch",
+    "program",
+    "ms/step",
+    "body",
+    "head",
+    "choice",
+    "rest",
+    "tokens/s",
+    "over the published loop (10-90 % of steps)",
+    "over the loop without a cache",
+    "same tokens",
+    "command",
+)
 QUALITY_HEAD = ("asked", "tokens per step", "exact answers", "95 % interval", "tokens per forward", "command")
 CACHED_HEAD = (
     "block caches",
@@ -33,6 +48,8 @@ CACHED_HEAD = (
     "cache, MB",
     "command",
 )
+# programs of a row of single steps
+PROGRAMS = {"card": "published loop", "full-canvas": "LLaDA's loop, no cache", "ours-eager": "dllm"}
 # pairs of loops of a cached_decoding row that are compared: without and with cache
 CACHED_PAIRS = (("bd3lm recomputed", "bd3lm cached"), ("full canvas", "dual cache"))
 
@@ -58,6 +75,58 @@ def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
             f"{commands.index(row['command']) + 1}",
         ]
     ]
+
+
+def steps_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each program of a row whose single steps were timed, with the parts of its steps.
+
+    Raises:
+        ValueError: the row lacks the authors' loop or dllm's program.
+    """
+    settings = row["settings"]
+    card_and_ours(row)
+    return [
+        [
+            f"{sampler_and_model(settings)}, T {settings['temperature']:g}",
+            str(settings["batch"]),
+            PROGRAMS.get(name, name),
+            f"{result['mean_ms_per_step']:.0f}",
+            *(f"{ms:.0f}" if ms is not None else "" for ms in step_parts(result).values()),
+            f"{result['tokens_per_second']:.2f}",
+            speedup_of_steps(result) if name.startswith("ours") else "",
+            f"{result['speedup_over_full_canvas']:.1f}x" if "speedup_over_full_canvas" in result else "",
+            f"{result['same_tokens']:.1%}" if "same_tokens" in result else "",
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for name, result in row["providers"].items()
+        if "mean_ms_per_step" in result
+    ]
+
+
+def step_parts(result: dict) -> dict[str, float | None]:
+    """Milliseconds of body, head, choice of the tokens, and rest; head None where it is one operation with the choice.
+
+    Example:
+        >>> parts = {"body": 5.0, "head_sampling": 3.0, "transfer": 0.5, "rest": 0.1}
+        >>> step_parts({"split_ms_per_step": parts, "head_ms_per_step": 2.0})
+        {'body': 5.0, 'head': 2.0, 'choice': 1.0, 'rest': 0.6}
+        >>> step_parts({"split_ms_per_step": parts, "head_ms_per_step": None})
+        {'body': 5.0, 'head': None, 'choice': 3.0, 'rest': 0.6}
+    """
+    split, head = result["split_ms_per_step"], result["head_ms_per_step"]
+    choice = split["head_sampling"] - (head or 0)
+    return {"body": split["body"], "head": head, "choice": choice, "rest": split["transfer"] + split["rest"]}
+
+
+def speedup_of_steps(result: dict) -> str:
+    """The speed-up over the authors' loop, with the quantiles over steps where both take as many.
+
+    Example:
+        >>> speedup_of_steps({"speedup": 2.0, "speedup_of_steps": {"p10": 1.8, "p90": 2.25}})
+        '2.0x (1.8-2.2)'
+    """
+    steps = result.get("speedup_of_steps")
+    return f"{result['speedup']:.1f}x" + (f" ({steps['p10']:.1f}-{steps['p90']:.1f})" if steps else "")
 
 
 def card_and_ours(row: dict) -> tuple[dict, dict]:

@@ -57,4 +57,10 @@ def _training_step(row: dict) -> list[tuple[str, str, int, dict, dict]]:
     ]
 
 
-LINES = {"sampler": _sampler, "training_step": _training_step}
+def _sampler_steps(row: dict) -> list[tuple[str, str, int, dict, dict]]:
+    settings = row["settings"]
+    what = f"sampling at temperature {settings['temperature']:g}: the published loop -> its sampler"
+    return [(what, f"{sampler_and_model(settings)}, batch {settings['batch']}", 1, *card_and_ours(row))]
+
+
+LINES = {"sampler": _sampler, "sampler_steps": _sampler_steps, "training_step": _training_step}

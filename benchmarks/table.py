@@ -34,6 +34,7 @@ MARKER = re.compile(r"^<!-- results:", re.MULTILINE)
 # kind of a row: the columns of its table, and the function that makes its lines
 KINDS = {
     "sampler": (sampling_tables.SAMPLER_HEAD, sampling_tables.sampler_lines),
+    "sampler_steps": (sampling_tables.STEPS_HEAD, sampling_tables.steps_lines),
     "cpu_kernels": (kernel_tables.KERNEL_HEAD, kernel_tables.kernel_lines),
     "ceilings": (kernel_tables.CEILINGS_HEAD, kernel_tables.ceilings_lines),
     "kernel": (kernel_tables.GPU_KERNEL_HEAD, kernel_tables.gpu_kernel_lines),

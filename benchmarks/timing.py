@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -144,8 +145,24 @@ class Stopwatch:
         synchronize(self.device)
         total: dict[str, float] = defaultdict(float)
         for (_, begin), (part, end) in zip(self.marks, self.marks[1:], strict=False):
-            total[part] += begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
+            total[part] += self._between(begin, end)
         return dict(total)
+
+    def laps(self, part: str) -> list[float]:
+        """Seconds from the start to the first mark called `part`, and from each of these to the next."""
+        synchronize(self.device)
+        ends = [self.marks[0], *(mark for mark in self.marks if mark[0] == part)]
+        return [self._between(begin, end) for (_, begin), (_, end) in itertools.pairwise(ends)]
+
+    def first_lap(self, part: str, began: str) -> float:
+        """Seconds to the first mark called `part` from the last one called `began` before it."""
+        synchronize(self.device)
+        end = next(i for i, (name, _) in enumerate(self.marks) if name == part)
+        begin = max(i for i, (name, _) in enumerate(self.marks[:end]) if name == began)
+        return self._between(self.marks[begin][1], self.marks[end][1])
+
+    def _between(self, begin: object, end: object) -> float:
+        return begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
 
 
 class PeakMemory:

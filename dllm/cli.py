@@ -71,7 +71,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         description="Answer a question by masked diffusion. The answer goes to stdout, everything else to stderr.",
     )
     add = generate.add_argument
-    add("prompt", help="the question; - reads it from stdin")
+    add("prompt", nargs="?", default=None, help="the question; - reads it from stdin; none with --dry-run")
     add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
     add("--steps", type=int, default=None, help="denoising steps (default: gen-length, one per token)")
     add("--gen-length", type=int, default=64, help="tokens to generate (default: %(default)s)")
@@ -81,7 +81,21 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     add("--remasking", default="low_confidence", help="low_confidence, random or none (default: %(default)s)")
     add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
     add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="dtype of the weights (default: %(default)s)",
+    )
     add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="load and generate nothing: print parameters, memory, FLOPs and bytes read, for which a config.json is "
+        "enough, with each KV cache that the samplers offer",
+    )
+    add("--prompt-length", type=int, default=None, help="with --dry-run: tokens of the question (default: 128)")
+    add("--batch-size", type=int, default=None, help="with --dry-run: rows sampled at once (default: 1)")
     generate.set_defaults(run=_generate)
 
 

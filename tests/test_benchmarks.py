@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from benchmarks import (
     cpu_cross_entropy,
     cpu_head,
     cpu_kernels,
+    families,
     losses,
     machine,
     measure,
@@ -244,6 +246,114 @@ class TestSamplerThroughput:
     def test_runs_as_a_file(self):
         done = programs.run(ROOT / "benchmarks" / "sampler_throughput.py", "--help", cwd=Path("/"))
         assert done.returncode == 0 and "--cfg-scale" in done.stdout
+
+
+class TestMeasuredSteps:
+    """Single steps in place of whole runs, of tiny models in float32."""
+
+    LONG = ("--gen-length", "16", "--measured-steps", "2", "--batch", "2")
+
+    @pytest.mark.parametrize(
+        "sampler",
+        [
+            ("dream-entropy", "--temperature", "0.2", "--top-p", "0.95", "--steps", "16", "--check-noise"),
+            ("llada", "--block-length", "8", "--steps", "16"),
+        ],
+    )
+    def test_both_programs_take_the_same_steps(self, run, llama_folder, sampler):
+        _, last, (row,), _ = run("--sampler", *sampler, *self.LONG, model=llama_folder)
+        assert row["kind"] == "sampler_steps" and row["load_average"] >= 0
+        assert row["timed_run"]["steps"] == 2 and row["settings"]["measured_steps"] == 2
+        assert row["timed_run"]["prompt_length"] + row["timed_run"]["gen_length"] == 6 + 16
+        theirs, ours = (row["providers"][name] for name in ("card", "ours-eager"))
+        assert ours["same_tokens"] == 1
+        assert ours["speedup"] == pytest.approx(ours["tokens_per_second"] / theirs["tokens_per_second"])
+        assert ours["speedup_of_steps"]["runs"] == 4  # two steps, twice
+        assert theirs["head_ms_per_step"] > 0 and ours["head_ms_per_step"] is None
+        assert ours["product_ms"] > 0 and ours["setup_ms"] > 0
+        for result in (theirs, ours):
+            assert result["forwards"] == 2 and result["ms_per_step"]["runs"] == 4
+            assert result["tokens_per_second"] == pytest.approx(2 * 1000 / result["mean_ms_per_step"])
+            assert sum(result["split_ms_per_step"].values()) >= 0.999 * result["mean_ms_per_step"]
+        assert last["cases"][0]["ours-eager"]["split_ms_per_step"] == ours["split_ms_per_step"]
+
+    def test_a_cache_against_its_authors_loop_and_the_full_canvas(self, run, llama_folder):
+        programs = ("--providers", "card", "full-canvas", "ours-eager")
+        sampler = ("--sampler", "fast-dllm-dual", "llada", "--block-length", "8", "--threshold", "0.9")
+        _, _, (row, without_cache), _ = run(*sampler, *programs, *self.LONG, model=llama_folder)
+        theirs, full, ours = (row["providers"][name] for name in ("card", "full-canvas", "ours-eager"))
+        assert (theirs["forwards"], full["forwards"], ours["forwards"]) == (8, 2, 8)  # a whole block, a token a step
+        assert theirs["tokens_per_forward"] == full["tokens_per_forward"] == ours["tokens_per_forward"] == 1
+        assert ours["same_tokens"] == 1 and "same_tokens" not in full
+        times = ours["tokens_per_second"] / full["tokens_per_second"]
+        assert ours["speedup_over_full_canvas"] == pytest.approx(times)
+        error = without_cache["providers"]["full-canvas"]["error"]
+        assert "full-canvas is for the samplers of Fast-dLLM" in error
+
+    def test_as_many_masks_as_in_the_whole_run(self):
+        shape = {"model": "minilm", "dtype": "float32", "device": "cpu", "prompt_length": 64, "gen_length": 256}
+        for sampler, block in (("dream-entropy", 256), ("llada", 32)):
+            case = providers.Case(**shape, sampler=sampler, block_length=block, steps=256, measured_steps=8)
+            timed = case.measured
+            masks = [timed.gen_length * (8 - step) / 8 for step in range(8)]
+            assert sum(masks) / 8 == pytest.approx((block + 1) / 2, rel=0.02)
+            assert timed.prompt_length + timed.gen_length == 320 and timed.measured is timed
+        ruled = dataclasses.replace(case, sampler="threshold", steps=None).measured
+        assert (ruled.prompt_length, ruled.gen_length, ruled.steps) == (288, 32, None)
+
+    def test_the_table_and_the_plot_show_the_parts(self, run, llama_folder, tmp_path):
+        arguments = ("--sampler", "llada", "--steps", "16", *self.LONG)
+        _, _, (row,), _ = run(*arguments, model=llama_folder)
+        text = table.table([row])
+        assert "| llada: tiny-llama float32, T 0 | 2 | published loop |" in text
+        assert "| llada: tiny-llama float32, T 0 | 2 | dllm |" in text
+        theirs, ours = published.step_points([row])
+        assert list(theirs["ms"]) == ["body", "head", "choice", "rest"]
+        assert list(ours["ms"]) == ["body", "head and choice", "rest"]
+        drawn = published.write("steps.svg", [theirs, ours], tmp_path).read_text()
+        assert "published loop" in drawn and "head and choice" in drawn
+
+    def test_the_families_cases(self):
+        """benchmarks/families.py: the published settings, each at both batch sizes."""
+        parsed = [
+            sampler_throughput.parse([*case.split(), *families.SHARED.split(), "--repeats", "1"])
+            for case in families.CASES
+        ]
+        cases = [case for options in parsed for case in sampler_throughput.cases_of(options)]
+        assert [case.batch for case in cases] == [1, 4] * 3
+        assert {(case.dtype, case.prompt_length, case.gen_length, case.measured_steps) for case in cases} == {
+            ("bfloat16", 64, 256, 6)
+        }
+        dream, llada, dual = cases[::2]
+        assert (dream.sampler, dream.temperature, dream.options["top_p"]) == ("dream-entropy", 0.2, 0.95)
+        assert (llada.sampler, llada.temperature, llada.remasking) == ("llada", 0, "low_confidence")
+        assert dual.options == {"threshold": 0.9} and dual.steps is None
+        assert {case.measured.prompt_length + case.measured.gen_length for case in cases} == {320}
+
+    def test_the_two_bodies_are_of_one_size(self):
+        sizes = []
+        for name in ("dream-0.5b", "llada-0.5b"):
+            preset = models.PRESETS[name]
+            with torch.device("meta"):
+                model = getattr(transformers, preset.model_class)(
+                    getattr(transformers, preset.config_class)(**preset.settings)
+                )
+            assert model.lm_head.weight is not model.get_input_embeddings().weight
+            sizes.append(sum(p.numel() for name, p in model.model.layers.named_parameters() if name.endswith("weight")))
+        assert sizes[0] == sizes[1]
+
+    @pytest.mark.parametrize(
+        ("wrong", "rule"),
+        [
+            (["--measured-steps", "0"], "--measured-steps must be above 0, got 0"),
+            (["--measured-steps", "2", "--providers", "ours-graph"], "--measured-steps is for the providers"),
+        ],
+    )
+    def test_wrong_options_end_the_program(self, wrong, rule, capsys):
+        with pytest.raises(SystemExit) as end:
+            sampler_throughput.main(wrong)
+        assert end.value.code == 2
+        assert rule in capsys.readouterr().err
 
 
 class TestCardLoop:
@@ -679,7 +789,7 @@ class TestQuality:
 
 
 class TestPublishedPlots:
-    """docs/speed.svg and docs/accuracy.svg."""
+    """docs/speed.svg, docs/steps.svg and docs/accuracy.svg."""
 
     def test_the_committed_files_show_the_chosen_rows(self):
         assert plot_command.main(["--check"]) == 0
@@ -703,16 +813,17 @@ class TestPublishedPlots:
     def test_another_row_makes_them_stale(self, tmp_path, capsys):
         results = tmp_path / "benchmarks" / "results"
         results.mkdir(parents=True)
-        (results / "chosen.txt").write_text("sampler.json\n")
+        (results / "chosen.txt").write_text("sampler.json\nsampler_steps.json\n")
         assert plot_command.main(["--root", str(tmp_path)]) == 2
         assert "benchmarks.plot: [Errno" in capsys.readouterr().err
         chosen = report.chosen_rows()
-        rows = {kind: next(row for row in chosen if row["kind"] == kind) for kind in ("sampler", "quality")}
+        kinds = ("sampler", "sampler_steps", "quality")
+        rows = {kind: next(row for row in chosen if row["kind"] == kind) for kind in kinds}
         for kind, row in rows.items():
             (results / f"{kind}.json").write_text(json.dumps(row))
         assert plot_command.main(["--root", str(tmp_path)]) == 2
         assert "no chosen row has anything for accuracy.svg" in capsys.readouterr().err
-        (results / "chosen.txt").write_text("sampler.json\nquality.json\n")
+        (results / "chosen.txt").write_text("sampler.json\nsampler_steps.json\nquality.json\n")
         for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
             assert plot_command.main(["--root", str(tmp_path), *words]) == status
         rows["sampler"]["providers"]["card"]["tokens_per_second"] *= 2
@@ -799,7 +910,7 @@ class TestTable:
         assert "2. `trained so`" in lines
         (results / "chosen.txt").write_text("quality.json summary\n")
         assert table.main(["--root", str(root)]) == 2
-        assert "must be of a kind among sampler, training_step, got quality" in capsys.readouterr().err
+        assert "must be of a kind among sampler, sampler_steps, training_step, got quality" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("text", "rule"),

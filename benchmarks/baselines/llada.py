@@ -1,4 +1,4 @@
-"""LLaDA's generate: the model card's loop with left-padded prompts and suppression of EOS."""
+"""LLaDA's generate: the model card's loop with left-padded prompts, suppression of EOS, and confidence in float64."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def generate(
             tokens = noise.choose(logits, temperature, eligible, step)
             logits[:, :, list(last)] = -torch.inf
             if REMASKING[remasking] == "low_confidence":
-                confidence = token_probability(logits, tokens)
+                confidence = token_probability(logits.to(torch.float64), tokens)
             else:
                 confidence = noise.random_confidence(eligible, step)
             mark("head")

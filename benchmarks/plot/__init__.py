@@ -1,11 +1,12 @@
-"""Plots of measured rows: PNG files of one measurement, and the two SVG files in docs/ of the published results.
+"""Plots of measured rows: PNG files of one measurement, and the SVG files in docs/ of the published results.
 
 ``python -m benchmarks.plot`` draws the files in docs/.
 """
 
+from benchmarks.plot.evaluation import evaluation_row
 from benchmarks.plot.kernels import kernel_rows
 from benchmarks.plot.quality import quality_row
 from benchmarks.plot.sampling import sampler_rows
 from benchmarks.plot.training import training_curve
 
-__all__ = ["kernel_rows", "quality_row", "sampler_rows", "training_curve"]
+__all__ = ["evaluation_row", "kernel_rows", "quality_row", "sampler_rows", "training_curve"]

@@ -1,4 +1,4 @@
-"""The two plots of docs/: speed-up over the authors' loops, and accuracy against tokens per step.
+"""The plots of docs/: speed-up over the authors' loops, the parts of a step, accuracy against tokens per step.
 
 Each plot is drawn from a list of points, and its file carries these points as JSON, so that a reader finds the exact
 numbers and a check finds a plot that is out of date without drawing it anew.
@@ -15,10 +15,11 @@ from xml.etree import ElementTree
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from benchmarks import machine
 from benchmarks.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, open_frame, save
-from benchmarks.sampling_tables import card_and_ours, sampler_and_model
+from benchmarks.sampling_tables import PROGRAMS, card_and_ours, sampler_and_model, step_parts
 
 Points = list[dict[str, object]]
 DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
@@ -30,6 +31,8 @@ STYLES = {
     "llada2": dict(color=ORANGE, marker="o", markersize=11, markerfacecolor="none", linestyle="none"),
     "entropy-bound": dict(color=PURPLE, marker="D"),
 }
+# of the parts of a step; head and choice are one operation in dllm
+STEP_COLOURS = {"body": BLUE, "head": PURPLE, "choice": ORANGE, "head and choice": GREEN, "rest": GREY}
 NAMES = {  # of the samplers in the legend, each with its setting
     "generate": "generate: tokens per step",
     "threshold": "threshold: least confidence",
@@ -85,6 +88,51 @@ def speed_label(point: dict[str, object]) -> str:
         '2.5x, 10.0 to 25.0 tokens/s'
     """
     return f"{point['dllm'] / point['loop']:.1f}x, {point['loop']:.1f} to {point['dllm']:.1f} tokens/s"
+
+
+def step_points(rows: Sequence[dict]) -> Points:
+    """Milliseconds of the parts of a step, for each program in each row of kind "sampler_steps"."""
+    points = []
+    for row in rows:
+        if row["kind"] == "sampler_steps":
+            settings = row["settings"]
+            case = f"{sampler_and_model(settings)}, T {settings['temperature']:g}, batch {settings['batch']}"
+            for name, result in row["providers"].items():
+                if "mean_ms_per_step" in result:
+                    parts = step_parts(result)
+                    if parts["head"] is None:  # one operation
+                        parts = {"head and choice" if part == "choice" else part: ms for part, ms in parts.items()}
+                    parts = {part: round(ms, 1) for part, ms in parts.items() if ms is not None}
+                    points.append({"case": case, "program": PROGRAMS.get(name, name), "ms": parts})
+    return points
+
+
+def draw_steps(points: Points) -> Figure:
+    """The parts of a step of each program as a stacked bar, in a panel for each case."""
+    cases = list(dict.fromkeys(point["case"] for point in points))
+    of = {case: [point for point in points if point["case"] == case] for case in cases}
+    figure = Figure(figsize=(9, 1.2 + 0.4 * len(points) + 0.5 * len(cases)), layout="constrained")
+    heights = [len(programs) for programs in of.values()]
+    panels = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (case, programs) in zip(panels, of.items(), strict=True):
+        panel.set_title(case, loc="left", fontsize=10)
+        for point in programs:
+            left = 0.0
+            for part, ms in point["ms"].items():
+                panel.barh(point["program"], ms, left=left, color=STEP_COLOURS[part], height=0.65)
+                left += ms
+            panel.annotate(f"{left:.0f} ms", (left, point["program"]), (4, 0), textcoords="offset points", va="center")
+        panel.invert_yaxis()
+        panel.margins(x=0.15)
+        open_frame(panel)
+    panels[-1].set_xlabel("milliseconds per denoising step")
+    figure.legend(
+        handles=[Patch(color=colour, label=part) for part, colour in STEP_COLOURS.items()],
+        loc="outside lower center",
+        ncols=len(STEP_COLOURS),
+        frameon=False,
+    )
+    return figure
 
 
 def accuracy_points(rows: Sequence[dict]) -> Points:
@@ -152,7 +200,11 @@ class Plot(NamedTuple):
     draw: Callable[[Points], Figure]
 
 
-PLOTS = {"speed.svg": Plot(speed_points, draw_speed), "accuracy.svg": Plot(accuracy_points, draw_accuracy)}
+PLOTS = {
+    "speed.svg": Plot(speed_points, draw_speed),
+    "steps.svg": Plot(step_points, draw_steps),
+    "accuracy.svg": Plot(accuracy_points, draw_accuracy),
+}
 
 
 def points_of(name: str, rows: Sequence[dict]) -> Points:

@@ -131,7 +131,7 @@ class RandomTruncateWrapper(CollatorWrapper):
         tokens = batch["input_ids"]
         width = tokens.shape[1]
         shortest = self._shortest(batch.get("labels"))
-        generator = _generator_of(tokens)
+        generator = generator_of(tokens)
         if generator.random() >= self.random_length_ratio or shortest >= width:
             return batch
         length = generator.randint(shortest, width)
@@ -145,7 +145,7 @@ class RandomTruncateWrapper(CollatorWrapper):
         return int(learnt[0]) + 1 if len(learnt) else labels.shape[1]
 
 
-def _generator_of(tokens: Tensor) -> random.Random:
+def generator_of(tokens: Tensor) -> random.Random:
     """A random generator whose seed is derived from the batch's tokens."""
     row = tokens.reshape(1, -1)
     return random.Random(int(philox.sample_seeds(row, torch.tensor([row.shape[1]]), run_seed=0)))

@@ -34,6 +34,8 @@ class Recipe:
         model: function (model arguments, tokenizer) -> model.
         samples: function (data arguments, tokenizer) -> data sets by split; "train" is required, "test" is optional.
         collator: function (data arguments, tokenizer) -> collator.
+        training_arguments: dataclass of the training's arguments.
+        trainer: of the objective.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Recipe:
     model: Callable[[Any, Any], nn.Module]
     samples: Callable[[Any, Any], Mapping[str, Any]]
     collator: Callable[[Any, Any], Callable]
+    training_arguments: type[MDLMConfig] = MDLMConfig
+    trainer: type[MDLMTrainer] = MDLMTrainer
 
 
 def run(
@@ -52,7 +56,7 @@ def run(
     data_args: DataArguments,
     training_args: MDLMConfig,
     *,
-    trainer: type[MDLMTrainer] = MDLMTrainer,
+    trainer: type[MDLMTrainer] | None = None,
 ) -> MDLMTrainer:
     """Train, and save the model and its tokenizer in `output_dir/checkpoint-final`.
 
@@ -60,8 +64,9 @@ def run(
         recipe: the kind of run.
         model_args: an instance of `recipe.model_arguments`.
         data_args: an instance of `recipe.data_arguments`.
-        training_args: with `resume_from_checkpoint` the run continues from a checkpoint.
-        trainer: of the objective; `training_args` are its arguments.
+        training_args: an instance of `recipe.training_arguments`, unless `trainer` is given. With
+            `resume_from_checkpoint` the run continues from a checkpoint.
+        trainer: in place of `recipe.trainer`; `training_args` are its arguments.
 
     Returns:
         The trainer after training.
@@ -95,7 +100,7 @@ def prepared(
     data_args: DataArguments,
     training_args: MDLMConfig,
     *,
-    trainer: type[MDLMTrainer] = MDLMTrainer,
+    trainer: type[MDLMTrainer] | None = None,
 ) -> MDLMTrainer:
     """Load the model and the data, and return a trainer that is ready to train.
 
@@ -108,7 +113,7 @@ def prepared(
     check_positions(model, data_args.max_length, "max_length must fit")  # before the samples, which may take hours
     splits = samples(recipe, data_args, training_args, tokenizer)
     check_trained(any(weight.requires_grad for weight in model.parameters()), model_args)
-    return trainer(
+    return (trainer or recipe.trainer)(
         args=training_args,
         model=model,
         tokenizer=tokenizer,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from dllm.core.trainers.resume import checkpoint_to_resume
 from dllm.data.splits import row_count
+from dllm.estimates.text import fit_report, size_text
+from dllm.estimates.training import estimate, optimizer_steps
 from dllm.exits import usage
 from dllm.recipes import RECIPES, prepared
 from dllm.recipes.run import check_trained, finished, resumed_from, samples
 from dllm.startup import initial_training_setup, is_main, print_main
-from dllm.training_command.estimate import estimate, optimizer_steps
 from dllm.training_command.settings import Settings, help_text, read_settings, to_yaml
 
 # The file in output_dir with the settings of the run; `dllm train output_dir/train.yaml` starts the same run.
@@ -48,7 +49,8 @@ def main(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def report(settings: Settings) -> str:
-    """The text that `--dry-run` prints: settings, size of the model, optimizer steps and memory per process.
+    """The text that `--dry-run` prints: settings, size of the model, optimizer steps, memory per process, and which
+    configuration of accelerate fits on which GPUs (:mod:`dllm.estimates.sharding`).
 
     Raises:
         OSError: the model or the data do not exist.
@@ -56,23 +58,32 @@ def report(settings: Settings) -> str:
     """
     recipe, model_args, data_args, training_args, _ = settings
     initial_training_setup(model_args, data_args, training_args)
-    tokenizer = recipe.tokenizer(model_args)
+    # without data the size of the model is told, for which its configuration is enough
+    needs_tokenizer = data_args.dataset_args or getattr(model_args, "random", False)
+    tokenizer = recipe.tokenizer(model_args) if needs_tokenizer else None
     config = recipe.config(model_args, tokenizer)
     size = estimate(config, model_args, data_args.max_length, training_args)
     check_trained(size.trained, model_args)
-    count = row_count(samples(recipe, data_args, training_args, tokenizer)["train"])
     lines = [
         *to_yaml(settings).splitlines(),
         "",
         f"model       {config.model_type}, {size.parameters:,} parameters, {size.trained:,} trained",
-        f"data        {'a stream' if count is None else f'{count:,} samples'} for training",
-        f"steps       {_steps(count, training_args)}",
-        "memory      per process, without sharding",
     ]
+    if data_args.dataset_args:
+        count = row_count(samples(recipe, data_args, training_args, tokenizer)["train"])
+        lines += [
+            f"data        {'a stream' if count is None else f'{count:,} samples'} for training",
+            f"steps       {_steps(count, training_args)}",
+        ]
+    else:
+        lines += ["data        none named: the number of steps is unknown"]
+    lines += ["memory      per process, without sharding"]
     known = {name: amount for name, amount in size.memory._asdict().items() if amount is not None}
-    lines += [f"  {name:<12}{_bytes(amount):>10}" for name, amount in known.items()]
+    lines += [f"  {name:<12}{size_text(amount):>10}" for name, amount in known.items()]
     lines += [f"  {name:<12}{'unknown':>10}" for name in size.memory._fields if name not in known]
-    return "\n".join([*lines, f"  {'in all':<12}{_bytes(sum(known.values())):>10}"])
+    lines += [f"  {'in all':<12}{size_text(sum(known.values())):>10}"]
+    lines += ["", "with scripts/accelerate_configs/NAME.yaml on GPUs of 80 GB, memory per process:"]
+    return "\n".join([*lines, *fit_report(size.shares)])
 
 
 def _save(settings: Settings) -> None:
@@ -92,19 +103,17 @@ def _steps(count: int | None, training_args) -> str:
     return f"{steps:,} of {batch} samples" + (f" ({processes} processes)" if processes > 1 else "")
 
 
-def _bytes(amount: float) -> str:
-    return f"{amount / 2**30:.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:.1f} MiB"
-
-
 def _usage(words: Sequence[str]) -> str:
     task = next((word.removeprefix("--task=") for word in words if word.startswith("--task=")), None)
     if "--task" in words[:-1]:
         task = words[words.index("--task") + 1]
     return (
-        "usage: dllm train [--help] [FILE.yaml] [--task sft|pt] [--dry-run] [--NAME VALUE ...]\n\n"
-        "Fine-tune on conversations (sft) or pre-train on text (pt). The file has lines `name: value`; flags override\n"
-        f"it. The settings of a run are saved as {SETTINGS_FILE} in output_dir; dllm train output_dir/{SETTINGS_FILE}\n"
-        "starts the same run. --dry-run prints the settings, parameters, steps and memory, and trains nothing.\n"
+        "usage: dllm train [--help] [FILE.yaml] [--task TASK] [--dry-run] [--NAME VALUE ...]\n\n"
+        "Fine-tune on conversations (sft; dream-sft, as Dream is) or pre-train on text (pt). The file has lines\n"
+        "`name: value`; flags override it. The settings of a run are saved as "
+        f"{SETTINGS_FILE} in output_dir;\ndllm train output_dir/{SETTINGS_FILE} starts the same run. --dry-run prints "
+        "the settings, parameters, steps,\nmemory and the GPUs that hold it, and trains nothing; without dataset_args "
+        "it reads the model's config.json only.\n"
         "Several processes: accelerate launch --module dllm.cli train ...\n\nsettings: type, meaning, [default]\n"
         + help_text(RECIPES.get(task or "sft", RECIPES["sft"]))
     )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dllm.configs import DataArguments, ModelArguments, TrainingArguments, check_name
+from dllm.configs import DataArguments, ModelArguments, check_name
 from dllm.core.trainers import MDLMConfig
 from dllm.recipes import RECIPES, Recipe
 from dllm.startup import SECRET
@@ -43,8 +43,8 @@ class Setting(NamedTuple):
 
     def is_ours(self, name: str) -> bool:
         """Whether dllm defines the field or its default, rather than transformers."""
-        own = (*TrainingArguments.__annotations__, *MDLMConfig.__annotations__)
-        return self.owner is not MDLMConfig or name in own
+        ours = (kind for kind in self.owner.__mro__ if kind.__module__.startswith("dllm."))
+        return any(name in vars(kind).get("__annotations__", {}) for kind in ours)
 
 
 def read_settings(words: Sequence[str]) -> Settings:
@@ -154,7 +154,7 @@ def to_yaml(settings: Settings) -> str:
 
 
 def _argument_classes(recipe: Recipe) -> tuple[type, type, type]:
-    return recipe.model_arguments, recipe.data_arguments, MDLMConfig
+    return recipe.model_arguments, recipe.data_arguments, recipe.training_arguments
 
 
 def _checked(values: Mapping[str, Any], known: Mapping[str, Setting], source: str) -> dict[str, Any]:

@@ -13,10 +13,12 @@ On a cluster, from a Slurm login node:
     sbatch --nodes 2 --gres gpu:8 scripts/train.slurm.sh \
         --accelerate_config fsdp2 --script_path examples/dream/pt.py ...
 
-The logits of this family are shifted to the right, which the trainer takes from the model's configuration.
+The logits are shifted to the right, masked tokens are weighted by their context (CART), and BOS comes before every
+sample, as by Dream's authors.
 
-Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. What
-`dllm train --task pt` does is the same; its --dry-run tells parameters, steps and memory beforehand.
+Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them.
+`dllm train --task pt` does nearly the same, with the loss of MDLM; its --dry-run tells parameters, steps and memory
+beforehand.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class DataArguments(recipes.PretrainingData):
 
 
 @dataclass
-class TrainingArguments(dllm.core.trainers.MDLMConfig):
+class TrainingArguments(dllm.core.trainers.DreamTrainerConfig):
     output_dir: str = "models/Dream-7B-pt"
     max_steps: int = 100_000
     learning_rate: float = 1e-4
@@ -53,7 +55,7 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
 
 def train() -> None:
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    recipes.run(recipes.PRETRAINING, *parser.parse_args_into_dataclasses())
+    recipes.run(recipes.PRETRAINING, *parser.parse_args_into_dataclasses(), trainer=dllm.core.trainers.DreamTrainer)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ On a cluster, from a Slurm login node:
     sbatch --nodes 2 --gres gpu:8 scripts/train.slurm.sh \
         --accelerate_config fsdp2 --script_path examples/dream/sft.py ...
 
-The logits of this family are shifted to the right, which the trainer takes from the model's configuration.
-
-The loss is MDLM's, weighted by 1 / t; the context-adaptive weights of Dream's authors (CART) are not here.
+The logits are shifted to the right, masked tokens are weighted by their context (CART), and the answers of a batch are
+cut to one length, as by Dream's authors. --loss_weight_type scheduler is MDLM's weight 1 / t.
 
 Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. What
-`dllm train` does is the same; its --dry-run tells parameters, steps and memory beforehand.
+`dllm train --task dream-sft` does is the same; its --dry-run tells parameters, steps and memory beforehand.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ class ModelArguments(dllm.utils.ModelArguments):
 
 
 @dataclass
-class DataArguments(recipes.SFTData):
+class DataArguments(recipes.DreamSFTData):
     dataset_args: str = "allenai/tulu-3-sft-mixture[train:10000,test:1000]"
     max_length: int = 1024
 
 
 @dataclass
-class TrainingArguments(dllm.core.trainers.MDLMConfig):
+class TrainingArguments(dllm.core.trainers.DreamTrainerConfig):
     output_dir: str = "models/Dream-7B-sft"
     num_train_epochs: float = 5
     learning_rate: float = 2e-5
@@ -56,7 +55,7 @@ class TrainingArguments(dllm.core.trainers.MDLMConfig):
 
 def train() -> None:
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    recipes.run(recipes.SFT, *parser.parse_args_into_dataclasses())
+    recipes.run(recipes.DREAM_SFT, *parser.parse_args_into_dataclasses())
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Corrupted(NamedTuple):
     labels: list[int]
     noised: list[int]
     masked: list[int]
-    weight: float
+    weight: list[float]  # of each masked token
 
 
 def uniform(seed: int, position: int, epoch: int, stream: int) -> float:
@@ -65,8 +65,17 @@ def corrupted(
         if label != -100 and uniform(key, position, epoch, 2) < 1 - alpha(t):
             noised[position] = mask_id
             masked.append(position)
-    weight = 1.0 if objective.weight == "uniform" else -derivative(t) / (1 - alpha(t) + 1e-6)
+    if objective.weight.startswith("cart"):
+        weight = cart(len(tokens), masked, p=float(objective.weight[len("cart[geo_p:") : -1]))
+    else:
+        weight = [1.0 if objective.weight == "uniform" else -derivative(t) / (1 - alpha(t) + 1e-6)] * len(masked)
     return Corrupted(list(tokens), list(labels), noised, masked, weight)
+
+
+def cart(length: int, masked: Sequence[int], p: float) -> list[float]:
+    """Dream's weights of the masked positions, by the sum over all visible ones."""
+    visible = [j for j in range(length) if j not in masked]
+    return [sum(p / 2 * (1 - p) ** (abs(i - j) - 1) for j in visible) for i in masked]
 
 
 class Plain(NamedTuple):
@@ -83,7 +92,8 @@ def plain_loss(model: nn.Module, samples: Sequence[Corrupted], objective: Object
         logits = model(input_ids=torch.tensor([sample.noised])).logits[0]
         reads = [max(p - 1, 0) if objective.right_shift else p for p in sample.masked]
         targets = torch.tensor([sample.tokens[p] for p in sample.masked], dtype=torch.int64)
-        total = sample.weight * F.cross_entropy(logits[reads], targets, reduction="sum")
+        nll = F.cross_entropy(logits[reads], targets, reduction="none")
+        total = (torch.tensor(sample.weight, dtype=nll.dtype) * nll).sum()
         count = sum(label != -100 for label in sample.labels)
         terms.append(total / max(count, 1) if objective.norm == "sequence" else total)
         sums.append(total.detach())

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import BertForMaskedLM, ModernBertForMaskedLM, TrainerCallback
 
 from dllm.core.schedulers import make_alpha_scheduler
-from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
+from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, DreamTrainer, DreamTrainerConfig, MDLMConfig, MDLMTrainer
 from tests.core.reference import Objective
 from tests.models import FIRST_WORD, MASK_ID, PAD_ID, tiny
 
@@ -56,6 +56,8 @@ class Whole(BertForMaskedLM):
     family = "bert"
 
 
+# the arguments of each trainer, subclasses first
+CONFIGS = {BD3LMTrainer: BD3LMConfig, DreamTrainer: DreamTrainerConfig, MDLMTrainer: MDLMConfig}
 KINDS = {kind.__name__: kind for kind in (Strict, Loose, StrictModern, LooseModern, Whole)}
 
 
@@ -109,7 +111,7 @@ def trainer_of(
     callbacks, evaluated = options.pop("callbacks", None), options.pop("eval_dataset", None)
     config = config_of(
         folder,
-        BD3LMConfig if issubclass(kind, BD3LMTrainer) else MDLMConfig,
+        next(config for trainer, config in CONFIGS.items() if issubclass(kind, trainer)),
         loss_norm_type=objective.norm,
         loss_weight_type=objective.weight,
         right_shift_logits=objective.right_shift,

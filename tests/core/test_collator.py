@@ -38,7 +38,7 @@ def test_against_the_formulae_one_sample_at_a_time(right_shift):
         assert batch["attention_mask"][i].tolist() == [1] * length + [0] * (columns - length)
         rows += [i * columns + (max(p - 1, 0) if right_shift else p) for p in one.masked]
         targets += [one.tokens[p] for p in one.masked]
-        weights += [one.weight] * len(one.masked)
+        weights += one.weight
     corruption = batch["corruption"]
     assert corruption["rows"].tolist() == rows and corruption["targets"].tolist() == targets
     assert torch.allclose(corruption["weight"], torch.tensor(weights), rtol=1e-5)

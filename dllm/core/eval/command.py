@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from dllm.core.eval.arguments import output_folder, pairs, parser, read
 from dllm.core.eval.models import model_named, name_for
-from dllm.exits import usage
+from dllm.exits import Interrupted, usage
 from dllm.models.sources import need
 from dllm.startup import is_main, print_main
 
@@ -52,8 +53,15 @@ def main(words: Sequence[str]) -> int:
     if options.dry_run:
         print_main(dry_run.report(dry_run.dry_run(items, plans), items[0].lm.world_size))
         return int(any(plan.error is not None for plan in plans.values()))
-    with contextlib.redirect_stdout(sys.stderr):
-        outcome = run.run(items, manager, plans)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            outcome = run.run(items, manager, plans)
+    except KeyboardInterrupt as error:
+        kept = items[0].lm.settings.eval.journal
+        if kept is None:
+            raise
+        message = f"interrupted; what is answered is in {kept}, and the same command continues from there"
+        raise Interrupted(message, getattr(error, "signum", signal.SIGINT)) from error
     _say_errors({task: why for task, why in outcome.errors.items() if plans[task].error is None})
     if outcome.results is not None:
         _show(outcome.results, items, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import os
 import traceback
@@ -17,6 +18,7 @@ import tqdm
 from lm_eval.api import task as task_module
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from torch.utils import collect_env
 
 from dllm.core.eval.jobs import GENERATION, LIKELIHOOD, ROLLING, Job
 from dllm.core.eval.tasks import tasks_folder
@@ -95,7 +97,7 @@ def plan_of(lm: DiffusionLM, evaluate: Any) -> Plan:
     """
     planner = Planner(lm)
     try:
-        with without_bars():
+        with quiet_harness():
             evaluate(planner, predict_only=True, bootstrap_iters=0)
     except Exception as error:  # a task may hold any code, and the others are to go on
         if not planner.plan.jobs and planner.plan.error is None:
@@ -156,10 +158,12 @@ class Planner(LM):
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Context manager: lm-evaluation-harness and datasets show no bars of their own beside the run's."""
+def quiet_harness() -> Iterator[None]:
+    """Context manager: lm-evaluation-harness and datasets show no bars of their own beside the run's, and the former
+    asks pip for all packages once and not for each task, which takes seconds."""
     places = (task_module, tqdm)  # its metrics look it up in the latter
     before = [place.tqdm for place in places]
+    environment, collect_env.get_pretty_env_info = collect_env.get_pretty_env_info, _environment
     shown = datasets.are_progress_bars_disabled()
     for place in places:
         place.tqdm = _NoBar
@@ -169,8 +173,12 @@ def without_bars() -> Iterator[None]:
     finally:
         for place, bar in zip(places, before, strict=True):
             place.tqdm = bar
+        collect_env.get_pretty_env_info = environment
         if not shown:
             datasets.enable_progress_bars()
+
+
+_environment = functools.cache(collect_env.get_pretty_env_info)
 
 
 class _NoBar(tqdm.std.tqdm):

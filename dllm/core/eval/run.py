@@ -17,7 +17,7 @@ from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 
 from dllm.core.eval.harness import DiffusionLM
-from dllm.core.eval.plan import KeptTaskManager, Plan, plan_of, without_bars
+from dllm.core.eval.plan import KeptTaskManager, Plan, plan_of, quiet_harness
 from dllm.core.eval.progress import Progress
 from dllm.core.eval.record import data_record, merged, run_record
 from dllm.exits import TRACEBACK, explanation
@@ -99,7 +99,7 @@ def run(items: Sequence[Item], manager: KeptTaskManager, plans: Mapping[str, Pla
     for item in todo:
         item.lm.progress = progress
         try:
-            with without_bars():
+            with quiet_harness():
                 results = _evaluate(item, manager, item.lm)
         except Exception as error:  # a task may hold any code, and the others are to go on
             if item.lm.world_size > 1:

@@ -51,9 +51,9 @@ class MDLMConfig(TrainingArguments):
                 f"time_epsilon and time_max must satisfy 0 <= time_epsilon < time_max <= 1, "
                 f"got {self.time_epsilon} and {self.time_max}"
             )
-        for name, known in (("loss_weight_type", WEIGHT_TYPES), ("loss_norm_type", NORM_TYPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self._check_weight_type()
+        if self.loss_norm_type not in NORM_TYPES:
+            raise ValueError(f"loss_norm_type must be one of {', '.join(NORM_TYPES)}, got {self.loss_norm_type!r}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and less than 1, got {self.ema_decay}")
         if self.ema_decay is not None and self.load_best_model_at_end:
@@ -66,3 +66,8 @@ class MDLMConfig(TrainingArguments):
                 "dispatch_batches must not be True: a batch's masked tokens cannot be cut into equal shares"
             )
         self.accelerator_config.dispatch_batches = False
+
+    def _check_weight_type(self) -> None:
+        if self.loss_weight_type not in WEIGHT_TYPES:
+            known = ", ".join(WEIGHT_TYPES)
+            raise ValueError(f"loss_weight_type must be one of {known}, got {self.loss_weight_type!r}")

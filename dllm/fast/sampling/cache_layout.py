@@ -67,7 +67,7 @@ def find_layout(split: SplitModel) -> Found:
     return found
 
 
-class _Recorder:
+class LayoutRecorder:
     """A cache that stores nothing and records the shapes that it is given."""
 
     def __init__(self):
@@ -80,6 +80,15 @@ class _Recorder:
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
+
+    def layout(self, model: nn.Module) -> CacheLayout:
+        """What each attention layer stores, after a forward of the model.
+
+        Raises:
+            ValueError: an attention layer has called the cache not at all, twice, or out of order.
+        """
+        _check_order([index for index, _ in self.layers], model)
+        return tuple(layer for _, layer in self.layers)
 
 
 def _inspect(split: SplitModel) -> tuple[Found, bool]:
@@ -97,8 +106,8 @@ def _inspect(split: SplitModel) -> tuple[Found, bool]:
     if sees_all := is_flash(split.model):
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
-    def first_column(*tokens: int) -> tuple[Tensor, _Recorder]:
-        recorder = _Recorder()
+    def first_column(*tokens: int) -> tuple[Tensor, LayoutRecorder]:
+        recorder = LayoutRecorder()
         ids = torch.tensor([(0, 1, 2, 3), tokens, (0, 1, 2, 3)], device=device)
         positions = torch.arange(4, device=device).repeat(3, 1)
         hidden = split.body(ids, mask, position_ids=positions, past_key_values=recorder)
@@ -113,14 +122,14 @@ def _inspect(split: SplitModel) -> tuple[Found, bool]:
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{name} keeps no cache that could be served: {reason}") from error
-    _check_order([index for index, _ in recorder.layers], split.model)
+    layout = recorder.layout(split.model)
     finite = bool(hidden.isfinite().all())
     if finite and (changes_with(0, 1, 2, 1, noise=_NOISE) != sees_all or not changes_with(0, 2, 2, 3, noise=1)):
         raise ValueError(
             f"a position must see what attention_mask [B, 1, queries, keys] shows it and nothing else, later ones too; "
             f"{name} does not: dllm.models.bidirectional makes causal models do so"
         )
-    return Found(tuple(layer for _, layer in recorder.layers), (hidden.shape[1], hidden.dtype)), finite
+    return Found(layout, (hidden.shape[1], hidden.dtype)), finite
 
 
 def _check_order(indices: list[int], model: nn.Module) -> None:

@@ -3,6 +3,8 @@
 from transformers import Qwen2TokenizerFast as DreamTokenizer  # the same rules, without remote code
 
 from dllm.core.samplers import DreamSampler, DreamSamplerConfig
+from dllm.core.trainers import DreamTrainer
+from dllm.pipelines.dream import utils
 from dllm.pipelines.official import OfficialConfig, OfficialModel
 
 
@@ -25,4 +27,12 @@ class DreamModel(OfficialModel):
     config_class = DreamConfig
 
 
-__all__ = ["DreamConfig", "DreamModel", "DreamSampler", "DreamSamplerConfig", "DreamTokenizer"]
+__all__ = [
+    "DreamConfig",
+    "DreamModel",
+    "DreamSampler",
+    "DreamSamplerConfig",
+    "DreamTokenizer",
+    "DreamTrainer",
+    "utils",
+]

@@ -89,8 +89,11 @@ def evaluate(model: Any, folder: str, tasks: list[str], **options: Any) -> dict[
     """The results of lm-evaluation-harness, without a bootstrap."""
     from lm_eval import simple_evaluate
 
+    from dllm.core.eval.plan import quiet_harness
+
     options = dict(bootstrap_iters=0, limit=None) | options
-    return simple_evaluate(model=model, tasks=tasks, task_manager=manager(folder), **options)
+    with quiet_harness():
+        return simple_evaluate(model=model, tasks=tasks, task_manager=manager(folder), **options)
 
 
 def checkpoint(folder: Path, name: str) -> str:

@@ -111,6 +111,17 @@ def test_a_task_that_fails_while_it_runs(run, tasks, monkeypatch, tmp_path):
     assert "sums_chosen" in out and results_in(tmp_path)["dllm"]["errors"] == {"sums_text": "out of memory: too much"}
 
 
+def test_interrupted(run, monkeypatch, tmp_path):
+    from dllm.core.eval.harness import BertLM
+
+    def stopped(self, requests, disable_tqdm=False):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BertLM, "loglikelihood_rolling", stopped)
+    code, out, err = run(SHIPPED, "--tasks", "sums_text", *SHORT, "--output", tmp_path, "--limit", 2)
+    assert code == 130 and f"is in {tmp_path / 'journal'}, and the same command continues" in err and out == ""
+
+
 def test_the_command_line_of_0_1(tasks, capsys, tmp_path):
     """As the examples of dLLM 0.1 call it."""
     words = f"""
@@ -155,7 +166,7 @@ def test_published_settings(run, tmp_path, monkeypatch, tasks):
     monkeypatch.setattr(settings, "task_settings", local)
     words = ["--tasks", "sums_generated,sums_chosen", "--published", "--num-fewshot", 0, "--limit", 2]
     words += ["--max-length", 400, "--exact-up-to", 1, "--mc-num", 4, "--steps", 8]
-    code, out, err = run(SHIPPED, *words, "--device", "cpu", "--output", tmp_path)
+    code, _, err = run(SHIPPED, *words, "--device", "cpu", "--output", tmp_path)
     assert code == 0, err
     models = {model["tasks"][0]: model for model in results_in(tmp_path)["dllm"]["models"]}
     sampler = models["sums_generated"]["settings"]["sampler"]

@@ -1,4 +1,4 @@
-"""Answers on disk: read again, by any rank; torn lines; keys; what tells models apart. A run that is killed loses none."""
+"""Answers on disk: read again by any rank, torn lines, keys, what tells models apart; a killed run loses none."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_settings_on_which_answers_depend(bert, tmp_path):
     for name, given in {
         "same": {}, "batch": dict(batch_size=3), "journal": dict(journal=str(tmp_path)), "steps": dict(steps=7),
         "rows": dict(tokens_per_forward=64), "mc": dict(mc_num=64), "cfg": dict(cfg=1.0), "seed": dict(seed=5),
-        "dtype": dict(dtype="bfloat16"), "frame": dict(add_special_tokens=False), "published": dict(likelihood="as-published"),
+        "dtype": dict(dtype="bfloat16"), "frame": dict(add_special_tokens=False),
+        "published": dict(likelihood="as-published"),
         "published, batch": dict(likelihood="as-published", batch_size=16),
     }.items():  # fmt: skip
         lm = bert(**dict(seed=0) | given)
@@ -101,8 +102,8 @@ def test_settings_on_which_answers_depend(bert, tmp_path):
 
 @pytest.mark.parametrize("count", [10])
 def test_killed_at_any_moment(tmp_path, tasks, count):
-    """Ten times a run is killed with signal 9, each time at another moment: what was answered stays answered, and in the
-    end all numbers are those of a run that nobody killed."""
+    """Ten times a run is killed with signal 9, each time at another moment. What was answered stays answered, and in
+    the end all numbers are those of a run that nobody killed."""
     done = programs.run("-m", "tests.core.eval.killed", str(tmp_path), tasks, str(count))
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])

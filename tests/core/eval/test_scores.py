@@ -53,7 +53,7 @@ def test_the_table_and_the_plot(tmp_path):
 
 
 def test_the_time_left_counts_work(monkeypatch):
-    """Two requests of ten are the whole work but for a fifth: the bar promises what is left, not eight times as much."""
+    """Two requests of ten are four fifths of the work: the bar promises a quarter of the time that has passed."""
     monkeypatch.setattr(sys, "stderr", shown := io.StringIO())
     progress = Progress(1000, shown=True)
     progress._bar.start_t -= 80

@@ -85,16 +85,14 @@ class ReplaceableSteps(CorruptingLoaders, WholeStepNormalizer):
         return loss, nll.new_zeros(len(corruption["maskable"])).index_add_(0, tokens.row, weighted)
 
 
-_DEFAULT_STEPS = {
-    name: getattr(ReplaceableSteps, name)
-    for name in ("_preprocess_inputs", "_postprocess_outputs", "_compute_loss_weights")
-}
+_STEPS = ("_preprocess_inputs", "_postprocess_outputs", "_compute_loss_weights")
 
 
 def replaced_steps(trainer: Any) -> list[str]:
-    """The names of the steps that have been replaced, by a subclass or on the instance."""
-    found = {name: getattr(trainer, name, own) for name, own in _DEFAULT_STEPS.items()}
-    return [name for name, step in found.items() if getattr(step, "__func__", step) is not _DEFAULT_STEPS[name]]
+    """The names of the steps that differ from those of this library's class, in a subclass or on the instance."""
+    ours = next((kind for kind in type(trainer).__mro__ if kind.__module__.startswith("dllm.")), ReplaceableSteps)
+    found = {name: getattr(trainer, name) for name in _STEPS if hasattr(ours, name)}
+    return [name for name, step in found.items() if getattr(step, "__func__", step) is not getattr(ours, name)]
 
 
 class MaskedTokens(NamedTuple):

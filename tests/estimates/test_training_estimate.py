@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 
 from dllm.configs import ModelArguments
 from dllm.core.trainers import MDLMConfig
-from dllm.training_command.estimate import estimate, kept_for_backward, optimizer_steps
+from dllm.estimates.training import estimate, kept_for_backward, optimizer_steps
 from tests.core.runs import Loose, config_of, model_of, samples_of, trainer_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

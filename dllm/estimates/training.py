@@ -6,21 +6,19 @@ No weights are loaded or allocated: the model is built and run on fake tensors, 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dllm.configs import ModelArguments
 from dllm.core.trainers import MDLMConfig
+from dllm.estimates.fake import NEEDS_VALUES, model_on_meta, replace_by_fake_tensors, total_bytes
+from dllm.estimates.sharding import Shares, units
 from dllm.fast.head.split import output_head
 from dllm.fast.model import check_positions, unwrapped
-from dllm.models import load_peft, new_model
-from dllm.models.adapters import adapted
 
 # Values that an optimizer stores per trained weight, in the weight's dtype. Other optimizers: unknown.
 _STATE_PER_WEIGHT = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
@@ -37,8 +35,8 @@ class Memory(NamedTuple):
         weights: of the model, in the dtype in which they are loaded.
         gradients: of the trained weights.
         optimizer: the optimizer's state, and the averaged weights if `ema_decay` is set.
-        activations: tensors that the body saves for the backward pass of one batch of samples of full length, without
-            gradient checkpointing.
+        activations: tensors that the body saves for the backward pass of one batch of samples of full length. With
+            gradient checkpointing: each layer's input, and what one layer saves while it is computed again.
         head: buffers of the head and the loss.
     """
 
@@ -50,11 +48,13 @@ class Memory(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The size of a run: number of parameters (shared ones count once), of trained parameters, and memory."""
+    """The size of a run: number of parameters (shared ones count once), of trained parameters, memory, and what the
+    configurations of accelerate share out (:mod:`dllm.estimates.sharding`)."""
 
     parameters: int
     trained: int
     memory: Memory
+    shares: Shares
 
 
 def estimate(
@@ -83,31 +83,34 @@ def estimate(
     model = model_on_meta(config, model_args)
     check_positions(model, max_length, "max_length must fit")
     with FakeTensorMode():
-        _replace_by_fake_tensors(model)
+        replace_by_fake_tensors(model)
         weights = list(model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
         rows = args.per_device_train_batch_size
+        averaged = sum(4 * weight.numel() for weight in trained) if args.ema_decay is not None else 0
+        states = _STATE_PER_WEIGHT.get(str(getattr(args.optim, "value", args.optim)))
         memory = Memory(
             weights=_weight_bytes(model, model_args),
-            gradients=_bytes(trained),
-            optimizer=_optimizer_bytes(trained, args),
-            activations=_activations(model, rows, max_length, _half(args)),
+            gradients=total_bytes(trained),
+            optimizer=None if states is None else states * total_bytes(trained) + averaged,
+            activations=_activations(model, rows, max_length, args),
             head=_head_bytes(output_head(unwrapped(model)), rows * max_length, args),
         )
-    return Estimate(sum(w.numel() for w in weights), sum(w.numel() for w in trained), memory)
-
-
-def model_on_meta(config: transformers.PretrainedConfig, model_args: ModelArguments) -> nn.Module:
-    """The model as it will be trained, adapter included, on the meta device."""
-    with torch.device("meta"), _no_initial_weights():
-        model = new_model(config, model_args)
-        if hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("batched_mm")  # the grouped product of fake tensors has bfloat16 only
-        model.tie_weights()
-        model_args = replace(model_args, load_in_4bit=False)
-        # a model with random weights does not use an adapter that may lie in the folder of its configuration
-        fresh = getattr(model_args, "random", False)
-        return (load_peft(model, model_args) if fresh else adapted(model, model_args, weights=False)).train()
+        layer, rest = units(model)
+    parameters, number = (sum(weight.numel() for weight in some) for some in (weights, trained))
+    shares = Shares(
+        trained=number,
+        trained_bytes=memory.gradients,
+        frozen=parameters - number,
+        frozen_bytes=memory.weights - memory.gradients,
+        layer=layer,
+        rest=rest,
+        states=states,
+        fixed=None if memory.activations is None else memory.activations + memory.head + averaged,
+        half=_half(args) is not None,
+        quantised=model_args.load_in_4bit,
+    )
+    return Estimate(parameters, number, memory, shares)
 
 
 def kept_for_backward(model: nn.Module, rows: int, length: int, half: torch.dtype | None = None) -> int:
@@ -155,39 +158,22 @@ def optimizer_steps(samples: int, processes: int, args: MDLMConfig) -> int:
     return math.ceil(args.num_train_epochs * steps)
 
 
-def _activations(model: nn.Module, rows: int, length: int, half: torch.dtype | None) -> int | None:
+def _activations(model: nn.Module, rows: int, length: int, args: MDLMConfig) -> int | None:
     """Bytes of the saved activations; None if the forward reads its inputs' values (BERT, SDPA, transformers 4)."""
-    for module in model.modules():  # transformers 4 reads the input ids to warn of padding
-        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
-            module.warn_if_padding_and_no_attention_mask = _do_nothing
     try:
-        return kept_for_backward(model, rows, length, half)
-    except DataDependentOutputException:
+        kept = kept_for_backward(model, rows, length, _half(args))
+    except NEEDS_VALUES:
         return None
-
-
-def _do_nothing(*_: Any) -> None:
-    """Accepts any arguments and ignores them."""
-
-
-def _replace_by_fake_tensors(model: nn.Module) -> None:
-    """Replace all parameters and buffers by fake tensors on the CPU; a FakeTensorMode must be active. On the meta
-    device some operators differ from those of real devices. `Module.to` swaps tensors, which fake ones do not allow."""
-    made: dict[int, Tensor] = {}
-    for table in (t for module in model.modules() for t in (module._parameters, module._buffers)):
-        for name, tensor in table.items():
-            if tensor is None:
-                continue
-            if id(tensor) not in made:
-                fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                is_weight = isinstance(tensor, nn.Parameter)
-                made[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
-            table[name] = made[id(tensor)]
+    if not args.gradient_checkpointing:
+        return kept
+    layers, hidden = unwrapped(model).config.num_hidden_layers, unwrapped(model).config.hidden_size
+    inputs = rows * length * hidden * next(model.parameters()).element_size()
+    return min(kept, layers * inputs + kept // layers)
 
 
 def _weight_bytes(model: nn.Module, model_args: ModelArguments) -> int:
     if not model_args.load_in_4bit:
-        return _bytes(model.parameters())
+        return total_bytes(model.parameters())
     head = output_head(unwrapped(model))
     linear = {
         id(m.weight)
@@ -196,14 +182,6 @@ def _weight_bytes(model: nn.Module, model_args: ModelArguments) -> int:
     }
     # weights that are not quantised are stored in float32 when an adapter is trained
     return round(sum(w.numel() * (_NF4_BYTES if id(w) in linear else 4) for w in model.parameters()))
-
-
-def _optimizer_bytes(trained: list[nn.Parameter], args: MDLMConfig) -> int | None:
-    state = _STATE_PER_WEIGHT.get(str(getattr(args.optim, "value", args.optim)))
-    if state is None:
-        return None
-    averaged = sum(4 * weight.numel() for weight in trained) if args.ema_decay is not None else 0
-    return state * _bytes(trained) + averaged
 
 
 def _head_bytes(head: nn.Module, tokens: int, args: MDLMConfig) -> int:
@@ -216,15 +194,3 @@ def _head_bytes(head: nn.Module, tokens: int, args: MDLMConfig) -> int:
 
 def _half(args: MDLMConfig) -> torch.dtype | None:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _no_initial_weights() -> AbstractContextManager:
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError:  # transformers 4
-        from transformers.modeling_utils import no_init_weights
-    return no_init_weights()
