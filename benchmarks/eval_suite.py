@@ -1,15 +1,15 @@
 """Tasks for lm-eval on what the shipped model was taught: word problems whose numbers it was never trained on.
 
     python -m benchmarks.eval_suite build/lessons
-    dllm eval dllm/demo/model --tasks lessons --include_path build/lessons --apply_chat_template \
-        --max_new_tokens 64 --steps 64 --block_size 64
+    dllm eval dllm/demo/model --tasks lessons --include-path build/lessons --apply-chat-template \
+        --max-new-tokens 64 --steps 64 --block-size 64
 
 One task of each type of request, in the folder as rows (JSON lines) and a YAML file:
 
     lessons_problems     generation: the solution is written out, its last number is the answer, as in GSM8K
     lessons_products     multiple choice: the first product of a solution, out of four
     lessons_last_word    the greedy last word of a solution, as in LAMBADA
-    lessons_perplexity   the log-likelihood of whole solutions
+    lessons_perplexity   the log-likelihood of solutions, which the model has only ever seen behind their questions
 
 The same count and seed give the same rows.
 """
