@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import transformers
 
+from dllm_kernels import __version__
+
 _REVISION = re.compile(r"@([0-9a-f]{40})/")
 # entries of lm-evaluation-harness's results that have one entry for each task
 _BY_TASK = (
@@ -61,9 +63,9 @@ def versions() -> dict[str, str]:
         >>> sorted(versions())
         ['datasets', 'dllm', 'lm_eval', 'python', 'torch', 'transformers']
     """
-    named = {name: importlib.metadata.version(name) for name in ("datasets", "dllm", "lm_eval")}
-    own = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    return named | own
+    named = {name: importlib.metadata.version(name) for name in ("datasets", "lm_eval")}
+    own = {"dllm": __version__, "python": platform.python_version()}
+    return named | own | {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def data_record(tasks: Mapping[str, Any]) -> dict[str, Any]:
