@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from dllm.models.answers import answer_text
+
 Rows = Sequence[Sequence[int]]
 
 
@@ -37,7 +39,7 @@ def sample_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> lis
         [' 42']
     """
     pairs = _canvases_and_prompts(seq_ids_list, input_ids_list)
-    return [_decoded(tokenizer, _generated(tokenizer, canvas, prompt)) for canvas, prompt in pairs]
+    return [answer_text(tokenizer, _generated(tokenizer, canvas, prompt)) for canvas, prompt in pairs]
 
 
 def infill_trim(tokenizer: Any, seq_ids_list: Rows, input_ids_list: Rows) -> list[str]:
@@ -78,22 +80,11 @@ def _token_lists(rows: Any) -> list[list[int]]:
 
 
 def _generated(tokenizer: Any, canvas: list[int], prompt: list[int]) -> list[int]:
-    """The tokens after the prompt, up to the end of the answer."""
+    """The tokens after the prompt."""
     begin = _prompt_start(tokenizer, canvas, prompt)
     if begin is None:
         raise ValueError("a canvas must begin with its prompt, got another one")
-    added, ends = canvas[begin + len(prompt) :], _end_sequences(tokenizer)
-    stops = (n for n in range(len(added)) if any(added[n : n + len(end)] == end for end in ends))
-    return added[: next(stops, len(added))]
-
-
-def _end_sequences(tokenizer: Any) -> list[list[int]]:
-    """Token sequences that end an answer: end of sequence, end of turn, and the end of turn spelled as text."""
-    single = (getattr(tokenizer, name, None) for name in ("eos_token_id", "eot_token_id"))
-    ends = [[token] for token in single if token is not None]
-    turn = getattr(tokenizer, "eot_token", None)
-    spelled = tokenizer(turn, add_special_tokens=False)["input_ids"] if turn else []
-    return [*ends, list(spelled)] if spelled else ends
+    return canvas[begin + len(prompt) :]
 
 
 def _prompt_start(tokenizer: Any, canvas: list[int], given: list[int]) -> int | None:
@@ -107,9 +98,3 @@ def _prompt_start(tokenizer: Any, canvas: list[int], given: list[int]) -> int | 
         if canvas[begin] not in padding:
             return None
     return None
-
-
-def _decoded(tokenizer: Any, tokens: list[int]) -> str:
-    """The text up to the end of turn, which the model may have spelled with other tokens than the tokenizer does."""
-    text, turn = tokenizer.decode(tokens, skip_special_tokens=True), getattr(tokenizer, "eot_token", None)
-    return text.partition(turn)[0] if turn else text

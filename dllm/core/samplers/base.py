@@ -28,6 +28,7 @@ from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
 from dllm.fast.model import input_embedding, right_shift_of
 from dllm.fast.sampling.batch import DenoisingBatch
+from dllm.fast.sampling.ends import EarlyEnds, Finished
 from dllm.fast.sampling.inputs import check_eos
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.schedule import Block, Schedule
@@ -81,6 +82,7 @@ class BaseSampler(ABC):
         *,
         seed: Seed = None,
         on_step: Callable[[Step], object] | None = None,
+        finished: Finished | None = None,
         **overrides: Any,
     ) -> Tensor | BaseSamplerOutput:
         """Continue each prompt.
@@ -92,6 +94,11 @@ class BaseSampler(ABC):
             seed: of the noise. An int s gives row i the seed s + i, B integers are taken as given, None draws s from
                 torch's generator.
             on_step: called with a :class:`dllm.fast.Step` after each forward pass.
+            finished: called with the number of a row and its final tokens, a list of ints, whenever these have grown.
+                True ends the row: what is not final yet becomes EOS, and the row costs nothing more. Final are the
+                generated tokens before the first mask; of samplers that replace tokens, those before the current block.
+                A GPU is asked for them every few steps only, so a row may go on a little after its end. The tokens
+                before its end are those that it would have without this.
             **overrides: settings by name, which replace those of `config`.
 
         Returns:
@@ -104,18 +111,15 @@ class BaseSampler(ABC):
             ValueError: the model is causal; this is checked on a few tokens.
             RuntimeError: as :func:`dllm.fast.generate`.
         """
-        start_time, config = time.perf_counter(), self._settings(config, overrides)
-        mask_id = canvas.mask_token(self.model, self.tokenizer)
-        layout = lay_out_prompts(
-            canvas.token_rows(inputs),
-            mask_id,
-            seed,
-            max_new_tokens=config.max_new_tokens,
-            max_length=config.max_length,
-            block_size=config.block_size,
-            first_column=functools.partial(self.first_column, config),
-        )
-        return self._denoise(layout, config, on_step, start_time, ends_at_eos=True)
+        return self._prepare_prompts(inputs, config, seed, on_step, finished, overrides)()
+
+    def check(self, inputs: canvas.Rows, config: BaseSamplerConfig | None = None, **overrides: Any) -> None:
+        """Check a call of :meth:`sample` without running the model.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: all that `sample` would raise before it runs the model.
+        """
+        self._prepare_prompts(inputs, config, 0, None, None, overrides)
 
     def infill(
         self,
@@ -135,7 +139,30 @@ class BaseSampler(ABC):
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
         mask_id = canvas.mask_token(self.model, self.tokenizer)
         layout = lay_out_texts(canvas.token_rows(inputs), mask_id, seed, block_size=config.block_size)
-        return self._denoise(layout, config, on_step, start_time, ends_at_eos=False)
+        return self._prepare(layout, config, on_step, start_time, ends_at_eos=False)()
+
+    def _prepare_prompts(
+        self,
+        inputs: canvas.Rows,
+        config: BaseSamplerConfig | None,
+        seed: Seed,
+        on_step: Callable[[Step], object] | None,
+        finished: Finished | None,
+        overrides: dict[str, Any],
+    ) -> Callable[[], Tensor | BaseSamplerOutput]:
+        """Check the arguments of :meth:`sample`. Returns the function that then runs the loop."""
+        start_time, config = time.perf_counter(), self._settings(config, overrides)
+        mask_id = canvas.mask_token(self.model, self.tokenizer)
+        layout = lay_out_prompts(
+            canvas.token_rows(inputs),
+            mask_id,
+            seed,
+            max_new_tokens=config.max_new_tokens,
+            max_length=config.max_length,
+            block_size=config.block_size,
+            first_column=functools.partial(self.first_column, config),
+        )
+        return self._prepare(layout, config, on_step, start_time, ends_at_eos=True, finished=finished)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
         if config is None:
@@ -149,7 +176,7 @@ class BaseSampler(ABC):
         config.check()
         return config
 
-    def _denoise(
+    def _prepare(
         self,
         layout: RowLayout,
         config: BaseSamplerConfig,
@@ -157,19 +184,25 @@ class BaseSampler(ABC):
         start_time: float,
         *,
         ends_at_eos: bool,
-    ) -> Tensor | BaseSamplerOutput:
-        """Check everything, then run the loop. With `ends_at_eos` the stats count no token after a generated EOS."""
+        finished: Finished | None = None,
+    ) -> Callable[[], Tensor | BaseSamplerOutput]:
+        """Check everything. Returns the function that then runs the loop.
+
+        With `ends_at_eos` the stats count no token after a generated EOS.
+        """
         model, mask_id, device = self.model, layout.mask_id, input_embedding(self.model).device
         canvas.check_rows(model, layout.rows, mask_id)
         tokens_of = functools.partial(canvas.check_tokens, model=model)
         keep = tokens_of("cfg_keep_tokens", config.cfg_keep_tokens)
         suppress = tokens_of("suppress_tokens", config.suppress_tokens)
         begin_suppress = tokens_of("begin_suppress_tokens", config.begin_suppress_tokens)
-        if on_step is not None and not callable(on_step):
-            raise TypeError(f"on_step must be callable, got {type(on_step).__name__}")
+        for name, call in {"on_step": on_step, "finished": finished}.items():
+            if call is not None and not callable(call):
+                raise TypeError(f"{name} must be callable, got {type(call).__name__}")
         eos_id = check_eos(model, getattr(self.tokenizer, "eos_token_id", None), mask_id)
-        if config.stop_at_eos and eos_id is None:
-            raise ValueError("stop_at_eos needs a tokenizer with an eos_token_id")
+        for name, wanted in {"stop_at_eos": config.stop_at_eos, "finished": finished is not None}.items():
+            if wanted and eos_id is None:
+                raise ValueError(f"{name} needs a tokenizer with an eos_token_id")
         policy, layout = self._policy(layout, config, eos_id)
         tokens = canvas.stack_rows(layout.rows, self._pad(layout.rows, eos_id, mask_id), device)
         length = torch.tensor([len(row) for row in layout.rows], dtype=torch.int64, device=device)
@@ -187,7 +220,8 @@ class BaseSampler(ABC):
         needs = dict(block_causal=policy.block_causal, cache=policy.cache, padded=padded, columns=tokens.shape[1])
         check_attention(model, **needs)
         _impl.choose(config.impl, device)
-        return run(
+        return functools.partial(
+            run,
             model,
             batch,
             policy,
@@ -196,6 +230,7 @@ class BaseSampler(ABC):
             pads_left=self.pads_left,
             eos_id=eos_id if ends_at_eos else None,
             start_time=start_time,
+            early_ends=None if finished is None else EarlyEnds(finished, policy, eos_id),
         )
 
     def _policy(self, layout: RowLayout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, RowLayout]:

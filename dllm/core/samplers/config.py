@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 from dllm_kernels import _checks
+
+Config = TypeVar("Config", bound="BaseSamplerConfig")
 
 
 @dataclass
@@ -30,6 +34,8 @@ class BaseSamplerConfig:
         (`eot_token_id`) if it has one, and no mask before it; the rest of the row becomes EOS.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
     cuda_graph: steps as CUDA graphs: None where possible and worthwhile, True required, False never.
+    keep_histories: with `return_dict`, keep the canvas of every step; False returns the stats alone beside the
+        sequences, without the cost of a look at every step.
     """
 
     return_dict: bool = False
@@ -45,6 +51,29 @@ class BaseSamplerConfig:
     stop_at_eos: bool = False
     impl: str = "auto"
     cuda_graph: bool | None = None
+    keep_histories: bool = True
+
+    steps_of: ClassVar[str] = "row"  # or "block": what the setting `steps` counts, where there is one
+
+    def with_length(self: Config, max_new_tokens: int) -> Config:
+        """These settings for another number of new tokens: `steps` follows, so that a step commits as many as before.
+
+        Blocks keep their size. Where there are at least as many steps as tokens, a step commits one token afterwards.
+        Nothing else follows where `steps` counts the steps of a block (`steps_of`), or where there is no such setting.
+
+        Example:
+            >>> from dllm.core.samplers import LLaDASamplerConfig
+            >>> LLaDASamplerConfig(max_new_tokens=256, steps=128, block_size=32).with_length(100).steps  # 4 blocks
+            64
+        """
+        changed = {"max_new_tokens": at_least(1, "max_new_tokens", max_new_tokens)}
+        if self.steps_of == "row" and hasattr(self, "steps") and max_new_tokens != self.max_new_tokens:
+            width = min(self.block_size or max_new_tokens, max_new_tokens)
+            per_block = width
+            if self.max_new_tokens is not None and self.steps < self.max_new_tokens:
+                per_block = -(-width * self.steps // self.max_new_tokens)
+            changed["steps"] = per_block * -(-max_new_tokens // width)
+        return dataclasses.replace(self, **changed)
 
     def check(self) -> None:
         """Check the settings, before anything runs.
@@ -57,7 +86,7 @@ class BaseSamplerConfig:
                 at_least(1, name, getattr(self, name))
         for name in ("temperature", "cfg_scale"):
             _checks.finite_at_least_zero(name, getattr(self, name))
-        for name in ("return_dict", "stop_at_eos"):
+        for name in ("return_dict", "keep_histories", "stop_at_eos"):
             true_or_false(name, getattr(self, name))
         if self.right_shift_logits is not None:
             true_or_false("right_shift_logits", self.right_shift_logits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -34,6 +34,8 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
     threshold: float = 0.95
     blocks_from: str = "row"
     cache: bool = False
+
+    steps_of: ClassVar[str] = "block"
 
     def check(self) -> None:
         """See :meth:`BaseSamplerConfig.check`."""

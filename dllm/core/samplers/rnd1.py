@@ -14,6 +14,7 @@ from dllm.core.samplers.base import BaseSampler, BaseSamplerOutput
 from dllm.core.samplers.config import BaseSamplerConfig, at_least, true_or_false
 from dllm.core.samplers.layout import RowLayout, Span
 from dllm.core.samplers.schedules import falling_counts
+from dllm.fast.sampling.ends import Finished
 from dllm_kernels import _checks
 
 
@@ -96,7 +97,7 @@ class RND1Sampler(BaseSampler):
             "confidence": "neg_entropy",
         }
 
-    def _denoise(
+    def _prepare(
         self,
         layout: RowLayout,
         config: RND1SamplerConfig,
@@ -104,11 +105,12 @@ class RND1Sampler(BaseSampler):
         start_time: float,
         *,
         ends_at_eos: bool,
-    ) -> Tensor | BaseSamplerOutput:
-        """As :meth:`BaseSampler._denoise`, with the last column of each row reserved if prompts are continued."""
+        finished: Finished | None = None,
+    ) -> Callable[[], Tensor | BaseSamplerOutput]:
+        """As :meth:`BaseSampler._prepare`, with the last column of each row reserved if prompts are continued."""
         if ends_at_eos:
             layout = _with_last_column(layout, self._last_token(layout.mask_id, add_eos=config.add_eos_at_end))
-        return super()._denoise(layout, config, on_step, start_time, ends_at_eos=ends_at_eos)
+        return super()._prepare(layout, config, on_step, start_time, ends_at_eos=ends_at_eos, finished=finished)
 
     def _last_token(self, mask_id: int, *, add_eos: bool) -> int:
         name = "eos_token_id" if add_eos else "pad_token_id"

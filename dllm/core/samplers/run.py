@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dllm.core.samplers.config import BaseSamplerConfig
 from dllm.fast.sampling.batch import DenoisingBatch
+from dllm.fast.sampling.ends import EarlyEnds
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.loop import Denoiser
 from dllm.fast.sampling.state import Policy
@@ -22,7 +23,7 @@ class BaseSamplerOutput:
     """What a sampler returns with `return_dict`.
 
     sequences: int64 [B, L].
-    histories: the canvases [B, L] at the start and after every forward pass.
+    histories: the canvases [B, L] at the start and after every forward pass; None without `keep_histories`.
     stats: forward passes, tokens and times of the call.
     """
 
@@ -42,6 +43,7 @@ def run(
     pads_left: bool,
     eos_id: int | None,
     start_time: float,
+    early_ends: EarlyEnds | None = None,
 ) -> Tensor | BaseSamplerOutput:
     """Denoise a batch.
 
@@ -57,29 +59,32 @@ def run(
         pads_left: padding comes before the tokens of a row.
         eos_id: tokens after it in the generated part of a row do not count in the stats; None: all count.
         start_time: of the call, by `time.perf_counter`.
+        early_ends: ends rows where the caller says so.
 
     Returns:
         The canvases; with `config.return_dict` a :class:`BaseSamplerOutput`.
     """
     masked = batch.tokens == policy.mask_id
     shift = batch.tokens.shape[1] - batch.length if pads_left else torch.zeros_like(batch.length)
-    histories = [_shifted(batch.tokens, shift)]
+    keeps = config.return_dict and config.keep_histories
+    histories = [_shifted(batch.tokens, shift)] if keeps else None
 
     def show(step: Step) -> None:
         shown = ("canvas", "tentative", "confidence")
         step = step._replace(**{name: _shifted(getattr(step, name), shift) for name in shown})
-        if config.return_dict:
+        if keeps:
             histories.append(step.canvas if on_step is None else step.canvas.clone())
         if on_step is not None:
             on_step(step)
 
-    watched = config.return_dict or on_step is not None
+    watched = keeps or on_step is not None
     denoiser = Denoiser(
         model,
         policy,
         cuda_graph=config.cuda_graph,
         on_step=show if watched else None,
         timed=config.return_dict,
+        early_ends=early_ends,
     )
     tokens = denoiser.run(batch)
     sequences = _shifted(tokens, shift)

@@ -16,10 +16,11 @@ from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.cache import SPARE, KeyValueCache
 from dllm.fast.sampling.cache_layout import find_layout
 from dllm.fast.sampling.clock import Clock
+from dllm.fast.sampling.ends import EarlyEnds, fill_after_end
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.passes import Pass
 from dllm.fast.sampling.plan import Planner
-from dllm.fast.sampling.state import Policy, ends_row
+from dllm.fast.sampling.state import Policy
 from dllm.fast.sampling.step import denoise_step
 
 # To ask a GPU whether rows are finished means to wait for it: do so every so many steps only.
@@ -51,6 +52,7 @@ class Denoiser:
         cuda_graph: None captures steps as CUDA graphs where that works and pays, True insists, False never does.
         on_step: called with a :class:`Step` after each step.
         timed: whether the parts of each step are timed.
+        early_ends: asked, where the host looks for finished rows, which others end; None: no others do.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Denoiser:
         cuda_graph: bool | None = None,
         on_step: Callable[[Step], object] | None = None,
         timed: bool = False,
+        early_ends: EarlyEnds | None = None,
     ):
         self.model, self.policy = model, policy
-        self.cuda_graph, self.on_step, self.timed = cuda_graph, on_step, timed
+        self.cuda_graph, self.on_step, self.timed, self.early_ends = cuda_graph, on_step, timed, early_ends
         self.forwards, self.note, self.rows_note = 0, "", ""
         self.captured: graphs.CapturedSteps | None = None
         self.cache: KeyValueCache | None = None
@@ -93,7 +96,8 @@ class Denoiser:
         self.active = torch.arange(len(batch.tokens), device=device)
         steps = batch.schedule.steps.sum(1).tolist()
         most_steps = max(steps, default=0)
-        self.rows_end_apart = not (self.policy.follows_schedule and min(steps, default=0) == most_steps)
+        as_scheduled = self.policy.follows_schedule and self.early_ends is None
+        self.rows_end_apart = not (as_scheduled and min(steps, default=0) == most_steps)
         capturing, self.note = capture.wanted(self.cuda_graph, device, most_steps)
         if most_steps == 0:
             return self.canvas
@@ -165,25 +169,29 @@ class Denoiser:
             self.cache = None
 
     def _denoise(self, most_steps: int) -> None:
-        poll_every = POLL_EVERY.get(self.canvas.device.type, 1)
-        while (before := self.forwards) < most_steps:
-            self._step(most_steps)
-            if (
-                self.rows_end_apart
-                and self.forwards // poll_every > before // poll_every
-                and self.forwards < most_steps
-            ):
+        while self.forwards < most_steps:
+            if self._step(most_steps):
                 self._poll()
                 if len(self.active) == 0:
                     return
 
-    def _step(self, most_steps: int) -> None:
-        """Run one step, or one replay of several, and show it to the live view."""
+    def _step(self, most_steps: int) -> bool:
+        """Run one step, or one replay of several, and show it to the live view. Returns whether to retire rows now."""
         progress = live.Progress.of(self.state) if self.on_step is not None else None
-        self.forwards += self._replay(self.forwards, most_steps) or self._eager(self.forwards)
+        before = self.forwards
+        self.forwards += self._replay(before, most_steps) or self._eager(before)
+        polls = self._polls(before, most_steps)
+        if polls and self.early_ends is not None:
+            self.early_ends.end_rows(self.state, self.active)
         if progress is not None:
             shown = live.show(self.canvas, self.state, self.policy, self.active, progress, self._ended)
             self.on_step(shown)
+        return polls
+
+    def _polls(self, before: int, most_steps: int) -> bool:
+        """Whether the host looks for finished rows after the steps from step `before` of the call on."""
+        every = POLL_EVERY.get(self.canvas.device.type, 1)
+        return self.rows_end_apart and self.forwards // every > before // every and self.forwards < most_steps
 
     def _eager(self, n: int) -> int:
         """Run step n of the call. Returns 1."""
@@ -301,12 +309,3 @@ def _warn_of_dropout(model: nn.Module) -> None:
     """Warn if dropout is active: the model then samples other tokens in each call, whatever the seed."""
     if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in model.modules()):
         _log.warning("dropout of %s is active while it samples: call its eval() first", type(model).__name__)
-
-
-def fill_after_end(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int, eot_id: int | None = None) -> Tensor:
-    """Tokens with EOS after each row's first generated EOS or end of turn, up to column `stop` [B]."""
-    column = torch.arange(tokens.shape[1], device=tokens.device)
-    generated = (column >= first[:, None]) & (column < stop[:, None])
-    ends = ends_row(tokens, eos_id, eot_id) & generated
-    ended = ends.cumsum(1) - ends.long() > 0  # before this column
-    return torch.where(ended & generated, eos_id, tokens)

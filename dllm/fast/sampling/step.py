@@ -19,9 +19,10 @@ from torch import Tensor
 from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.clock import Clock
+from dllm.fast.sampling.ends import finished_rows
 from dllm.fast.sampling.passes import HiddenStates, Pass, canvas, run
 from dllm.fast.sampling.propose import ROW_MULTIPLE, Candidates, propose
-from dllm.fast.sampling.state import CurrentBlock, Policy, State, ends_row
+from dllm.fast.sampling.state import CurrentBlock, Policy, State
 from dllm_kernels import transfer_tokens
 
 # On a GPU the number of masked positions stays on the device. So the head has room for a whole block in every row, and
@@ -171,14 +172,6 @@ def _advance(state: State, policy: Policy, active: Tensor, over: Tensor) -> None
         if policy.stops_between_blocks:
             finished &= over
         state.block.copy_(torch.where(finished, state.blocks, state.block))
-
-
-def finished_rows(tokens: Tensor, first: Tensor, mask_id: int, eos_id: int, eot_id: int | None = None) -> Tensor:
-    """bool [B]: rows whose generated part holds an EOS, or an end of turn, with no mask before it: it is final."""
-    generated = torch.arange(tokens.shape[1], device=tokens.device) >= first[:, None]
-    ends = ends_row(tokens, eos_id, eot_id) & generated
-    masks_before = ((tokens == mask_id) & generated).cumsum(1)
-    return (ends & (masks_before == 0)).any(1)
 
 
 def _compact(eligible: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
