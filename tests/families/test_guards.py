@@ -45,6 +45,22 @@ def test_a_model_of_blocks_is_not_run_on_whole_rows():
     assert samplers.BD3LMSampler(model, TOKENIZER).sample([[5, 6]], **blocks).shape == (1, 6)
 
 
+@pytest.mark.parametrize("kind", [samplers.LLaDA2Sampler, samplers.LLaDA21Sampler])
+def test_the_cache_of_blocks_follows_the_model(kind):
+    """A model of blocks is sampled by blocks unless it is told otherwise, and then it is refused; others are not."""
+    blocks, whole = load(CHECKPOINTS / "llada2"), load(CHECKPOINTS / "llada")
+    options = dict(max_new_tokens=8, block_size=4, steps=4, return_dict=True)
+    for model, cache in ((blocks, True), (whole, False)):
+        sampler = kind(model, TOKENIZER)
+        default, stated = (sampler.sample([[5, 6, 7]], **options, **own) for own in ({}, dict(cache=cache)))
+        assert torch.equal(default.sequences, stated.sequences)
+        assert default.stats.forwards == stated.stats.forwards
+    with pytest.raises(ValueError, match="attends block by block"):
+        kind(blocks, TOKENIZER).sample([[5, 6, 7]], **options, cache=False)
+    with pytest.raises(ValueError, match="block_size must be a number beside a cache"):
+        kind(blocks, TOKENIZER).sample([[5, 6, 7]], **options | dict(block_size=None))
+
+
 @pytest.mark.parametrize("name", ["llada", "rnd1", "a2d-qwen3"])
 def test_a_saved_model_that_lacks_a_tensor(name, tmp_path):
     load(CHECKPOINTS / name).save_pretrained(tmp_path)
