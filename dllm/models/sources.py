@@ -191,7 +191,7 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
 def _own_class(base: str) -> type[transformers.PretrainedConfig] | None:
     """The configuration class that comes with a checkpoint of a known type, whose code is trusted; None in other cases.
 
-    AutoConfig of transformers 5 would take the class that is registered for the type (:mod:`dllm.models.auto`).
+    AutoConfig of transformers 5 would take the class that is registered for the type (:mod:`dllm.auto_classes`).
     """
     content = _content_at(base)
     place = (content.get("auto_map") or {}).get("AutoConfig")

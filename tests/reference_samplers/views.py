@@ -1,7 +1,8 @@
 """What a model is shown of a row: the blocks up to a column's own, or a few columns beside what is kept of the others.
 
 A view stands in the model's place: called with a canvas int64 [1, L], it answers with logits [1, L, V]. The models are
-Llama, Qwen2, Qwen3 and Qwen3-MoE of transformers, causal or made bidirectional: no view leaves it to them who sees whom.
+Llama, Qwen2, Qwen3 and Qwen3-MoE of transformers, causal or made bidirectional: no view leaves it to them who sees
+whom.
 """
 
 from __future__ import annotations
