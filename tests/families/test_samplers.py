@@ -135,6 +135,19 @@ def test_sample(case):
         check(out, trace, row, pads_left=kind.pads_left)
 
 
+@pytest.mark.parametrize("eos", [False, True])
+def test_one_column_of_rnd1_is_the_reserved_one(eos):
+    """No forward is needed for it; a row with more columns beside it has its own."""
+    tokenizer = SimpleNamespace(mask_token_id=MASK, eos_token_id=EOS, pad_token_id=200)
+    sampler, last = samplers.RND1Sampler(load("rnd1"), tokenizer), EOS if eos else 200
+    out = sampler.sample([[5, 6]], max_new_tokens=1, add_eos_at_end=eos, return_dict=True)
+    assert (out.sequences.tolist(), out.stats.forwards) == ([[5, 6, last]], 0)
+    rows = [[5, 6], [7, 8, 9, 10]]
+    both = sampler.sample(rows, max_new_tokens=None, max_length=5, add_eos_at_end=eos, seed=0)
+    alone = sampler.sample(rows[:1], max_new_tokens=None, max_length=5, add_eos_at_end=eos, seed=0)
+    assert torch.equal(both[:1], alone) and both[1].tolist() == [7, 8, 9, 10, last]
+
+
 @pytest.mark.parametrize(
     "name, shifted",
     [("llada", False), ("lladamoe", False), ("dream", True), ("rnd1", True), ("a2d-qwen3", False), ("llada2", False)],
