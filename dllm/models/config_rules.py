@@ -43,7 +43,7 @@ NUMBERS = (
 FLAGS = ("tie_word_embeddings", "use_sliding_window", "weight_tying")
 OBJECTS = ("quantization_config", "rope_parameters", "rope_scaling")  # False stands for null in RND1's
 DTYPES = ("dtype", "torch_dtype")
-TOKENS = ("bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def check_fields(content: Mapping[str, Any]) -> None:
