@@ -1,9 +1,9 @@
-"""Diffusion: schedulers, corruption (noising), samplers, trainers. Submodules are imported on first use."""
+"""Diffusion: schedulers, corruption (noising), samplers, likelihood, trainers. Submodules load on first use."""
 
 import importlib
 from typing import Any
 
-_PARTS = ("noising", "samplers", "schedulers", "trainers")
+_PARTS = ("likelihood", "noising", "samplers", "schedulers", "trainers")
 
 
 def __getattr__(name: str) -> Any:
