@@ -178,15 +178,15 @@ class Forwards:
         """What the head says of some places with hidden states [C, H]."""
         logits = self._logits(states)
         logits = logits.float() if logits.dtype == torch.float64 else logits
-        losses = []
+        losses = [logits.new_zeros(0, len(logits), dtype=torch.float32)]
         for k in range(max(map(len, wanted))):
             targets = torch.tensor([tokens[k] if k < len(tokens) else -1 for tokens in wanted], device=self.device)
             weight = (targets >= 0).float()
-            losses.append(masked_cross_entropy(logits, targets, weight, impl=self.config.impl).nll)
+            losses.append(masked_cross_entropy(logits, targets, weight, impl=self.config.impl).nll[None])
         if not self.proposals:
-            return Found(torch.stack(losses), None, None)
+            return Found(torch.cat(losses), None, None)
         best = gumbel_argmax(logits, impl=self.config.impl)
-        return Found(torch.stack(losses), best.token, best.log_prob)
+        return Found(torch.cat(losses), best.token, best.log_prob)
 
     def _logits(self, states: list[Tensor]) -> Tensor:
         """Logits [C, V]; guidance is combined before a linear head, in float32."""
