@@ -10,9 +10,10 @@ import torch
 
 from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
 from dllm.core.likelihood.weights import size_weights
-from dllm.fast.model import MARKER
+from dllm.fast.model import MARKER, block_size_of, right_shift_of
 from tests.causal_models import causal_model
 from tests.core.likelihood.reference import Reference, weight
+from tests.families.toys import load
 from tests.models import MASK_ID, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,3 +118,14 @@ def test_half_precision_comes_near(cfg_scale):
     half = log_likelihoods(model.to(torch.bfloat16), asked, config, mask_id=MASK_ID)
     for a, b in zip(full, half, strict=True):
         assert b.log_likelihood == pytest.approx(a.log_likelihood, rel=0.05)
+
+
+@pytest.mark.parametrize("name, form", [("llada", "llada"), ("dream", "dream"), ("llada2", "llada"), ("rnd1", "llada")])
+def test_official_checkpoints_say_themselves_how_they_attend_and_shift(name, form):
+    model = load(name)
+    size, shift = block_size_of(model), bool(right_shift_of(model))
+    assert (size is not None, shift) == (name == "llada2", name in ("dream", "rnd1"))
+    context, target = tuple(range(10, 40)), (50, 60, 70, 80)  # a block of LLaDA2 ends inside
+    (found,) = log_likelihoods(model, [Target(context, target, 0, (90,))], LikelihoodConfig(form=form), mask_id=MASK_ID)
+    reference = Reference(model, shift=shift, block_size=size)
+    assert found.log_likelihood == pytest.approx(reference.log_likelihood(context, target, (90,), form), rel=TOLERANCE)

@@ -8,6 +8,7 @@ import torch
 from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
 from dllm.fast.model import MARKER
 from tests.causal_models import causal_model
+from tests.core.likelihood.counting import forwards_counted
 from tests.core.likelihood.reference import Reference
 from tests.models import MASK_ID, tiny
 
@@ -49,15 +50,12 @@ def test_against_the_loop(family, shift, cfg_scale):
 
 
 def test_targets_that_are_summed_exactly_are_decided_by_the_same_rows():
-    model, rows = tiny("modernbert"), []
+    model = tiny("modernbert")
     target = Target([5, 6], decoded(Reference(model), [5, 6], 3))
     config = LikelihoodConfig(check_greedy=True)
-    hook = model.register_forward_pre_hook(lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True)
-    log_likelihoods(model, [target], config, mask_id=MASK_ID)
-    rows.clear()
-    (found,) = log_likelihoods(model, [target], config, mask_id=MASK_ID)
-    hook.remove()
-    assert found.greedy is True and rows == [7]
+    with forwards_counted() as shapes:
+        (found,) = log_likelihoods(model, [target], config, mask_id=MASK_ID)
+    assert found.greedy is True and shapes == [(7, 5)]
 
 
 def test_blocks_are_decoded_one_after_the_other():

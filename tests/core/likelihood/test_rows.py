@@ -10,6 +10,7 @@ import torch
 from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
 from dllm.fast.model import MARKER
 from tests.causal_models import causal_model
+from tests.core.likelihood.counting import forwards_counted
 from tests.core.likelihood.reference import Reference
 from tests.models import MASK_ID, tiny
 
@@ -19,34 +20,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ULP = 64 * 2.0**-23
 
 
-class Counter:
-    """Counts the forwards of a model and the rows and columns in them."""
-
-    def __init__(self, model):
-        self.shapes = []
-        self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, module, args, kwargs):
-        self.shapes.append(tuple(kwargs["input_ids"].shape))
-
-    @property
-    def rows(self) -> int:
-        return sum(rows for rows, _ in self.shapes)
-
-
 @pytest.fixture
 def model():
     return tiny("modernbert")
 
 
-def counted(model, targets, config=None, **options):
-    """Estimates, and the forwards that they took, once the model has been looked at."""
-    count = Counter(model)  # a hook is a reason to look again
-    log_likelihoods(model, targets, config, mask_id=MASK_ID)
-    count.shapes.clear()
-    found = log_likelihoods(model, targets, config, mask_id=MASK_ID, **options)
-    count.hook.remove()
-    return found, count
+def counted(model, targets, config=None):
+    """Estimates, and the (rows, columns) of each forward that they took."""
+    log_likelihoods(model, targets, config, mask_id=MASK_ID)  # what is found out about the model is kept
+    with forwards_counted() as shapes:
+        return log_likelihoods(model, targets, config, mask_id=MASK_ID), shapes
+
+
+def rows_of(shapes) -> int:
+    return sum(rows for rows, _ in shapes)
 
 
 def mixed(count: int) -> list[Target]:
@@ -61,7 +48,7 @@ def mixed(count: int) -> list[Target]:
 def test_choices_of_one_token_cost_one_row(model):
     choices = [Target([5, 6, 7], [token], seed=1) for token in (8, 9, 10, 11)]
     found, count = counted(model, choices)
-    assert count.rows == 1 and len(count.shapes) == 1
+    assert len(count) == 1 and rows_of(count) == 1
     reference = Reference(model)
     for choice, estimate in zip(choices, found, strict=True):
         expected = reference.log_likelihood(choice.context, choice.target)
@@ -71,16 +58,16 @@ def test_choices_of_one_token_cost_one_row(model):
 def test_longer_choices_share_the_rows_that_are_equal(model):
     choices = [Target([5, 6], [8, 9, token], seed=1) for token in (10, 11)]
     _, count = counted(model, choices)
-    assert count.rows == 7 + 3  # the second's three rows that show the last token are its own
+    assert rows_of(count) == 7 + 3  # the second's three rows that show the last token are its own
 
 
 def test_published_rows_that_are_equal_run_once(model):
     config = LikelihoodConfig(likelihood="as-published")
     found, count = counted(model, [Target([5, 6], [8], seed=1)], config)
-    assert count.rows == 1 and found[0].stderr == 0.0
+    assert rows_of(count) == 1 and found[0].stderr == 0.0
     dream = LikelihoodConfig(likelihood="as-published", form="dream", batch_size=1)
     found, count = counted(model, [Target([5, 6], [8, 9], seed=1, after=[2])], dream)
-    assert count.rows == 3 and found[0].stderr > 0
+    assert rows_of(count) == 3 and found[0].stderr > 0
 
 
 def test_a_published_draw_that_masks_nothing_costs_nothing(model):
@@ -93,10 +80,10 @@ def test_a_published_draw_that_masks_nothing_costs_nothing(model):
 
 def test_the_budget_bounds_a_forward(model):
     _, count = counted(model, mixed(6), LikelihoodConfig(tokens_per_forward=100, mc_num=20))
-    assert max(rows * columns for rows, columns in count.shapes) <= 100
-    assert count.rows == 2 * (1 + 7 + 20)
+    assert max(rows * columns for rows, columns in count) <= 100
+    assert rows_of(count) == 2 * (1 + 7 + 20)
     _, whole = counted(model, mixed(6), LikelihoodConfig(tokens_per_forward=10**6, mc_num=20))
-    assert len(whole.shapes) == 1
+    assert len(whole) == 1
 
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
@@ -130,10 +117,10 @@ def test_keys_before_a_block_are_computed_once_for_each_question():
     context = list(range(5, 21))  # two blocks
     choices = [Target(context, [30, 31, 32, token], seed=1) for token in (40, 41, 42)]
     found, count = counted(model, choices, LikelihoodConfig(tokens_per_forward=40))
-    prefixes = [shape for shape in count.shapes if shape[1] == 16]
+    prefixes = [shape for shape in count if shape[1] == 16]
     assert prefixes == [(1, 16)]
-    assert all(columns == 4 for rows, columns in count.shapes if columns != 16)
-    assert sum(rows for rows, columns in count.shapes if columns == 4) == 15 + 7 + 7
+    assert all(columns == 4 for rows, columns in count if columns != 16)
+    assert sum(rows for rows, columns in count if columns == 4) == 15 + 7 + 7
     plain = log_likelihoods(model, choices, LikelihoodConfig(cache=False), mask_id=MASK_ID)
     for a, b in zip(found, plain, strict=True):
         assert a.log_likelihood == pytest.approx(b.log_likelihood, rel=ULP)
