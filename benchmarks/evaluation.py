@@ -24,12 +24,12 @@ if __package__ in (None, ""):  # run as a file: packages are imported from the r
 
 import torch
 from dllm.core.eval.generation import GenerationRequest, generate_requests
-from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
 from torch import nn
 
 from benchmarks import report, timing
 from benchmarks.baselines import harness
 from benchmarks.models import DTYPES
+from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
 from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
 from dllm.demo.shipped import SHIPPED, load
 from dllm.demo.training.problems import PHRASINGS, held_out

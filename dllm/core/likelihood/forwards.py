@@ -82,7 +82,8 @@ class Forwards:
         self.device = input_embedding(model).device
         self.right_shift = right_shift_of(model) if config.right_shift_logits is None else config.right_shift_logits
         self.split = SplitModel(model, torch.full((1, min(longest, _EXAMPLE)), mask_id, device=self.device))
-        self.blocks = None
+        self.blocks: BlockBody | None = None
+        self._unequal: tuple[bool, unpadded.RowGroups | None] | None = None
         if (size := block_size_of(model)) is not None:
             how = dict(right_shift=bool(self.right_shift), cache=config.cache, longest=longest, device=self.device)
             self.blocks = BlockBody(self.split, size, **how)
@@ -146,9 +147,21 @@ class Forwards:
         if min(lengths) < longest:
             column, length = torch.arange(longest, device=self.device), torch.tensor(lengths, device=self.device)
             mask = (column < length[:, None]).long()
-        packed, groups, _ = unpadded.row_layout(self.split, lengths, self.canvases, self.device)
+        packed, groups = self._layout(lengths)
         cells = unpadded.real_cells(mask) if packed else None
         return unpadded.run(self.split, tokens, mask, cells, groups), [0] * len(rows)
+
+    def _layout(self, lengths: list[int]) -> tuple[bool, unpadded.RowGroups | None]:
+        """Whether rows of these lengths run packed, or else in which groups; None where they run with their padding."""
+        if len(lengths) * self.canvases == 1:
+            return False, None
+        if self._unequal is None:  # what the model sees is found out once, with any two lengths
+            self._unequal = unpadded.row_layout(self.split, [1, 2], self.canvases, self.device)[:2]
+        packed, groups = self._unequal
+        ragged = len(set(lengths)) > 1
+        if groups is not None and (ragged or groups.one_by_one):
+            return False, unpadded.RowGroups(tuple(lengths), groups.one_by_one)
+        return packed and ragged, None
 
     def _read(self, batch: list[Job], states: list[Tensor]) -> None:
         """Fill in what was found at the masked columns of all jobs, whose hidden states are [N, H]."""
