@@ -123,6 +123,10 @@ class Estimate(NamedTuple):
     rows: different rows of the model that it was read from. Targets share rows that are equal, each of which runs once.
     greedy: whether greedy decoding gives the target; None where that was not asked for.
     cut: tokens that its context lost on the left, because the row was too long.
+
+    Example:
+        >>> Estimate(log_likelihood=-2.5, stderr=0.0, rows=1).greedy is None
+        True
     """
 
     log_likelihood: float

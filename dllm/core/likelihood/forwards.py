@@ -41,6 +41,10 @@ class Job:
     tokens: for each masked column, the tokens whose cross-entropy is wanted.
     losses: for each masked column, cross-entropy by token, in nats.
     surest: the masked column of the most probable proposal, as a number among `row.columns`, and its token.
+
+    Example:
+        >>> Job(Row(tokens=(5, 3), given=1, block=0, columns=(1,)), tokens=[[7, 8]]).losses
+        []
     """
 
     row: Row
@@ -73,6 +77,16 @@ class Forwards:
 
     Raises:
         ValueError: the model sees tokens on one side only, or has no head.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> forwards = Forwards(BertForMaskedLM(BertConfig(**size)).eval(), LikelihoodConfig(), mask_id=3, longest=2)
+        >>> job = Job(Row(tokens=(5, 3), given=1, block=0, columns=(1,)), tokens=[[7, 8]])
+        >>> with torch.no_grad():
+        ...     (done,) = forwards.run([job])
+        >>> [sorted(losses) for losses in done.losses]
+        [[7, 8]]
     """
 
     def __init__(
