@@ -28,7 +28,7 @@ from dllm.fast.sampling import unpadded
 from dllm_kernels import gumbel_argmax, masked_cross_entropy
 
 # Tokens of a forward: on a CPU more brings nothing; on a GPU so many fill it and take little memory beside a model.
-TOKENS = {"cpu": 4096, "cuda": 32768}
+TOKENS = {"cpu": 2048, "cuda": 32768}
 # Rows of logits at a time.
 HEAD_ROWS = {"cpu": 64, "cuda": 1024}
 _EXAMPLE = 16  # tokens of the forward in which a head is traced
