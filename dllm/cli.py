@@ -1,4 +1,4 @@
-"""The command line: `dllm generate`, `dllm chat`, `dllm train` and `dllm doctor`."""
+"""The command line: `dllm generate`, `dllm chat`, `dllm train`, `dllm eval` and `dllm doctor`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
-    if unknown and options.command != "train":
+    if unknown and options.command not in ("train", "eval"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return exit_code(f"dllm {options.command}", lambda: options.run(options, unknown))
 
@@ -45,6 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true")
     train.add_argument("--help", "-h", action="store_true")
     train.set_defaults(run=_train)
+    # so does this one
+    evaluation = commands.add_parser(
+        "eval",
+        add_help=False,
+        allow_abbrev=False,
+        help="evaluate a model on tasks of lm-evaluation-harness",
+    )
+    evaluation.add_argument("--help", "-h", action="store_true")
+    evaluation.set_defaults(run=_eval)
     doctor = commands.add_parser(
         "doctor",
         help="check the installation: devices, chosen implementations, self-tests",
@@ -147,6 +156,12 @@ def _train(options: argparse.Namespace, settings: Sequence[str]) -> int:
     from dllm import training_command
 
     return training_command.main(options, settings)
+
+
+def _eval(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from dllm.core.eval import command
+
+    return command.main(["--help"] if options.help else words)
 
 
 def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:

@@ -1,9 +1,12 @@
-"""Diffusion: schedulers, corruption (noising), samplers, likelihood, trainers. Submodules load on first use."""
+"""Diffusion: schedulers, corruption (noising), samplers, trainers, likelihood, evaluation.
+
+Submodules are imported on first use.
+"""
 
 import importlib
 from typing import Any
 
-_PARTS = ("likelihood", "noising", "samplers", "schedulers", "trainers")
+_PARTS = ("eval", "likelihood", "noising", "samplers", "schedulers", "trainers")
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,8 @@ from dllm.configs import DataArguments, ModelArguments, check_name
 from dllm.core.trainers import MDLMConfig
 from dllm.recipes import RECIPES, Recipe
 from dllm.startup import SECRET
-from dllm.training_command.values import parse_value, type_names
 from dllm.training_command.yaml_file import read_yaml
+from dllm.values import parse_value, type_names
 
 
 class Settings(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 from dllm.core.trainers import MDLMConfig
 from dllm.recipes import PRETRAINING, SFT
 from dllm.training_command.settings import help_text, known_settings, read_settings, to_yaml
-from dllm.training_command.values import parse_value
+from dllm.values import parse_value
 
 BASE = ["--model_name_or_path", "m", "--dataset_args", "d", "--output_dir", "out", "--report_to", "none"]
 

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Evaluate a LLaDA on every task of its published settings, with the weights loaded once:
+#
+#     bash examples/llada/eval.sh GSAI-ML/LLaDA-8B-Base
+#     bash examples/llada/eval.sh GSAI-ML/LLaDA-8B-Instruct --instruct
+#
+# Words behind the model are options of `dllm eval` (dllm eval --help): --tasks mmlu,piqa for some of the tasks, --limit 20
+# for a try, --dry-run for an estimate of the time. A run that was killed continues when it is started again.
+# On several GPUs, or on a cluster, task by task: scripts/eval.slurm.sh.
+set -euo pipefail
+
+if (($# == 0)); then
+    echo "usage: bash examples/llada/eval.sh MODEL [options of dllm eval]" >&2
+    exit 2
+fi
+instruct=False
+for word in "$@"; do
+    if [[ $word == --instruct ]]; then instruct=True; fi
+done
+tasks=$(python -c '
+import sys
+from dllm.core.eval.settings import settings_table
+print(*settings_table("llada").lines(instruct=sys.argv[1] == "True"), sep=",")
+' "$instruct")
+export HF_ALLOW_CODE_EVAL=1 # lm-eval's own tasks of code ask for it
+exec python -m dllm.core.eval "$1" --model llada --published --tasks "$tasks" \
+    --confirm-run-unsafe-code --output-path runs/eval/llada "${@:2}"

@@ -1,0 +1,175 @@
+"""The evaluation script of a cluster, in front of stand-ins for Slurm and for what it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dllm.core.eval.arguments import read
+from dllm.core.eval.settings import settings_table
+from dllm.core.eval.settings.command import arguments_of
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "eval.slurm.sh"
+MODEL = "Dream-org/Dream-v0-Instruct-7B"
+
+# as Slurm: runs a copy of the script, that lies elsewhere, on the first machine of the job
+SBATCH = """
+export SLURM_SUBMIT_DIR=$PWD SLURM_JOB_ID=70123 SLURM_NNODES=2 SLURM_JOB_NODELIST=node[1-2]
+cp "$1" "$FAKES/slurm_script"
+shift
+cd / && exec bash "$FAKES/slurm_script" "$@"
+"""
+# runs the task once for each machine
+SRUN = """
+shift
+for ((node = 0; node < SLURM_NNODES; node++)); do SLURM_NODEID=$node "$@"; done
+"""
+SCONTROL = "echo node1; echo node2"
+# settings and the number of GPUs are asked for in earnest; an evaluation is noted
+PYTHON = f"""
+case "$2" in
+    dllm.core.eval | torch.distributed.run)
+        {sys.executable} "$FAKES/note.py" "$@" >> "$FAKES/started"
+        ;;
+    *) exec {sys.executable} "$@" ;;
+esac
+"""
+NOTE = 'import json, os, sys; print(json.dumps([os.environ["HF_ALLOW_CODE_EVAL"], *sys.argv[1:]]))'
+
+
+@pytest.fixture
+def machine(tmp_path) -> dict[str, str]:
+    """The environment of a machine where Slurm may be called. The working folder is its `here`."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    for name, body in dict(sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL, python=PYTHON).items():
+        file = tmp_path / name
+        file.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "note.py").write_text(NOTE)
+    (tmp_path / "here").mkdir()
+    dropped = ("SLURM", "BASE_MODELS_DIR", "PROCESSES_PER_NODE", "HF_ALLOW_CODE_EVAL")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    path = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    return environment | dict(FAKES=str(tmp_path), PATH=path, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+
+
+def run(machine: dict[str, str], *words: str, slurm: bool = False, **environment: str) -> subprocess.CompletedProcess:
+    command = ["bash", *([f"{machine['FAKES']}/sbatch"] if slurm else []), str(SCRIPT), *words]
+    here = Path(machine["FAKES"]) / "here"
+    return subprocess.run(command, cwd=here, env=machine | environment, capture_output=True, text=True)
+
+
+def started(machine: dict[str, str]) -> list[list[str]]:
+    path = Path(machine["FAKES"]) / "started"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_every_machine_of_a_job_starts_a_launcher(machine):
+    done = run(machine, "Dream", "gsm8k_cot", MODEL, "True", "8", "True", "4", slurm=True, SLURM_GPUS_ON_NODE="4")
+    assert done.returncode == 0, done.stderr
+    expected = arguments_of("dream", "gsm8k_cot", MODEL, instruct=True, batch_size=8, log_samples=True, limit="4")
+    both = started(machine)
+    assert len(both) == 2
+    for node, (allowed, *words) in enumerate(both):
+        assert allowed == "1"
+        assert words[:2] == ["-m", "torch.distributed.run"]
+        options = dict(zip(words[2:12:2], words[3:12:2], strict=True))
+        expected_options = {"nnodes": "2", "nproc-per-node": "4", "master-addr": "node1", "master-port": "30123"}
+        assert options == {f"--{name}": value for name, value in (expected_options | {"node-rank": str(node)}).items()}
+        output = ["--output_path", ".logs/dream_gsm8k_cot_70123_samples.json"]
+        assert words[12:] == ["-m", "dllm.core.eval", *expected, *output]
+    assert (Path(machine["FAKES"]) / "here" / ".logs").is_dir()
+
+
+def test_on_one_machine_without_slurm(machine):
+    done = run(machine, "bert", "mmlu", "owner/model")
+    assert done.returncode == 0, done.stderr
+    ((_, *words),) = started(machine)
+    assert words[:2] == ["-m", "dllm.core.eval"]
+    assert words[2:-2] == arguments_of("bert", "mmlu", "owner/model")
+    assert words[-1].startswith(".logs/bert_mmlu_2") and words[-1].endswith("_samples.json")
+
+
+def test_several_processes_without_slurm(machine):
+    done = run(machine, "llada", "piqa", "owner/model", PROCESSES_PER_NODE="2")
+    assert done.returncode == 0, done.stderr
+    ((_, *words),) = started(machine)
+    assert words[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert words[5:7] == ["-m", "dllm.core.eval"]
+
+
+def test_an_unknown_task_lists_the_tasks(machine):
+    done = run(machine, "dream", "gsm8k", MODEL)
+    assert done.returncode == 1 and not started(machine)
+    assert "have no task 'gsm8k' (nearest: gsm8k_cot)" in done.stderr
+    assert all(task in done.stderr for task in settings_table("dream").lines(instruct=False))
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["dream", "mmlu"], 2, "must have CLASS TASK MODEL"),
+        (["dream", "mmlu", MODEL, "False", "1", "False", "2", "more"], 2, "got 8 arguments"),
+        (["gpt", "mmlu", MODEL], 1, "have no family 'gpt'"),
+        (["dream", "mmlu", "/no/such/model"], 1, "there is no model /no/such/model"),
+        (["dream", "mmlu", MODEL, "perhaps"], 2, "must be True or False, got 'perhaps'"),
+    ],
+)
+def test_what_cannot_be_started(machine, words, status, said):
+    done = run(machine, *words)
+    assert done.returncode == status and said in done.stderr
+    assert not started(machine)
+
+
+def test_a_job_without_gpus(machine):
+    done = run(machine, "dream", "mmlu", MODEL, slurm=True)
+    assert done.returncode == 2 and "must have GPUs" in done.stderr and not started(machine)
+
+
+def test_a_model_under_the_base_folder(machine, tmp_path):
+    (tmp_path / "models" / "toy").mkdir(parents=True)
+    folder = str(tmp_path / "models")
+    done = run(machine, "dream", "mmlu", "toy", BASE_MODELS_DIR=folder, PROCESSES_PER_NODE="1")
+    assert done.returncode == 0, done.stderr
+    assert f"pretrained={folder}/toy," in " ".join(started(machine)[0])
+
+
+@pytest.mark.parametrize("instruct", [False, True])
+@pytest.mark.parametrize("family", ["a2d", "bert", "dream", "llada"])
+def test_the_examples_run_every_task(machine, family, instruct):
+    script = ROOT / "examples" / family / "eval.sh"
+    words = ["owner/model", "--limit", "2", *["--instruct"] * (instruct and family != "a2d")]
+    done = subprocess.run(["bash", str(script), *words], env=machine, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ((allowed, _, module, *given),) = started(machine)
+    options, settings = read(given)
+    assert (allowed, module, options.limit, settings) == ("1", "dllm.core.eval", 2, {"pretrained": "owner/model"})
+    assert options.confirm_run_unsafe_code and options.output_path == f"runs/eval/{family}"
+    if family != "a2d":
+        assert options.published == "slurm" and options.instruct is instruct and options.model == family
+        assert options.tasks == list(settings_table(family).lines(instruct))
+
+
+@pytest.mark.parametrize("family", ["a2d", "bert", "dream", "llada"])
+def test_an_example_without_a_model_says_how_to_run_it(machine, family):
+    done = subprocess.run(
+        ["bash", str(ROOT / f"examples/{family}/eval.sh")], env=machine, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and f"usage: bash examples/{family}/eval.sh MODEL" in done.stderr
+
+
+def test_shellcheck_finds_nothing():
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if checker is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([checker, *map(str, (ROOT / "examples").glob("*/*.sh"))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
