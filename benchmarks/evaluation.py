@@ -52,7 +52,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default=None, help="a folder or a name on the Hub (default: the bundled model)")
     add("--questions", type=int, default=8, help="of each kind (default: %(default)s)")
-    add("--mc-num", type=int, default=128, help="masks of a target, where not all are taken (default: %(default)s)")
+    add("--mc-num", type=int, default=128, help="published masks of a target (default: %(default)s)")
+    add("--masks", type=int, default=None, help="masks of a target here, where not all are taken (default: dllm's)")
     add("--batch-size", type=int, default=32, help="rows of a published forward, a divisor of --mc-num")
     add("--new-tokens", type=int, default=64, help="of a solution (default: %(default)s)")
     add("--block-size", type=int, default=32, help="tokens of a block (default: %(default)s)")
@@ -111,7 +112,7 @@ class Likelihood:
             for number, asked in enumerate(self.asked)
             for choice in asked.choices
         ]
-        config = LikelihoodConfig(mc_num=self.options.mc_num)
+        config = LikelihoodConfig(mc_num=self.options.masks)
         found = log_likelihoods(self.model, targets, config, mask_id=self.mask_id)
         self.estimates["dllm"] = [estimate.log_likelihood for estimate in found]
         self.stderr = [estimate.stderr for estimate in found]
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     row["settings"] = {name: value for name, value in vars(options).items() if name not in ("out", "plot", "repeats")}
     with report.progress(total=8 * options.repeats) as begin:
         row["results"] = measure(options, begin)
-    title = f"evaluation, {options.model or 'the bundled model'}, {options.dtype}, {options.mc_num} masks"
+    title = f"evaluation, {options.model or 'the bundled model'}, {options.dtype}, {options.mc_num} published masks"
     report.print_table(title, COLUMNS, [cells(result) for result in row["results"]])
     if options.plot:
         from benchmarks import plot

@@ -72,22 +72,14 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     add = generate.add_argument
     add("prompt", nargs="?", default=None, help="the question; - reads it from stdin; none with --dry-run")
-    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
-    add("--steps", type=int, default=None, help="denoising steps (default: gen-length, one per token)")
-    add("--gen-length", type=int, default=64, help="tokens to generate (default: %(default)s)")
-    add("--block-length", type=int, default=None, help="tokens per block (default: all of gen-length)")
-    add("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: %(default)s)")
-    add("--cfg-scale", type=float, default=0.0, help="scale of classifier-free guidance; 0: off (default: %(default)s)")
-    add("--remasking", default="low_confidence", help="low_confidence, random or none (default: %(default)s)")
-    add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
-    add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
+    add("--raw", action="store_true", help="continue the text, without a chat template, as base models do")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
         help="dtype of the weights (default: %(default)s)",
     )
-    add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
+    _add_sampling(generate, remasking="low_confidence, random or, of BERT models, none")
     add(
         "--dry-run",
         action="store_true",
@@ -106,24 +98,35 @@ def _add_chat(commands: argparse._SubParsersAction) -> None:
         description="Chat with a model over several turns. Input can be piped; a piped stdout gets the answers only.",
     )
     add = chat.add_argument
-    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
     add("--system", default=None, help="a system message before the first question")
     add("--raw", action="store_true", help="continue each line independently, without a chat template")
-    add("--steps", type=int, default=None, help="denoising steps (default: gen-length, one per token)")
-    add("--gen-length", type=int, default=64, help="maximum number of tokens of an answer (default: %(default)s)")
-    add("--block-length", type=int, default=None, help="tokens per block (default: all of gen-length)")
-    add("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: %(default)s)")
-    add("--cfg-scale", type=float, default=0.0, help="scale of classifier-free guidance; 0: off (default: %(default)s)")
-    add("--remasking", default="low_confidence", help="low_confidence or random (default: %(default)s)")
-    add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
-    add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="dtype of the weights (default: float32 on a CPU, else bfloat16)",
     )
-    add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
+    _add_sampling(chat, remasking="low_confidence or random")
     chat.set_defaults(run=_chat)
+
+
+def _add_sampling(command: argparse.ArgumentParser, *, remasking: str) -> None:
+    """Add the options of the model and its sampler. Those that are not given are the family's."""
+    add = command.add_argument
+    add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
+    add(
+        "--sampler",
+        default=None,
+        help="mdlm, llada, llada2, llada2.1, dream, ... (default: that of the model's family)",
+    )
+    add("--steps", type=int, default=None, help="denoising steps, of a block for LLaDA 2 (default: one per token)")
+    add("--gen-length", type=int, default=64, help="maximum number of tokens of an answer (default: %(default)s)")
+    add("--block-length", type=int, default=None, help="tokens per block (default: the family's, else all)")
+    add("--temperature", type=float, default=None, help="0 takes the most likely token (default: the family's, else 0)")
+    add("--cfg-scale", type=float, default=None, help="scale of classifier-free guidance; 0: off (default: 0)")
+    add("--remasking", default=None, help=f"{remasking} (default: low_confidence where the sampler has a choice)")
+    add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
+    add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
+    add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
 
 
 class _Version(argparse.Action):

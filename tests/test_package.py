@@ -48,7 +48,16 @@ def modules(*packages: str) -> list[str]:
     return names
 
 
-LIGHT = ["dllm", "dllm.fast", "dllm.fast.training.loss", "dllm.core.noising", "dllm.utils", "dllm.cli", "dllm_kernels"]
+LIGHT = [
+    "dllm",
+    "dllm.pipelines.a2d.convert",
+    "dllm.fast",
+    "dllm.fast.training.loss",
+    "dllm.core.noising",
+    "dllm.utils",
+    "dllm.cli",
+    "dllm_kernels",
+]
 
 
 def test_importing_loads_no_heavy_package():

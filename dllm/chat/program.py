@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
+from dllm.chat.options import talk_of
 from dllm.chat.session import Session
-from dllm.chat.talk import Continuation, Conversation
-from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
 from dllm.exits import usage
 from dllm.models import get_model, get_tokenizer
 from dllm.models.sources import device_named
@@ -36,34 +35,19 @@ def main(options: argparse.Namespace, load_shipped: Loader) -> int:
 
 
 def _session(options: argparse.Namespace, load_shipped: Loader) -> Session:
-    sampler, config = _sampler(options, load_shipped), _config(options)
+    talk = talk_of(options, *_loaded(options, load_shipped), system=options.system)
     shown = options.live
     if shown is None:
         shown = sys.stdout.isatty() or (sys.stderr.isatty() and sys.stdin.isatty())
-    kind, more = (Continuation, {}) if options.raw else (Conversation, {"system": options.system})
-    talk = kind(sampler, config, seed=options.seed, **more)
     return Session(talk, show=shown)
 
 
-def _config(options: argparse.Namespace) -> MDLMSamplerConfig:
-    config = MDLMSamplerConfig(
-        max_new_tokens=options.gen_length,
-        steps=options.gen_length if options.steps is None else options.steps,
-        block_size=options.block_length,
-        temperature=options.temperature,
-        cfg_scale=options.cfg_scale,
-        remasking=options.remasking,
-        stop_at_eos=True,
-    )
-    config.check()
-    return config
-
-
-def _sampler(options: argparse.Namespace, load_shipped: Loader) -> MDLMSampler:
+def _loaded(options: argparse.Namespace, load_shipped: Loader) -> tuple[Any, Any]:
+    """The model, in evaluation mode, and its tokenizer."""
     device = device_named(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if options.model is None:
-        return MDLMSampler(*load_shipped(device, getattr(torch, dtype)))
+        return load_shipped(device, getattr(torch, dtype))
     tokenizer = get_tokenizer(model_name_or_path=options.model)
     model = get_model(model_name_or_path=options.model, dtype=dtype)
-    return MDLMSampler(model.eval().requires_grad_(False).to(device), tokenizer)
+    return model.eval().requires_grad_(False).to(device), tokenizer

@@ -158,7 +158,10 @@ class Conversation(Talk):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError("a conversation needs a tokenizer with a chat template, got one without")
+            raise ValueError(
+                "a conversation needs a tokenizer with a chat template, got one without, as base models have: they "
+                "continue texts (--raw, dllm.chat.Continuation)"
+            )
 
     @property
     def messages(self) -> list[Message]:

@@ -1,4 +1,4 @@
-"""The command `dllm generate`: answer one question and show the denoising steps, or estimate what sampling takes."""
+"""The command `dllm generate`: answer a question or continue a text, step by step, or estimate what sampling takes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from dllm.chat.display import open_view
+from dllm.chat.film import Film
+from dllm.chat.options import talk_of
+from dllm.core.samplers import MDLMSampler, sampler_for
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load, quiet_transformers
 from dllm.exits import usage
-from dllm.fast import Step
+from dllm.fast import Stats, Step
 from dllm.fast.sampling.inputs import Settings
 from dllm.models.sources import check_source, device_named, dtype_named
 
@@ -45,28 +51,38 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
             raise ValueError(f"--{name.replace('_', '-')} needs --dry-run: what is generated is counted")
     if options.prompt is None:
         raise ValueError("expected a question, got none")
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    if not prompt.strip():
+    text = sys.stdin.read() if options.prompt == "-" else options.prompt
+    if not text.strip():
         raise ValueError("expected a question, got an empty text")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load(_source(options), device_named(device), dtype_named(options.dtype))
-    length = options.gen_length
-    with _view(options.live, tokenizer, prompt, length) as show:
+    by_card = not options.raw and options.sampler is None and sampler_for(model).sampler is MDLMSampler
+    reply, stats = (_by_model_card if by_card else _by_sampler)(options, model, tokenizer, text)
+    return reply, f"{stats.useful_tokens} tokens in {stats.forwards} forward passes, {stats.seconds:.2f} s"
+
+
+def _by_model_card(options: argparse.Namespace, model: nn.Module, tokenizer: Any, question: str) -> tuple[str, Stats]:
+    """The answer of the loop that model cards print, :func:`dllm.fast.generate`."""
+    film = Film(tokenizer.mask_token_id, [slice(-options.gen_length, None)])
+    with _view(options.live, tokenizer, question, film) as show:
         (reply,), stats = answer(
             model,
             tokenizer,
-            [prompt],
-            gen_length=length,
-            steps=length if options.steps is None else options.steps,
-            block_length=length if options.block_length is None else options.block_length,
-            temperature=options.temperature,
-            cfg_scale=options.cfg_scale,
-            remasking=options.remasking,
+            [question],
+            **_settings_of_card(options),
             seed=options.seed,
             eos_token_id=tokenizer.eos_token_id,
             on_step=show,
         )
-    return reply, f"{stats.useful_tokens} tokens in {stats.forwards} forward passes, {stats.seconds:.2f} s"
+    return reply, stats
+
+
+def _by_sampler(options: argparse.Namespace, model: nn.Module, tokenizer: Any, text: str) -> tuple[str, Stats]:
+    """The answer of the sampler of the model's family, or with `raw` how it continues the text."""
+    talk = talk_of(options, model, tokenizer)
+    prompt = talk.prompt(text)
+    with _view(options.live, tokenizer, text, prompt.film) as show:
+        return talk.answer(text, prompt, show)
 
 
 def _estimate(options: argparse.Namespace) -> str:
@@ -80,19 +96,13 @@ def _estimate(options: argparse.Namespace) -> str:
 
     if options.prompt is not None:
         raise ValueError("--dry-run takes no question: --prompt-length says how long it is")
-    length = options.gen_length
-    settings = Settings(
-        steps=length if options.steps is None else options.steps,
-        gen_length=length,
-        block_length=length if options.block_length is None else options.block_length,
-        temperature=options.temperature,
-        cfg_scale=options.cfg_scale,
-        remasking=options.remasking,
-    )
+    for name in ("raw", "sampler"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} must not be given with --dry-run, which counts the loop of model cards")
     canvas = Canvas(
         batch=1 if options.batch_size is None else options.batch_size,
         prompt=128 if options.prompt_length is None else options.prompt_length,
-        settings=settings,
+        settings=Settings(**_settings_of_card(options)),
     )
     source = str(_source(options))
     with quiet_transformers():
@@ -104,23 +114,30 @@ def _estimate(options: argparse.Namespace) -> str:
     return sampling_report(kind, options.dtype, canvas, found)
 
 
+def _settings_of_card(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the loop that model cards print; an option that is not given has its default."""
+    length = options.gen_length
+    return {
+        "gen_length": length,
+        "steps": length if options.steps is None else options.steps,
+        "block_length": length if options.block_length is None else options.block_length,
+        "temperature": 0.0 if options.temperature is None else options.temperature,
+        "cfg_scale": 0.0 if options.cfg_scale is None else options.cfg_scale,
+        "remasking": "low_confidence" if options.remasking is None else options.remasking,
+    }
+
+
 def _source(options: argparse.Namespace) -> Path | str:
     return SHIPPED if options.model is None else options.model
 
 
 @contextlib.contextmanager
-def _view(
-    live: bool | None, tokenizer: object, prompt: str, gen_length: int
-) -> Iterator[Callable[[Step], None] | None]:
+def _view(live: bool | None, tokenizer: Any, title: str, film: Film) -> Iterator[Callable[[Step], None] | None]:
     """Yields the callback for each step; None where steps are not shown."""
     if live is None:
         live = sys.stderr.isatty()
     if not live:
         yield None
         return
-    from dllm.chat.display import open_view
-    from dllm.chat.film import Film
-
-    film = Film(tokenizer.mask_token_id, [slice(-gen_length, None)])
-    with open_view(tokenizer, [prompt], film, sys.stderr, pace=SECONDS_PER_FRAME) as view:
+    with open_view(tokenizer, [title], film, sys.stderr, pace=SECONDS_PER_FRAME) as view:
         yield view.show

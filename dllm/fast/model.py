@@ -147,6 +147,11 @@ def block_size_of(model: nn.Module) -> int | None:
     return _marker(model).get("block_size")
 
 
+def family_of(model: nn.Module) -> str | None:
+    """The name of a model's family, by its configuration; None if it does not say."""
+    return _marker(model).get("family")
+
+
 def _marker(model: nn.Module) -> dict:
     """What the configuration says of masked diffusion; empty if it says nothing."""
     marker = getattr(getattr(model, "config", None), MARKER, None)

@@ -1,12 +1,9 @@
 """Models and tokenizers, loaded with what their family needs for masked diffusion."""
 
 from dllm.models.adapters import load_peft
-from dllm.models.auto import register
 from dllm.models.bidirectional import bidirectional, causal
 from dllm.models.load import get_model, new_model
 from dllm.models.sources import get_config
 from dllm.models.tokenizer import get_tokenizer
-
-register()
 
 __all__ = ["bidirectional", "causal", "get_config", "get_model", "get_tokenizer", "load_peft", "new_model"]

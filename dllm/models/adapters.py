@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import types
 import warnings
@@ -17,6 +18,9 @@ from dllm.models.official import Mapping, marker_of, recognise
 from dllm.models.official.adapter import in_transformers_names
 from dllm.models.sources import ADAPTER_WEIGHTS, adapter_at, file_at, need, reading
 
+_log = logging.getLogger("dllm")
+
+ALL_LINEAR = "all-linear"
 _ENDS = ("embed_tokens", "lm_head")
 
 
@@ -53,8 +57,12 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
 
     The model is returned unchanged if `model_args.lora` is False or it has an adapter already.
 
+    transformers 5 keeps the experts of a layer in two tensors, to which peft gives adapters without dropout only. So
+    "all-linear" with `lora_dropout` above 0 means the layers of attention there, which the log says once.
+
     Raises:
         ImportError: peft is not installed.
+        ValueError: `target_modules` names experts, and `lora_dropout` is above 0; or it names no module of the model.
 
     Source: LoRA (arXiv:2106.09685).
 
@@ -76,7 +84,7 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
         bias=model_args.bias,
-        target_modules=_targets(model_args.target_modules),
+        target_modules=_targets_in(model, model_args),
         modules_to_save=_words(model_args.modules_to_save),
     )
     with _expert_advice():
@@ -165,6 +173,22 @@ def _mapping_of(model: nn.Module) -> Mapping | None:
 
 def _name(model: nn.Module) -> str:
     return getattr(model, "name_or_path", "") or type(model).__name__
+
+
+def _targets_in(model: nn.Module, model_args: ModelArguments) -> str | list[str]:
+    """The modules to adapt: of a mixture whose experts take no adapter with dropout, "all-linear" is attention."""
+    targets = _targets(model_args.target_modules)
+    fused = any(".experts." in name and parameter.dim() == 3 for name, parameter in model.named_parameters())
+    if targets != ALL_LINEAR or not fused or not model_args.lora_dropout:
+        return targets
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".self_attn." in name}
+    found = sorted({name.rpartition(".")[2] for name in linear})
+    _log.warning(
+        "adapters are added to %s only: all other layers stay frozen, as experts take no lora_dropout; with "
+        "lora_dropout 0 the experts get adapters, too",
+        ", ".join(found),
+    )
+    return found
 
 
 def _targets(text: str) -> str | list[str]:

@@ -19,7 +19,8 @@ from transformers.utils import cached_file
 
 from dllm.configs import resolve_with_base_env
 from dllm.fast.model import MARKER
-from dllm.models.official import Mapping, names, recognise
+from dllm.models.config_rules import check_fields
+from dllm.models.official import Mapping, is_official, names, recognise
 from dllm.models.official.vocabulary import mask_token_at
 
 _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -140,7 +141,7 @@ def config_at(source: str | Path) -> dict[str, Any]:
 
 
 def _content_at(base: str) -> dict[str, Any]:
-    """The content of config.json, with what a family is recognised by of the right types."""
+    """The content of config.json, with what a family is recognised by, sizes and other fields checked."""
     content = transformers.PretrainedConfig.get_config_dict(base)[0]
     if not isinstance(content, dict):
         raise ValueError(f"config.json must hold a JSON object, got {type(content).__name__}")
@@ -151,6 +152,8 @@ def _content_at(base: str) -> dict[str, Any]:
         raise ValueError(f"architectures must be a list of class names, got {names!r}")
     if marker is not None and not isinstance(marker, dict):
         raise ValueError(f"{MARKER} must be an object, got {marker!r}")
+    if not content.get("auto_map") or kind in CONFIG_MAPPING or is_official(content):  # else its own code knows
+        check_fields(content)
     return content
 
 
@@ -191,7 +194,7 @@ def get_config(model_args: Any = None, **options: Any) -> transformers.Pretraine
 def _own_class(base: str) -> type[transformers.PretrainedConfig] | None:
     """The configuration class that comes with a checkpoint of a known type, whose code is trusted; None in other cases.
 
-    AutoConfig of transformers 5 would take the class that is registered for the type (:mod:`dllm.models.auto`).
+    AutoConfig of transformers 5 would take the class that is registered for the type (:mod:`dllm.auto_classes`).
     """
     content = _content_at(base)
     place = (content.get("auto_map") or {}).get("AutoConfig")

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import transformers
 from torch import nn
 
+from dllm import auto_classes
 from dllm.configs import ModelArguments
-from dllm.models import auto, get_config, new_model
+from dllm.models import get_config, new_model
 from dllm.models.official import marker_of, recognise
 
 
-class OfficialConfig(auto.OfficialConfig):
+class OfficialConfig(auto_classes.OfficialConfig):
     """A configuration with the fields of an official config.json. Subclasses set `model_type` and the others below.
 
     `from_pretrained` does not return one of these, but the configuration of transformers that the file is mapped to,
@@ -33,7 +34,7 @@ class OfficialConfig(auto.OfficialConfig):
 
     def __init_subclass__(cls, **options: Any):
         if "__init__" not in vars(cls):  # transformers 5 would make a dataclass, with another __init__
-            cls.__init__ = auto.OfficialConfig.__init__
+            cls.__init__ = auto_classes.OfficialConfig.__init__
         super().__init_subclass__(**options)
 
     @classmethod
@@ -70,7 +71,7 @@ class _IsOfficial(type):
         return kind.base_type is None or config.model_type == kind.base_type
 
 
-class OfficialModel(auto.OfficialModel, metaclass=_IsOfficial):
+class OfficialModel(auto_classes.OfficialModel, metaclass=_IsOfficial):
     """A name for the models of a family. Calling it gives a model of transformers with random weights.
 
     `isinstance(model, Name)` is True for models of the family, however they were loaded.
@@ -102,7 +103,7 @@ class OfficialModel(auto.OfficialModel, metaclass=_IsOfficial):
             source: the folder or the name.
             arguments: none.
             config: what `AutoConfig.from_pretrained` has read there, perhaps with changes.
-            options: of :meth:`dllm.models.auto.OfficialModel.from_pretrained`, such as dtype and device_map.
+            options: of :meth:`dllm.auto_classes.OfficialModel.from_pretrained`, such as dtype and device_map.
 
         Raises:
             OSError: the folder or the name does not exist, or its weights are missing or damaged.

@@ -1,4 +1,4 @@
-"""transformers' auto classes load official checkpoints once dllm.models is imported."""
+"""transformers' auto classes load official checkpoints once dllm is imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-import dllm.models
+from dllm.auto_classes import OfficialModel
 from tests.families.test_logits import CLASSES, errors
 from tests.families.toys import CHECKPOINTS, NAMES, config_of, reference_of
 
@@ -38,7 +38,7 @@ def test_options():
     with pytest.raises(TypeError, match=r"takes the options .* got \['output_loading_info'\]"):
         load(CHECKPOINTS / "dream", output_loading_info=True)
     with pytest.raises(TypeError, match="config must be one that AutoConfig read at"):
-        dllm.models.auto.OfficialModel.from_pretrained(CHECKPOINTS / "dream", config=transformers.LlamaConfig())
+        OfficialModel.from_pretrained(CHECKPOINTS / "dream", config=transformers.LlamaConfig())
 
 
 def test_trusted_code_is_not_needed(tmp_path):

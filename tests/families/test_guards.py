@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from dllm.core import samplers
@@ -45,6 +46,22 @@ def test_a_model_of_blocks_is_not_run_on_whole_rows():
     assert samplers.BD3LMSampler(model, TOKENIZER).sample([[5, 6]], **blocks).shape == (1, 6)
 
 
+@pytest.mark.parametrize("kind", [samplers.LLaDA2Sampler, samplers.LLaDA21Sampler])
+def test_the_cache_of_blocks_follows_the_model(kind):
+    """A model of blocks is sampled by blocks unless it is told otherwise, and then it is refused; others are not."""
+    blocks, whole = load(CHECKPOINTS / "llada2"), load(CHECKPOINTS / "llada")
+    options = dict(max_new_tokens=8, block_size=4, steps=4, return_dict=True)
+    for model, cache in ((blocks, True), (whole, False)):
+        sampler = kind(model, TOKENIZER)
+        default, stated = (sampler.sample([[5, 6, 7]], **options, **own) for own in ({}, dict(cache=cache)))
+        assert torch.equal(default.sequences, stated.sequences)
+        assert default.stats.forwards == stated.stats.forwards
+    with pytest.raises(ValueError, match="attends block by block"):
+        kind(blocks, TOKENIZER).sample([[5, 6, 7]], **options, cache=False)
+    with pytest.raises(ValueError, match="block_size must be a number beside a cache"):
+        kind(blocks, TOKENIZER).sample([[5, 6, 7]], **options | dict(block_size=None))
+
+
 @pytest.mark.parametrize("name", ["llada", "rnd1", "a2d-qwen3"])
 def test_a_saved_model_that_lacks_a_tensor(name, tmp_path):
     load(CHECKPOINTS / name).save_pretrained(tmp_path)
@@ -66,6 +83,42 @@ def test_an_adapter_of_a_mixture_is_saved(name, tmp_path):
     copy.deepcopy(model).save_pretrained(tmp_path)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(load(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_default_adapter_of_a_mixture(name, tmp_path, caplog):
+    """It adapts what it can: experts that lie in one tensor take no dropout, which is said once."""
+    model = load(CHECKPOINTS / name, lora=True, r=2)
+    adapted = {key for key, weight in model.named_parameters() if weight.requires_grad}
+    fused = any("experts" in key and weight.dim() == 3 for key, weight in model.named_parameters())
+    for layer in range(3):
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            assert f"base_model.model.model.layers.{layer}.self_attn.{part}.lora_A.default.weight" in adapted
+    assert fused == all("self_attn" in key for key in adapted)
+    assert sum("all other layers stay frozen" in record.message for record in caplog.records) == fused
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if "lora_B" in key:
+                weight.fill_(0.1)
+    model.save_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(load(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_adapters_of_experts(name, caplog):
+    """Without dropout they get some; if they are named, and dropout is not off, transformers 5 cannot."""
+    model = load(CHECKPOINTS / name, lora=True, r=2, lora_dropout=0.0)
+    assert any("experts" in key for key, weight in model.named_parameters() if weight.requires_grad)
+    assert "frozen" not in caplog.text
+    named = dict(lora=True, r=2, target_modules="q_proj,gate_proj,up_proj,down_proj")
+    if transformers.__version__.startswith("4."):
+        assert any(
+            "experts" in key for key, w in load(CHECKPOINTS / name, **named).named_parameters() if w.requires_grad
+        )
+    else:
+        with pytest.raises(ValueError, match="the experts of this model take no dropout: set lora_dropout to 0"):
+            load(CHECKPOINTS / name, **named)
 
 
 @pytest.mark.parametrize("mask", [-1, 256, 257, "202", True])

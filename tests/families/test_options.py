@@ -16,10 +16,12 @@ def load(name, **options):
     return get_model(model_name_or_path=str(CHECKPOINTS / name), **{"dtype": "float32"} | options).eval()
 
 
-@pytest.mark.parametrize("name", ["llada", "rnd1"])
-def test_a_device_map(name):
-    model = load(name, device_map="cpu")
+@pytest.mark.parametrize("device_map", ["cpu", {"model": "cpu", "lm_head": "cpu"}])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_map(name, device_map):
+    model = load(name, device_map=device_map)
     assert model.device == torch.device("cpu") and max(errors(model, name).values()) < 2e-5
+    assert load(name, device_map=device_map, dtype="float16").lm_head.weight.dtype == torch.float16
 
 
 def test_a_device_map_that_does_not_exist():

@@ -42,6 +42,66 @@ def test_a_value_that_cannot_be_mapped(name, field):
         recognise(config_of(name) | {field: value})
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quantised_checkpoint(name):
+    with pytest.raises(ValueError, match=r"quantization_config=\{'quant_method': 'gptq'\} cannot be mapped"):
+        recognise(config_of(name) | {"quantization_config": {"quant_method": "gptq"}})
+
+
+def test_scaled_positions_of_llada_in_the_form_of_transformers_5():
+    plain = {"rope_type": "default", "rope_theta": 1e4}
+    assert recognise(config_of("llada") | {"rope_parameters": plain}).family == "llada"
+    with pytest.raises(ValueError, match="rope_type='yarn'"):
+        recognise(config_of("llada") | {"rope_parameters": plain | {"rope_type": "yarn", "factor": 2.0}})
+
+
+# field: a wrong value, what is said of it
+WRONG = {
+    "rope_scaling": ("x", "an object or null, got 'x'"),
+    "torch_dtype": ("x", "the name of a floating-point dtype of torch, got 'x'"),
+    "dtype": ("int8", "the name of a floating-point dtype of torch, got 'int8'"),
+    "head_dim": (0, "a whole number of at least 1, got 0"),
+    "vocab_size": (-1, "a whole number of at least 1, got -1"),
+    "max_position_embeddings": (1.5, "a whole number of at least 1, got 1.5"),
+    "num_key_value_heads": ("4", "a whole number of at least 1, got '4'"),
+    "rms_norm_eps": ("1e-6", "a finite number of at least 0, got '1e-6'"),
+    "rope_theta": ([], r"a finite number of at least 0, got \[\]"),
+    "tie_word_embeddings": ("no", "true or false, got 'no'"),
+    "eos_token_id": (1.5, "a token id, got 1.5"),
+    "quantization_config": (4, "an object or null, got 4"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_field_of_the_wrong_kind(field, tmp_path):
+    """Of an official checkpoint, of one that comes with code besides, and of a model of transformers."""
+    value, rule = WRONG[field]
+    code = {"auto_map": {"AutoModel": "m.M"}}
+    for config in (config_of("rnd1"), config_of("dream") | code, {"model_type": "modernbert"}):
+        (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+        for get in (get_config, get_model):
+            with pytest.raises(
+                ValueError, match=rf"at {tmp_path} cannot be used: {field} in config.json must be {rule}"
+            ):
+                get(model_name_or_path=str(tmp_path))
+
+
+@pytest.mark.parametrize("field", ["d_model", "n_heads", "n_layers", "n_kv_heads", "mlp_hidden_size", "embedding_size"])
+@pytest.mark.parametrize("value", [0, -1, "x", 1.5, True, []])
+def test_sizes_under_the_names_of_llada(field, value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config_of("llada") | {field: value}))
+    with pytest.raises(ValueError, match=f"{field} in config.json must be a whole number of at least 1, got "):
+        get_model(model_name_or_path=str(tmp_path))
+
+
+def test_a_null_head_size_is_none(tmp_path):
+    """As if it were not there."""
+    config = config_of("rnd1")
+    without = {name: value for name, value in config.items() if name != "head_dim"}
+    null, absent = (recognise(c).config() for c in (without | {"head_dim": None}, without))
+    assert null.to_dict().get("head_dim") == absent.to_dict().get("head_dim")
+
+
 def test_true_is_not_one():
     with pytest.raises(ValueError, match="block_group_size=True"):
         recognise(config_of("llada") | {"block_group_size": True})

@@ -46,6 +46,7 @@ CASES = {
         dict(steps=6, temperature=0.5),
         SIZE,
     ),
+    "llada_moe, dual cache": ("lladamoe", samplers.FastDLLMSampler, judges.fast_dllm, SIZE | FAST, {}),
     "dream": (
         "dream",
         samplers.DreamSampler,
@@ -66,6 +67,20 @@ CASES = {
         functools.partial(judges.rnd1, last_token=EOS),
         dict(max_new_tokens=12, steps=5, temperature=0.6),
         dict(max_length=None),
+    ),
+    "rnd1, prefix cache": (
+        "rnd1",
+        samplers.FastDLLMSampler,
+        functools.partial(judges.fast_dllm, right_shift_logits=True),
+        SIZE | FAST | dict(cache="prefix"),
+        {},
+    ),
+    "rnd1, dual cache": (
+        "rnd1",
+        samplers.FastDLLMSampler,
+        functools.partial(judges.fast_dllm, right_shift_logits=True),
+        SIZE | FAST,
+        {},
     ),
     "a2d": ("a2d-qwen3", samplers.MDLMSampler, judges.mdlm_sample, SIZE | dict(steps=6, temperature=0.7), {}),
     "a2d, block by block": ("a2d-qwen3", samplers.BD3LMSampler, judges.bd3lm, SIZE | dict(steps=6), {}),
@@ -120,15 +135,39 @@ def test_sample(case):
         check(out, trace, row, pads_left=kind.pads_left)
 
 
-@pytest.mark.parametrize("name, shifted", [("llada", False), ("dream", True), ("rnd1", True), ("a2d-qwen3", False)])
+@pytest.mark.parametrize("eos", [False, True])
+def test_one_column_of_rnd1_is_the_reserved_one(eos):
+    """No forward is needed for it; a row with more columns beside it has its own."""
+    tokenizer = SimpleNamespace(mask_token_id=MASK, eos_token_id=EOS, pad_token_id=200)
+    sampler, last = samplers.RND1Sampler(load("rnd1"), tokenizer), EOS if eos else 200
+    out = sampler.sample([[5, 6]], max_new_tokens=1, add_eos_at_end=eos, return_dict=True)
+    assert (out.sequences.tolist(), out.stats.forwards) == ([[5, 6, last]], 0)
+    rows = [[5, 6], [7, 8, 9, 10]]
+    both = sampler.sample(rows, max_new_tokens=None, max_length=5, add_eos_at_end=eos, seed=0)
+    alone = sampler.sample(rows[:1], max_new_tokens=None, max_length=5, add_eos_at_end=eos, seed=0)
+    assert torch.equal(both[:1], alone) and both[1].tolist() == [7, 8, 9, 10, last]
+
+
+@pytest.mark.parametrize(
+    "name, shifted",
+    [("llada", False), ("lladamoe", False), ("dream", True), ("rnd1", True), ("a2d-qwen3", False), ("llada2", False)],
+)
 def test_infill(name, shifted):
-    """Texts of different length, every third token masked."""
+    """Texts of different length, every third token masked; LLaDA2 in blocks, the last of which has no mask."""
     model, rows = load(name), prompts(seed=1)
     rows = [[MASK if column % 3 == 1 else token for column, token in enumerate(row)] for row in rows]
-    out = samplers.MDLMSampler(model, TOKENIZER).infill(rows, seed=3, steps=2, block_size=None, return_dict=True)
-    judge = functools.partial(judges.mdlm_infill, steps=2, block_size=None, right_shift_logits=shifted)
+    if name == "llada2":
+        kind, judge, settings = (
+            samplers.LLaDA2Sampler,
+            judges.llada2_infill,
+            dict(block_size=4, steps=2, threshold=0.05),
+        )
+    else:
+        kind, judge, settings = samplers.MDLMSampler, judges.mdlm_infill, dict(block_size=None, steps=2)
+    shift = dict(right_shift_logits=True) if shifted else {}
+    out = kind(model, TOKENIZER).infill(rows, seed=3, return_dict=True, **settings)
     for row, text in enumerate(rows):
-        check(out, judge(model, torch.tensor(text), mask_id=MASK, seed=3 + row), row)
+        check(out, judge(model, torch.tensor(text), mask_id=MASK, seed=3 + row, **settings, **shift), row)
 
 
 def test_the_table_of_families_names_cases_that_exist():

@@ -12,7 +12,7 @@ of a batch do not know each other, so a row alone is the truth for any batch.
     rnd1.py         rnd1
     approximate.py  threshold_decode (threshold or factor), llada2, entropy_bound
     views.py        what a block-causal row and a cache show the model
-    cached.py       bd3lm, llada2_block_causal, llada21, fast_dllm
+    cached.py       bd3lm, llada2_block_causal, llada2_infill, llada21, fast_dllm
     difference.py   where a row leaves its judge, and whether a near tie explains it
 
 Noise is this library's stream (:mod:`dllm_kernels.philox`), addressed by the row's seed, the position in the row's own
@@ -27,7 +27,7 @@ Dream's time grid have dropped the steps that commit nothing. What is drawn:
 """
 
 from tests.reference_samplers.approximate import entropy_bound, llada2, threshold_decode
-from tests.reference_samplers.cached import bd3lm, fast_dllm, llada2_block_causal, llada21
+from tests.reference_samplers.cached import bd3lm, fast_dllm, llada2_block_causal, llada2_infill, llada21
 from tests.reference_samplers.difference import Difference, first_difference
 from tests.reference_samplers.dream import dream
 from tests.reference_samplers.rnd1 import rnd1
@@ -47,6 +47,7 @@ __all__ = [
     "llada",
     "llada2",
     "llada2_block_causal",
+    "llada2_infill",
     "llada21",
     "mdlm_infill",
     "mdlm_sample",

@@ -92,12 +92,31 @@ def llada2_block_causal(
         eos_token_id=eos_token_id,
         reading=Reading(**reading),
     )
-    for block, start, end in blocks(first, len(row.canvas), block_size):
-        row.model.end = end
-        for step, k in _while_masked(row, start, end, steps):
-            look = row.look(block, step, end, start=start)
-            row.commit(look, at_least(look.surety, look.eligible, threshold, k=k, strictly=True))
-    return row.trace()
+    return _llada2(row, first, block_size, steps, threshold)
+
+
+def llada2_infill(
+    model,
+    canvas,
+    *,
+    mask_id: int,
+    seed: int = 0,
+    block_size: int = 32,
+    steps: int = 32,
+    threshold: float = 0.95,
+    **reading,
+) -> Trace:
+    """llada2_block_causal over the masks of a given row, from column 0. A block sees no later one, given or not."""
+    row = Row(
+        BlockCausal(model, 0, block_size),
+        torch.as_tensor(canvas, dtype=torch.int64).clone(),
+        generated_from=0,
+        mask_id=mask_id,
+        seed=seed,
+        eos_token_id=None,
+        reading=Reading(**reading),
+    )
+    return _llada2(row, 0, block_size, steps, threshold)
 
 
 def llada21(
@@ -208,6 +227,16 @@ def fast_dllm(
             else:
                 choice = surest(look.surety, look.eligible, k)
             row.commit(look, choice)
+    return row.trace()
+
+
+def _llada2(row: Row, first: int, block_size: int, steps: int, threshold: float) -> Trace:
+    """The blocks of a row from column `first` on, each filled by the rule of LLaDA 2.0."""
+    for block, start, end in blocks(first, len(row.canvas), block_size):
+        row.model.end = end
+        for step, k in _while_masked(row, start, end, steps):
+            look = row.look(block, step, end, start=start)
+            row.commit(look, at_least(look.surety, look.eligible, threshold, k=k, strictly=True))
     return row.trace()
 
 

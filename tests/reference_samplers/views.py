@@ -1,7 +1,8 @@
 """What a model is shown of a row: the blocks up to a column's own, or a few columns beside what is kept of the others.
 
 A view stands in the model's place: called with a canvas int64 [1, L], it answers with logits [1, L, V]. The models are
-Llama, Qwen2 and Qwen3 of transformers, causal or made bidirectional: no view leaves it to them who sees whom.
+Llama, Qwen2, Qwen3 and Qwen3-MoE of transformers, causal or made bidirectional: no view leaves it to them who sees
+whom.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-SERVED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+SERVED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 
 
 class BlockCausal:
@@ -88,7 +89,8 @@ class _Memory:
                 self.values.get(number), _per_head(attention, "v", y), columns, length
             )
             x = x + attention.o_proj(_attend(q, keys, values).transpose(1, 2).flatten(2))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            added = layer.mlp(layer.post_attention_layernorm(x))
+            x = x + (added[0] if isinstance(added, tuple) else added)  # a mixture of transformers 4 gives routes, too
         self.logits = _replaced(self.logits, self.model.lm_head(body.norm(x)), columns, length)
 
 

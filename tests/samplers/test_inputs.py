@@ -254,7 +254,6 @@ BAD_OF_OTHERS = [
     (samplers.DreamSampler, dict(eps=1.0), ValueError, "eps must lie between 0 and 1, got 1.0"),
     (samplers.RND1Sampler, dict(top_p=1.5), ValueError, r"top_p must lie in \(0, 1\], got 1.5"),
     (samplers.RND1Sampler, dict(greedy=1), TypeError, "greedy must be True or False, got 1"),
-    (samplers.RND1Sampler, dict(max_new_tokens=1), ValueError, "needs 2 columns after its prompt, got 1 in row 0"),
     (samplers.ThresholdSampler, dict(threshold=None), ValueError, "expected threshold or factor, got None and None"),
     (samplers.ThresholdSampler, dict(factor=1.0), ValueError, "expected threshold or factor, got 0.9 and 1.0"),
     (samplers.ThresholdSampler, dict(threshold=None, factor=0.0), ValueError, "factor must be above 0, got 0.0"),

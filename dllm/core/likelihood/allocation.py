@@ -35,6 +35,10 @@ class Stratum(NamedTuple):
     sizes: neighbouring sizes; most often one.
     rows: masks that are drawn, each of a random one of the sizes.
     masks: how many there are, infinity where there are several sizes.
+
+    Example:
+        >>> Stratum(range(1, 2), rows=4, masks=4).sizes[0]
+        1
     """
 
     sizes: range

@@ -122,6 +122,13 @@ class PrefixStates:
 
     place: of each text among the P.
     columns: of the longest.
+
+    Example:
+        >>> short, long = ((5,), 1), ((5, 6), 2)
+        >>> states = PrefixStates([short], [torch.zeros(1, 2, 1, 4)], [torch.zeros(1, 2, 1, 4)])
+        >>> both = states.extended(PrefixStates([long], [torch.ones(1, 2, 2, 4)], [torch.ones(1, 2, 2, 4)]))
+        >>> both.keys[0].shape, both.choose([long]).place
+        (torch.Size([2, 2, 2, 4]), {((5, 6), 2): 0})
     """
 
     def __init__(self, prefixes: Sequence[Prefix] = (), keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()):

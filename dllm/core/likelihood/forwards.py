@@ -28,7 +28,7 @@ from dllm.fast.sampling import unpadded
 from dllm_kernels import gumbel_argmax, masked_cross_entropy
 
 # Tokens of a forward: on a CPU more brings nothing; on a GPU so many fill it and take little memory beside a model.
-TOKENS = {"cpu": 4096, "cuda": 32768}
+TOKENS = {"cpu": 2048, "cuda": 32768}
 # Rows of logits at a time.
 HEAD_ROWS = {"cpu": 64, "cuda": 1024}
 _EXAMPLE = 16  # tokens of the forward in which a head is traced
@@ -41,6 +41,10 @@ class Job:
     tokens: for each masked column, the tokens whose cross-entropy is wanted.
     losses: for each masked column, cross-entropy by token, in nats.
     surest: the masked column of the most probable proposal, as a number among `row.columns`, and its token.
+
+    Example:
+        >>> Job(Row(tokens=(5, 3), given=1, block=0, columns=(1,)), tokens=[[7, 8]]).losses
+        []
     """
 
     row: Row
@@ -73,6 +77,16 @@ class Forwards:
 
     Raises:
         ValueError: the model sees tokens on one side only, or has no head.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> forwards = Forwards(BertForMaskedLM(BertConfig(**size)).eval(), LikelihoodConfig(), mask_id=3, longest=2)
+        >>> job = Job(Row(tokens=(5, 3), given=1, block=0, columns=(1,)), tokens=[[7, 8]])
+        >>> with torch.no_grad():
+        ...     (done,) = forwards.run([job])
+        >>> [sorted(losses) for losses in done.losses]
+        [[7, 8]]
     """
 
     def __init__(
@@ -82,7 +96,8 @@ class Forwards:
         self.device = input_embedding(model).device
         self.right_shift = right_shift_of(model) if config.right_shift_logits is None else config.right_shift_logits
         self.split = SplitModel(model, torch.full((1, min(longest, _EXAMPLE)), mask_id, device=self.device))
-        self.blocks = None
+        self.blocks: BlockBody | None = None
+        self._unequal: tuple[bool, unpadded.RowGroups | None] | None = None
         if (size := block_size_of(model)) is not None:
             how = dict(right_shift=bool(self.right_shift), cache=config.cache, longest=longest, device=self.device)
             self.blocks = BlockBody(self.split, size, **how)
@@ -146,9 +161,21 @@ class Forwards:
         if min(lengths) < longest:
             column, length = torch.arange(longest, device=self.device), torch.tensor(lengths, device=self.device)
             mask = (column < length[:, None]).long()
-        packed, groups, _ = unpadded.row_layout(self.split, lengths, self.canvases, self.device)
+        packed, groups = self._layout(lengths)
         cells = unpadded.real_cells(mask) if packed else None
         return unpadded.run(self.split, tokens, mask, cells, groups), [0] * len(rows)
+
+    def _layout(self, lengths: list[int]) -> tuple[bool, unpadded.RowGroups | None]:
+        """Whether rows of these lengths run packed, or else in which groups; None where they run with their padding."""
+        if len(lengths) * self.canvases == 1:
+            return False, None
+        if self._unequal is None:  # what the model sees is found out once, with any two lengths
+            self._unequal = unpadded.row_layout(self.split, [1, 2], self.canvases, self.device)[:2]
+        packed, groups = self._unequal
+        ragged = len(set(lengths)) > 1
+        if groups is not None and (ragged or groups.one_by_one):
+            return False, unpadded.RowGroups(tuple(lengths), groups.one_by_one)
+        return packed and ragged, None
 
     def _read(self, batch: list[Job], states: list[Tensor]) -> None:
         """Fill in what was found at the masked columns of all jobs, whose hidden states are [N, H]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dllm.core.samplers.base import BaseSampler
 from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
 from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import even_counts
+from dllm.fast.model import block_size_of
 from dllm_kernels import _checks
 
 
@@ -26,14 +28,15 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
         part of the prompt, as published. "prompt": at the prompt's end, as in the other samplers.
     cache: True for models trained to attend to no later block: attention is restricted so, and the keys and values of
         finished blocks are kept. See :class:`dllm.core.samplers.BD3LMSampler` for what the model must support. False
-        for any model: every step runs the whole canvas, and every position attends to all of it.
+        for other models: every step runs the whole canvas, and every position attends to all of it. None: True if
+        the model's configuration says that it attends by blocks, as that of LLaDA 2 does, else False.
     """
 
     block_size: int | None = 32
     steps: int = 32
     threshold: float = 0.95
     blocks_from: str = "row"
-    cache: bool = False
+    cache: bool | None = None
 
     steps_of: ClassVar[str] = "block"
 
@@ -43,7 +46,8 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
         at_least(1, "steps", self.steps)
         _checks.finite_at_least_zero("threshold", self.threshold)
         one_of(("row", "prompt"), "blocks_from", self.blocks_from)
-        true_or_false("cache", self.cache)
+        if self.cache is not None:
+            true_or_false("cache", self.cache)
         if self.cache and self.block_size is None:
             raise ValueError(
                 "block_size must be a number beside a cache, since blocks are the unit of attention; got None"
@@ -64,6 +68,14 @@ class LLaDA2Sampler(BaseSampler):
 
     config_class = LLaDA2SamplerConfig
     approximate = True
+
+    def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
+        """The checked settings, with `cache` as the model attends if it is None."""
+        config = super()._settings(config, overrides)
+        if config.cache is None:
+            config = dataclasses.replace(config, cache=block_size_of(self.model) is not None)
+            config.check()
+        return config
 
     def amounts(self, config: LLaDA2SamplerConfig, span: Span) -> Sequence[int]:
         """The least number of tokens to commit at each step."""

@@ -124,17 +124,9 @@ class RND1Sampler(BaseSampler):
 
 
 def _with_last_column(layout: RowLayout, token: int) -> RowLayout:
-    """The layout with a token in place of the last mask of each row.
-
-    Raises:
-        ValueError: a row has no other mask.
-    """
+    """The layout with a token in place of the last mask of each row, which may be its only one."""
     rows, spans = [], []
-    for number, (row, blocks) in enumerate(zip(layout.rows, layout.spans, strict=True)):
-        if sum(span.masks for span in blocks) < 2:
-            raise ValueError(
-                f"the last column is reserved, so a row needs 2 columns after its prompt, got 1 in row {number}"
-            )
+    for row, blocks in zip(layout.rows, layout.spans, strict=True):
         rows.append(row.clone())
         rows[-1][-1] = token
         spans.append([*blocks[:-1], blocks[-1]._replace(masks=blocks[-1].masks - 1)])

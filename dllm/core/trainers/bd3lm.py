@@ -96,6 +96,8 @@ class BD3LMTrainer(MDLMTrainer):
         2
     """
 
+    attends_by_blocks = True
+
     def __init__(
         self,
         args: BD3LMConfig,

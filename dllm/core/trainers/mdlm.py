@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from dllm.core.trainers.base.replaceable_steps import ReplaceableSteps
 from dllm.core.trainers.batches import CORRUPTION
 from dllm.core.trainers.collator import MDLMCollator
 from dllm.core.trainers.config import NORM_TYPES, WEIGHT_TYPES, MDLMConfig
+from dllm.fast.model import block_size_of, unwrapped
 
 __all__ = ["NORM_TYPES", "WEIGHT_TYPES", "MDLMConfig", "MDLMTrainer"]
 
@@ -87,6 +88,8 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
         2
     """
 
+    attends_by_blocks: ClassVar[bool] = False  # whether training restricts attention to blocks
+
     def __init__(
         self,
         args: MDLMConfig,
@@ -96,9 +99,21 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
     ):
         self.scheduler = scheduler if scheduler is not None else LinearAlphaScheduler()
         super().__init__(args, model, **options)
+        self._warn_of_lost_blocks()
         if replaced := self._replaced_methods():
             names = " and ".join(replaced)
             _log.info("%s has its own %s: masks are drawn in the training process", type(self).__name__, names)
+
+    def _warn_of_lost_blocks(self) -> None:
+        """Say once that a model of blocks is trained to attend to whole rows, which its samplers do not do."""
+        size = block_size_of(unwrapped(self.model))
+        if size is not None and not self.attends_by_blocks:
+            _log.warning(
+                "the model attends block by block, %d tokens each, by its configuration, and %s trains it to attend to "
+                "whole rows: BD3LMTrainer keeps its blocks",
+                size,
+                type(self).__name__,
+            )
 
     def _make_collator(self, kind: type[MDLMCollator] = MDLMCollator, **options: Any) -> MDLMCollator:
         args = self.args

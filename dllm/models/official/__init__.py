@@ -29,6 +29,16 @@ def recognise(config: dict[str, Any]) -> Mapping | None:
     return next((family.mapping(config) for family in FAMILIES if family.recognises(config)), None)
 
 
+def is_official(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of a known family, by the content of its config.json; perhaps it cannot be mapped.
+
+    Example:
+        >>> is_official({"model_type": "llada"}), is_official({"model_type": "bert"})
+        (True, False)
+    """
+    return any(family.recognises(config) for family in FAMILIES)
+
+
 def names() -> list[str]:
     """The names of the known families.
 
@@ -39,4 +49,4 @@ def names() -> list[str]:
     return [family.__name__.rpartition(".")[2] for family in FAMILIES]
 
 
-__all__ = ["Mapping", "marker_of", "names", "recognise"]
+__all__ = ["Mapping", "is_official", "marker_of", "names", "recognise"]

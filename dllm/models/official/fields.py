@@ -17,6 +17,8 @@ NO_HYPERPARAMETERS = (
     "transformers_version",
     "use_cache",
 )
+# Of every family: the weights are stored in a floating-point dtype, which quantised ones are not.
+ALLOWED: dict[str, tuple[Any, ...]] = {"quantization_config": (None,)}
 ROTARY = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -27,7 +29,7 @@ def refuse(family: str, config: Mapping[str, Any], allowed: Mapping[str, tuple[A
     Args:
         family: for the error.
         config: the official configuration.
-        allowed: values of each field; an absent field counts as the first.
+        allowed: values of each field; an absent field counts as the first. What no family allows is checked besides.
 
     Raises:
         ValueError: a field has another value.
@@ -38,7 +40,7 @@ def refuse(family: str, config: Mapping[str, Any], allowed: Mapping[str, tuple[A
         ...
         ValueError: a llada checkpoint with alibi=True cannot be mapped to a class of transformers: expected False
     """
-    for name, values in allowed.items():
+    for name, values in (ALLOWED | dict(allowed)).items():
         got = config.get(name, values[0])
         if got is None or isinstance(got, str):
             fits = got in values
@@ -70,7 +72,10 @@ def unchanged(config: Mapping[str, Any], *without: str) -> dict[str, Any]:
         without: fields to leave out, besides those of files, code and rotary embeddings.
     """
     left_out = (*NO_HYPERPARAMETERS, *ROTARY, *without)
-    return {name: value for name, value in config.items() if name not in left_out}
+    kept = {name: value for name, value in config.items() if name not in left_out}
+    if kept.get("head_dim", 0) is None:  # transformers computes it only where there is none
+        del kept["head_dim"]
+    return kept
 
 
 def present(config: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -48,6 +48,7 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "layer_norm_with_affine": (True,),
     "residual_dropout": (0.0,),
     "rope": (True,),
+    "rope_scaling": (None, False),  # the official code scales no positions
     "scale_logits": (False,),
 }
 FIELD_NAMES = {
@@ -86,6 +87,7 @@ def mapping(config: dict[str, Any]) -> Mapping:
     needed("llada", full, ("d_model", "n_heads", "n_layers", "vocab_size"))
     with_biases = bool(full.get("include_qkv_bias"))
     refuse("llada", full, ALLOWED)
+    refuse("llada", full.get("rope_parameters") or {}, {"rope_type": ("default",)})
     heads, width = full["n_heads"], full["d_model"]
     one = full.get("multi_query_attention")
     kv_heads = full.get("n_kv_heads") or (1 if one else heads)

@@ -1,68 +1,34 @@
 """A2D: autoregressive models of the Qwen and Llama families that became diffusion models.
 
-`python -m dllm.pipelines.a2d.convert` makes one of a causal checkpoint.
+`python -m dllm.pipelines.a2d.convert` makes one of a causal checkpoint. The names below are imported on first use, so
+that this program begins at once.
 """
 
-from dllm.core.samplers import BD3LMSampler, BD3LMSamplerConfig, MDLMSampler, MDLMSamplerConfig
-from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
-from dllm.pipelines.official import OfficialConfig, OfficialModel
+import importlib
+from typing import Any
+
+_MODULES = {
+    "dllm.core.samplers": ("BD3LMSampler", "BD3LMSamplerConfig", "MDLMSampler", "MDLMSamplerConfig"),
+    "dllm.core.trainers": ("BD3LMConfig", "BD3LMTrainer", "MDLMConfig", "MDLMTrainer"),
+    "dllm.pipelines.a2d.models": (
+        "A2DLlamaConfig",
+        "A2DLlamaLMHeadModel",
+        "A2DQwen2Config",
+        "A2DQwen2LMHeadModel",
+        "A2DQwen3Config",
+        "A2DQwen3LMHeadModel",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
 
 
-class A2DLlamaConfig(OfficialConfig):
-    """The configuration of an A2D model made from a Llama: Llama's fields."""
-
-    model_type = "a2d-llama"
-    family = "a2d"
-    base_type = "llama"
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'dllm.pipelines.a2d' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
-class A2DQwen2Config(OfficialConfig):
-    """The configuration of an A2D model made from a Qwen2 or Qwen2.5: Qwen2's fields."""
-
-    model_type = "a2d-qwen2"
-    family = "a2d"
-    base_type = "qwen2"
-
-
-class A2DQwen3Config(OfficialConfig):
-    """The configuration of an A2D model made from a Qwen3: Qwen3's fields."""
-
-    model_type = "a2d-qwen3"
-    family = "a2d"
-    base_type = "qwen3"
-
-
-class A2DLlamaLMHeadModel(OfficialModel):
-    """A Llama of transformers that attends to all positions."""
-
-    config_class = A2DLlamaConfig
-
-
-class A2DQwen2LMHeadModel(OfficialModel):
-    """A Qwen2 of transformers that attends to all positions."""
-
-    config_class = A2DQwen2Config
-
-
-class A2DQwen3LMHeadModel(OfficialModel):
-    """A Qwen3 of transformers that attends to all positions."""
-
-    config_class = A2DQwen3Config
-
-
-__all__ = [
-    "A2DLlamaConfig",
-    "A2DLlamaLMHeadModel",
-    "A2DQwen2Config",
-    "A2DQwen2LMHeadModel",
-    "A2DQwen3Config",
-    "A2DQwen3LMHeadModel",
-    "BD3LMConfig",
-    "BD3LMSampler",
-    "BD3LMSamplerConfig",
-    "BD3LMTrainer",
-    "MDLMConfig",
-    "MDLMSampler",
-    "MDLMSamplerConfig",
-    "MDLMTrainer",
-]
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

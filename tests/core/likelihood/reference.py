@@ -28,10 +28,13 @@ class Reference:
     """Log-likelihoods of a model, in float64.
 
     block_size: the model attends block by block, from column 0.
+    dtype: float32 for models that have no float64.
     """
 
-    def __init__(self, model, *, shift: bool = False, cfg_scale: float = 0.0, block_size: int | None = None):
-        self.model = copy.deepcopy(model).double()
+    def __init__(
+        self, model, *, shift: bool = False, cfg_scale: float = 0.0, block_size: int | None = None, dtype=torch.float64
+    ):
+        self.model = copy.deepcopy(model).to(dtype)
         self.shift, self.cfg_scale, self.block_size = shift, cfg_scale, block_size
 
     @torch.no_grad()
@@ -42,7 +45,7 @@ class Reference:
             u = self._logits([MASK_ID] * context + tokens[context:])
             logits = u + (self.cfg_scale + 1) * (logits - u)
         logits = torch.cat([logits[:1], logits[:-1]]) if self.shift else logits
-        return logits.log_softmax(-1)
+        return logits.double().log_softmax(-1)
 
     def _logits(self, tokens: list[int]) -> Tensor:
         inputs = {"input_ids": torch.tensor([tokens])}

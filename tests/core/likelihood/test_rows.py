@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
+from dllm.fast import visibility
 from dllm.fast.model import MARKER
 from tests.causal_models import causal_model
 from tests.core.likelihood.counting import forwards_counted
@@ -153,3 +154,19 @@ def test_no_gradient_no_dropout_and_the_model_as_before(model):
     assert first == second and model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("attention, kind", [("seen padding", "lengths"), ("seen rows", "rows")])
+def test_rows_run_apart_where_a_model_sees_padding_or_other_rows(model, monkeypatch, attention, kind):
+    """As :mod:`dllm.fast.sampling.unpadded` finds it; the estimates are those of each row alone."""
+    targets = mixed(5)
+    expected = log_likelihoods(model, targets, LikelihoodConfig(mc_num=8), mask_id=MASK_ID)
+    name = "why_not_padded" if kind == "lengths" else "why_not_batched"
+    monkeypatch.setattr(visibility, name, lambda *_: attention)
+    with forwards_counted() as shapes:
+        found = log_likelihoods(model, targets, LikelihoodConfig(mc_num=8), mask_id=MASK_ID)
+    lengths = {len(t.context) + len(t.target) for t in targets}
+    assert {columns for _, columns in shapes} == lengths
+    assert (max(rows for rows, _ in shapes) > 1) == (kind == "lengths")
+    for a, b in zip(expected, found, strict=True):
+        assert b.log_likelihood == pytest.approx(a.log_likelihood, rel=ULP)

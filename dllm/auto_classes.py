@@ -1,17 +1,20 @@
-"""transformers' auto classes know the official model types: `AutoModel.from_pretrained(folder)` loads them as we do."""
+"""transformers' auto classes know the official model types: `AutoModel.from_pretrained(folder)` loads them as we do.
+
+Importing dllm registers them when transformers has its auto classes (:mod:`dllm.after_import`). For the auto classes
+of transformers 5 they take precedence over code that comes with a checkpoint. This module imports no more than
+transformers has loaded by then; the rest is imported when a model is loaded.
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import transformers
-from torch import nn
+from transformers.configuration_utils import PretrainedConfig
 
-from dllm.models.bidirectional import bidirectional
-from dllm.models.official import load, recognise
-from dllm.models.official.prepare import prepared
-from dllm.models.sources import check_source, file_at, mapped_config, reading
+if TYPE_CHECKING:
+    from torch import nn
 
 MODEL_TYPES = ("llada", "lladamoe", "Dream", "rnd1", "a2d-qwen2", "a2d-qwen3", "a2d-llama", "llada2_moe")
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
@@ -20,7 +23,7 @@ OPTIONS = ("attn_implementation", "device_map", "dtype", "max_memory", "offload_
 UNUSED = ("_commit_hash", "_from_auto", "adapter_kwargs", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 
 
-class OfficialConfig(transformers.PretrainedConfig):
+class OfficialConfig(PretrainedConfig):
     """The configuration of an official checkpoint, with the official fields. A subclass has the model type."""
 
     use_cache = False
@@ -58,6 +61,11 @@ class OfficialModel:
             TypeError: another option, or a configuration of another type.
             OSError, ValueError: as :func:`dllm.models.get_model`.
         """
+        from dllm.models.bidirectional import bidirectional
+        from dllm.models.official import load, recognise
+        from dllm.models.official.prepare import prepared
+        from dllm.models.sources import check_source, file_at, mapped_config, reading
+
         if "torch_dtype" in options:
             options["dtype"] = options.pop("torch_dtype")
         given = {name: value for name, value in options.items() if value is not None and name not in UNUSED}
@@ -82,30 +90,56 @@ class OfficialModel:
     @classmethod
     def _from_config(cls, config: OfficialConfig, **options: Any) -> nn.Module:
         """A model with random weights; the name is that of transformers."""
+        import transformers
+
+        from dllm.models.bidirectional import bidirectional
+        from dllm.models.official import recognise
+        from dllm.models.official.prepare import prepared
+
         mapping = recognise(config.official())
         kind = getattr(transformers, mapping.model_class)
         return prepared(bidirectional(kind._from_config(mapping.config(), **options)))
 
 
-def register() -> None:
-    """Make the model types known to AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM.
-
-    Importing :mod:`dllm.models` does so. Types that transformers knows itself are left to it. For the auto
-    classes of transformers 5 they take precedence over code that comes with a checkpoint.
+@functools.cache
+def classes() -> dict[str, tuple[type[OfficialConfig], type[OfficialModel]]]:
+    """The configuration and the model class of each model type.
 
     Example:
-        >>> register()
-        >>> transformers.AutoConfig.for_model("rnd1").model_type
-        'rnd1'
+        >>> config, model = classes()["a2d-qwen3"]
+        >>> config.model_type, model.config_class is config
+        ('a2d-qwen3', True)
     """
+    made = {}
     for model_type in MODEL_TYPES:
-        if model_type in transformers.CONFIG_MAPPING:
-            continue
         name = "Official" + "".join(part.capitalize() for part in model_type.replace("-", "_").split("_"))
         # transformers 5 makes a dataclass, with another __init__, of every class without an __init__ of its own
         own = {"model_type": model_type, "__init__": OfficialConfig.__init__}
         config = type(f"{name}Config", (OfficialConfig,), own)
-        model = type(name, (OfficialModel,), {"config_class": config})
-        transformers.AutoConfig.register(model_type, config)
-        for auto_class in AUTO_CLASSES:
-            getattr(transformers, auto_class).register(config, model)
+        made[model_type] = config, type(name, (OfficialModel,), {"config_class": config})
+    return made
+
+
+def register_configurations(module: ModuleType) -> None:
+    """Make the model types known to AutoConfig. Those that transformers has itself are left to it.
+
+    Args:
+        module: `transformers.models.auto.configuration_auto`.
+    """
+    for model_type, (config, _) in classes().items():
+        if model_type not in module.CONFIG_MAPPING:
+            module.AutoConfig.register(model_type, config)
+
+
+def register_models(module: ModuleType) -> None:
+    """Make the model types known to AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM.
+
+    Args:
+        module: `transformers.models.auto.modeling_auto`.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for model_type, (config, model) in classes().items():
+        if CONFIG_MAPPING[model_type] is config:
+            for auto_class in AUTO_CLASSES:
+                getattr(module, auto_class).register(config, model)

@@ -1,0 +1,60 @@
+"""The sampler of a model and its settings, as options of a command line choose them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from dllm.chat.talk import Continuation, Conversation, Talk
+from dllm.core.samplers.families import FamilySampler, one_token_a_step, sampler_for
+
+# Options, and the settings of samplers that they set. An option that is not given leaves the family's setting.
+SETTINGS = {
+    "steps": "steps",
+    "block_length": "block_size",
+    "temperature": "temperature",
+    "cfg_scale": "cfg_scale",
+    "remasking": "remasking",
+}
+
+
+def chosen_sampler(options: argparse.Namespace, model: nn.Module) -> FamilySampler:
+    """The sampler and its settings: those of the model's family, with what the options change.
+
+    Without `steps` a step commits one token, or more by the rules of samplers with a threshold. Rows end at the end of
+    an answer.
+
+    Args:
+        options: `sampler`, `gen_length` and the names in `SETTINGS`; None where one is not given.
+        model: the model.
+
+    Raises:
+        TypeError, ValueError: the sampler does not have a setting that an option sets, or the value breaks a rule.
+    """
+    kind, config = sampler_for(model, options.sampler)
+    given = {option: getattr(options, option) for option in SETTINGS if getattr(options, option) is not None}
+    known = {field.name for field in dataclasses.fields(config)}
+    for option in given:
+        if SETTINGS[option] not in known:
+            flag = f"--{option.replace('_', '-')}"
+            raise ValueError(f"{kind.__name__} has no {SETTINGS[option]}, so {flag} must not be given")
+    changed = {SETTINGS[option]: value for option, value in given.items()}
+    config = dataclasses.replace(config, max_new_tokens=options.gen_length, stop_at_eos=True, **changed)
+    config.check()
+    return FamilySampler(kind, config if "steps" in given else one_token_a_step(FamilySampler(kind, config)))
+
+
+def talk_of(options: argparse.Namespace, model: nn.Module, tokenizer: Any, system: str | None = None) -> Talk:
+    """A conversation with the model, or with `options.raw` independent texts that it continues.
+
+    Raises:
+        TypeError, ValueError: an option is invalid, or the tokenizer has no chat template for a conversation.
+    """
+    kind, config = chosen_sampler(options, model)
+    sampler = kind(model, tokenizer)
+    if options.raw:
+        return Continuation(sampler, config, seed=options.seed)
+    return Conversation(sampler, config, seed=options.seed, system=system)
