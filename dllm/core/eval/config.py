@@ -146,6 +146,7 @@ def read_settings(model: EvalModel, given: Mapping[str, Any]) -> EvalSettings:
     published = made["likelihood"].get("likelihood") == "as-published"
     batch = {"batch_size": eval_config.batch_size} if published else {}
     likelihood = LikelihoodConfig(form=model.form, **made["likelihood"], **batch)
+    likelihood = dataclasses.replace(likelihood, mc_num=likelihood.masks)  # records and keys hold the number itself
     return EvalSettings(eval_config, ModelArguments(**made["model"]), sampler, likelihood, frozenset(named))
 
 

@@ -37,7 +37,8 @@ def test_defaults(name):
     if "dream" in name:
         assert (sampler.alg, sampler.top_p, sampler.top_k) == ("entropy", None, None)
         assert (found.likelihood.form, found.likelihood.sampling_eps) == ("dream", 1e-3)
-    assert found.likelihood.mc_num == 128 and not found.eval.check_greedy
+    assert settings_of(name, likelihood="as-published").likelihood.mc_num == 128
+    assert found.likelihood.mc_num == 64 and not found.eval.check_greedy
 
 
 def test_every_name_has_a_model():
@@ -75,7 +76,7 @@ def test_the_published_batch():
     """It decides what the published estimate draws, and nothing else."""
     published = settings_of("llada", likelihood="as-published", batch_size=8)
     assert published.likelihood.batch_size == 8
-    assert settings_of("llada", batch_size=8).likelihood == LikelihoodConfig()
+    assert settings_of("llada", batch_size=8).likelihood == LikelihoodConfig(mc_num=64)
     with pytest.raises(ValueError, match="mc_num must be a multiple of batch_size"):
         settings_of("llada", likelihood="as-published", batch_size=3)
 
