@@ -118,8 +118,8 @@ def count_rows(n_target_tokens: int, config: LikelihoodConfig) -> int:
     if is_exact(n_target_tokens, config):
         return 2**n_target_tokens - 1
     if config.likelihood == "as-published":
-        return min(config.masks, 2**n_target_tokens - 1)
-    return config.masks
+        return min(config.mc_num, 2**n_target_tokens - 1)
+    return config.mc_num
 
 
 @dataclass(eq=False)
