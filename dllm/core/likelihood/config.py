@@ -24,9 +24,10 @@ class LikelihoodConfig:
         only the random stream is another.
     form: "llada" or "dream", how masks are weighted (:mod:`dllm.core.likelihood.weights`). In the form of Dream the
         first token of a row is never masked.
-    mc_num: rows of a target for which the sum is estimated, at least 1.
+    mc_num: rows of a target for which the sum is estimated, at least 1. None: 128 as published; 64 else, whose
+        variance was 3 to 4 times smaller than that of 128 published rows (benchmarks/LOG.md).
     exact_up_to: the sum is exact for targets of so many tokens, at the price of 2^n - 1 rows, and for longer ones where
-        this takes no more than `mc_num` rows. At most 16.
+        this takes no more rows than `mc_num`. At most 16.
     batch_size: "as-published" only: rows of a published batch, over which mask sizes or times are spread evenly. It
         divides `mc_num`. None: 32 in the form "llada", 1 in the form "dream", but at most `mc_num`.
     sampling_eps: of the form "dream": times p are at least this; from 0 to below 1.
@@ -55,7 +56,7 @@ class LikelihoodConfig:
 
     likelihood: str = "exact"
     form: str = "llada"
-    mc_num: int = 128
+    mc_num: int | None = None
     exact_up_to: int = 6
     batch_size: int | None = None
     sampling_eps: float = 1e-3
@@ -75,7 +76,7 @@ class LikelihoodConfig:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("mc_num", "batch_size", "max_length", "tokens_per_forward"):
             value = getattr(self, name)
-            if (value is not None or name == "mc_num") and _checks.int64(name, value) < 1:
+            if value is not None and _checks.int64(name, value) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= _checks.int64("exact_up_to", self.exact_up_to) <= 16:
             raise ValueError(f"exact_up_to must be from 0 to 16, got {self.exact_up_to}")
@@ -86,13 +87,20 @@ class LikelihoodConfig:
             value = getattr(self, name)
             if not (isinstance(value, bool) or (name == "right_shift_logits" and value is None)):
                 raise TypeError(f"{name} must be True or False, got {value!r}")
-        if self.likelihood == "as-published" and self.mc_num % self.published_rows:
-            raise ValueError(f"mc_num must be a multiple of batch_size, got {self.mc_num} and {self.published_rows}")
+        if self.likelihood == "as-published" and self.masks % self.published_rows:
+            raise ValueError(f"mc_num must be a multiple of batch_size, got {self.masks} and {self.published_rows}")
+
+    @property
+    def masks(self) -> int:
+        """Rows of a target for which the sum is estimated."""
+        if self.mc_num is not None:
+            return self.mc_num
+        return 128 if self.likelihood == "as-published" else 64
 
     @property
     def published_rows(self) -> int:
         """Rows of a published batch."""
-        return min(PUBLISHED_ROWS[self.form], self.mc_num) if self.batch_size is None else self.batch_size
+        return min(PUBLISHED_ROWS[self.form], self.masks) if self.batch_size is None else self.batch_size
 
 
 class Target(NamedTuple):

@@ -43,7 +43,7 @@ class Design(NamedTuple):
 
 def is_exact(n: int, config: LikelihoodConfig) -> bool:
     """Whether the sum over all masks of n positions is taken."""
-    return config.likelihood == "exact" and (n <= config.exact_up_to or 2**n - 1 <= config.mc_num)
+    return config.likelihood == "exact" and (n <= config.exact_up_to or 2**n - 1 <= config.masks)
 
 
 def design(n: int, config: LikelihoodConfig, seed: int) -> Design:
@@ -54,11 +54,11 @@ def design(n: int, config: LikelihoodConfig, seed: int) -> Design:
         >>> two.masks, two.weights
         (((0,), (1,), (0, 1)), (0.5, 0.5, 0.5))
         >>> len(design(40, LikelihoodConfig(), seed=0).masks)
-        128
+        64
     """
     if is_exact(n, config):
         return _all_masks(n, config.form, config.sampling_eps)
-    keys = config.likelihood, config.form, config.mc_num, config.published_rows, config.sampling_eps
+    keys = config.likelihood, config.form, config.masks, config.published_rows, config.sampling_eps
     return _drawn(n, seed, *keys)
 
 

@@ -111,15 +111,15 @@ def count_rows(n_target_tokens: int, config: LikelihoodConfig) -> int:
 
     Example:
         >>> [count_rows(n, LikelihoodConfig()) for n in (1, 3, 6, 7, 50)]
-        [1, 7, 63, 127, 128]
+        [1, 7, 63, 64, 64]
     """
     if _checks.int64("n_target_tokens", n_target_tokens) < 1:
         raise ValueError(f"n_target_tokens must be at least 1, got {n_target_tokens}")
     if is_exact(n_target_tokens, config):
         return 2**n_target_tokens - 1
     if config.likelihood == "as-published":
-        return min(config.mc_num, 2**n_target_tokens - 1)
-    return config.mc_num
+        return min(config.masks, 2**n_target_tokens - 1)
+    return config.masks
 
 
 @dataclass(eq=False)

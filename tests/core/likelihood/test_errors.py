@@ -90,7 +90,7 @@ def test_other_arguments(model):
         (dict(impl="cuda"), ValueError, "impl must be one of"),
         (dict(blocks_from="prompt"), ValueError, "blocks_from must be one of row, context"),
         (dict(mc_num=0), ValueError, "mc_num must be at least 1, got 0"),
-        (dict(mc_num=None), TypeError, "mc_num must be an integer, got NoneType"),
+        (dict(mc_num="8"), TypeError, "mc_num must be an integer, got str"),
         (dict(batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
         (dict(tokens_per_forward=0), ValueError, "tokens_per_forward must be at least 1"),
         (dict(exact_up_to=17), ValueError, "exact_up_to must be from 0 to 16, got 17"),

@@ -104,7 +104,8 @@ def test_weights_of_a_constant_loss_sum_to_what_the_sum_over_all_masks_gives():
 
 
 def test_all_masks_are_taken_where_that_costs_no_more():
-    assert design(7, LikelihoodConfig(), seed=0).exact and not design(8, LikelihoodConfig(), seed=0).exact
+    assert design(6, LikelihoodConfig(), seed=0).exact and not design(7, LikelihoodConfig(), seed=0).exact
+    assert design(7, LikelihoodConfig(mc_num=127), seed=0).exact
     assert [count_rows(n, LikelihoodConfig(mc_num=20)) for n in (4, 6, 7)] == [15, 63, 20]
     assert count_rows(2, LikelihoodConfig(likelihood="as-published")) == 3
 
