@@ -1,11 +1,15 @@
-"""What causal pre-training is worth to a diffusion model: equal steps of diffusion from converted and random weights.
+"""What causal pre-training is worth to a diffusion model: diffusion from converted and from random weights.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.a2d_lessons runs/a2d --causal-steps 200 --steps 120 --batch-size 32
+    OMP_NUM_THREADS=1 python -m benchmarks.a2d_lessons runs/a2d
 
 A model of Qwen3's architecture in the size of the bundled one learns the bundled model's lessons causally, token by
-token. `python -m dllm.pipelines.a2d.convert` makes a diffusion model of it, which MDLMTrainer then trains on the
-lessons. Another one, with random weights, gets the same steps. Both are measured before and after: the loss on lessons
-of another seed, nats per token that may be masked, and the gauge. The last line is JSON.
+token, and `python -m dllm.pipelines.a2d.convert` makes a diffusion model of it. Four models are trained on the lessons
+from there (`ARMS`): by MDLM the converted one, one with random weights for as many steps, and one with random weights
+that also gets the steps which the other had causally; by BD3LM the converted one. Each is measured before and after:
+the loss on lessons of another seed, nats per token that may be masked, and exact answers to held-out problems.
+
+The optimizer, its schedule and the lessons are those of the bundled model (`dllm.demo.training`), each part with a
+schedule of its own. The same command resumes an interrupted run. The last line is JSON; a row goes to the results.
 """
 
 from __future__ import annotations
@@ -15,31 +19,98 @@ import json
 import operator
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from dllm.core.trainers import MDLMConfig, MDLMTrainer
+from benchmarks import report
+from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
+from dllm.demo.answer import decode, encode
 from dllm.demo.training import gauge
 from dllm.demo.training.curriculum import FORWARDS, Curriculum
 from dllm.demo.training.lessons import MAX_LENGTH, Lessons, vocabulary
 from dllm.demo.training.optimizer import MuonAdamW, schedule
+from dllm.demo.training.questions import TASKS
+from dllm.demo.training.score import Score
 from dllm.demo.training.train import save_tokenizer
 from dllm.exits import exit_code
 from dllm.models import get_model, get_tokenizer
 from dllm.pipelines.a2d.convert import convert
 
 HELD_OUT_SEED, HELD_OUT_STEPS = 1, 4
+LOG_EVERY, SAVE_EVERY = 25, 100
+COLUMNS = ("model", "trained by", "steps", "loss before", "loss after", "exact before", "exact after", "95 %", "minutes")
 
 
-class LessonTrainer(MDLMTrainer):
-    """MDLMTrainer on lessons in their order."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of a run; a resumed run must have the same.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    causal_steps: int = 800
+    steps: int = 1000
+    block_steps: int = 600
+    batch_size: int = 32
+    block_size: int = 16
+    questions: int = 200
+    tokens_per_step: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if name != "seed" and getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name in ("block_size", "tokens_per_step"):
+            if gauge.GEN_LENGTH % getattr(self, name):
+                raise ValueError(f"{name} must divide {gauge.GEN_LENGTH}, got {getattr(self, name)}")
+        if self.block_size % self.tokens_per_step:
+            raise ValueError(f"tokens_per_step must divide block_size {self.block_size}, got {self.tokens_per_step}")
+
+
+class Arm(NamedTuple):
+    """A model to train by diffusion: its name, whether it is the converted one, the objective and the steps."""
+
+    name: str
+    converted: bool
+    objective: str
+    steps: int
+
+
+def arms(settings: Settings) -> list[Arm]:
+    """The models that are compared."""
+    return [
+        Arm("converted", True, "mdlm", settings.steps),
+        Arm("random", False, "mdlm", settings.steps),
+        Arm("converted-blocks", True, "bd3lm", settings.block_steps),
+        Arm("random-longer", False, "mdlm", settings.causal_steps + settings.steps),
+    ]
+
+
+class InOrder:
+    """A Trainer on lessons in their order."""
 
     def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class CausalTrainer(InOrder, transformers.Trainer):
+    """Next-token prediction on the lessons."""
+
+
+class DiffusionTrainer(InOrder, MDLMTrainer):
+    """Masked diffusion on the lessons."""
+
+
+class BlockTrainer(InOrder, BD3LMTrainer):
+    """Block diffusion on the lessons."""
 
 
 def causal_model(tokenizer: object) -> nn.Module:
@@ -51,107 +122,130 @@ def causal_model(tokenizer: object) -> nn.Module:
     return transformers.Qwen3ForCausalLM(config)
 
 
-def pretrain(model: nn.Module, lessons: Lessons, steps: int) -> float:
-    """Train causally on the answers of the lessons; the mean loss of the last ten steps, nats per token."""
-    optimizer = MuonAdamW(model, matrix_lr=0.02, other_lr=0.003)
-    rates, losses = schedule(optimizer, steps), []
-    for number in range(steps):
-        batches = lessons[number]
-        count = sum(int(batch.answer[:, 1:].sum()) for batch in batches)
-        losses.append(0.0)
-        for batch in batches:
-            logits = model(input_ids=batch.tokens).logits[:, :-1]
-            labels = batch.tokens.where(batch.answer, -100)[:, 1:]
-            loss = F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum") / count
-            loss.backward()
-            losses[-1] += float(loss.detach())
-        optimizer.step()
-        rates.step()
-        optimizer.zero_grad()
-    return sum(losses[-10:]) / len(losses[-10:])
-
-
-def diffuse(model: nn.Module, tokenizer: object, folder: Path, steps: int, batch_size: int) -> dict[str, float]:
-    """Train by masked diffusion; the held-out loss and the accuracy before and after."""
-    lessons = Lessons(tokenizer, batch_size, 0, steps=steps)
-    held_out = Curriculum(Lessons(tokenizer, 64, HELD_OUT_SEED), steps=HELD_OUT_STEPS, processes=1)
-    config = MDLMConfig(
+def trainer(objective: str, model: nn.Module, tokenizer: object, folder: Path, steps: int, settings: Settings):
+    """The Trainer of an objective, "causal", "mdlm" or "bd3lm"; checkpoints go to `folder`."""
+    common = dict(
         output_dir=str(folder),
+        seed=settings.seed,
         use_cpu=True,
+        bf16=True,
         max_steps=steps,
         per_device_train_batch_size=1,  # an item is a whole batch
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=FORWARDS,
         remove_unused_columns=False,
-        loss_weight_type="uniform",
         max_grad_norm=0.0,
-        save_strategy="no",
+        logging_steps=LOG_EVERY,
+        save_strategy="steps",
+        save_steps=SAVE_EVERY,
+        save_total_limit=1,
+        save_only_model=False,
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        bf16=False,
     )
+    lessons = Lessons(tokenizer, settings.batch_size, settings.seed, steps=steps)
     optimizer = MuonAdamW(model, matrix_lr=0.02, other_lr=0.003)
-    trainer = LessonTrainer(
-        config,
+    given = dict(
         model=model.train(),
-        tokenizer=tokenizer,
         train_dataset=Curriculum(lessons, steps=steps, processes=1),
-        eval_dataset=held_out,
-        data_collator=operator.itemgetter(0),
+        eval_dataset=Curriculum(Lessons(tokenizer, 64, HELD_OUT_SEED), steps=HELD_OUT_STEPS, processes=1),
         optimizers=(optimizer, schedule(optimizer, steps)),
     )
-    before = trainer.evaluate()["eval_loss"], accuracy(model, tokenizer)
+    if objective == "causal":
+        config = transformers.TrainingArguments(**common, prediction_loss_only=True)
+        return CausalTrainer(args=config, data_collator=causal_batch, processing_class=tokenizer, **given)
+    given |= dict(tokenizer=tokenizer, data_collator=operator.itemgetter(0))
+    if objective == "mdlm":
+        return DiffusionTrainer(MDLMConfig(**common, loss_weight_type="uniform"), **given)
+    return BlockTrainer(BD3LMConfig(**common, loss_weight_type="uniform", block_size=settings.block_size), **given)
+
+
+def causal_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The one item's tokens and labels: the answers that diffusion may mask, without masks."""
+    return {name: items[0][name] for name in ("input_ids", "labels")}
+
+
+def train(run: transformers.Trainer) -> float:
+    """Train, from the last checkpoint if there is one; returns the seconds of this call."""
     started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started
-    after = trainer.evaluate()["eval_loss"], accuracy(model, tokenizer)
-    names = ("loss before", "accuracy before", "loss after", "accuracy after")
-    return dict(zip(names, (*before, *after), strict=True)) | {"seconds": seconds}
+    run.train(resume_from_checkpoint=any(Path(run.args.output_dir).glob("checkpoint-*/trainer_state.json")))
+    return time.perf_counter() - started
 
 
-def accuracy(model: nn.Module, tokenizer: object) -> float:
-    """Exact answers among 50 held-out problems, 4 tokens per step."""
-    return gauge.measure(model.eval(), tokenizer, questions=50, tokens_per_step=4, seed=1).accuracy
+def causal_accuracy(model: nn.Module, tokenizer: object, settings: Settings) -> Score:
+    """Exact answers of a causal model, the most likely token at each position."""
+    asked, correct, tokens, started = TASKS["problems"](settings.questions, HELD_OUT_SEED), 0, 0, time.perf_counter()
+    for first in range(0, len(asked), gauge.BATCH_SIZE):
+        batch = asked[first : first + gauge.BATCH_SIZE]
+        prompt, kept = encode(tokenizer, [question.text for question in batch])
+        made = model.eval().generate(
+            input_ids=prompt, attention_mask=kept, max_new_tokens=gauge.GEN_LENGTH, do_sample=False
+        )[:, prompt.shape[1] :]
+        correct += sum(q.read(decode(tokenizer, row)) == q.answer for q, row in zip(batch, made.tolist(), strict=True))
+        tokens += int((made != tokenizer.eos_token_id).sum()) + len(batch)
+    mean = tokens / len(asked)
+    return Score(len(asked), correct, mean, mean, time.perf_counter() - started)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Pre-train, convert, train both models, print."""
-    folder = options.folder
-    torch.manual_seed(0)
+def accuracy(model: nn.Module, tokenizer: object, objective: str, settings: Settings) -> Score:
+    """Exact answers of a diffusion model: all tokens as one block, or block by block as BD3LM trained it."""
+    blocks = {"sampler": "bd3lm", "block_length": settings.block_size} if objective == "bd3lm" else {}
+    asked = dict(questions=settings.questions, tokens_per_step=settings.tokens_per_step, seed=HELD_OUT_SEED)
+    return gauge.measure(model.eval(), tokenizer, **asked, **blocks)
+
+
+def learn_causally(folder: Path, settings: Settings) -> dict[str, object]:
+    """Train the causal model, save it as `folder`/causal and convert it to `folder`/a2d; returns its results.
+
+    Its initial weights are saved as `folder`/random.pt.
+    """
+    torch.manual_seed(settings.seed)
     tokenizer = vocabulary()
-    causal, started = causal_model(tokenizer), time.perf_counter()
-    random = {name: weight.clone() for name, weight in causal.state_dict().items()}
-    lessons = Lessons(tokenizer, options.batch_size, 0, steps=options.causal_steps)
-    loss, spent = pretrain(causal.train(), lessons, options.causal_steps), time.perf_counter() - started
-    print(f"causal: {options.causal_steps} steps, {spent:.0f} s, loss {loss:.3f}", flush=True)
-    causal.save_pretrained(folder / "causal")
+    model = causal_model(tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), folder / "random.pt")
+    run = trainer("causal", model, tokenizer, folder / "causal-run", settings.causal_steps, settings)
+    seconds, loss = train(run), run.evaluate()["eval_loss"]
+    model.save_pretrained(folder / "causal")
     save_tokenizer(tokenizer, folder / "causal")
     convert(str(folder / "causal"), folder / "a2d")
-    found = {}
-    for arm in ("converted", "random"):
-        options_of = dict(model_name_or_path=str(folder / "a2d"), dtype="float32", attn_implementation="eager")
-        model = get_model(**options_of)
-        if arm == "random":
-            model.load_state_dict(random)
-        own = get_tokenizer(model_name_or_path=str(folder / "a2d"))
-        found[arm] = diffuse(model, own, folder / arm, options.steps, options.batch_size)
-        row = ", ".join(f"{name} {value:.3f}" for name, value in found[arm].items())
-        print(f"{arm}: {options.steps} steps, {row}", flush=True)
-    settings = dict(causal_steps=options.causal_steps, steps=options.steps, batch_size=options.batch_size)
-    print(json.dumps(settings | {"causal_loss": loss, "causal_seconds": spent} | found))
+    score = causal_accuracy(model, tokenizer, settings)
+    return {"steps": settings.causal_steps, "seconds": seconds, "loss": loss, "after": score.row()}
 
 
-def main() -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="where the models go; must not hold any")
-    parser.add_argument("--causal-steps", type=int, default=120)
-    parser.add_argument("--steps", type=int, default=60, help="of diffusion, for each of both models")
-    parser.add_argument("--batch-size", type=int, default=32)
-    options = parser.parse_args()
-    return exit_code("a2d_lessons", lambda: run(options))
+def learn_by_diffusion(arm: Arm, folder: Path, settings: Settings) -> dict[str, object]:
+    """Train a model by diffusion and save it as `folder`/<arm>; returns its results."""
+    torch.manual_seed(settings.seed)
+    source = str(folder / "a2d")
+    model, tokenizer = get_model(model_name_or_path=source, dtype="float32", attn_implementation="eager"), None
+    tokenizer = get_tokenizer(model_name_or_path=source)
+    if not arm.converted:
+        model.load_state_dict(torch.load(folder / "random.pt", weights_only=True))
+    run = trainer(arm.objective, model, tokenizer, folder / f"{arm.name}-run", arm.steps, settings)
+    loss_before, before = run.evaluate()["eval_loss"], accuracy(model, tokenizer, arm.objective, settings)
+    print(f"{arm.name} before: loss {loss_before:.3f}, {before.correct} of {before.questions} exact", flush=True)
+    seconds = train(run)
+    loss_after, after = run.evaluate()["eval_loss"], accuracy(model, tokenizer, arm.objective, settings)
+    model.save_pretrained(folder / arm.name)
+    save_tokenizer(tokenizer, folder / arm.name)
+    losses = {"loss_before": loss_before, "loss_after": loss_after}
+    return {**arm._asdict(), "seconds": seconds, **losses, "before": before.row(), "after": after.row()}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def once(path: Path, work, *arguments: object) -> dict[str, object]:
+    """The result of `work` that `path` holds; without it, the work is done and its result is written there."""
+    if not path.exists():
+        result = work(*arguments)
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(result), flush=True)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def run(folder: Path, settings: Settings, chosen: Sequence[str]) -> dict[str, object]:
+    """Train causally, convert, train the chosen arms; returns the results of all, by name."""
+    results = {"causal": once(folder / "causal.json", learn_causally, folder, settings)}
+    for arm in arms(settings):
+        if arm.name in chosen:
+            results[arm.name] = once(folder / f"{arm.name}.json", learn_by_diffusion, arm, folder, settings)
+    return results

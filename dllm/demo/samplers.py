@@ -10,6 +10,7 @@ from torch import nn
 
 from dllm.core.samplers import (
     BaseSampler,
+    BD3LMSampler,
     DreamSampler,
     EntropyBoundSampler,
     FastDLLMSampler,
@@ -52,6 +53,7 @@ def _fast_dllm(cache: str, **rule: float) -> NamedSampler:
 SAMPLERS: Mapping[str, NamedSampler] = MappingProxyType(
     {
         "mdlm": NamedSampler(MDLMSampler, {}, {"remasking": "low_confidence"}),
+        "bd3lm": NamedSampler(BD3LMSampler, {"cache": True}, {"remasking": "low_confidence"}),
         "llada": NamedSampler(LLaDASampler, {}, {"remasking": "low_confidence"}),
         "dream-origin": _dream("origin"),
         "dream-maskgit_plus": _dream("maskgit_plus", alg_temp=0.0),
