@@ -19,8 +19,8 @@ import json
 import operator
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,13 +38,23 @@ from dllm.demo.training.optimizer import MuonAdamW, schedule
 from dllm.demo.training.questions import TASKS
 from dllm.demo.training.score import Score
 from dllm.demo.training.train import save_tokenizer
-from dllm.exits import exit_code
+from dllm.exits import exit_code, usage
 from dllm.models import get_model, get_tokenizer
 from dllm.pipelines.a2d.convert import convert
 
 HELD_OUT_SEED, HELD_OUT_STEPS = 1, 4
 LOG_EVERY, SAVE_EVERY = 25, 100
-COLUMNS = ("model", "trained by", "steps", "loss before", "loss after", "exact before", "exact after", "95 %", "minutes")
+COLUMNS = (
+    "model",
+    "trained by",
+    "steps",
+    "loss before",
+    "loss after",
+    "exact before",
+    "exact after",
+    "95 %",
+    "minutes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,11 @@ class Arm(NamedTuple):
 
 
 def arms(settings: Settings) -> list[Arm]:
-    """The models that are compared."""
+    """The models that are compared.
+
+    "random-longer" has as many steps as the causal training and the diffusion of "converted" together. A step of BD3LM
+    takes twice the time of one of MDLM, since a row holds the text twice.
+    """
     return [
         Arm("converted", True, "mdlm", settings.steps),
         Arm("random", False, "mdlm", settings.steps),
@@ -122,7 +136,9 @@ def causal_model(tokenizer: object) -> nn.Module:
     return transformers.Qwen3ForCausalLM(config)
 
 
-def trainer(objective: str, model: nn.Module, tokenizer: object, folder: Path, steps: int, settings: Settings):
+def trainer(
+    objective: str, model: nn.Module, tokenizer: object, folder: Path, steps: int, settings: Settings
+) -> transformers.Trainer:
     """The Trainer of an objective, "causal", "mdlm" or "bd3lm"; checkpoints go to `folder`."""
     common = dict(
         output_dir=str(folder),
@@ -166,11 +182,11 @@ def causal_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Te
     return {name: items[0][name] for name in ("input_ids", "labels")}
 
 
-def train(run: transformers.Trainer) -> float:
-    """Train, from the last checkpoint if there is one; returns the seconds of this call."""
-    started = time.perf_counter()
-    run.train(resume_from_checkpoint=any(Path(run.args.output_dir).glob("checkpoint-*/trainer_state.json")))
-    return time.perf_counter() - started
+def train(run: transformers.Trainer) -> float | None:
+    """Train, from the last checkpoint if there is one; returns the seconds, None for a resumed training."""
+    resumed, started = any(Path(run.args.output_dir).glob("checkpoint-*/trainer_state.json")), time.perf_counter()
+    run.train(resume_from_checkpoint=resumed)
+    return None if resumed else time.perf_counter() - started
 
 
 def causal_accuracy(model: nn.Module, tokenizer: object, settings: Settings) -> Score:
@@ -206,25 +222,25 @@ def learn_causally(folder: Path, settings: Settings) -> dict[str, object]:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), folder / "random.pt")
     run = trainer("causal", model, tokenizer, folder / "causal-run", settings.causal_steps, settings)
-    seconds, loss = train(run), run.evaluate()["eval_loss"]
+    loss_before, seconds, loss_after = run.evaluate()["eval_loss"], train(run), run.evaluate()["eval_loss"]
     model.save_pretrained(folder / "causal")
     save_tokenizer(tokenizer, folder / "causal")
     convert(str(folder / "causal"), folder / "a2d")
     score = causal_accuracy(model, tokenizer, settings)
-    return {"steps": settings.causal_steps, "seconds": seconds, "loss": loss, "after": score.row()}
+    row = {"objective": "causal", "steps": settings.causal_steps, "seconds": seconds}
+    return row | {"loss_before": loss_before, "loss_after": loss_after, "after": score.row()}
 
 
 def learn_by_diffusion(arm: Arm, folder: Path, settings: Settings) -> dict[str, object]:
     """Train a model by diffusion and save it as `folder`/<arm>; returns its results."""
     torch.manual_seed(settings.seed)
     source = str(folder / "a2d")
-    model, tokenizer = get_model(model_name_or_path=source, dtype="float32", attn_implementation="eager"), None
+    model = get_model(model_name_or_path=source, dtype="float32", attn_implementation="eager")
     tokenizer = get_tokenizer(model_name_or_path=source)
     if not arm.converted:
         model.load_state_dict(torch.load(folder / "random.pt", weights_only=True))
     run = trainer(arm.objective, model, tokenizer, folder / f"{arm.name}-run", arm.steps, settings)
     loss_before, before = run.evaluate()["eval_loss"], accuracy(model, tokenizer, arm.objective, settings)
-    print(f"{arm.name} before: loss {loss_before:.3f}, {before.correct} of {before.questions} exact", flush=True)
     seconds = train(run)
     loss_after, after = run.evaluate()["eval_loss"], accuracy(model, tokenizer, arm.objective, settings)
     model.save_pretrained(folder / arm.name)
@@ -233,19 +249,74 @@ def learn_by_diffusion(arm: Arm, folder: Path, settings: Settings) -> dict[str, 
     return {**arm._asdict(), "seconds": seconds, **losses, "before": before.row(), "after": after.row()}
 
 
-def once(path: Path, work, *arguments: object) -> dict[str, object]:
-    """The result of `work` that `path` holds; without it, the work is done and its result is written there."""
+def once(path: Path, work: Callable[..., dict[str, object]], *arguments: object) -> dict[str, object]:
+    """The result that `path` holds; without it, the work is done and its result is written there."""
     if not path.exists():
-        result = work(*arguments)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(result), flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(work(*arguments), indent=1) + "\n", encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def run(folder: Path, settings: Settings, chosen: Sequence[str]) -> dict[str, object]:
-    """Train causally, convert, train the chosen arms; returns the results of all, by name."""
+def measure(folder: Path, settings: Settings, chosen: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Train causally, convert, train the chosen arms; returns the results by name."""
     results = {"causal": once(folder / "causal.json", learn_causally, folder, settings)}
     for arm in arms(settings):
         if arm.name in chosen:
             results[arm.name] = once(folder / f"{arm.name}.json", learn_by_diffusion, arm, folder, settings)
     return results
+
+
+def cells(name: str, result: dict[str, object]) -> list[str]:
+    """A line of the table."""
+    before, after = result.get("before"), result["after"]
+    low, high = after["interval_95"]
+    return [
+        name,
+        result["objective"],
+        str(result["steps"]),
+        f"{result['loss_before']:.3f}",
+        f"{result['loss_after']:.3f}",
+        f"{before['accuracy']:.1%}" if before else "-",
+        f"{after['accuracy']:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        f"{result['seconds'] / 60:.0f}" if result["seconds"] else "-",
+    ]
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Measure, print, and write the row."""
+    given = vars(options)
+    with usage():
+        settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
+        kept = once(options.folder / "settings.json", asdict, settings)
+        if kept != asdict(settings):
+            raise ValueError(f"expected the settings of the run in {options.folder}, {kept}, got {asdict(settings)}")
+    row = report.new_row("a2d_lessons", "-m benchmarks.a2d_lessons", arguments, torch.device("cpu"))
+    row |= {"settings": asdict(settings), "results": measure(options.folder, settings, options.arm)}
+    title = f"exact answers of {settings.questions}, {settings.tokens_per_step} tokens a step; causal: one"
+    report.print_table(title, COLUMNS, [cells(name, result) for name, result in row["results"].items()])
+    path = report.write_row(row, options.out, "qwen3-cpu")
+    report.print_last_line({"row": str(path), "results": row["results"]})
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; unknown options end the program."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    add, names = parser.add_argument, [arm.name for arm in arms(Settings())]
+    add("folder", type=Path, help="folder of the run; an existing run is resumed")
+    add("--arm", nargs="+", choices=names, default=names, help="models to train by diffusion (default: all)")
+    for field in fields(Settings):
+        add(f"--{field.name.replace('_', '-')}", type=int, default=field.default, help="default: %(default)s")
+    add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (:mod:`dllm.exits`)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    return exit_code("a2d_lessons", lambda: run(options, arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

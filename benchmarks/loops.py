@@ -13,7 +13,9 @@ from benchmarks.card_loop import Noise
 from benchmarks.case import Case
 from benchmarks.models import Loaded
 from dllm.core.samplers import BaseSampler
-from dllm.demo.samplers import SAMPLERS, steps_of
+from dllm.demo.samplers import NAMES, SAMPLERS, steps_of
+
+COMPARED = tuple(name for name in NAMES if name != "bd3lm")  # that of BD3LM: `cached_decoding` measures it
 
 
 def authors_loop(

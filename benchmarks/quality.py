@@ -65,7 +65,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     for rule, values in RULES.items():
         add(f"--{rule}", nargs="+", type=float, default=None, help=f"default: {' '.join(map(str, values))}")
-    add("--remasking", nargs="+", choices=["low_confidence", "random"], default=None, help="of generate, mdlm, llada")
+    add(
+        "--remasking",
+        nargs="+",
+        choices=["low_confidence", "random"],
+        default=None,
+        help="of generate, mdlm, bd3lm, llada",
+    )
     add("--temperature", nargs="+", type=float, default=[0.0])
     add("--block-length", type=int, default=gauge.GEN_LENGTH)
     add("--questions", type=int, default=gauge.QUESTIONS, help="questions per case (default: %(default)s)")

@@ -32,6 +32,7 @@ if __package__ in (None, ""):  # run as a file: packages are imported from the r
 import torch
 
 from benchmarks import machine, measured_steps, models, providers, report
+from benchmarks.loops import COMPARED
 from benchmarks.measure import measure
 from benchmarks.providers import Case
 from dllm.demo import samplers
@@ -62,7 +63,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add(
         "--sampler",
         nargs="+",
-        choices=samplers.NAMES,
+        choices=COMPARED,
         default=["generate"],
         help="generate: the model card's loop",
     )

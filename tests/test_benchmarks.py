@@ -35,6 +35,7 @@ from benchmarks import (
     training_step,
     training_tables,
 )
+from benchmarks.loops import COMPARED
 from benchmarks.plot import __main__ as plot_command
 from benchmarks.plot import published
 from dllm.demo import samplers
@@ -157,7 +158,8 @@ class TestSamplerThroughput:
     def test_every_other_sampler_against_its_authors_loop(
         self, run, folder, llama_folder, cached, temperature, tmp_path
     ):
-        names = [name for name in samplers.SAMPLERS if samplers.keeps_cache(name) == cached or name == "mdlm"]
+        others = [name for name in COMPARED if name != "generate"]
+        names = [name for name in others if samplers.keeps_cache(name) == cached or name == "mdlm"]
         plot = tmp_path / "steps.png"
         rules = ["--threshold", "0.1", "--factor", "1.9", *([] if cached else ["--gamma", "2.5"])]
         arguments = ["--sampler", *names, *rules, "--temperature", str(temperature), "--batch", "2", "--check-noise"]

@@ -157,7 +157,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--block-length", type=int, default=None, help="default: all of gen-length")
     add("--temperature", type=float, default=0.0)
     add("--cfg-scale", type=float, default=0.0)
-    add("--remasking", default=None, help="of generate, mdlm and llada: low_confidence (default) or random")
+    add("--remasking", default=None, help="of generate, mdlm, bd3lm and llada: low_confidence (default) or random")
     add("--threshold", type=float, default=None, help="of threshold (0.9) and llada2 (0.95): least probability")
     add(
         "--factor",
