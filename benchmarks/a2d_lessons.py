@@ -66,8 +66,8 @@ class Settings:
     """
 
     causal_steps: int = 800
-    steps: int = 800
-    block_steps: int = 250
+    steps: int = 400
+    block_steps: int = 200
     batch_size: int = 32
     block_size: int = 16
     questions: int = 200
