@@ -90,9 +90,11 @@ _STEPS = ("_preprocess_inputs", "_postprocess_outputs", "_compute_loss_weights")
 
 def replaced_steps(trainer: Any) -> list[str]:
     """The names of the steps that differ from those of this library's class, in a subclass or on the instance."""
-    ours = next((kind for kind in type(trainer).__mro__ if kind.__module__.startswith("dllm.")), ReplaceableSteps)
-    found = {name: getattr(trainer, name) for name in _STEPS if hasattr(ours, name)}
-    return [name for name, step in found.items() if getattr(step, "__func__", step) is not getattr(ours, name)]
+    kinds = (kind for kind in type(trainer).__mro__ if kind.__module__.startswith("dllm."))
+    ours = next((kind for kind in kinds if issubclass(kind, ReplaceableSteps)), ReplaceableSteps)
+    own = {name: getattr(ours, name) for name in _STEPS}
+    found = {name: getattr(trainer, name, step) for name, step in own.items()}
+    return [name for name, step in found.items() if getattr(step, "__func__", step) is not own[name]]
 
 
 class MaskedTokens(NamedTuple):
