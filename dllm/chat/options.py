@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from dllm.chat.talk import Continuation, Conversation, Talk
-from dllm.core.samplers.families import FamilySampler, one_token_a_step, sampler_for
+from dllm.core.samplers.families import SamplerChoice, one_token_a_step, sampler_for
 
 # Options, and the settings of samplers that they set. An option that is not given leaves the family's setting.
 SETTINGS = {
@@ -21,7 +21,7 @@ SETTINGS = {
 }
 
 
-def chosen_sampler(options: argparse.Namespace, model: nn.Module) -> FamilySampler:
+def chosen_sampler(options: argparse.Namespace, model: nn.Module) -> SamplerChoice:
     """The sampler and its settings: those of the model's family, with what the options change.
 
     Without `steps` a step commits one token, or more by the rules of samplers with a threshold. Rows end at the end of
@@ -44,7 +44,7 @@ def chosen_sampler(options: argparse.Namespace, model: nn.Module) -> FamilySampl
     changed = {SETTINGS[option]: value for option, value in given.items()}
     config = dataclasses.replace(config, max_new_tokens=options.gen_length, stop_at_eos=True, **changed)
     config.check()
-    return FamilySampler(kind, config if "steps" in given else one_token_a_step(FamilySampler(kind, config)))
+    return SamplerChoice(kind, config if "steps" in given else one_token_a_step(SamplerChoice(kind, config)))
 
 
 def talk_of(options: argparse.Namespace, model: nn.Module, tokenizer: Any, system: str | None = None) -> Talk:

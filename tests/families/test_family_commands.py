@@ -12,7 +12,7 @@ from dllm import cli
 from dllm.chat import Continuation, Conversation
 from dllm.chat.options import chosen_sampler
 from dllm.core import samplers
-from dllm.core.samplers.families import FAMILIES, SAMPLERS, FamilySampler, one_token_a_step, sampler_for
+from dllm.core.samplers.families import FAMILIES, SAMPLERS, SamplerChoice, one_token_a_step, sampler_for
 from dllm.models import get_model, get_tokenizer
 from tests.families import folders, toys
 from tests.families.toys import NAMES
@@ -129,5 +129,5 @@ def test_a_named_sampler():
 )
 def test_one_token_a_step(name, length, block, steps):
     kind = SAMPLERS[name]
-    config = one_token_a_step(FamilySampler(kind, kind.config_class(max_new_tokens=length, block_size=block)))
+    config = one_token_a_step(SamplerChoice(kind, kind.config_class(max_new_tokens=length, block_size=block)))
     assert getattr(config, "steps", None) == steps

@@ -4,7 +4,7 @@ from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerO
 from dllm.core.samplers.bd3lm import BD3LMSampler, BD3LMSamplerConfig
 from dllm.core.samplers.dream import DreamSampler, DreamSamplerConfig
 from dllm.core.samplers.entropy_bound import EntropyBoundSampler, EntropyBoundSamplerConfig
-from dllm.core.samplers.families import FamilySampler, sampler_for
+from dllm.core.samplers.families import SamplerChoice, sampler_for
 from dllm.core.samplers.fast_dllm import FastDLLMSampler, FastDLLMSamplerConfig
 from dllm.core.samplers.llada import LLaDASampler, LLaDASamplerConfig
 from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
@@ -24,7 +24,6 @@ __all__ = [
     "DreamSamplerConfig",
     "EntropyBoundSampler",
     "EntropyBoundSamplerConfig",
-    "FamilySampler",
     "FastDLLMSampler",
     "FastDLLMSamplerConfig",
     "LLaDA2Sampler",
@@ -37,6 +36,7 @@ __all__ = [
     "MDLMSamplerConfig",
     "RND1Sampler",
     "RND1SamplerConfig",
+    "SamplerChoice",
     "ThresholdSampler",
     "ThresholdSamplerConfig",
     "add_gumbel_noise",

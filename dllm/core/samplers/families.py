@@ -22,7 +22,7 @@ from dllm.core.samplers.threshold import ThresholdSampler
 from dllm.fast.model import family_of
 
 
-class FamilySampler(NamedTuple):
+class SamplerChoice(NamedTuple):
     """A sampler and its settings.
 
     sampler: the class.
@@ -48,23 +48,23 @@ SAMPLERS: dict[str, type[BaseSampler]] = {
 }
 
 # What the card of a family's model does, where that differs from the sampler's own defaults (those of dLLM 0.1).
-FAMILIES: dict[str, FamilySampler] = {
-    "llada": FamilySampler(LLaDASampler, LLaDASamplerConfig(block_size=32)),
-    "llada_moe": FamilySampler(LLaDASampler, LLaDASamplerConfig(block_size=32)),
-    "dream": FamilySampler(
+FAMILIES: dict[str, SamplerChoice] = {
+    "llada": SamplerChoice(LLaDASampler, LLaDASamplerConfig(block_size=32)),
+    "llada_moe": SamplerChoice(LLaDASampler, LLaDASamplerConfig(block_size=32)),
+    "dream": SamplerChoice(
         DreamSampler,
         DreamSamplerConfig(schedule="time", alg="entropy", temperature=0.2, top_p=0.95, top_k=None),
     ),
-    "rnd1": FamilySampler(RND1Sampler, RND1SamplerConfig()),
-    "a2d": FamilySampler(MDLMSampler, MDLMSamplerConfig(block_size=None)),
-    "llada2": FamilySampler(LLaDA2Sampler, LLaDA2SamplerConfig()),
-    "llada2.1": FamilySampler(LLaDA21Sampler, LLaDA21SamplerConfig()),
+    "rnd1": SamplerChoice(RND1Sampler, RND1SamplerConfig()),
+    "a2d": SamplerChoice(MDLMSampler, MDLMSamplerConfig(block_size=None)),
+    "llada2": SamplerChoice(LLaDA2Sampler, LLaDA2SamplerConfig()),
+    "llada2.1": SamplerChoice(LLaDA21Sampler, LLaDA21SamplerConfig()),
 }
 # BERT, and models whose configuration names no family.
-OTHERS = FamilySampler(MDLMSampler, MDLMSamplerConfig(block_size=None))
+OTHERS = SamplerChoice(MDLMSampler, MDLMSamplerConfig(block_size=None))
 
 
-def sampler_for(model: nn.Module, name: str | None = None) -> FamilySampler:
+def sampler_for(model: nn.Module, name: str | None = None) -> SamplerChoice:
     """The sampler of a model's family, and its settings.
 
     The family is that in the model's configuration, which :func:`dllm.models.get_model` writes. LLaDA 2.1 has the
@@ -90,16 +90,16 @@ def sampler_for(model: nn.Module, name: str | None = None) -> FamilySampler:
     if name not in SAMPLERS:
         raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
     kind = SAMPLERS[name]
-    return found if kind is found.sampler else FamilySampler(kind, kind.config_class())
+    return found if kind is found.sampler else SamplerChoice(kind, kind.config_class())
 
 
-def one_token_a_step(chosen: FamilySampler) -> BaseSamplerConfig:
+def one_token_a_step(chosen: SamplerChoice) -> BaseSamplerConfig:
     """The settings with so many steps that a step commits one token, if it commits no more than the schedule says.
 
     `steps` is a number for each block in LLaDA 2, and for all blocks together in other samplers.
 
     Example:
-        >>> one_token_a_step(FamilySampler(MDLMSampler, MDLMSamplerConfig(max_new_tokens=48, block_size=32))).steps
+        >>> one_token_a_step(SamplerChoice(MDLMSampler, MDLMSamplerConfig(max_new_tokens=48, block_size=32))).steps
         64
     """
     config = chosen.config
