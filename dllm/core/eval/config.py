@@ -80,6 +80,10 @@ class EvalConfig:
         one_of(("mc",), "nll_type", self.nll_type)
         one_of(("ftb",), "log_type", self.log_type)
 
+    def checks_greedy(self, alone: bool) -> bool:
+        """Whether greedy decoding is tried for a target that is, or is not, the only one of its document."""
+        return alone if self.check_greedy is None else self.check_greedy
+
 
 class EvalSettings(NamedTuple):
     """All settings of an evaluation.
