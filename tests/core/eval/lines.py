@@ -12,12 +12,12 @@ import lm_eval.tasks
 import pytest
 from lm_eval.api.model import LM
 
-from dllm.core.eval import command, harness
+from dllm.core.eval import answering, command, harness
 from dllm.core.eval.generation import Generated
 from dllm.core.eval.plan import KeptTaskManager
 from dllm.core.eval.tasks import tasks_folder
 from dllm.core.likelihood import Estimate
-from tests.eval import published_rows
+from tests.core.eval import published_rows
 
 # Folders of lm-eval's tasks that the lines need. Reading all of them takes 20 seconds.
 FOLDERS = (
@@ -141,7 +141,7 @@ def up_to_the_model(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Asked:
             on_estimate(number, Estimate(-float(len(target.target)), 0.0, 1, True))
 
     monkeypatch.setattr(harness.DiffusionLM, "jobs", jobs)
-    monkeypatch.setattr(harness, "generate_requests", generate)
-    monkeypatch.setattr(harness, "log_likelihoods", score)
+    monkeypatch.setattr(answering, "generate_requests", generate)
+    monkeypatch.setattr(answering, "log_likelihoods", score)
     assert command.main(words) == 0
     return Asked(**seen)

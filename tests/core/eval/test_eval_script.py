@@ -16,7 +16,7 @@ from dllm.core.eval.arguments import read
 from dllm.core.eval.settings import settings_table
 from dllm.core.eval.settings.command import arguments_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "eval.slurm.sh"
 MODEL = "Dream-org/Dream-v0-Instruct-7B"
 

@@ -10,7 +10,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from dllm.core.eval.settings.tables import tables
 from dllm.core.eval.tasks import tasks_folder
-from tests.eval.lines import Recorder, task_manager, without_the_hub
+from tests.core.eval.lines import Recorder, task_manager, without_the_hub
 
 FILES = sorted(tasks_folder().glob("*.yaml"))
 NAMES = {path.stem for path in FILES}

@@ -11,7 +11,7 @@ from dllm.core import samplers
 from dllm.core.eval.generation import GenerationRequest, generate_requests
 from dllm.core.eval.stopping import Stopping
 from tests.causal_models import causal_model
-from tests.eval_toys import END_OF_TURN, LetterTokenizer
+from tests.core.eval.letters import END_OF_TURN, LetterTokenizer
 from tests.models import FIRST_WORD, MASK_ID, favour, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

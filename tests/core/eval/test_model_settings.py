@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dllm.core.eval import MODEL_CLASSES, harness
+from dllm.core.eval import MODEL_CLASSES, model_classes
 from dllm.core.eval.config import read_settings
 from dllm.core.eval.gen_kwargs import generation_settings
 from dllm.core.eval.models import MODELS, model_named, name_for
@@ -43,7 +43,9 @@ def test_defaults(name):
 
 def test_every_name_has_a_model():
     assert set(MODEL_CLASSES) == set(MODELS)
-    assert {name: getattr(harness, kind).table.name for name, kind in MODEL_CLASSES.items()} == {n: n for n in MODELS}
+    assert {name: getattr(model_classes, kind).table.name for name, kind in MODEL_CLASSES.items()} == {
+        n: n for n in MODELS
+    }
 
 
 @pytest.mark.parametrize(

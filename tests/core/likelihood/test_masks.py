@@ -13,7 +13,7 @@ from dllm.core.likelihood import LikelihoodConfig, count_rows, published
 from dllm.core.likelihood.allocation import allocate
 from dllm.core.likelihood.design import conclude, design
 from dllm.core.likelihood.masks import even_masks
-from tests.core.likelihood.reference import weight
+from tests.core.likelihood.likelihood_reference import weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
