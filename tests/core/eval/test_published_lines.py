@@ -15,6 +15,8 @@ from dllm.core.likelihood import Target
 from tests.core.eval.lines import Asked, Recorder, record, up_to_the_model
 from tests.families import folders
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARGS = operator.attrgetter("args")
 
 NEEDS = {"minerva_math": ("math_verify", "antlr4"), "ifeval": ("langdetect", "immutabledict", "nltk")}

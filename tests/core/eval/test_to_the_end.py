@@ -14,6 +14,8 @@ from dllm.demo.shipped import SHIPPED
 from tests.core.eval.lines import without_the_hub
 from tests.families import folders
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def results_of(words: list[str], folder) -> dict[str, float]:
     assert command.main([*words, "--output_path", str(folder)]) == 0
