@@ -158,6 +158,16 @@ def test_the_published_likelihood(bert):
         assert one != other and other == pytest.approx(one, rel=0.35)
 
 
+def test_one_forward_for_each_token(toys):
+    """By 0.1's name for it. Two tokens have two orders, and the exact sum over masks is the mean of both."""
+    given = dict(pretrained=toys["dream"], device="cpu", sampling_eps=0.0)
+    asked = [request("loglikelihood", "a text", " b")]  # two tokens of the toy's
+    exact, *both = (
+        model_classes.DreamLM(**given, nll_type=kind).loglikelihood(asked)[0][0] for kind in ("mc", "ar_ftb", "ar_btf")
+    )
+    assert exact == pytest.approx(sum(both) / 2, rel=1e-5) and abs(both[0] - both[1]) > 1e-3
+
+
 def test_models_of_blocks(toys):
     """Their likelihood is the sum over blocks, for which their size must be known."""
     asked = [request("loglikelihood", "a text", " b")]
