@@ -184,6 +184,7 @@ def fast_dllm(
     threshold: float | None = None,
     factor: float | None = None,
     steps: int | None = None,
+    remasking: str = "low_confidence",
     eos_token_id: int | None = None,
     **reading,
 ) -> Trace:
@@ -195,7 +196,7 @@ def fast_dllm(
     what that one said in the block's first step.
 
     The rule, exactly one of: `threshold` and `factor` as threshold_decode has them; `steps`: schedule A over
-    ceil(steps / blocks) for each block, without the steps that commit nothing.
+    ceil(steps / blocks) for each block, without the steps that commit nothing; `remasking` "random" ranks them so.
     """
     assert cache in ("prefix", "dual", None) and sum(rule is not None for rule in (threshold, factor, steps)) == 1
     how = Reading(**reading)
@@ -225,7 +226,8 @@ def fast_dllm(
             elif factor is not None:
                 choice = by_factor(look.surety, look.eligible, factor)
             else:
-                choice = surest(look.surety, look.eligible, k)
+                confidence = row.uniform(step) if remasking == "random" else look.surety
+                choice = surest(confidence, look.eligible, k)
             row.commit(look, choice)
     return row.trace()
 

@@ -202,6 +202,30 @@ def test_llada2(threshold, steps, blocks_from, device):
     check(samplers.LLaDA2Sampler(model, Tokenizer()), judge, model, prompts(model), **settings)
 
 
+FILTERS = {
+    "top k": dict(top_k=5, tempered=True),
+    "top p": dict(top_p=0.7, tempered=True),
+    "top k, confidence of the logits": dict(top_k=5),
+    "temperature in the confidence": dict(tempered=True),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_llada2_filtered(name, device):
+    model = shared("bert", device)
+    settings = dict(max_new_tokens=20, block_size=8, steps=8, threshold=0.3, temperature=0.6, blocks_from="row")
+    settings |= FILTERS[name]
+    judge = functools.partial(judges.llada2, **settings)
+    check(samplers.LLaDA2Sampler(model, Tokenizer()), judge, model, prompts(model), **settings)
+
+
+def test_llada2_commits_so_many_tokens_a_step(device):
+    model = shared("bert", device)
+    settings = dict(max_new_tokens=20, block_size=10, threshold=1.0)
+    judge = functools.partial(judges.llada2, blocks_from="row", steps=5, **settings)
+    check(samplers.LLaDA2Sampler(model, Tokenizer()), judge, model, prompts(model), minimal_topk=4, **settings)
+
+
 @pytest.mark.parametrize("block_size", [None, 6])
 @pytest.mark.parametrize("gamma", [0.0, 1.5, 6.0, 100.0])
 def test_entropy_bound(gamma, block_size, device):

@@ -60,6 +60,12 @@ CASES = {
         dict(threshold=None),
     ),
     "dual, scheduled": (samplers.FastDLLMSampler, judges.fast_dllm, dict(cache="dual", steps=10), dict(threshold=None)),
+    "prefix, scheduled, random": (
+        samplers.FastDLLMSampler,
+        judges.fast_dllm,
+        dict(cache="prefix", steps=10, remasking="random", temperature=0.5),
+        dict(threshold=None),
+    ),
     "prefix, shifted": (
         samplers.FastDLLMSampler,
         judges.fast_dllm,

@@ -4,18 +4,20 @@ Importing this package makes the models known to lm-evaluation-harness, without 
 Then they can be named in `simple_evaluate(model="llada", ...)`. `python -m dllm.core.eval` takes the command line of
 `lm_eval run`, and `dllm eval MODEL --tasks ...` a shorter one.
 
-    jobs, framing, gen_kwargs    requests, checked, as token ids
-    generation, stopping         requests of unequal length to texts
-    harness, models, config      the models of lm-evaluation-harness, their table, their settings
-    ranks, journal, fingerprint  several processes; answers kept as they come
-    plan, run, record            tasks checked beforehand; run one after the other; what is kept of them
-    report, plot, command        what is shown; the command line
-    settings, tasks              the published settings; tasks that lm-evaluation-harness does not hold
+    jobs, encoding, framing, gen_kwargs   requests, checked, as token ids
+    generation, stopping                  requests of unequal length to texts
+    harness, model_classes, models        the models of lm-evaluation-harness, and their table
+    config, arguments                     their settings; the command line's words
+    answering, journal, fingerprint       answers by the model, kept as they come
+    ranks, usage, progress                several processes; what requests cost; the bar
+    plan, run, dry_run, record            tasks checked beforehand; run one after the other; what is kept of them
+    scores, plot, command                 what is shown; the command line
+    settings, tasks                       the published settings; tasks that lm-evaluation-harness does not hold
 """
 
 import importlib.util
 
-# the names, and the classes in dllm.core.eval.harness
+# the names, and the classes in dllm.core.eval.model_classes
 MODEL_CLASSES = {
     "llada": "LLaDALM",
     "bert": "BertLM",
@@ -37,7 +39,7 @@ def _register() -> None:
 
     for name, model_class in MODEL_CLASSES.items():
         if name not in model_registry:
-            model_registry.register(name, target=f"{__name__}.harness:{model_class}")
+            model_registry.register(name, target=f"{__name__}.model_classes:{model_class}")
 
 
 _register()

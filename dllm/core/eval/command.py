@@ -113,9 +113,9 @@ def _items(options: Namespace, settings: dict[str, Any], model: str) -> tuple[li
 
 def _loaded(model: str, settings: dict[str, Any], other: Any) -> Any:
     """The model with these settings; it shares the weights of another one."""
-    from dllm.core.eval import MODEL_CLASSES, harness
+    from dllm.core.eval import MODEL_CLASSES, model_classes
 
-    kind = getattr(harness, MODEL_CLASSES[model])
+    kind = getattr(model_classes, MODEL_CLASSES[model])
     return kind(**settings) if other is None else kind(other.model, other.tokenizer, **settings)
 
 

@@ -14,6 +14,7 @@ import torch
 from dllm.configs import ModelArguments, check_name
 from dllm.core.eval.models import ALIASES, EvalModel
 from dllm.core.likelihood import LikelihoodConfig
+from dllm.core.likelihood.config import ORDERS
 from dllm.core.samplers import BaseSamplerConfig
 from dllm.core.samplers.config import at_least, one_of
 from dllm.values import parse_value, union_members
@@ -51,8 +52,10 @@ class EvalConfig:
     escape_until: stop strings are not applied and special tokens stay in the text, as in the Slurm scripts of dLLM 0.1.
     check_greedy: find out whether greedy decoding gives a target, token after token, the surest first; LAMBADA's
         accuracy is that. None: for targets that are the only one of their document, so not for choices.
-    nll_type: "mc", the only one here; 0.1 also has "ar_ftb" and "ar_btf" for Dream.
-    log_type: "ftb", the only one here; 0.1 also has "btf" and "union" for Dream.
+    nll_type: "mc": as `likelihood` says. "ar_ftb", "ar_btf": as `likelihood="ar_ftb"` and `"ar_btf"`, which run one row
+        for each token; 0.1's names.
+    log_type: "ftb", the target after its context; 0.1's "btf" and "union" are refused, since what they compute is not
+        documented.
     """
 
     device: str | None = None
@@ -77,8 +80,15 @@ class EvalConfig:
         at_least(1, "batch_size", self.batch_size)
         at_least(1, "max_length", self.max_length)
         one_of(("error", "cut"), "too_long", self.too_long)
-        one_of(("mc",), "nll_type", self.nll_type)
-        one_of(("ftb",), "log_type", self.log_type)
+        one_of(("mc", *ORDERS), "nll_type", self.nll_type)
+        if self.log_type != "ftb":
+            raise ValueError(
+                f"log_type must be ftb: what 0.1 computes as btf and union is not documented, got {self.log_type!r}"
+            )
+
+    def checks_greedy(self, alone: bool) -> bool:
+        """Whether greedy decoding is tried for a target that is, or is not, the only one of its document."""
+        return alone if self.check_greedy is None else self.check_greedy
 
 
 class EvalSettings(NamedTuple):
@@ -143,6 +153,12 @@ def read_settings(model: EvalModel, given: Mapping[str, Any]) -> EvalSettings:
     eval_config, sampler = EvalConfig(**made["eval"]), model.sampler.config_class(**made["sampler"])
     eval_config.check()
     sampler.check()
+    if eval_config.nll_type != "mc":
+        if "likelihood" in named:
+            raise ValueError(
+                f"likelihood must not be given beside nll_type, got {named['likelihood']} and {eval_config.nll_type}"
+            )
+        made["likelihood"]["likelihood"] = eval_config.nll_type
     published = made["likelihood"].get("likelihood") == "as-published"
     batch = {"batch_size": eval_config.batch_size} if published else {}
     likelihood = LikelihoodConfig(form=model.form, **made["likelihood"], **batch)

@@ -82,7 +82,7 @@ MODELS: dict[str, EvalModel] = {
         EvalModel(
             "llada2",
             LLaDA2Sampler,
-            dict(max_length=4096, batch_size=32, max_new_tokens=1024, cache=True),
+            dict(max_length=4096, batch_size=32, max_new_tokens=1024, cache=True, tempered=True),
             by_blocks=True,
             aliases={"steps_per_block": "steps", "eos_early_stop": "stop_at_eos"},
         ),

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from dllm_kernels import _checks
 
-LIKELIHOODS = ("exact", "as-published")
+ORDERS = ("ar_ftb", "ar_btf")  # front to back, back to front
+LIKELIHOODS = ("exact", "as-published", *ORDERS)
 FORMS = ("llada", "dream")
 BLOCKS_FROM = ("row", "context")
 IMPLS = ("auto", "reference", "triton", "cpu")
@@ -21,7 +22,9 @@ class LikelihoodConfig:
 
     likelihood: "exact": the exact sum over masks where it is cheap, else a stratified estimate of the same sum.
         "as-published": the Monte-Carlo estimate of dLLM 0.1 and of the authors of LLaDA and Dream, with its mask sizes;
-        only the random stream is another.
+        only the random stream is another. "ar_ftb", "ar_btf": one row for each token, which predicts it from the tokens
+        before it (front to back) or behind it (back to front), all others of the target being masked; these n terms
+        sum up to the log-likelihood of decoding in that order, without any estimate.
     form: "llada" or "dream", how masks are weighted (:mod:`dllm.core.likelihood.weights`). In the form of Dream the
         first token of a row is never masked.
     mc_num: rows of a target for which the sum is estimated, at least 1. None: 128 as published; 64 else, whose

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dllm.core.likelihood import published
 from dllm.core.likelihood.allocation import Stratum, allocate
-from dllm.core.likelihood.config import LikelihoodConfig
+from dllm.core.likelihood.config import ORDERS, LikelihoodConfig
 from dllm.core.likelihood.masks import Mask, even_masks, permutations
 from dllm.core.likelihood.weights import size_weights
 
@@ -25,15 +25,17 @@ class Design(NamedTuple):
 
     n: positions that may be masked.
     masks: sets of positions of 0..n-1. The empty one costs nothing.
-    weights: the log-likelihood is - sum over masks of weight x summed cross-entropy.
+    reads: of each mask, the positions whose cross-entropy counts: all of the mask, or one where tokens come in order.
+    weights: the log-likelihood is - sum over masks of weight x summed cross-entropy of what is read.
     strata: the number of each mask's stratum.
     fractions: of the masks of each stratum, the share that is there; 0 where it is small, or sizes are several.
     even: masks are spread evenly over the positions, stratum by stratum; otherwise they are drawn independently.
-    exact: all masks are there.
+    exact: nothing is estimated.
     """
 
     n: int
     masks: tuple[Mask, ...]
+    reads: tuple[Mask, ...]
     weights: tuple[float, ...]
     strata: tuple[int, ...]
     fractions: tuple[float, ...]
@@ -56,10 +58,20 @@ def design(n: int, config: LikelihoodConfig, seed: int) -> Design:
         >>> len(design(40, LikelihoodConfig(), seed=0).masks)
         64
     """
+    if config.likelihood in ORDERS:
+        return _in_order(n, config.likelihood)
     if is_exact(n, config):
         return _all_masks(n, config.form, config.sampling_eps)
     keys = config.likelihood, config.form, config.masks, config.published_rows, config.sampling_eps
     return _drawn(n, seed, *keys)
+
+
+@functools.lru_cache(maxsize=64)
+def _in_order(n: int, order: str) -> Design:
+    """Token i is read where it and all later tokens are masked ("ar_ftb"), or it and all earlier ones ("ar_btf")."""
+    masks = tuple(tuple(range(i, n) if order == "ar_ftb" else range(i + 1)) for i in range(n))
+    reads = tuple((i,) for i in range(n))
+    return Design(n, masks, reads, (1.0,) * n, (0,) * n, (1.0,), even=True, exact=True)
 
 
 @functools.lru_cache(maxsize=64)
@@ -68,14 +80,14 @@ def _all_masks(n: int, form: str, eps: float) -> Design:
     of_size = size_weights(form, n, eps)
     weights = tuple(of_size[len(mask) - 1] / math.comb(n, len(mask)) for mask in masks)
     strata = tuple(len(mask) - 1 for mask in masks)
-    return Design(n, tuple(masks), weights, strata, (1.0,) * n, even=True, exact=True)
+    return Design(n, tuple(masks), tuple(masks), weights, strata, (1.0,) * n, even=True, exact=True)
 
 
 @functools.lru_cache(maxsize=256)  # choices of a question ask for the same
 def _drawn(n: int, seed: int, likelihood: str, form: str, mc_num: int, batch: int, eps: float) -> Design:
     if likelihood == "as-published":
         masks, weights = published.draw(form, n, seed, mc_num=mc_num, batch=batch, eps=eps)
-        return Design(n, masks, weights, (0,) * mc_num, (0.0,), even=False, exact=False)
+        return Design(n, masks, masks, weights, (0,) * mc_num, (0.0,), even=False, exact=False)
     strata, of_size = allocate(n, mc_num), size_weights(form, n, eps)
     sizes = [_sizes(stratum, number, seed) for number, stratum in enumerate(strata)]
     masks, weights, numbers = [], [], []
@@ -84,7 +96,7 @@ def _drawn(n: int, seed: int, likelihood: str, form: str, mc_num: int, batch: in
         weights += [len(stratum.sizes) * of_size[len(mask) - 1] / stratum.rows for mask in group]
         numbers += [number] * stratum.rows
     fractions = tuple(stratum.rows / stratum.masks for stratum in strata)
-    return Design(n, tuple(masks), tuple(weights), tuple(numbers), fractions, even=True, exact=False)
+    return Design(n, tuple(masks), tuple(masks), tuple(weights), tuple(numbers), fractions, even=True, exact=False)
 
 
 def _sizes(stratum: Stratum, number: int, seed: int) -> list[int]:
@@ -100,7 +112,7 @@ def conclude(plan: Design, losses: Sequence[Sequence[float]]) -> tuple[float, fl
 
     Args:
         plan: the masks.
-        losses: of each mask, the cross-entropies of its positions, in order.
+        losses: of each mask, the cross-entropies of the positions that are read, in order.
 
     The standard error of evenly spread masks has two parts. Cross-entropies are described by c_i + d_h, position i and
     stratum h, by least squares. What they differ from it by is taken to vary between masks of a stratum as if these

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from dllm.core.likelihood import greedy
-from dllm.core.likelihood.config import Estimate, LikelihoodConfig, Target
+from dllm.core.likelihood.config import ORDERS, Estimate, LikelihoodConfig, Target
 from dllm.core.likelihood.design import Design, conclude, design, is_exact
 from dllm.core.likelihood.forwards import Forwards, Job
 from dllm.core.likelihood.masks import Mask
@@ -37,7 +38,8 @@ def log_likelihoods(
     over the masks S of the target's tokens (:mod:`dllm.core.likelihood.weights`). Up to `exact_up_to` tokens all masks
     are run: one row for one token, 2^n - 1 for n. For longer targets `mc_num` masks stand for all
     (:mod:`dllm.core.likelihood.allocation`, :mod:`dllm.core.likelihood.masks`); the estimate is unbiased. A model that
-    attends block by block gives the sum over its blocks, each after the true text before it.
+    attends block by block gives the sum over its blocks, each after the true text before it. With `likelihood` "ar_ftb"
+    or "ar_btf" it is the sum of n terms, the tokens one after the other.
 
     Rows of all targets run together, longest first. Equal rows of targets that share their context are run once, so
     choices of one token cost one row for all of them. An estimate does not depend on what else is asked for, but for
@@ -115,6 +117,8 @@ def count_rows(n_target_tokens: int, config: LikelihoodConfig) -> int:
     """
     if _checks.int64("n_target_tokens", n_target_tokens) < 1:
         raise ValueError(f"n_target_tokens must be at least 1, got {n_target_tokens}")
+    if config.likelihood in ORDERS:
+        return n_target_tokens
     if is_exact(n_target_tokens, config):
         return 2**n_target_tokens - 1
     if config.likelihood == "as-published":
@@ -131,17 +135,18 @@ class _PieceState:
     losses: dict[Mask, list[float]] = field(default_factory=dict)
     surest: dict[Mask, tuple[int, int]] = field(default_factory=dict)
 
-    @property
-    def masks(self) -> list[Mask]:
-        """The different masks that need a row."""
-        return [mask for mask in dict.fromkeys(self.plan.masks) if mask]
+    @functools.cached_property
+    def masks(self) -> dict[Mask, Mask]:
+        """The different masks that need a row, and what is read of each."""
+        return {mask: read for mask, read in zip(self.plan.masks, self.plan.reads, strict=True) if mask}
 
     def take(self, mask: Mask, job: Job) -> None:
-        tokens = [self.piece.target[self.piece.fixed + i] for i in mask]
+        read = self.masks[mask]
+        tokens = [self.piece.target[self.piece.fixed + i] for i in read]
         self.losses[mask] = [found[token] for found, token in zip(job.losses, tokens, strict=True)]
         if job.surest is not None:
             number, token = job.surest
-            self.surest[mask] = mask[number], token
+            self.surest[mask] = read[number], token
 
     def conclude(self) -> tuple[float, float]:
         return conclude(self.plan, [self.losses.get(mask, []) for mask in self.plan.masks])
@@ -166,7 +171,8 @@ class _TargetState:
         self.log_likelihood += value
         self.variance += stderr**2
         self.rows += len(state.losses)
-        self.walks.append(greedy.walk(state.piece, state.surest) if state.plan.exact else None)
+        reads_all = state.plan.exact and state.plan.reads == state.plan.masks
+        self.walks.append(greedy.walk(state.piece, state.surest) if reads_all else None)
 
     def decide_greedy(self) -> bool:
         """Set `greedy` from the rows that were run anyway, if they tell."""
@@ -235,13 +241,13 @@ def _shared_jobs(pieces: Sequence[_PieceState], mask_id: int) -> dict[Job, list[
     jobs: dict[Row, Job] = {}
     readers: dict[Job, list[tuple[_PieceState, Mask]]] = {}
     for state in pieces:
-        for mask in state.masks:
-            row = row_of(state.piece, mask, mask_id)
+        for mask, read in state.masks.items():
+            row = row_of(state.piece, mask, mask_id, read)
             job = jobs.get(row)
             if job is None:
-                job = jobs[row] = Job(row, [[] for _ in mask])
+                job = jobs[row] = Job(row, [[] for _ in read])
                 readers[job] = []
-            for wanted, i in zip(job.tokens, mask, strict=True):
+            for wanted, i in zip(job.tokens, read, strict=True):
                 token = state.piece.target[state.piece.fixed + i]
                 if token not in wanted:
                     wanted.append(token)

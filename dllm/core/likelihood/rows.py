@@ -58,7 +58,7 @@ class Row(NamedTuple):
     tokens: of all columns, masked.
     given: the first columns, so many, that guidance masks.
     block: as in :class:`Piece`.
-    columns: the masked ones, in order.
+    columns: those that are read, all of them masked, in order.
     """
 
     tokens: Tokens
@@ -67,17 +67,17 @@ class Row(NamedTuple):
     columns: Tokens
 
 
-def row_of(piece: Piece, mask: Sequence[int], mask_id: int) -> Row:
-    """The row of a piece of which `mask`, positions after the fixed ones, is masked.
+def row_of(piece: Piece, mask: Sequence[int], mask_id: int, read: Sequence[int] | None = None) -> Row:
+    """The row of a piece of which `mask`, positions after the fixed ones, is masked; `read` of them is read, or all.
 
     Example:
         >>> row_of(Piece(0, (5,), (6, 7), (2,), fixed=0, seed=0, given=1), (1,), mask_id=3)
         Row(tokens=(5, 6, 3, 2), given=1, block=0, columns=(2,))
     """
     tokens, first = list(piece.context + piece.target + piece.after), len(piece.context) + piece.fixed
-    columns = tuple(first + i for i in mask)
-    for column in columns:
-        tokens[column] = mask_id
+    for i in mask:
+        tokens[first + i] = mask_id
+    columns = tuple(first + i for i in (mask if read is None else read))
     return Row(tuple(tokens), piece.given, piece.block, columns)
 
 

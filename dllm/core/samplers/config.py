@@ -116,6 +116,18 @@ def check_threshold_and_factor(threshold: float | None, factor: float | None) ->
         raise ValueError(f"factor must be above 0, got {factor}")
 
 
+def check_filters(top_k: int | None, top_p: float | None) -> None:
+    """Check the filters of proposals; None where one is off.
+
+    Raises:
+        TypeError, ValueError: top_k is not an integer of at least 1, or top_p not a number in (0, 1].
+    """
+    if top_k is not None:
+        at_least(1, "top_k", top_k)
+    if top_p is not None and not 0 < _checks.number("top_p", top_p) <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+
+
 def true_or_false(name: str, value: object) -> None:
     """Check that a setting is True or False.
 

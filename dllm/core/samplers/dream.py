@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dllm.core.samplers.base import BaseSampler
-from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_filters, one_of, true_or_false
 from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import (
     binomial_draws,
@@ -63,10 +63,7 @@ class DreamSamplerConfig(BaseSamplerConfig):
             _checks.finite_at_least_zero("alg_temp", self.alg_temp)
         if not 0 < _checks.number("eps", self.eps) < 1:
             raise ValueError(f"eps must lie between 0 and 1, got {self.eps}")
-        if self.top_p is not None and not 0 < _checks.number("top_p", self.top_p) <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if self.top_k is not None:
-            at_least(1, "top_k", self.top_k)
+        check_filters(self.top_k, self.top_p)
         if self.alg == "origin" and self.alg_temp:
             raise ValueError(f"alg 'origin' ranks nothing, so alg_temp must be 0, got {self.alg_temp}")
 

@@ -21,6 +21,7 @@ class FastDLLMSamplerConfig(BaseSamplerConfig):
     cache: "prefix", "dual" or None.
     threshold: commit every proposal of at least this probability, and at least the most probable one.
     factor: f; commit the r most probable proposals for the largest r with c_r >= 1 - f / (r + 1), and at least one.
+    remasking: what ranks proposals where the schedule counts them: "low_confidence" or "random".
     steps: of the schedule, which commits m // S tokens at a step and one more at the first m mod S steps, where S is
         steps / blocks rounded up.
     """
@@ -30,6 +31,7 @@ class FastDLLMSamplerConfig(BaseSamplerConfig):
     threshold: float | None = 0.9
     factor: float | None = None
     steps: int = 128
+    remasking: str = "low_confidence"
 
     def check(self) -> None:
         """See :meth:`BaseSamplerConfig.check`."""
@@ -40,6 +42,9 @@ class FastDLLMSamplerConfig(BaseSamplerConfig):
         if self.threshold is not None and self.factor is not None:
             raise ValueError(f"expected at most one of threshold and factor, got {self.threshold} and {self.factor}")
         check_threshold_and_factor(self.threshold, self.factor)
+        one_of(("low_confidence", "random"), "remasking", self.remasking)
+        if self.remasking == "random" and not self.scheduled:
+            raise ValueError("remasking must be low_confidence beside threshold and factor, which rank by probability")
 
     @property
     def scheduled(self) -> bool:
@@ -94,8 +99,9 @@ class FastDLLMSampler(BaseSampler):
         return even_counts(span.masks, -(-config.steps // span.blocks))
 
     def policy(self, config: FastDLLMSamplerConfig) -> dict[str, Any]:
-        """Rank by probability, with the cache of the settings."""
-        rule = {"threshold": config.threshold, "factor": config.factor, "confidence": "probability"}
+        """Rank by probability or at random, with the cache of the settings."""
+        ranked_by = "random" if config.remasking == "random" else "probability"
+        rule = {"threshold": config.threshold, "factor": config.factor, "confidence": ranked_by}
         if config.cache is None:
             return rule
         return rule | {"cache": config.cache}

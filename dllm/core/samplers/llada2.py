@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from dllm.core.samplers.base import BaseSampler
-from dllm.core.samplers.config import BaseSamplerConfig, at_least, one_of, true_or_false
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_filters, one_of, true_or_false
 from dllm.core.samplers.layout import Span
 from dllm.core.samplers.schedules import even_counts
 from dllm.fast.model import block_size_of
@@ -30,6 +30,12 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
         finished blocks are kept. See :class:`dllm.core.samplers.BD3LMSampler` for what the model must support. False
         for other models: every step runs the whole canvas, and every position attends to all of it. None: True if
         the model's configuration says that it attends by blocks, as that of LLaDA 2 does, else False.
+    top_k, top_p: tokens that may be proposed: the top_k most probable ones, and of these those with at most a share
+        top_p of their mass before them; None is off, and so is a top_p of 1.
+    tempered: the confidence is the probability after temperature and filters, as in dLLM 0.1; otherwise softmax of the
+        logits.
+    minimal_topk: a step commits at least this many tokens on average: `steps` is at most
+        max_new_tokens // minimal_topk.
     """
 
     block_size: int | None = 32
@@ -37,6 +43,10 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
     threshold: float = 0.95
     blocks_from: str = "row"
     cache: bool | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    tempered: bool = False
+    minimal_topk: int = 1
 
     steps_of: ClassVar[str] = "block"
 
@@ -46,6 +56,9 @@ class LLaDA2SamplerConfig(BaseSamplerConfig):
         at_least(1, "steps", self.steps)
         _checks.finite_at_least_zero("threshold", self.threshold)
         one_of(("row", "prompt"), "blocks_from", self.blocks_from)
+        check_filters(self.top_k, self.top_p)
+        true_or_false("tempered", self.tempered)
+        at_least(1, "minimal_topk", self.minimal_topk)
         if self.cache is not None:
             true_or_false("cache", self.cache)
         if self.cache and self.block_size is None:
@@ -79,8 +92,11 @@ class LLaDA2Sampler(BaseSampler):
 
     def amounts(self, config: LLaDA2SamplerConfig, span: Span) -> Sequence[int]:
         """The least number of tokens to commit at each step."""
-        counts = even_counts(span.masks, config.steps)
-        return counts + [0] * (config.steps - len(counts))
+        steps = config.steps
+        if config.minimal_topk > 1 and config.max_new_tokens is not None:
+            steps = min(steps, max(1, config.max_new_tokens // config.minimal_topk))
+        counts = even_counts(span.masks, steps)
+        return counts + [0] * (steps - len(counts))
 
     def first_column(self, config: LLaDA2SamplerConfig, given: int) -> int:
         """The column of the first block: a multiple of block_size, or the prompt's end."""
@@ -92,6 +108,8 @@ class LLaDA2Sampler(BaseSampler):
         """Commit above the threshold. The kernel's own threshold is inclusive, so it is the next float32."""
         # a threshold above 1 is the same as 1: no probability exceeds it
         rule = {"confidence": "probability", "threshold": _next_float32(min(config.threshold, 1.0))}
+        top_p = None if config.top_p == 1 else config.top_p
+        rule |= {"tempered": config.tempered, "top_k": config.top_k, "top_p": top_p, "top_k_first": True}
         if not config.cache:
             return rule
         return rule | {"block_causal": config.block_size, "cache": "block"}

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from dllm.core.samplers import canvas
 from dllm.core.samplers.base import BaseSampler, BaseSamplerOutput
-from dllm.core.samplers.config import BaseSamplerConfig, at_least, true_or_false
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_filters, true_or_false
 from dllm.core.samplers.layout import RowLayout, Span
 from dllm.core.samplers.schedules import falling_counts
 from dllm.fast.sampling.ends import Finished
-from dllm_kernels import _checks
 
 
 @dataclass
@@ -48,10 +47,7 @@ class RND1SamplerConfig(BaseSamplerConfig):
         at_least(1, "steps", self.steps)
         for name in ("greedy", "add_eos_at_end"):
             true_or_false(name, getattr(self, name))
-        if self.top_k is not None:
-            at_least(1, "top_k", self.top_k)
-        if self.top_p is not None and not 0 < _checks.number("top_p", self.top_p) <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        check_filters(self.top_k, self.top_p)
 
 
 class RND1Sampler(BaseSampler):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dllm.core import samplers
-from dllm.core.samplers.config import one_of
 from dllm.pipelines.aliases import WithAliases
 from dllm.pipelines.llada import LLaDAConfig as FastdLLMLLaDAConfig
 from dllm.pipelines.llada import LLaDAModelLM as FastdLLMLLaDAModelLM
@@ -16,7 +15,6 @@ from dllm.pipelines.llada import LLaDAModelLM as FastdLLMLLaDAModelLM
 class FastdLLMLLaDASamplerConfig(samplers.FastDLLMSamplerConfig):
     """Settings of :class:`FastdLLMLLaDASampler` besides those of :class:`dllm.core.samplers.FastDLLMSamplerConfig`.
 
-    remasking: what ranks proposals where the schedule counts them: "low_confidence" or "random".
     stochastic_transfer: False; 0.1 has this field, and a schedule of random counts here is MDLMSampler's.
     use_cache: another name of `cache`.
     """
@@ -24,16 +22,12 @@ class FastdLLMLLaDASamplerConfig(samplers.FastDLLMSamplerConfig):
     block_size: int | None = 128
     cache: str | None = None
     threshold: float | None = None
-    remasking: str = "low_confidence"
     stochastic_transfer: bool = False
     use_cache: str | None = None
 
     def check(self) -> None:
         """See :meth:`dllm.core.samplers.BaseSamplerConfig.check`."""
         super().check()
-        one_of(("low_confidence", "random"), "remasking", self.remasking)
-        if self.remasking == "random" and not self.scheduled:
-            raise ValueError("remasking must be low_confidence beside threshold and factor, which rank by probability")
         if self.stochastic_transfer is not False:
             raise ValueError(f"stochastic_transfer must be False here, got {self.stochastic_transfer!r}")
 
@@ -49,11 +43,6 @@ class FastdLLMLLaDASampler(WithAliases, samplers.FastDLLMSampler):
 
     config_class = FastdLLMLLaDASamplerConfig
     aliases: ClassVar[dict[str, str]] = {"use_cache": "cache"}
-
-    def policy(self, config: FastdLLMLLaDASamplerConfig) -> dict[str, Any]:
-        """The policy of Fast-dLLM, or random ranks."""
-        ranked = {"confidence": "random"} if config.remasking == "random" else {}
-        return super().policy(config) | ranked
 
 
 __all__ = ["FastdLLMLLaDAConfig", "FastdLLMLLaDAModelLM", "FastdLLMLLaDASampler", "FastdLLMLLaDASamplerConfig"]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from dllm.core.eval.harness import BertLM
 from dllm.core.eval.journal import Journal
+from dllm.core.eval.model_classes import BertLM
 from dllm.demo.shipped import SHIPPED, load_shipped
 from tests.core.eval import local_tasks
 

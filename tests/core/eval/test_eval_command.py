@@ -100,7 +100,7 @@ def test_a_task_that_fails_does_not_lose_the_others(run, tmp_path):
 
 
 def test_a_task_that_fails_while_it_runs(run, tasks, monkeypatch, tmp_path):
-    from dllm.core.eval.harness import BertLM
+    from dllm.core.eval.model_classes import BertLM
 
     def failing(self, requests, disable_tqdm=False):
         raise MemoryError("too much")
@@ -112,7 +112,7 @@ def test_a_task_that_fails_while_it_runs(run, tasks, monkeypatch, tmp_path):
 
 
 def test_interrupted(run, monkeypatch, tmp_path):
-    from dllm.core.eval.harness import BertLM
+    from dllm.core.eval.model_classes import BertLM
 
     def stopped(self, requests, disable_tqdm=False):
         raise KeyboardInterrupt

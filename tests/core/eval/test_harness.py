@@ -9,7 +9,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
-from dllm.core.eval import MODEL_CLASSES, harness
+from dllm.core.eval import MODEL_CLASSES, model_classes
 from dllm.core.eval.jobs import seed_of
 from dllm.core.likelihood import Target, log_likelihoods
 from dllm.core.samplers import MDLMSampler
@@ -78,7 +78,7 @@ def test_official_checkpoints(name, tasks, toys):
         given |= dict(block_size=4)
     by_name = local_tasks.evaluate(name, tasks, ALL, model_args=dict(given), limit=2)
     lm = get_model(name)(**given, batch_size=5)
-    assert isinstance(lm, getattr(harness, MODEL_CLASSES[name]))
+    assert isinstance(lm, getattr(model_classes, MODEL_CLASSES[name]))
     by_object = local_tasks.evaluate(lm, tasks, ALL, limit=2)
     for task in ALL:
         first, second = (run["samples"][task] for run in (by_name, by_object))
@@ -133,7 +133,7 @@ def test_chat_templates(bert, toys):
     with pytest.raises(ValueError, match="apply_chat_template must be True or False"):
         lm.chat_template("short")
     assert lm.tokenizer_name and "/" not in lm.tokenizer_name
-    llada = harness.LLaDALM(pretrained=toys["llada"], device="cpu")
+    llada = model_classes.LLaDALM(pretrained=toys["llada"], device="cpu")
     text = llada.apply_chat_template(opened, add_generation_prompt=False)
     assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\nHere it is:")
 
@@ -141,11 +141,11 @@ def test_chat_templates(bert, toys):
 def test_dream_with_escape_until(toys):
     """As in the Slurm scripts of 0.1: stop strings are not applied and special tokens stay in the text."""
     given = dict(pretrained=toys["dream"], device="cpu", max_new_tokens=8, steps=8, temperature=1.0, seed=0)
-    (whole,) = harness.DreamLM(**given).generate_until([request("generate_until", "a text", {"until": []})])
+    (whole,) = model_classes.DreamLM(**given).generate_until([request("generate_until", "a text", {"until": []})])
     stops = request("generate_until", "a text", {"until": [whole[2]]})
-    (cut,) = harness.DreamLM(**given).generate_until([stops])
+    (cut,) = model_classes.DreamLM(**given).generate_until([stops])
     assert len(cut) < len(whole)
-    (kept,) = harness.DreamLM(**given, escape_until=True).generate_until([stops])
+    (kept,) = model_classes.DreamLM(**given, escape_until=True).generate_until([stops])
     assert kept.startswith(whole)
 
 
@@ -158,12 +158,22 @@ def test_the_published_likelihood(bert):
         assert one != other and other == pytest.approx(one, rel=0.35)
 
 
+def test_one_forward_for_each_token(toys):
+    """By 0.1's name for it. Two tokens have two orders, and the exact sum over masks is the mean of both."""
+    given = dict(pretrained=toys["dream"], device="cpu", sampling_eps=0.0)
+    asked = [request("loglikelihood", "a text", " b")]  # two tokens of the toy's
+    exact, *both = (
+        model_classes.DreamLM(**given, nll_type=kind).loglikelihood(asked)[0][0] for kind in ("mc", "ar_ftb", "ar_btf")
+    )
+    assert exact == pytest.approx(sum(both) / 2, rel=1e-5) and abs(both[0] - both[1]) > 1e-3
+
+
 def test_models_of_blocks(toys):
     """Their likelihood is the sum over blocks, for which their size must be known."""
     asked = [request("loglikelihood", "a text", " b")]
     with pytest.raises(ValueError, match="a2d_bd3lm needs the size of the model's blocks for log-likelihoods"):
-        harness.A2DBD3LMLM(pretrained=toys["a2d-qwen3"], device="cpu").loglikelihood(asked)
-    ((value, _),) = harness.LLaDA2LM(pretrained=toys["llada2"], device="cpu").loglikelihood(asked)
+        model_classes.A2DBD3LMLM(pretrained=toys["a2d-qwen3"], device="cpu").loglikelihood(asked)
+    ((value, _),) = model_classes.LLaDA2LM(pretrained=toys["llada2"], device="cpu").loglikelihood(asked)
     assert -40 < value < 0
 
 
@@ -171,9 +181,9 @@ def test_errors_name_the_document(bert):
     with pytest.raises(ValueError, match="sums, document 7: a target must have at least one token"):
         bert().loglikelihood([request("loglikelihood", "a", " b"), request("loglikelihood", "a", "", doc_id=7)])
     with pytest.raises(ValueError, match="model and tokenizer must be given together"):
-        harness.BertLM(torch.nn.Linear(1, 1))
+        model_classes.BertLM(torch.nn.Linear(1, 1))
     with pytest.raises(OSError):
-        harness.BertLM(pretrained="/no/such/folder")
+        model_classes.BertLM(pretrained="/no/such/folder")
 
 
 def test_resumed_from_lm_evals_own_cache(bert, tmp_path, tasks):

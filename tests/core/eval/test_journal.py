@@ -94,7 +94,7 @@ def test_settings_on_which_answers_depend(bert, tmp_path):
         "published, batch": dict(likelihood="as-published", batch_size=16),
     }.items():  # fmt: skip
         lm = bert(**dict(seed=0) | given)
-        (keys[name],) = lm._keys("loglikelihood", lm.jobs("loglikelihood", requests))
+        (keys[name],) = lm.answering.keys("loglikelihood", lm.jobs("loglikelihood", requests))
     same = {name for name, key in keys.items() if key == keys["same"]}
     assert same == {"same", "batch", "journal", "rows", "steps", "dtype"}
     assert len({keys[name] for name in keys.keys() - same}) == len(keys) - len(same)

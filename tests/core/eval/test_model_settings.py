@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dllm.core.eval import MODEL_CLASSES, harness
+from dllm.core.eval import MODEL_CLASSES, model_classes
 from dllm.core.eval.config import read_settings
 from dllm.core.eval.gen_kwargs import generation_settings
 from dllm.core.eval.models import MODELS, model_named, name_for
@@ -43,7 +43,9 @@ def test_defaults(name):
 
 def test_every_name_has_a_model():
     assert set(MODEL_CLASSES) == set(MODELS)
-    assert {name: getattr(harness, kind).table.name for name, kind in MODEL_CLASSES.items()} == {n: n for n in MODELS}
+    assert {name: getattr(model_classes, kind).table.name for name, kind in MODEL_CLASSES.items()} == {
+        n: n for n in MODELS
+    }
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,10 @@ def test_names_and_texts():
     assert (found.model.dtype, found.model.attn_implementation) == ("float32", "eager")
     assert settings_of("llada2", steps_per_block=8, eos_early_stop=True).sampler.steps == 8
     assert settings_of("fastdllm_llada", use_cache="prefix", threshold=0.9).sampler.cache == "prefix"
+    assert settings_of("fastdllm_llada", remasking="random").sampler.remasking == "random"
+    filtered = settings_of("llada2", top_k="7", top_p=0.9, minimal_topk=4).sampler
+    assert (filtered.top_k, filtered.top_p, filtered.minimal_topk, filtered.tempered) == (7, 0.9, 4, True)
+    assert settings_of("dream", nll_type="ar_btf").likelihood.likelihood == "ar_btf"
     assert settings_of("fastdllm_dream", use_cache="dual").sampler.use_cache == "dual"
     assert settings_of("llada", pretrained=7).model.model_name_or_path == "7"
 
@@ -91,7 +97,10 @@ def test_the_published_batch():
         ("llada", dict(steps=0), "steps must be at least 1"),
         ("llada", dict(batch_size="auto"), "batch_size must be int"),
         ("llada", dict(likelihood="exactly"), "likelihood must be one of exact, as-published"),
-        ("dream", dict(nll_type="ar_ftb"), "nll_type must be one of mc"),
+        ("dream", dict(nll_type="ar"), "nll_type must be one of mc, ar_ftb, ar_btf, got 'ar'"),
+        ("dream", dict(nll_type="ar_ftb", likelihood="exact"), "likelihood must not be given beside nll_type"),
+        ("dream", dict(log_type="union"), "log_type must be ftb: what 0.1 computes as btf and union is not documented"),
+        ("fastdllm_llada", dict(remasking="random", threshold=0.9), "remasking must be low_confidence beside"),
         ("bert", dict(too_long="drop"), "too_long must be one of error, cut"),
         ("bert", dict(pretrained=""), "must name a folder or a model"),
     ],

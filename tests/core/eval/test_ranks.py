@@ -8,7 +8,7 @@ import torch
 from dllm.core.eval.journal import Journal
 from dllm.core.eval.ranks import device_named
 from tests import launch
-from tests.core.eval import rank
+from tests.core.eval import eval_rank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -19,7 +19,7 @@ def numbers(scores):
 
 def test_two_processes_give_the_numbers_of_one(tmp_path, tasks):
     """Five documents: one process has three, the other two and, to be even, one of them twice."""
-    first, second = launch.two_ranks(tmp_path, "tests.core.eval.rank", tasks)
+    first, second = launch.two_ranks(tmp_path, "tests.core.eval.eval_rank", tasks)
     told, other = first["collectives"], second["collectives"]
     assert (told["rank"], other["rank"]) == ((0, 2), (1, 2))
     assert told["scalars"] == other["scalars"] == [7, 8]
@@ -27,7 +27,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, tasks):
     assert (told["objects"], other["objects"]) == ([{"rank": 0}, {"rank": 1}], None)
     assert (told["elsewhere"], other["elsewhere"]) == (None, ["to 1", "to 1"])
     assert told["broadcast"] == other["broadcast"] == "of 0"
-    alone, both = rank.evaluated(tasks), first["evaluated"]
+    alone, both = eval_rank.evaluated(tasks), first["evaluated"]
     assert second["evaluated"] is None
     assert both["answers"].keys() == alone["answers"].keys()
     for task, answers in alone["answers"].items():
@@ -39,7 +39,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, tasks):
     assert both["cost"] == alone["cost"]
     # one process takes up what two have begun
     assert len(Journal(tmp_path / "journal").entries) == sum(requests for requests, *_ in alone["cost"].values())
-    again = rank.evaluated(tasks, str(tmp_path / "journal"))
+    again = eval_rank.evaluated(tasks, str(tmp_path / "journal"))
     assert again["cost"] == alone["cost"]
     assert {task: numbers(scores) for task, scores in again["results"].items()} == near
 

@@ -84,7 +84,7 @@ def test_other_arguments(model):
         (
             dict(likelihood="monte-carlo"),
             ValueError,
-            "likelihood must be one of exact, as-published, got 'monte-carlo'",
+            "likelihood must be one of exact, as-published, ar_ftb, ar_btf, got 'monte-carlo'",
         ),
         (dict(form="bert"), ValueError, "form must be one of llada, dream, got 'bert'"),
         (dict(impl="cuda"), ValueError, "impl must be one of"),

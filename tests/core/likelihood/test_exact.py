@@ -12,7 +12,7 @@ from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
 from dllm.core.likelihood.weights import size_weights
 from dllm.fast.model import MARKER, block_size_of, right_shift_of
 from tests.causal_models import causal_model
-from tests.core.likelihood.reference import Reference, weight
+from tests.core.likelihood.likelihood_reference import Reference, weight
 from tests.families.toys import load
 from tests.models import MASK_ID, tiny
 

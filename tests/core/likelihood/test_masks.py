@@ -13,7 +13,7 @@ from dllm.core.likelihood import LikelihoodConfig, count_rows, published
 from dllm.core.likelihood.allocation import allocate
 from dllm.core.likelihood.design import conclude, design
 from dllm.core.likelihood.masks import even_masks
-from tests.core.likelihood.reference import weight
+from tests.core.likelihood.likelihood_reference import weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,8 +28,14 @@ class Losses:
         self.n, self.level = n, torch.rand(n, generator=generator).double() * 4
         self.pair = torch.rand(n, n, generator=generator).double()
 
+        self.known: dict[tuple[int, ...], list[float]] = {}
+
     def __call__(self, mask) -> list[float]:
-        index = torch.tensor(mask, dtype=torch.int64)
+        if mask not in self.known:
+            self.known[mask] = self.losses(torch.tensor(mask, dtype=torch.int64))
+        return self.known[mask]
+
+    def losses(self, index: torch.Tensor) -> list[float]:
         return (self.level[index] + self.pair[index][:, index].sum(1) * 3 / self.n).tolist()
 
     def exact(self, form: str, eps: float = 1e-3) -> float:

@@ -12,7 +12,7 @@ from dllm.fast import visibility
 from dllm.fast.model import MARKER
 from tests.causal_models import causal_model
 from tests.core.likelihood.counting import forwards_counted
-from tests.core.likelihood.reference import Reference
+from tests.core.likelihood.likelihood_reference import Reference
 from tests.models import MASK_ID, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -77,6 +77,22 @@ class Reference:
                 total += weight(form, n, x, eps) * sum(float(log_probs[c, row[c]]) for c in mask)
         return total
 
+    def in_order(self, context, target, after=(), order: str = "ar_ftb", first: int = 0) -> float:
+        """Each token from number `first` on, read where it and all later ones are masked, or it and all earlier ones
+        ("ar_btf"). A block stands before the later ones, so those are no part of the row."""
+        row, start, stop = [*context, *target, *after], len(context), len(context) + len(target)
+        total = 0.0
+        for c in range(start + first, stop):
+            begin, end = start + first, stop
+            if self.block_size is not None:
+                border = c // self.block_size * self.block_size
+                begin, end = max(begin, border), min(end, border + self.block_size)
+            masked = range(c, end) if order == "ar_ftb" else range(begin, c + 1)
+            seen = row if self.block_size is None else row[: c // self.block_size * self.block_size + self.block_size]
+            tokens = [MASK_ID if i in masked else token for i, token in enumerate(seen)]
+            total += float(self.log_probs(tokens, start)[c, row[c]])
+        return total
+
     def greedy(self, context, target, after=()) -> bool:
         """Whether the surest masked token, set one at a time, gives the target (of a model that sees whole rows)."""
         row, start, stop = [*context, *target, *after], len(context), len(context) + len(target)

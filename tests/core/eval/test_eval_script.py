@@ -16,7 +16,7 @@ from dllm.core.eval.arguments import read
 from dllm.core.eval.settings import settings_table
 from dllm.core.eval.settings.command import arguments_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "eval.slurm.sh"
 MODEL = "Dream-org/Dream-v0-Instruct-7B"
 
@@ -135,6 +135,7 @@ def test_a_job_without_gpus(machine):
     assert done.returncode == 2 and "must have GPUs" in done.stderr and not started(machine)
 
 
+@pytest.mark.exhaustive  # tests of the settings' arguments cover it without a process
 def test_a_model_under_the_base_folder(machine, tmp_path):
     (tmp_path / "models" / "toy").mkdir(parents=True)
     folder = str(tmp_path / "models")

@@ -75,7 +75,7 @@ def test_what_is_unknown_is_said_with_what_there_is(family, task, era, said):
     assert said in str(raised.value)
 
 
-# as published: LLaDA's and BERT's tables, of which tests/eval/test_published_lines.py holds Dream's
+# as published: LLaDA's and BERT's tables, of which tests/core/eval/test_published_lines.py holds Dream's
 LLADA = dict(
     gsm8k=(8, 1024, 32), bbh=(3, 1024, 32), minerva_math=(4, 1024, 32), humaneval=(0, 1024, 32), mbpp=(3, 1024, 32)
 )

@@ -1,4 +1,4 @@
-"""One process of an evaluation: `python -m tests.core.eval.rank FOLDER TASKS`; writes FOLDER/rank{r}.pt."""
+"""One process of an evaluation: `python -m tests.core.eval.eval_rank FOLDER TASKS`; writes FOLDER/rank{r}.pt."""
 
 from __future__ import annotations
 

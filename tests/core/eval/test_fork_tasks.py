@@ -8,9 +8,12 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from dllm.core.eval.plan import quiet_harness
 from dllm.core.eval.settings.tables import tables
 from dllm.core.eval.tasks import tasks_folder
-from tests.eval.lines import Recorder, task_manager, without_the_hub
+from tests.core.eval.lines import Recorder, task_manager, without_the_hub
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FILES = sorted(tasks_folder().glob("*.yaml"))
 NAMES = {path.stem for path in FILES}
@@ -21,7 +24,8 @@ def evaluate(task: str, answer: str, monkeypatch: pytest.MonkeyPatch, **options)
     without_the_hub(monkeypatch)
     monkeypatch.setattr(Recorder, "answer", answer)
     options = dict(task_manager=task_manager(), bootstrap_iters=0, limit=2, confirm_run_unsafe_code=True) | options
-    return simple_evaluate(Recorder(), tasks=[task], **options)["results"][task]
+    with quiet_harness():
+        return simple_evaluate(Recorder(), tasks=[task], **options)["results"][task]
 
 
 def test_no_task_hides_one_of_lm_evals():

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_cost_falls_and_the_texts_stay(capsys):
-    assert early_stop.main(["--questions", "2", "--batch-size", "2", "--block-size", "8"]) == 0
+    assert early_stop.main(["--questions", "1", "--batch-size", "1", "--block-size", "8"]) == 0
     row = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     whole, ends, sentence = (case["forwards"] for case in row["rows"])
     assert whole == 64 and sentence < ends < whole

@@ -12,8 +12,10 @@ from dllm.core.eval.generation import GenerationRequest
 from dllm.core.eval.settings import settings_table, task_settings
 from dllm.core.eval.settings.command import arguments_of, settings_arguments
 from dllm.core.likelihood import Target
-from tests.eval.lines import Asked, Recorder, record, up_to_the_model
+from tests.core.eval.lines import Asked, Recorder, record, up_to_the_model
 from tests.families import folders
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ARGS = operator.attrgetter("args")
 

@@ -12,12 +12,12 @@ import lm_eval.tasks
 import pytest
 from lm_eval.api.model import LM
 
-from dllm.core.eval import command, harness
+from dllm.core.eval import answering, command, harness
 from dllm.core.eval.generation import Generated
-from dllm.core.eval.plan import KeptTaskManager
+from dllm.core.eval.plan import KeptTaskManager, quiet_harness
 from dllm.core.eval.tasks import tasks_folder
 from dllm.core.likelihood import Estimate
-from tests.eval import published_rows
+from tests.core.eval import published_rows
 
 # Folders of lm-eval's tasks that the lines need. Reading all of them takes 20 seconds.
 FOLDERS = (
@@ -76,9 +76,12 @@ def task_manager() -> KeptTaskManager:
     return KeptTaskManager(include_defaults=False, include_path=[*folders, tasks_folder()])
 
 
+load_dataset = functools.cache(published_rows.load_dataset)
+
+
 def without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows, metrics and word lists come from here, and reading lm-eval's tasks is quick."""
-    monkeypatch.setattr("datasets.load_dataset", functools.cache(published_rows.load_dataset))
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr("evaluate.load", lambda name: CodeEval())
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: task_manager())
     monkeypatch.setattr("dllm.core.eval.plan.task_manager", lambda *_: task_manager())
@@ -103,7 +106,8 @@ def record(words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> d
     output = folder / "results.json"
     words = ["lm-eval", "run", *words, "--limit", "2", "--output_path", str(output), "--log_samples"]
     monkeypatch.setattr("sys.argv", words)
-    cli_evaluate()
+    with quiet_harness():
+        cli_evaluate()
     (written,) = [path for path in folder.glob("results*.json") if re.search(r"_\d{4}-", path.name)]
     return json.loads(written.read_text())
 
@@ -141,7 +145,7 @@ def up_to_the_model(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Asked:
             on_estimate(number, Estimate(-float(len(target.target)), 0.0, 1, True))
 
     monkeypatch.setattr(harness.DiffusionLM, "jobs", jobs)
-    monkeypatch.setattr(harness, "generate_requests", generate)
-    monkeypatch.setattr(harness, "log_likelihoods", score)
+    monkeypatch.setattr(answering, "generate_requests", generate)
+    monkeypatch.setattr(answering, "log_likelihoods", score)
     assert command.main(words) == 0
     return Asked(**seen)

@@ -4,7 +4,7 @@ import pytest
 
 from dllm.core.eval.stopping import Answer, Stopping
 from tests.causal_models import EOS
-from tests.eval_toys import END_OF_TURN, LetterTokenizer, piece
+from tests.core.eval.letters import END_OF_TURN, LetterTokenizer, piece
 
 # tokens by their text: one, two and three letters
 TOKENS = {piece(token): token for token in reversed(range(5, 97)) if token not in (EOS, END_OF_TURN)}

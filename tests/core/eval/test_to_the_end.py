@@ -11,8 +11,10 @@ from benchmarks.eval_suite import write_suite
 from dllm.core.eval import command
 from dllm.core.eval.settings.command import arguments_of
 from dllm.demo.shipped import SHIPPED
-from tests.eval.lines import without_the_hub
+from tests.core.eval.lines import without_the_hub
 from tests.families import folders
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def results_of(words: list[str], folder) -> dict[str, float]:

@@ -10,7 +10,7 @@ from lm_eval.tasks import TaskManager
 
 from benchmarks import eval_suite
 from dllm.demo.training.problems import final_answer
-from tests.eval.lines import Recorder
+from tests.core.eval.lines import Recorder
 
 
 class Solver(Recorder):
