@@ -113,8 +113,10 @@ def pairs(what: str, words: Sequence[str]) -> dict[str, Any]:
         {'pretrained': 'some/model', 'steps': '64', 'suppress_tokens': '[1;2]'}
     """
     if len(words) == 1 and words[0].lstrip().startswith("{"):
-        found = json.loads(words[0])
-        return found
+        try:
+            return json.loads(words[0])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{what} must be name=value,name=value or a JSON object, got {words[0]!r}") from error
     found = {}
     for pair in (pair for word in words for pair in _split(word) if pair):
         name, sign, value = pair.partition("=")

@@ -65,6 +65,7 @@ def main(words: Sequence[str]) -> int:
     _say_errors({task: why for task, why in outcome.errors.items() if plans[task].error is None})
     if outcome.results is not None:
         _show(outcome.results, items, options)
+    items[0].lm.ranks.barrier()  # a launcher ends all processes when one exits with 1: the results must be written
     return int(bool(outcome.errors))
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+import jinja2
 import torch
 import transformers
 from lm_eval.api.model import LM
@@ -25,6 +26,7 @@ from dllm.core.eval.ranks import Ranks, device_named
 from dllm.core.eval.record import model_record
 from dllm.core.eval.usage import Usage, added
 from dllm.core.samplers.canvas import mask_token
+from dllm.exits import explanation
 from dllm.fast.model import MARKER, block_size_of, position_limit, right_shift_of
 from dllm.models import get_model, get_tokenizer
 
@@ -113,16 +115,19 @@ class DiffusionLM(LM):
         """The prompt of a conversation. Without a generation prompt an answer at its end is left open.
 
         Raises:
-            ValueError: the tokenizer has no chat template.
+            ValueError: the tokenizer has no chat template, or the template fails on this conversation.
         """
         self.chat_template(True)
         opened = not add_generation_prompt and bool(chat_history) and chat_history[-1]["role"] == "assistant"
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=opened,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=opened,
+            )
+        except jinja2.TemplateError as error:  # the templates of tasks raise the same
+            raise ValueError(explanation(error)) from error
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The text of the chat template; "" if none is asked for.

@@ -59,14 +59,15 @@ class Journal:
     def __init__(self, folder: str | Path | None, rank: int = 0):
         self.entries: dict[str, Entry] = {}
         self._file: int | None = None
+        self._torn = False
         if folder is None:
             return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        own = folder / f"rank-{rank}.jsonl"
+        self._path = folder / f"rank-{rank}.jsonl"
         for path in sorted(folder.glob("rank-*.jsonl")):
             self.entries |= _read(path)
-        self._file = os.open(own, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o644)
+        self._file = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o644)
         _cut_torn_line(self._file)
 
     def read(self, key: str) -> Entry | None:
@@ -74,13 +75,23 @@ class Journal:
         return self.entries.get(key)
 
     def write(self, key: str, entry: Entry) -> None:
-        """Keep an entry, and append it to the file."""
+        """Keep an entry, and append it to the file.
+
+        Raises:
+            OSError: the file cannot be written, as on a full disk; the entry is kept in memory.
+        """
         self.entries[key] = entry
-        if self._file is not None:
-            line = json.dumps({"key": key} | entry._asdict(), ensure_ascii=False) + "\n"
-            data = line.encode("utf-8", "surrogatepass")
+        if self._file is None:
+            return
+        line = json.dumps({"key": key} | entry._asdict(), ensure_ascii=False) + "\n"
+        data = ("\n" * self._torn + line).encode("utf-8", "surrogatepass")
+        self._torn = True  # until all of the line is there: the next one must not continue a part of it
+        try:
             while data:
                 data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._torn = False
 
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:
@@ -107,10 +118,28 @@ def _read(path: Path) -> dict[str, Entry]:
         try:
             values = json.loads(line.decode("utf-8", "surrogatepass"))
             key = values.pop("key")
-            entries[key] = Entry(**values)
+            entry = Entry(**values)
+            if not isinstance(key, str) or not _is_whole(entry):
+                raise TypeError("a value of another type")
+            entries[key] = entry
         except (UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError):
             _log.warning("%s, line %d is not whole: its request is run again", path, number)
     return entries
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether every value has the type that it was written with."""
+
+    def is_number(value: object, *types: type) -> bool:
+        return isinstance(value, types) and not isinstance(value, bool)
+
+    result = entry.result
+    if isinstance(result, list):
+        fits = len(result) == 2 and is_number(result[0], int, float) and isinstance(result[1], bool)
+    else:
+        fits = isinstance(result, str)
+    costs = is_number(entry.forwards, int) and is_number(entry.tokens, int) and is_number(entry.seconds, int, float)
+    return fits and costs and (entry.stderr is None or is_number(entry.stderr, int, float))
 
 
 def _cut_torn_line(file: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import jinja2
 import torch
 import tqdm
 from lm_eval.api import task as task_module
@@ -23,7 +24,7 @@ from torch.utils import collect_env
 
 from dllm.core.eval.jobs import GENERATION, LIKELIHOOD, ROLLING, Job
 from dllm.core.eval.tasks import tasks_folder
-from dllm.exits import TRACEBACK, explanation
+from dllm.exits import TRACEBACK, explanation, is_expected
 
 if TYPE_CHECKING:
     from dllm.core.eval.harness import DiffusionLM
@@ -104,9 +105,25 @@ def plan_of(lm: DiffusionLM, evaluate: Any) -> Plan:
         if not planner.plan.jobs and planner.plan.error is None:
             if os.environ.get(TRACEBACK):
                 traceback.print_exception(error)
-            planner.plan.error = explanation(error)
+            planner.plan.error = reason(error)
         # else requests were there, and it is the made-up answers that the task's metrics cannot read
     return planner.plan
+
+
+def reason(error: Exception) -> str:
+    """Why a task failed, in one line. An error that no check has raised says its type, and how to see where it comes
+    from: its message alone, such as "string index out of range", says nothing about a task.
+
+    Example:
+        >>> reason(ValueError("a target must have at least one token")), reason(StopIteration())
+        ('a target must have at least one token', 'StopIteration; with DLLM_TRACEBACK=1 the traceback is shown')
+    """
+    if isinstance(error, jinja2.TemplateError):  # one of the chat template has become another error by now
+        return f"a template of the task failed: {error}"
+    if is_expected(error):
+        return explanation(error)
+    name, text = type(error).__name__, explanation(error)
+    return f"{name if text == name else f'{name}: {text}'}; with {TRACEBACK}=1 the traceback is shown"
 
 
 class Planner(LM):

@@ -44,7 +44,10 @@ def plot(scores: Sequence[Score], path: str | Path, title: str) -> None:
 def _draw(ax, panel: Sequence[Score]) -> None:
     for row, score in enumerate(panel):
         if score.low is not None:
-            ax.plot([score.low, score.high], [row, row], color="tab:blue", linewidth=5, alpha=0.35)
+            line = dict(
+                color="tab:blue", linewidth=5, alpha=0.35, solid_capstyle="butt"
+            )  # ends where the interval ends
+            ax.plot([score.low, score.high], [row, row], **line)
         ax.plot([score.value], [row], "o", color="tab:blue", markersize=5, clip_on=False)
         text = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
         ax.annotate(f"{score.value:.4g}", (score.value, row), **text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -17,10 +18,11 @@ from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 
 from dllm.core.eval.harness import DiffusionLM
-from dllm.core.eval.plan import KeptTaskManager, Plan, plan_of, quiet_harness
+from dllm.core.eval.plan import KeptTaskManager, Plan, plan_of, quiet_harness, reason
 from dllm.core.eval.progress import Progress
 from dllm.core.eval.record import data_record, merged, run_record
-from dllm.exits import TRACEBACK, explanation
+from dllm.core.samplers.config import at_least
+from dllm.exits import TRACEBACK
 
 _log = logging.getLogger("dllm.eval")
 
@@ -40,6 +42,15 @@ class RunOptions:
     log_samples: write every document with its prompt and answer.
     confirm_run_unsafe_code: tasks may run generated programs.
     seed: of Python, numpy, torch and the choice of shots.
+
+    Raises:
+        ValueError: a number of shots below 0; a limit that is neither a share nor a whole number.
+
+    Example:
+        >>> RunOptions(limit=1.5)
+        Traceback (most recent call last):
+        ...
+        ValueError: limit must be a whole number of documents, or a share between 0 and 1, got 1.5
     """
 
     num_fewshot: int | None = None
@@ -52,6 +63,14 @@ class RunOptions:
     log_samples: bool = False
     confirm_run_unsafe_code: bool = False
     seed: tuple[int | None, int | None, int | None, int | None] = (0, 1234, 1234, 1234)
+
+    def __post_init__(self) -> None:
+        """Check what lm-evaluation-harness takes without a word, or fails at only in each task."""
+        if self.num_fewshot is not None:
+            at_least(0, "num_fewshot", self.num_fewshot)
+        limit = self.limit
+        if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
+            raise ValueError(f"limit must be a whole number of documents, or a share between 0 and 1, got {limit:g}")
 
 
 class Item(NamedTuple):
@@ -83,7 +102,18 @@ def planned(items: Sequence[Item], manager: KeptTaskManager) -> dict[str, Plan]:
         found = item.lm.ranks.gather_object(plan.error)
         plan.error = item.lm.ranks.broadcast(next((error for error in found or [] if error is not None), None))
         plans[item.task] = plan
+        if plan.error is None and item.lm.rank == 0:
+            _warn_of_shots(item, manager.loaded["tasks"])
     return plans
+
+
+def _warn_of_shots(item: Item, tasks: Mapping[str, Any]) -> None:
+    """Say which tasks keep to 0 shots: lm-evaluation-harness lets no other number replace a 0 of the task itself."""
+    shots = item.options.num_fewshot
+    kept = [name for name, task in tasks.items() if shots and task.config.num_fewshot == 0]
+    if kept:
+        others = f" and {len(kept) - 1} others" if len(kept) > 1 else ""
+        _log.warning("num_fewshot=%d has no effect on %s%s, whose files say 0", shots, kept[0], others)
 
 
 def run(items: Sequence[Item], manager: KeptTaskManager, plans: Mapping[str, Plan]) -> Outcome:
@@ -96,24 +126,24 @@ def run(items: Sequence[Item], manager: KeptTaskManager, plans: Mapping[str, Pla
     errors = {task: plan.error for task, plan in plans.items() if plan.error is not None}
     todo = [item for item in items if item.task not in errors]
     parts, data, progress = [], {}, _progress(todo, plans)
-    for item in todo:
-        item.lm.progress = progress
-        try:
-            with quiet_harness():
-                results = _evaluate(item, manager, item.lm)
-        except Exception as error:  # a task may hold any code, and the others are to go on
-            if item.lm.world_size > 1:
-                raise
-            if os.environ.get(TRACEBACK):
-                traceback.print_exception(error)
-            errors[item.task] = explanation(error)
-            _log.warning("%s failed: %s", item.task, errors[item.task])
-            continue
-        data |= data_record(manager.loaded["tasks"])
-        if results is not None:
-            results["config"]["model"] = item.lm.table.name
-            parts.append(results)
-    progress.close()
+    with contextlib.closing(progress):  # also when interrupted: the message then has a line of its own
+        for item in todo:
+            item.lm.progress = progress
+            try:
+                with quiet_harness():
+                    results = _evaluate(item, manager, item.lm)
+            except Exception as error:  # a task may hold any code, and the others are to go on
+                if item.lm.world_size > 1:
+                    raise
+                if os.environ.get(TRACEBACK):
+                    traceback.print_exception(error)
+                errors[item.task] = reason(error)
+                _log.warning("%s failed: %s", item.task, errors[item.task])
+                continue
+            data |= data_record(manager.loaded["tasks"])
+            if results is not None:
+                results["config"]["model"] = item.lm.table.name
+                parts.append(results)
     if not parts:
         return Outcome(None, errors)
     whole = merged(parts)
