@@ -23,12 +23,14 @@ and the context ended in [SEP]. Its published MMLU, C-Eval and CMMLU of BERT-cha
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 
 _log = logging.getLogger("dllm.eval")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Pair(NamedTuple):
@@ -127,6 +129,8 @@ class Framing:
         return before, tokens
 
     def _tokens(self, text: str) -> list[int]:
+        if not text.isascii() and (alone := _SURROGATE.search(text)):
+            raise ValueError(f"a text must be Unicode, got half of a surrogate pair, {alone[0]!r}")
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.mask_id in tokens:
             raise ValueError(

@@ -61,7 +61,10 @@ def generation_settings(kwargs: Mapping[str, Any], settings: EvalSettings) -> Ge
         raise ValueError(f"the number of new tokens must be given once, got {sorted(lengths)}")
     for length in lengths:
         values["max_new_tokens"] = length
-    if kwargs.get("do_sample") is False:
+    sampled = kwargs.get("do_sample")
+    if sampled is not None and not isinstance(sampled, bool):
+        raise TypeError(f"do_sample must be True or False, got {sampled!r}")
+    if sampled is False:
         values["temperature"] = 0.0
     _warn_of_missing_filters(kwargs, values, fields, settings)
     overrides = {name: value for name, value in values.items() if name not in settings.given}
@@ -73,6 +76,9 @@ def generation_settings(kwargs: Mapping[str, Any], settings: EvalSettings) -> Ge
         one_block = settings.sampler.block_size == settings.sampler.max_new_tokens
         if one_block and not {"block_size", "max_new_tokens"} & given and "block_size" not in overrides:
             overrides["block_size"] = length
+    if sampled and overrides.get("temperature", settings.sampler.temperature) == 0 and "do_sample" not in _warned:
+        _warned.add("do_sample")
+        _log.warning("do_sample=True of the task has no effect at temperature 0: repeated answers will be equal")
     order = {"max_new_tokens": 0, "block_size": 1}
     overrides = dict(sorted(overrides.items(), key=lambda item: order.get(item[0], 2)))
     return GenerationSettings(_stop_strings(kwargs), overrides)
@@ -96,7 +102,8 @@ def _warn_of_missing_filters(
     """Say once which of a task's settings the sampler does not have, if tokens are drawn at all."""
     for name in _FILTERS:
         asked = kwargs.get(name) not in (None, 1, 1.0, 0)
-        drawn = values.get("temperature", settings.sampler.temperature) > 0
+        temperature = values.get("temperature", settings.sampler.temperature)
+        drawn = isinstance(temperature, (int, float)) and temperature > 0  # else its own check will say so
         if asked and drawn and name not in fields and name not in _warned:
             _warned.add(name)
             _log.warning("%s of the task has no effect: %s has no such setting", name, type(settings.sampler).__name__)

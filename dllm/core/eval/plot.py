@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def plot(scores: Sequence[Score], path: str | Path, title: str) -> None:
         _draw(ax, panel)
         if panel is shares:
             ax.set_xlim(0, 1)
-        elif min(score.value for score in panel) > 0:
+        elif min((score.value for score in panel if math.isfinite(score.value)), default=0) > 0:
             ax.set_xscale("log")
     axes[0].set_title(title, loc="left", fontsize=11)
     axes[-1].set_xlabel("score and 95 % interval")
@@ -43,11 +44,16 @@ def plot(scores: Sequence[Score], path: str | Path, title: str) -> None:
 
 def _draw(ax, panel: Sequence[Score]) -> None:
     for row, score in enumerate(panel):
-        if score.low is not None:
+        if score.low is not None and math.isfinite(score.high - score.low):
             line = dict(
                 color="tab:blue", linewidth=5, alpha=0.35, solid_capstyle="butt"
             )  # ends where the interval ends
             ax.plot([score.low, score.high], [row, row], **line)
+        if not math.isfinite(score.value):  # an infinite perplexity is nowhere on the axis
+            ax.text(
+                0.5, row, f"{score.value}", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=7
+            )
+            continue
         ax.plot([score.value], [row], "o", color="tab:blue", markersize=5, clip_on=False)
         text = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
         ax.annotate(f"{score.value:.4g}", (score.value, row), **text)

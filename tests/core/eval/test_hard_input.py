@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 
 import pytest
+from lm_eval.api.instance import Instance
 
 from dllm import cli
-from dllm.core.eval import command, plan, plot
+from dllm.core.eval import command, gen_kwargs, plan, plot
 from dllm.core.eval.journal import Entry, Journal
 from dllm.core.eval.scores import Score
 from dllm.demo.shipped import SHIPPED
@@ -106,6 +108,15 @@ def test_an_interval_is_drawn_as_long_as_it_is():
     assert list(interval.get_xdata()) == [0.3, 0.7] and interval.get_solid_capstyle() == "butt"
 
 
+@pytest.mark.parametrize("values", [[math.inf], [math.inf, 3.0, 0.5], [math.nan], [math.nan, 0.0], [-3.0, math.inf]])
+def test_values_that_no_axis_has_are_written(tmp_path, values):
+    """The results are on disk before the plot, but a plot that fails would end a good run with exit code 1."""
+    scores = [Score("sums", "perplexity", "none", value, 0.1, value - 0.2, value + 0.2, 20, 0) for value in values]
+    plot.plot(scores, tmp_path / "plot.svg", "model")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(f"<!-- {value:.4g} -->" in drawn for value in values)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -165,3 +176,46 @@ def test_no_process_ends_before_the_results_are_written(run, monkeypatch, tmp_pa
     words = ["--tasks", "sums_chosen,unknown_field", "--limit", "1", "--output", tmp_path / "out"]
     assert run(*words)[0] == 1
     assert order == ["written", "all wait"]
+
+
+def test_half_of_a_surrogate_pair(bert):
+    """Tokenizers refuse it with an error about their own types."""
+    lm, message = (
+        bert(max_new_tokens=4),
+        r"sums, document 3: a text must be Unicode, got half of a surrogate pair, '\\ud800'",
+    )
+    texts = {"loglikelihood": ("a \ud800", " 6"), "loglikelihood_rolling": ("a \ud800",)}
+    texts["generate_until"] = ("a \ud800", {"until": ["."]})
+    for kind, arguments in texts.items():
+        with pytest.raises(ValueError, match=message):
+            getattr(lm, kind)([Instance(kind, {}, arguments, 0, ("sums", 3, 1))], disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"temperature": "hot"}, "temperature must be a number, got str"),
+        ({"temperature": "hot", "top_p": 0.5}, "temperature must be a number, got str"),
+        ({"do_sample": "no"}, "do_sample must be True or False, got 'no'"),
+        ({"do_sample": 0}, "do_sample must be True or False, got 0"),
+        ({"max_gen_toks": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_gen_toks": 2.5}, "max_new_tokens must be an integer, got float"),
+        ({"max_gen_toks": "many"}, "max_new_tokens must be an integer, got str"),
+    ],
+    ids=str,
+)
+def test_generation_settings_that_are_refused(bert, kwargs, message):
+    request = Instance("generate_until", {}, ("6 * 7 =", {"until": ["."]} | kwargs), 0, ("sums", 3, 1))
+    with pytest.raises((TypeError, ValueError), match=f"sums, document 3: {message}"):
+        bert().generate_until([request], disable_tqdm=True)
+
+
+def test_sampling_without_a_temperature_is_told(bert, caplog, monkeypatch):
+    """Of a task with pass@k all answers would be one and the same."""
+    monkeypatch.setattr(gen_kwargs, "_warned", set())
+    settings, asked = bert().settings, {"until": ["."], "do_sample": True}
+    gen_kwargs.generation_settings(asked | {"temperature": 0.5}, settings)
+    gen_kwargs.generation_settings(asked | {"do_sample": False}, settings)
+    assert "no effect" not in caplog.text
+    gen_kwargs.generation_settings(asked, settings)
+    assert "do_sample=True of the task has no effect at temperature 0" in caplog.text
