@@ -23,6 +23,9 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
   m.def(
       "masked_cross_entropy(Tensor logits, Tensor targets, Tensor row_weight, Tensor row_scale, "
       "float label_smoothing, float z_loss, float? softcap, Tensor(a!) nll, Tensor(b!)? gradient) -> ()");
+  m.def(
+      "align_tokens(Tensor x0, Tensor x0_length, Tensor x1, Tensor x1_length, Tensor(a!) z0, Tensor(b!) z1, "
+      "Tensor(c!) length) -> ()");
   m.def("position_noise(Tensor seeds, Tensor positions, Tensor step, bool gumbel, Tensor(a!) noise) -> ()");
   m.def("scale_rows(Tensor(a!) x, Tensor scale) -> ()");
 }

@@ -3,6 +3,7 @@
 Importing this package loads neither Triton nor the C++ extension; the first call that needs one does.
 """
 
+from dllm_kernels.align_tokens import Alignment, align_tokens
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
 from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
@@ -12,8 +13,10 @@ from dllm_kernels.transfer_tokens import transfer_tokens
 from dllm_kernels.truncation_floor import truncation_floor
 
 __all__ = [
+    "Alignment",
     "CrossEntropy",
     "GumbelArgmax",
+    "align_tokens",
     "gumbel_argmax",
     "linear_cross_entropy",
     "linear_gumbel_argmax",
