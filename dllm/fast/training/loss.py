@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.split import output_head
-from dllm.fast.head.use import find_head_use
+from dllm.fast.head.use import find_head_use, is_linear
 from dllm.fast.model import logits_of, unwrapped
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
@@ -98,6 +98,32 @@ def masked_loss(
     if head_loss.loss is None or output.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
     return MaskedLoss(_LossFromHead.apply(output.reshape(()), head_loss.loss), head_loss.nll)
+
+
+def head_loss(head: nn.Module, hidden: Tensor, *, rows: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedLoss:
+    """The loss of :func:`masked_loss` under a head that is given its input, computed inside its forward.
+
+    Where the head is no nn.Linear (one of an adapter), it is called on the rows.
+
+    Args:
+        head: a module that gives logits [N, V] of hidden states [N, H], for each row by itself.
+        hidden: [N, H].
+        rows, targets, row_weight: as in :func:`masked_loss`, with positions counted in `hidden`.
+
+    Returns:
+        :class:`MaskedLoss`.
+
+    Example:
+        >>> head, row = nn.Linear(4, 7), torch.tensor([2])
+        >>> result = head_loss(head, torch.ones(3, 4), rows=row, targets=row, row_weight=torch.ones(1))
+        >>> result.nll.shape
+        torch.Size([1])
+    """
+    check_arguments({}, rows, targets, row_weight)
+    computed = _HeadLoss(head, "linear" if is_linear(head) else "module", rows, targets, row_weight)
+    with no_deferral(), replaced_forward(head, computed.run):
+        output = head(hidden)
+    return MaskedLoss(_LossFromHead.apply(output.reshape(()), computed.loss), computed.nll)
 
 
 def check_arguments(inputs: Mapping[str, object], rows: Tensor, targets: Tensor, row_weight: Tensor) -> None:

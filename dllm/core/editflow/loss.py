@@ -1,0 +1,109 @@
+"""The loss of Edit Flows: rates of all positions, and tokens at those positions alone that have an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dllm.core.editflow.edits import DELETE, INSERT, SUBSTITUTE, Edits
+from dllm.fast.training.loss import head_loss
+
+SMALLEST_RATE = 1e-12
+_NAMES = {SUBSTITUTE: "sub", DELETE: "del", INSERT: "ins"}
+
+
+class EditFlowLoss(NamedTuple):
+    """What :func:`edit_flow_loss` returns.
+
+    loss: float32 [], the weighted sum over samples. Differentiable.
+    of_samples: float32 [B], each sample's sum without its weight. Not differentiable.
+    """
+
+    loss: Tensor
+    of_samples: Tensor
+
+
+def rows_of(edits: Edits, columns: int) -> dict[str, Tensor]:
+    """Edits as :func:`edit_flow_loss` takes them: rows b L + p by kind, and the tokens of two kinds.
+
+    Args:
+        edits: of a batch.
+        columns: L.
+
+    Example:
+        >>> one = torch.tensor([1])
+        >>> rows_of(Edits(torch.tensor([INSERT]), one, one, torch.tensor([7])), columns=4)["ins_targets"]
+        tensor([7])
+    """
+    rows = edits.sample * columns + edits.position
+    found = {f"{name}_rows": rows[edits.kind == kind] for kind, name in _NAMES.items()}
+    return found | {f"{_NAMES[kind]}_targets": edits.token[edits.kind == kind] for kind in (SUBSTITUTE, INSERT)}
+
+
+def edit_flow_loss(
+    hidden: Tensor,
+    rates: Tensor,
+    sub_head: nn.Module,
+    ins_head: nn.Module,
+    edits: Mapping[str, Tensor],
+    *,
+    lengths: Tensor,
+    sample_weight: Tensor,
+    right_shift: bool = False,
+) -> EditFlowLoss:
+    r"""The loss of the rates and tokens of edits, for texts x_t and the edits that are left.
+
+    .. math::
+        loss = \sum_b c_b \Big[ \sum_{p < n_b} (r^{sub}_p + r^{del}_p + r^{ins}_p)
+               - \sum_{e \in b} \big( \ln \max(r_e, 10^{-12}) + \ln Q_e(token_e) \big) \Big]
+
+    The first sum, over all tokens of x_t, needs the rates only. Each of the two heads meets the vocabulary at the
+    positions that have an edit of its kind, inside its own forward
+    (:func:`dllm.fast.training.loss.head_loss`). Without such edits its gradients are 0.
+
+    Args:
+        hidden: [B, L, H], what the heads read.
+        rates: float32 [B, L, 3], at least 0, in the order substitute, delete, insert.
+        sub_head, ins_head: modules that give logits [..., V] of hidden states [..., H].
+        edits: `sub_rows`, `del_rows`, `ins_rows`, int64, the positions b L + p of each kind, and `sub_targets`,
+            `ins_targets`, int64, their tokens (:func:`rows_of`).
+        lengths: int64 [B], n_b.
+        sample_weight: float32 [B], c_b, with all normalisers.
+        right_shift: substitutions at p are predicted from hidden state p - 1. Nothing predicts one at 0, so its token
+            has no loss.
+
+    Returns:
+        :class:`EditFlowLoss`.
+
+    Source: Edit Flows (arXiv:2506.09018).
+
+    Example:
+        >>> head = nn.Linear(2, 5)
+        >>> none, ones = torch.zeros(0, dtype=torch.int64), torch.ones(1)
+        >>> edits = dict.fromkeys(("sub_rows", "del_rows", "ins_rows", "sub_targets", "ins_targets"), none)
+        >>> edit_flow_loss(
+        ...     torch.ones(1, 3, 2), torch.full((1, 3, 3), 0.5), head, head, edits,
+        ...     lengths=torch.tensor([2]), sample_weight=ones,
+        ... ).of_samples
+        tensor([3.])
+    """
+    columns, flat, of_position = rates.shape[1], hidden.flatten(0, 1), rates.flatten(0, 1)
+    real = torch.arange(columns, device=rates.device) < lengths[:, None]
+    of_samples = (rates.sum(2) * real).sum(1)
+    for kind, name in _NAMES.items():
+        rows = edits[f"{name}_rows"]
+        surprise = -of_position[rows, kind].clamp(min=SMALLEST_RATE).log()
+        of_samples = of_samples.index_add(0, rows // columns, surprise)
+    loss, of_samples = (sample_weight * of_samples).sum(), of_samples.detach()
+    for name, head in (("sub", sub_head), ("ins", ins_head)):
+        rows, targets = edits[f"{name}_rows"], edits[f"{name}_targets"]
+        weight, read = sample_weight[rows // columns], rows
+        if right_shift and name == "sub":
+            weight, read = weight * (rows % columns != 0), (rows - 1).clamp(min=0)
+        of_tokens, nll = head_loss(head, flat, rows=read, targets=targets, row_weight=weight)
+        loss = loss + of_tokens
+        of_samples = of_samples.index_add(0, rows // columns, nll)
+    return EditFlowLoss(loss, of_samples)
