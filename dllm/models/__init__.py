@@ -2,8 +2,19 @@
 
 from dllm.models.adapters import load_peft
 from dllm.models.bidirectional import bidirectional, causal
+from dllm.models.editflow import EditFlowConfig, EditFlowModel
 from dllm.models.load import get_model, new_model
 from dllm.models.sources import get_config
 from dllm.models.tokenizer import get_tokenizer
 
-__all__ = ["bidirectional", "causal", "get_config", "get_model", "get_tokenizer", "load_peft", "new_model"]
+__all__ = [
+    "EditFlowConfig",
+    "EditFlowModel",
+    "bidirectional",
+    "causal",
+    "get_config",
+    "get_model",
+    "get_tokenizer",
+    "load_peft",
+    "new_model",
+]

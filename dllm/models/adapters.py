@@ -55,7 +55,8 @@ def adapted(model: nn.Module, model_args: ModelArguments, *, weights: bool = Tru
 def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
     """The model with a new LoRA adapter; only the adapter's weights are trainable.
 
-    The model is returned unchanged if `model_args.lora` is False or it has an adapter already.
+    The model is returned unchanged if `model_args.lora` is False or it has an adapter already. Modules that a model
+    names as `new_modules` (the heads of Edit Flows) are trained in full, besides `model_args.modules_to_save`.
 
     transformers 5 keeps the experts of a layer in two tensors, to which peft gives adapters without dropout only. So
     "all-linear" with `lora_dropout` above 0 means the layers of attention there, which the log says once.
@@ -79,13 +80,14 @@ def load_peft(model: nn.Module, model_args: ModelArguments) -> nn.Module:
 
     if isinstance(model, peft.PeftModel):
         return model
+    whole = [*(_words(model_args.modules_to_save) or ()), *getattr(model, "new_modules", ())]
     config = peft.LoraConfig(
         r=model_args.r,
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
         bias=model_args.bias,
         target_modules=_targets_in(model, model_args),
-        modules_to_save=_words(model_args.modules_to_save),
+        modules_to_save=list(dict.fromkeys(whole)) or None,
     )
     with _expert_advice():
         return _saved_alone(peft.get_peft_model(_ready_for_training(model, model_args), config))

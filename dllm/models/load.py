@@ -15,11 +15,9 @@ from torch import nn
 
 from dllm.configs import ModelArguments
 from dllm.models.adapters import adapted
-from dllm.models.bidirectional import SUPPORTED, SUPPORTED_TYPES, bidirectional
-from dllm.models.families import family_of
+from dllm.models.classes import auto_class, made_bidirectional
 from dllm.models.official import load as official
 from dllm.models.official import marker_of
-from dllm.models.official.prepare import prepared
 from dllm.models.sources import base_of, check_source, dtype_named, file_at, get_config, mapping_at, need, reading
 
 
@@ -81,12 +79,12 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
         if mapping is not None:
             model = official.load(mapping, config, functools.partial(file_at, base), base, **loading)
         else:
-            kind = _auto_class(config)
+            kind = auto_class(config)
             model, found = kind.from_pretrained(base, config=config, output_loading_info=True, **loading)
             if marker_of(config):  # else a new head, say, is for the caller to train
                 official.check_found(found, base, tied=config.tie_word_embeddings)
             official.restore_biases(model, functools.partial(file_at, base), base)
-    return adapted(_on_device(_made_bidirectional(model)), chosen)
+    return adapted(_on_device(made_bidirectional(model)), chosen)
 
 
 def new_model(config: transformers.PretrainedConfig, model_args: ModelArguments) -> nn.Module:
@@ -107,7 +105,7 @@ def new_model(config: transformers.PretrainedConfig, model_args: ModelArguments)
     """
     loading = _loading_options(model_args)
     with _flash_extra_named(model_args.attn_implementation), reading("configuration", model_args.model_name_or_path):
-        return _made_bidirectional(_auto_class(config).from_config(config, **loading))
+        return made_bidirectional(auto_class(config).from_config(config, **loading))
 
 
 def chosen_arguments(model_args: Any, options: dict[str, Any]) -> ModelArguments:
@@ -156,26 +154,6 @@ def _flash_extra_named(attention: str | None) -> Iterator[None]:
             raise
         hint = "pip install 'dllm[flash]' brings flash_attention_2"
         raise ImportError(f"{attention} cannot run: {hint}. {error}") from error
-
-
-def _auto_class(config: transformers.PretrainedConfig) -> Any:
-    """The auto class of transformers that loads models of this configuration."""
-    family = family_of(config.model_type)
-    if family is not None:
-        return getattr(transformers, family.auto_class)
-    if config.model_type in SUPPORTED_TYPES:
-        if not marker_of(config) and getattr(config, "is_causal", True):
-            name = (getattr(config, "architectures", None) or [config.model_type])[0]
-            raise ValueError(f'expected "is_causal": false in the config.json of a {name}, as it is for diffusion')
-        return transformers.AutoModelForCausalLM
-    if type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "auto_map", None):
-        raise ValueError(f"transformers has no masked language model of type {config.model_type!r}")
-    return transformers.AutoModelForMaskedLM
-
-
-def _made_bidirectional(model: nn.Module) -> nn.Module:
-    """The model, made bidirectional if its architecture is causal, and prepared as its family needs."""
-    return prepared(bidirectional(model) if type(model).__name__ in SUPPORTED else model)
 
 
 def _four_bit(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
