@@ -7,8 +7,7 @@ import torch
 import transformers
 
 from dllm.configs import ModelArguments
-from dllm.core.editflow import Edits
-from dllm.core.editflow.loss import rows_of
+from dllm.core.editflow import Edits, EditTargets, rows_of
 from dllm.fast.visibility import check_bidirectional, why_not_padded
 from dllm.models import EditFlowConfig, EditFlowModel, bidirectional, get_config, get_model, load_peft
 from tests.families.toys import load
@@ -94,17 +93,17 @@ def test_rates_are_read_where_they_belong(made):
         assert torch.equal(output[f"{name}_rate_hat"], rate)
 
 
-def edits_of(model: EditFlowModel) -> dict[str, torch.Tensor]:
+def edits_of() -> EditTargets:
     kind, sample, position = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 1, 1]), torch.tensor([3, 4, 0, 8])
     edits = Edits(kind, sample, position, torch.tensor([7, -1, 8, 9]))
-    return rows_of(edits, 9) | dict(lengths=torch.tensor([9, 9]), sample_weight=torch.tensor([1.5, 0.5]))
+    return EditTargets(torch.tensor([9, 9]), torch.tensor([1.5, 0.5]), **rows_of(edits, 9))
 
 
 def test_the_loss_is_that_of_its_rates_and_logits(made):
     """The forward with edits, against logits and rates of all positions; and every weight has a gradient."""
     model, _ = made
-    output, given = model(input_ids=IDS), edits_of(model)
-    weight = given["sample_weight"]
+    output, given = model(input_ids=IDS), edits_of()
+    weight = given.sample_weight
     rates = torch.stack([output.sub_rate_hat, output.del_rate_hat, output.ins_rate_hat], -1)
     expected = (weight * rates.sum((1, 2))).sum()
     sub, ins = output.sub_logits.log_softmax(-1), output.ins_logits.log_softmax(-1)
@@ -127,7 +126,7 @@ def test_lora_trains_the_heads_in_full(made, tmp_path):
             name == "modernbert" or "rate" in head
         )
     assert all("lora_" in name or "modules_to_save" in name for name in trained)
-    loss = adapted(input_ids=IDS, edits=edits_of(model)).loss
+    loss = adapted(input_ids=IDS, edits=edits_of()).loss
     loss.backward()
     assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from dllm.core.editflow import edit_flow_loss
+from dllm.core.editflow import EditTargets, edit_flow_loss
 from dllm.fast.head.split import output_head
 from dllm.fast.model import MARKER
 from dllm.models.classes import auto_class, made_bidirectional
@@ -197,7 +197,7 @@ class EditFlowModel(transformers.PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         t: Tensor | None = None,
-        edits: Mapping[str, Tensor] | None = None,
+        edits: EditTargets | None = None,
         **context: Any,
     ) -> EditFlowOutput:
         """Rates and logits of all positions; or, with `edits`, the loss of these alone.
@@ -206,19 +206,14 @@ class EditFlowModel(transformers.PreTrainedModel):
             input_ids: int64 [B, L], texts x_t.
             attention_mask: as the backbone takes it.
             t: not used, as rates do not depend on the time; scripts for dLLM 0.1 pass it.
-            edits: the arguments of :func:`~dllm.core.editflow.loss.edit_flow_loss` besides hidden states, rates and
-                heads: `lengths`, `sample_weight`, and the edits' rows and targets.
+            edits: the edits that are left.
             context: further arguments of the backbone.
         """
         hidden = self.hidden_states(input_ids, attention_mask, **context)
         rates = self.rates(hidden)
         if edits is not None:
-            rows = dict(edits)
-            of_samples = {name: rows.pop(name) for name in ("lengths", "sample_weight")}
-            shift = bool(self.config.right_shift)
-            found = edit_flow_loss(
-                hidden, rates, self.sub_logits, self.ins_logits, rows, right_shift=shift, **of_samples
-            )
+            heads, shift = (self.sub_logits, self.ins_logits), bool(self.config.right_shift)
+            found = edit_flow_loss(hidden, rates, *heads, edits, right_shift=shift)
             return EditFlowOutput(loss=found.loss, sample_losses=found.of_samples)
         sub = self.sub_logits(hidden)
         return EditFlowOutput(

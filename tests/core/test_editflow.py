@@ -11,8 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from dllm.core.editflow import Edits, edit_flow_loss, edit_weight, noised_columns, remaining_edits, without_blanks
-from dllm.core.editflow.loss import rows_of
+from dllm.core.editflow import (
+    Edits,
+    EditTargets,
+    edit_flow_loss,
+    edit_weight,
+    noised_columns,
+    remaining_edits,
+    rows_of,
+    without_blanks,
+)
 from dllm.core.schedulers import LinearKappaScheduler, get_kappa_scheduler_class, make_kappa_scheduler
 from dllm_kernels import align_tokens, philox
 from dllm_kernels.align_tokens import BLANK, Alignment
@@ -149,9 +157,8 @@ def test_published_losses(fact, monkeypatch):
     edits = remaining_edits(zt, aligned.z1)
     hidden = torch.eye(tokens.numel()).view(*tokens.shape, -1)
     heads = [Given(part.flatten(0, 1)) for part in logits]
-    found = edit_flow_loss(
-        hidden, rates, *heads, rows_of(edits, tokens.shape[1]), lengths=lengths, sample_weight=weight
-    )
+    targets = EditTargets(lengths, weight, **rows_of(edits, tokens.shape[1]))
+    found = edit_flow_loss(hidden, rates, *heads, targets)
     exact = float(plain_loss(rates, logits, tokens, edits, lengths, weight))
     assert found.loss.item() == pytest.approx(fact["loss"], rel=3e-6)
     assert found.loss.item() == pytest.approx(exact, rel=1e-6)
@@ -177,8 +184,8 @@ def small_batch(kinds: tuple[int, ...], seed: int = 0) -> dict:
 
 def loss_of(batch: dict, **options) -> torch.Tensor:
     rows = rows_of(batch["edits"], batch["hidden"].shape[1])
-    arguments = dict(lengths=batch["lengths"], sample_weight=batch["weight"]) | options
-    return edit_flow_loss(batch["hidden"], batch["rates"], *batch["heads"], rows, **arguments).loss
+    targets = EditTargets(batch["lengths"], batch["weight"], **rows)
+    return edit_flow_loss(batch["hidden"], batch["rates"], *batch["heads"], targets, **options).loss
 
 
 @pytest.mark.parametrize("right_shift", [False, True])

@@ -10,16 +10,18 @@ from dllm.core.editflow.edits import (
     remaining_edits,
     without_blanks,
 )
-from dllm.core.editflow.loss import edit_flow_loss
+from dllm.core.editflow.loss import EditTargets, edit_flow_loss, rows_of
 
 __all__ = [
     "DELETE",
     "INSERT",
     "SUBSTITUTE",
+    "EditTargets",
     "Edits",
     "edit_flow_loss",
     "edit_weight",
     "noised_columns",
     "remaining_edits",
+    "rows_of",
     "without_blanks",
 ]

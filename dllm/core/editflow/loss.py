@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,17 +26,35 @@ class EditFlowLoss(NamedTuple):
     of_samples: Tensor
 
 
-def rows_of(edits: Edits, columns: int) -> dict[str, Tensor]:
-    """Edits as :func:`edit_flow_loss` takes them: rows b L + p by kind, and the tokens of two kinds.
+@dataclass(frozen=True)
+class EditTargets:
+    """The edits that are left in a batch of texts x_t, as the loss takes them: rows b L + p by kind.
 
-    Args:
-        edits: of a batch.
-        columns: L.
+    It is no tuple and no dict, because FSDP would round the weights in those to the dtype of the model.
+
+    lengths: int64 [B], tokens of each text.
+    sample_weight: float32 [B], c_b, with all normalisers.
+    sub_rows, del_rows, ins_rows: int64, the positions that have an edit of a kind; behind those of ins_rows a token is
+        inserted.
+    sub_targets, ins_targets: int64, the tokens of these edits.
+    """
+
+    lengths: Tensor
+    sample_weight: Tensor
+    sub_rows: Tensor
+    del_rows: Tensor
+    ins_rows: Tensor
+    sub_targets: Tensor
+    ins_targets: Tensor
+
+
+def rows_of(edits: Edits, columns: int) -> dict[str, Tensor]:
+    """The fields of :class:`EditTargets` that edits give, in a batch of L columns.
 
     Example:
         >>> one = torch.tensor([1])
-        >>> rows_of(Edits(torch.tensor([INSERT]), one, one, torch.tensor([7])), columns=4)["ins_targets"]
-        tensor([7])
+        >>> rows_of(Edits(torch.tensor([INSERT]), one, one, torch.tensor([7])), columns=4)["ins_rows"]
+        tensor([5])
     """
     rows = edits.sample * columns + edits.position
     found = {f"{name}_rows": rows[edits.kind == kind] for kind, name in _NAMES.items()}
@@ -48,10 +66,8 @@ def edit_flow_loss(
     rates: Tensor,
     sub_head: nn.Module,
     ins_head: nn.Module,
-    edits: Mapping[str, Tensor],
+    edits: EditTargets,
     *,
-    lengths: Tensor,
-    sample_weight: Tensor,
     right_shift: bool = False,
 ) -> EditFlowLoss:
     r"""The loss of the rates and tokens of edits, for texts x_t and the edits that are left.
@@ -68,10 +84,7 @@ def edit_flow_loss(
         hidden: [B, L, H], what the heads read.
         rates: float32 [B, L, 3], at least 0, in the order substitute, delete, insert.
         sub_head, ins_head: modules that give logits [..., V] of hidden states [..., H].
-        edits: `sub_rows`, `del_rows`, `ins_rows`, int64, the positions b L + p of each kind, and `sub_targets`,
-            `ins_targets`, int64, their tokens (:func:`rows_of`).
-        lengths: int64 [B], n_b.
-        sample_weight: float32 [B], c_b, with all normalisers.
+        edits: :class:`EditTargets`.
         right_shift: substitutions at p are predicted from hidden state p - 1. Nothing predicts one at 0, so its token
             has no loss.
 
@@ -81,26 +94,22 @@ def edit_flow_loss(
     Source: Edit Flows (arXiv:2506.09018).
 
     Example:
-        >>> head = nn.Linear(2, 5)
-        >>> none, ones = torch.zeros(0, dtype=torch.int64), torch.ones(1)
-        >>> edits = dict.fromkeys(("sub_rows", "del_rows", "ins_rows", "sub_targets", "ins_targets"), none)
-        >>> edit_flow_loss(
-        ...     torch.ones(1, 3, 2), torch.full((1, 3, 3), 0.5), head, head, edits,
-        ...     lengths=torch.tensor([2]), sample_weight=ones,
-        ... ).of_samples
+        >>> head, none = nn.Linear(2, 5), torch.zeros(0, dtype=torch.int64)
+        >>> edits = EditTargets(torch.tensor([2]), torch.ones(1), none, none, none, none, none)
+        >>> edit_flow_loss(torch.ones(1, 3, 2), torch.full((1, 3, 3), 0.5), head, head, edits).of_samples
         tensor([3.])
     """
     columns, flat, of_position = rates.shape[1], hidden.flatten(0, 1), rates.flatten(0, 1)
-    real = torch.arange(columns, device=rates.device) < lengths[:, None]
+    real = torch.arange(columns, device=rates.device) < edits.lengths[:, None]
     of_samples = (rates.sum(2) * real).sum(1)
     for kind, name in _NAMES.items():
-        rows = edits[f"{name}_rows"]
+        rows = getattr(edits, f"{name}_rows")
         surprise = -of_position[rows, kind].clamp(min=SMALLEST_RATE).log()
         of_samples = of_samples.index_add(0, rows // columns, surprise)
-    loss, of_samples = (sample_weight * of_samples).sum(), of_samples.detach()
+    loss, of_samples = (edits.sample_weight * of_samples).sum(), of_samples.detach()
     for name, head in (("sub", sub_head), ("ins", ins_head)):
-        rows, targets = edits[f"{name}_rows"], edits[f"{name}_targets"]
-        weight, read = sample_weight[rows // columns], rows
+        rows, targets = getattr(edits, f"{name}_rows"), getattr(edits, f"{name}_targets")
+        weight, read = edits.sample_weight[rows // columns], rows
         if right_shift and name == "sub":
             weight, read = weight * (rows % columns != 0), (rows - 1).clamp(min=0)
         of_tokens, nll = head_loss(head, flat, rows=read, targets=targets, row_weight=weight)

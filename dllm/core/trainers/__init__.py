@@ -1,11 +1,12 @@
 """Trainers: transformers' Trainer with diffusion objectives, on the loss of :mod:`dllm.fast.training.loss`.
 
-An objective is a file (`mdlm.py`, `bd3lm.py`, `dream.py`). Collators make its corrupted batches. `base/` is the rest of
-a trainer.
+An objective is a file (`mdlm.py`, `bd3lm.py`, `dream.py`, `editflow.py`). Collators make its corrupted batches. `base/`
+is the rest of a trainer.
 """
 
 from dllm.core.trainers.bd3lm import BD3LMConfig, BD3LMTrainer
 from dllm.core.trainers.dream import DreamTrainer, DreamTrainerConfig
+from dllm.core.trainers.editflow import EditFlowCollator, EditFlowTrainer, EditFlowTrainerConfig
 from dllm.core.trainers.mdlm import MDLMConfig, MDLMTrainer
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
     "BD3LMTrainer",
     "DreamTrainer",
     "DreamTrainerConfig",
+    "EditFlowCollator",
+    "EditFlowTrainer",
+    "EditFlowTrainerConfig",
     "MDLMConfig",
     "MDLMTrainer",
 ]

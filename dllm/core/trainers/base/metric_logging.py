@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchmetrics
 from torch import Tensor, nn
 
 from dllm.core.trainers.base.objective import Objective, Split
@@ -34,7 +35,11 @@ class MetricLogging(Objective):
         super().__init__(*args, **options)
         device = self.args.device
         self.throughput = Throughput(device)
-        self.meter = OnEvaluateMetricsCallback(self, metrics={"nll": NLLMetric(device), "ppl": PPLMetric(device)})
+        self.meter = OnEvaluateMetricsCallback(self, metrics=self._metrics(device))
+
+    def _metrics(self, device: torch.device) -> dict[str, torchmetrics.Metric]:
+        """The metrics by name. Each is updated with values per token, and with numbers of tokens as their weights."""
+        return {"nll": NLLMetric(device), "ppl": PPLMetric(device)}
 
     def _on_train_begin(self) -> None:
         super()._on_train_begin()
