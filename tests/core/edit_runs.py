@@ -49,7 +49,8 @@ def prompted(count: int, seed: int = 0) -> list[dict[str, Any]]:
 def trainer_of(folder: Any, model: nn.Module, samples: list, **options: Any) -> EditFlowTrainer:
     named = ("scheduler", "callbacks", "eval_dataset")
     further = {name: options.pop(name) for name in named if name in options}
-    collator = EditFlowCollator(TOKENS, options.pop("x0_sampler", "masks[length:5]"))
+    pairs = EditFlowCollator(TOKENS, options.pop("x0_sampler", "masks[length:5]"))
+    collator = options.pop("data_collator", pairs)
     config = config_of(folder, EditFlowTrainerConfig, **options)
     return EditFlowTrainer(config, model=model, train_dataset=samples, data_collator=collator, **further)
 

@@ -3,6 +3,7 @@
 from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerOutput
 from dllm.core.samplers.bd3lm import BD3LMSampler, BD3LMSamplerConfig
 from dllm.core.samplers.dream import DreamSampler, DreamSamplerConfig
+from dllm.core.samplers.editflow import EditFlowSampler, EditFlowSamplerConfig
 from dllm.core.samplers.entropy_bound import EntropyBoundSampler, EntropyBoundSamplerConfig
 from dllm.core.samplers.families import SamplerChoice, sampler_for
 from dllm.core.samplers.fast_dllm import FastDLLMSampler, FastDLLMSamplerConfig
@@ -22,6 +23,8 @@ __all__ = [
     "BaseSamplerOutput",
     "DreamSampler",
     "DreamSamplerConfig",
+    "EditFlowSampler",
+    "EditFlowSamplerConfig",
     "EntropyBoundSampler",
     "EntropyBoundSamplerConfig",
     "FastDLLMSampler",

@@ -9,7 +9,6 @@ Sampling is batch-invariant: a row's tokens depend on the row, its seed and the 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from abc import ABC, abstractmethod
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
-from dllm.core.samplers.config import BaseSamplerConfig
+from dllm.core.samplers.config import BaseSamplerConfig, settings_of
 from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts
 from dllm.core.samplers.run import BaseSamplerOutput, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
@@ -165,16 +164,7 @@ class BaseSampler(ABC):
         return self._prepare(layout, config, on_step, start_time, ends_at_eos=True, finished=finished)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
-        if config is None:
-            config = self.config_class()
-        if not isinstance(config, self.config_class):
-            raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
-        unknown = [name for name in overrides if name not in {field.name for field in dataclasses.fields(config)}]
-        if unknown:
-            raise TypeError(f"{type(config).__name__} has no setting {', '.join(unknown)}")
-        config = dataclasses.replace(config, **overrides)
-        config.check()
-        return config
+        return settings_of(self.config_class, config, overrides)
 
     def _prepare(
         self,

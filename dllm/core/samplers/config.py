@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from dllm_kernels import _checks
 
 Config = TypeVar("Config", bound="BaseSamplerConfig")
+Settings = TypeVar("Settings")
 
 
 @dataclass
@@ -90,6 +91,29 @@ class BaseSamplerConfig:
             true_or_false(name, getattr(self, name))
         if self.right_shift_logits is not None:
             true_or_false("right_shift_logits", self.right_shift_logits)
+
+
+def settings_of(kind: type[Settings], config: Settings | None, overrides: Mapping[str, Any]) -> Settings:
+    """The settings of a call, checked.
+
+    Args:
+        kind: the sampler's dataclass of settings.
+        config: an object of it; its defaults if None.
+        overrides: settings by name, which replace those of `config`.
+
+    Raises:
+        TypeError, ValueError: a setting is unknown or breaks a rule.
+    """
+    if config is None:
+        config = kind()
+    if not isinstance(config, kind):
+        raise TypeError(f"config must be a {kind.__name__}, got {type(config).__name__}")
+    unknown = [name for name in overrides if name not in {field.name for field in dataclasses.fields(config)}]
+    if unknown:
+        raise TypeError(f"{type(config).__name__} has no setting {', '.join(unknown)}")
+    config = dataclasses.replace(config, **overrides)
+    config.check()
+    return config
 
 
 def at_least(least: int, name: str, value: object) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ class EditFlowTrainer(DiffusionTrainer):
 
     Args:
         args: :class:`EditFlowTrainerConfig`.
-        scheduler: kappa(t); cubic if not given. The sampler should have the same.
+        scheduler: kappa(t); cubic if not given. The model's configuration keeps it for the sampler.
         model: a :class:`dllm.models.EditFlowModel`, perhaps with an adapter.
         tokenizer, processing_class: two names of one argument; it names the mask token, BOS and the padding token.
         data_collator: gives pairs, as :class:`~dllm.core.trainers.edit_collator.EditFlowCollator` does, which is the
@@ -154,6 +155,8 @@ class EditFlowTrainer(DiffusionTrainer):
             data_collator = EditFlowCollator(processing_class if tokenizer is None else tokenizer)
         names = dict(tokenizer=tokenizer, processing_class=processing_class)
         super().__init__(args, model, data_collator=data_collator, **names, **options)
+        trained_with = dict(name=type(self.scheduler).__name__) | dataclasses.asdict(self.scheduler)
+        unwrapped(self.model).config.kappa_scheduler = trained_with  # for the sampler; saved with the model
 
     def _make_collator(self) -> EditCorruptingCollator:
         args = self.args
