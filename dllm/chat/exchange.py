@@ -82,5 +82,6 @@ class Exchange:
     def _replay(self, text: str, prompt: Prompt, reply: Reply) -> Replay | None:
         if not self.show:
             return None
-        ranked_by = self.talk.sampler.policy(self.talk.config).get("confidence", "log_prob")
+        policy = getattr(self.talk.sampler, "policy", None)  # edits have no confidence
+        ranked_by = "log_prob" if policy is None else policy(self.talk.config).get("confidence", "log_prob")
         return Replay(text, reply.text, prompt.film.rows[0], ranked_by)

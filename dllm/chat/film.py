@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dllm.chat.tokens import COMMITTED, GIVEN, MASKED, NEW, state
+from dllm_kernels.align_tokens import BLANK, align_tokens
 
 
 class Frame(NamedTuple):
@@ -35,6 +36,17 @@ class Frame(NamedTuple):
         return sum(kind != GIVEN for kind in self.states)
 
 
+def first_frame(tokens: list[int], mask_id: int) -> Frame:
+    """The frame before the first step: tokens that are not masks are given.
+
+    Example:
+        >>> first_frame([5, 0], mask_id=0).states
+        ['given', 'masked']
+    """
+    states = [MASKED if token == mask_id else GIVEN for token in tokens]
+    return Frame(tokens, states, [None] * len(tokens))
+
+
 class Film:
     """Records the frames of B rows, step by step.
 
@@ -43,6 +55,8 @@ class Film:
         spans: for each row the columns to record.
         start: canvases [B, L] before the first step; tokens in them that are not masks are "given". None: all recorded
             columns begin as masks.
+        padding: of rows that grow and shrink, the tokens that pad them on the right. A token then keeps its state
+            where the fewest edits from one step to the next put it. None: a token is that of its column.
 
     Example:
         >>> film = Film(0, [slice(1, None)])
@@ -50,8 +64,14 @@ class Film:
         [Frame(tokens=[7, 6], states=['tentative', 'new'], confidence=[None, None])]
     """
 
-    def __init__(self, mask_id: int, spans: Sequence[slice], start: Tensor | None = None):
-        self.mask_id, self.spans = mask_id, list(spans)
+    def __init__(
+        self,
+        mask_id: int,
+        spans: Sequence[slice],
+        start: Tensor | None = None,
+        padding: Collection[int] | None = None,
+    ):
+        self.mask_id, self.spans, self.padding = mask_id, list(spans), padding
         self.rows: list[list[Frame]] = [[] for _ in self.spans]
         if start is not None:
             self._begin(start)
@@ -71,15 +91,29 @@ class Film:
         tentative = canvas if tentative is None else tentative.cpu()
         confidence = torch.full(canvas.shape, math.nan) if confidence is None else confidence.float().cpu()
         for row, (span, frames) in enumerate(zip(self.spans, self.rows, strict=True)):
-            columns = (table[row, span].tolist() for table in (canvas, tentative, confidence))
-            frames.append(self._frame(frames[-1], *columns))
+            columns, before = [table[row, span].tolist() for table in (canvas, tentative, confidence)], frames[-1]
+            if self.padding is not None:
+                end = _without_padding(columns[0], set(self.padding)).stop
+                columns = [column[:end] for column in columns]
+                before = self._moved(before, columns[0])
+            frames.append(self._frame(before, *columns))
         return [frames[-1] for frames in self.rows]
 
     def _begin(self, start: Tensor) -> None:
         for row, span in enumerate(self.spans):
-            tokens = start[row, span].tolist()
-            states = [MASKED if token == self.mask_id else GIVEN for token in tokens]
-            self.rows[row] = [Frame(tokens, states, [None] * len(tokens))]
+            self.rows[row] = [first_frame(start[row, span].tolist(), self.mask_id)]
+
+    def _moved(self, before: Frame, tokens: list[int]) -> Frame:
+        """The frame before, its tokens where these tokens are: aligned with the fewest edits, with masks for what was
+        inserted and without what was deleted."""
+        rows = [torch.tensor([row], dtype=torch.int64) for row in (before.tokens, tokens)]
+        aligned = align_tokens(rows[0], torch.tensor([len(before.tokens)]), rows[1], torch.tensor([len(tokens)]))
+        old, columns = iter(zip(*before, strict=True)), []
+        for earlier, now in zip(aligned.z0[0].tolist(), aligned.z1[0].tolist(), strict=True):
+            entry = next(old) if earlier != BLANK else (self.mask_id, MASKED, None)
+            if now != BLANK:
+                columns.append(entry)
+        return Frame(*map(list, zip(*columns, strict=True))) if columns else Frame([], [], [])
 
     def _frame(self, before: Frame, canvas: list[int], tentative: list[int], confidence: list[float]) -> Frame:
         earlier = zip(before.tokens, before.states, strict=True)
@@ -97,25 +131,32 @@ class Film:
 def film_from_histories(tokenizer: Any, histories: Sequence[Tensor]) -> Film:
     """The film of a sampler's `histories`: canvases [B, L] or [L], the first from before the first step.
 
-    Padding at either end of a row is not recorded.
+    Padding at either end of a row is not recorded. Canvases of different widths are those of rows that grow and shrink.
 
     Raises:
         TypeError: `histories` holds something other than tensors of token ids.
-        ValueError: no canvas, canvases of different shapes, or a tokenizer without a mask token.
+        ValueError: no canvas, canvases of different numbers of rows, or a tokenizer without a mask token.
     """
     histories = list(histories)
     if not histories:
         raise ValueError("expected the canvases of at least one step, got none")
     if not all(isinstance(canvas, Tensor) and canvas.dim() in (1, 2) for canvas in histories):
         raise TypeError("histories must hold tensors of token ids, [B, L] or [L]")
-    if len({canvas.shape for canvas in histories}) > 1:
-        raise ValueError(f"canvases must have one shape, got {sorted({tuple(c.shape) for c in histories})}")
+    if len({canvas.shape[:-1] for canvas in histories}) > 1:
+        got = sorted({tuple(canvas.shape) for canvas in histories})
+        raise ValueError(f"canvases must have one number of rows, got shapes {got}")
     mask_id = tokenizer.mask_token_id
     if mask_id is None:
         raise ValueError(f"the tokenizer must have a mask token, got none ({type(tokenizer).__name__})")
     start, *later = [canvas.cpu().reshape(-1, canvas.shape[-1]) for canvas in histories]
     padding = {getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")}
-    film = Film(mask_id, [_without_padding(row, padding) for row in start.tolist()], start)
+    spans = [_without_padding(row, padding) for row in start.tolist()]
+    if len({canvas.shape for canvas in histories}) == 1:
+        film = Film(mask_id, spans, start)
+    else:
+        real = (start[row, span].tolist() for row, span in enumerate(spans))
+        film = Film(mask_id, [slice(span.start, None) for span in spans], padding=padding)
+        film.rows = [[first_frame(tokens, mask_id)] for tokens in real]
     for canvas in later:
         film.add(canvas)
     return film

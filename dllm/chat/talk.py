@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dllm.chat.film import Film
+from dllm.chat.film import Film, first_frame
 from dllm.chat.trim import sample_trim
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.fast import Step
@@ -118,12 +118,26 @@ class Talk(ABC):
         """A context without the last turn; the turn is restored if the body raises."""
         yield
 
+    @property
+    def _edits(self) -> bool:
+        """Whether texts grow and shrink while they are sampled."""
+        return getattr(self.sampler, "edits", False)
+
+    def _film(self, tokens: int, new: int) -> Film:
+        """The film of an answer that begins as `new` masks behind a prompt of `tokens`."""
+        mask = self.tokenizer.mask_token_id
+        if not self._edits:
+            return Film(mask, [slice(tokens, tokens + new)])
+        film = Film(mask, [slice(tokens, None)], padding=())
+        film.rows = [[first_frame([mask] * new, mask)]]
+        return film
+
     def _answer_length(self, tokens: int, context: int) -> int:
         """Tokens to generate after a prompt of `tokens`, of which `context` are from earlier turns."""
         new, limit = self.config.max_new_tokens, position_limit(self.sampler.model)[0]
         if new is None:
             new, limit = self.config.max_length - tokens, min(filter(None, (limit, self.config.max_length)))
-        if new >= 1 and (limit is None or tokens + new <= limit):
+        if new >= (not self._edits) and (limit is None or tokens + new <= limit):
             return new
         earlier = f", {context} of them from earlier turns," if context else ""
         raise TooLong(
@@ -178,8 +192,7 @@ class Conversation(Talk):
         if (mask := self.tokenizer.mask_token_id) in tokens:
             raise ValueError(f"a question must not hold the mask token {self.tokenizer.decode([mask])!r}, got it")
         context = len(tokens) - len(build_chat_inputs(self.tokenizer, question, add_generation_prompt=True))
-        new = self._answer_length(len(tokens), context)
-        return Prompt(tokens, Film(mask, [slice(len(tokens), len(tokens) + new)]))
+        return Prompt(tokens, self._film(len(tokens), self._answer_length(len(tokens), context)))
 
     def answer(self, text: str, prompt: Prompt, on_step: Callable[[Step], object] | None = None) -> Reply:
         """See :meth:`Talk.answer`."""
@@ -219,15 +232,19 @@ class Continuation(Talk):
             limit, _ = position_limit(self.sampler.model)
             if limit is not None and len(tokens) > limit:
                 raise TooLong(f"this is {len(tokens)} tokens long, but there is room for {limit}")
+            if self._edits:
+                film = Film(mask, [slice(0, None)], padding=())
+                film.rows = [[first_frame(tokens, mask)]]
+                return Prompt(tokens, film)
             return Prompt(tokens, Film(mask, [slice(0, len(tokens))], torch.tensor([tokens])))
-        new = self._answer_length(len(tokens), 0)
-        return Prompt(tokens, Film(mask, [slice(len(tokens), len(tokens) + new)]))
+        return Prompt(tokens, self._film(len(tokens), self._answer_length(len(tokens), 0)))
 
     def answer(self, text: str, prompt: Prompt, on_step: Callable[[Step], object] | None = None) -> Reply:
         """See :meth:`Talk.answer`."""
         if self.tokenizer.mask_token_id in prompt.tokens:
+            whole = {} if self._edits else {"stop_at_eos": False}
             output = self.sampler.infill(
-                [prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True, stop_at_eos=False
+                [prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True, **whole
             )
             return Reply(self.tokenizer.decode(output.sequences[0].tolist()).strip(), output.stats)
         output = self.sampler.sample([prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True)

@@ -260,7 +260,22 @@ def class_for(config: transformers.PretrainedConfig) -> type[EditFlowModel]:
         >>> class_for(transformers.Qwen2Config()).config_class.model_type
         'editflow-qwen2'
     """
-    return _CLASSES[backbone_of(config)]
+    return class_of(backbone_of(config))
+
+
+def class_of(backbone: str) -> type[EditFlowModel]:
+    """The class of Edit Flows on a backbone of this name.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> class_of("dream").__name__
+        'EditFlowDreamModel'
+    """
+    if backbone not in _CLASSES:
+        raise ValueError(f"a model of Edit Flows must have a backbone of {', '.join(BACKBONES)}, got {backbone}")
+    return _CLASSES[backbone]
 
 
 def _random_backbone(config: EditFlowConfig) -> tuple[nn.Module, nn.Module]:
@@ -296,7 +311,7 @@ def _shifted(values: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)
 
 
-def _class_of(backbone: str) -> type[EditFlowModel]:
+def _make_class(backbone: str) -> type[EditFlowModel]:
     """The class of one backbone, with a configuration of its own model type, known to transformers' auto classes."""
     name = {"modernbert": "ModernBert", "llada": "LLaDA"}.get(backbone, backbone.capitalize())
     # transformers 5 makes a dataclass, with another __init__, of every configuration without an __init__ of its own
@@ -309,4 +324,4 @@ def _class_of(backbone: str) -> type[EditFlowModel]:
     return model
 
 
-_CLASSES = {backbone: _class_of(backbone) for backbone in BACKBONES}
+_CLASSES = {backbone: _make_class(backbone) for backbone in BACKBONES}

@@ -1,18 +1,28 @@
 """Complete training runs, from arguments to a trained model in a folder. The examples and `dllm train` use them."""
 
 from dllm.recipes.dream import DREAM_SFT, DreamSFTData
+from dllm.recipes.editflow import (
+    EDIT_FLOW_PRETRAINING,
+    EDIT_FLOW_SFT,
+    EditFlowPretrainingData,
+    EditFlowSFTData,
+)
 from dllm.recipes.pretraining import PRETRAINING, PretrainingData, PretrainingModel
 from dllm.recipes.run import Recipe, prepared, run
 from dllm.recipes.sft import SFT, SFTData
 
-RECIPES = {recipe.name: recipe for recipe in (SFT, DREAM_SFT, PRETRAINING)}
+RECIPES = {recipe.name: recipe for recipe in (SFT, DREAM_SFT, PRETRAINING, EDIT_FLOW_SFT, EDIT_FLOW_PRETRAINING)}
 
 __all__ = [
     "DREAM_SFT",
+    "EDIT_FLOW_PRETRAINING",
+    "EDIT_FLOW_SFT",
     "PRETRAINING",
     "RECIPES",
     "SFT",
     "DreamSFTData",
+    "EditFlowPretrainingData",
+    "EditFlowSFTData",
     "PretrainingData",
     "PretrainingModel",
     "Recipe",

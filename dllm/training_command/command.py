@@ -109,8 +109,8 @@ def _usage(words: Sequence[str]) -> str:
         task = words[words.index("--task") + 1]
     return (
         "usage: dllm train [--help] [FILE.yaml] [--task TASK] [--dry-run] [--NAME VALUE ...]\n\n"
-        "Fine-tune on conversations (sft; dream-sft, as Dream is) or pre-train on text (pt). The file has lines\n"
-        "`name: value`; flags override it. The settings of a run are saved as "
+        "Fine-tune on conversations (sft; dream-sft, as Dream is; editflow) or pre-train on text (pt; editflow-pt).\n"
+        "The file has lines `name: value`; flags override it. The settings of a run are saved as "
         f"{SETTINGS_FILE} in output_dir;\ndllm train output_dir/{SETTINGS_FILE} starts the same run. --dry-run prints "
         "the settings, parameters, steps,\nmemory and the GPUs that hold it, and trains nothing; without dataset_args "
         "it reads the model's config.json only.\n"

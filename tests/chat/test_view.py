@@ -73,12 +73,22 @@ class TestFilm:
         assert [row[-1].tokens for row in film.rows] == [[1, 2], [1, 2, 3, 4]]
         assert film.rows[0][-1].states == [GIVEN, NEW]
 
+    def test_rows_that_grow_and_shrink(self, words):
+        """A token keeps its state where it moves to; what is put in is new, and padding (4) is not shown."""
+        history = [[[1, 0, 0], [2, 0, 0]], [[1, 2, 0, 0], [2, 4, 4, 4]], [[1, 3, 2, 0, 0], [2, 3, 4, 4, 4]]]
+        film = film_from_histories(words, list(map(torch.tensor, history)))
+        first, second = film.rows
+        assert [frame.tokens for frame in first] == [[1, 0, 0], [1, 2, 0, 0], [1, 3, 2, 0, 0]]
+        assert first[1].states == [GIVEN, NEW, MASKED, MASKED]
+        assert first[2].states == [GIVEN, NEW, COMMITTED, MASKED, MASKED]
+        assert [frame.tokens for frame in second] == [[2, 0, 0], [2], [2, 3]] and second[2].states == [GIVEN, NEW]
+
     @pytest.mark.parametrize(
         ("histories", "error", "rule"),
         [
             ([], ValueError, "at least one step, got none"),
             ([[1, 2]], TypeError, "tensors of token ids"),
-            ([torch.zeros(2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)], ValueError, "one shape"),
+            ([torch.zeros(n, 3, dtype=torch.int64) for n in (1, 2)], ValueError, "one number of rows"),
         ],
     )
     def test_what_is_no_history(self, words, histories, error, rule):

@@ -160,6 +160,10 @@ def test_what_the_arguments_refuse(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"must be|is loss_norm_type"):
             config_of(tmp_path, EditFlowTrainerConfig, **wrong)
+    with pytest.raises(ValueError, match="Unknown scheduler 'square'"):
+        config_of(tmp_path, EditFlowTrainerConfig, kappa_scheduler="square")
+    named = trainer_of(tmp_path, model_of(), prompted(2), kappa_scheduler="cosine")
+    assert named.scheduler == CosineKappaScheduler()
     with pytest.raises(ValueError, match="must be an EditFlowModel"):
         trainer_of(tmp_path, tiny("modernbert"), prompted(2))
     with pytest.raises(TypeError, match="must be a BaseKappaScheduler, got LinearAlphaScheduler"):

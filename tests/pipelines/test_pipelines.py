@@ -18,6 +18,9 @@ HERE = {
     "bert": "",
     "llada": "LLaDAConfig LLaDAMoEConfig LLaDAModelLM LLaDAMoEModelLM",
     "dream": "DreamConfig DreamModel DreamTokenizer DreamSampler DreamSamplerConfig DreamTrainer utils",
+    "editflow": "EditFlowSampler EditFlowSamplerConfig EditFlowTrainer utils EditFlowQwen2Config EditFlowQwen2Model "
+    "EditFlowModernBertConfig EditFlowModernBertModel EditFlowDreamConfig EditFlowDreamModel EditFlowQwen3Config "
+    "EditFlowQwen3Model EditFlowLLaDAConfig EditFlowLLaDAModel",
     "llada2": "LLaDA2MoeConfig LLaDA2MoeModelLM LLaDA2Sampler LLaDA2SamplerConfig",
     "llada21": "LLaDA2MoeConfig LLaDA2MoeModelLM LLaDA21Sampler LLaDA21SamplerConfig",
     "fastdllm.llada": "FastdLLMLLaDAConfig FastdLLMLLaDASampler FastdLLMLLaDASamplerConfig",
@@ -32,6 +35,7 @@ DEFAULTS = {
     "fastdllm.dream FastdLLMDream": dict(
         max_new_tokens=20, steps=512, alg="origin", temperature=1.0, top_k=50, block_size=32, use_cache=None
     ),
+    "editflow EditFlow": dict(mask_length=128, tau=0.01, time_epsilon=1e-3, edit_prompt=False),
     "dream Dream": dict(max_new_tokens=20, steps=512, eps=1e-3, alg="origin", alg_temp=0.0, top_p=1.0, top_k=50),
 }
 

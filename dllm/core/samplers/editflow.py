@@ -125,6 +125,7 @@ class EditFlowSampler:
     scheduler: BaseKappaScheduler | None = None
 
     config_class: ClassVar[type[EditFlowSamplerConfig]] = EditFlowSamplerConfig
+    edits: ClassVar[bool] = True  # texts grow and shrink, so a column is not a token's place
 
     def __post_init__(self) -> None:
         if (editing := _with_rates(self.model)) is None:

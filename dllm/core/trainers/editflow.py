@@ -13,7 +13,7 @@ import torchmetrics
 from torch import Tensor, nn
 
 from dllm.core.editflow import EditTargets
-from dllm.core.schedulers import BaseKappaScheduler, CubicKappaScheduler
+from dllm.core.schedulers import BaseKappaScheduler, get_kappa_scheduler_class, make_kappa_scheduler
 from dllm.core.trainers.base import DiffusionTrainer
 from dllm.core.trainers.batches import CORRUPTION
 from dllm.core.trainers.config import MDLMConfig
@@ -32,8 +32,8 @@ class EditFlowTrainerConfig(MDLMConfig):
     fields below. The time is t = (1 - time_epsilon) U.
 
     Raises:
-        TypeError, ValueError: as the parent class; a field that does not apply differs from its default; max_w is not
-            above 0.
+        TypeError, ValueError: as the parent class; a field that does not apply differs from its default; kappa is
+            unknown; max_w is not above 0.
 
     Example:
         >>> EditFlowTrainerConfig(output_dir="out", report_to="none", normalize_per_position=False).loss_norm_type
@@ -44,6 +44,7 @@ class EditFlowTrainerConfig(MDLMConfig):
         default="sequence", metadata={"help": "sequence: each sample's loss by its tokens; batch: undivided."}
     )
     cuda_graph: bool | None = field(default=False, metadata={"help": "False: texts differ in length at every step."})
+    kappa_scheduler: str = field(default="cubic", metadata={"help": "kappa(t): cubic, linear or cosine."})
     max_w: float = field(default=20.0, metadata={"help": "The largest weight w(t) of a sample's loss."})
     normalize_per_position: bool | None = field(
         default=None, metadata={"help": "True: loss_norm_type sequence; False: batch. The name in dLLM 0.1."}
@@ -64,6 +65,7 @@ class EditFlowTrainerConfig(MDLMConfig):
                 raise ValueError(f"{name} must be {value} for Edit Flows, got {getattr(self, name)}")
         if self.loss_norm_type not in ("sequence", "batch"):
             raise ValueError(f"loss_norm_type must be sequence or batch, got {self.loss_norm_type!r}")
+        get_kappa_scheduler_class(self.kappa_scheduler)
         if not 0 < self.max_w < math.inf:
             raise ValueError(f"max_w must be above 0 and finite, got {self.max_w}")
         super().__post_init__()
@@ -94,7 +96,7 @@ class EditFlowTrainer(DiffusionTrainer):
 
     Args:
         args: :class:`EditFlowTrainerConfig`.
-        scheduler: kappa(t); cubic if not given. The model's configuration keeps it for the sampler.
+        scheduler: kappa(t), in place of `args.kappa_scheduler`. The model's configuration keeps it for the sampler.
         model: a :class:`dllm.models.EditFlowModel`, perhaps with an adapter.
         tokenizer, processing_class: two names of one argument; it names the mask token, BOS and the padding token.
         data_collator: gives pairs, as :class:`~dllm.core.trainers.edit_collator.EditFlowCollator` does, which is the
@@ -146,7 +148,7 @@ class EditFlowTrainer(DiffusionTrainer):
     ):
         if not isinstance(args, EditFlowTrainerConfig):
             raise TypeError(f"args must be an EditFlowTrainerConfig, got {type(args).__name__}")
-        self.scheduler = CubicKappaScheduler() if scheduler is None else scheduler
+        self.scheduler = make_kappa_scheduler(args.kappa_scheduler) if scheduler is None else scheduler
         if not isinstance(self.scheduler, BaseKappaScheduler):
             raise TypeError(f"scheduler must be a BaseKappaScheduler, got {type(self.scheduler).__name__}")
         if model is not None and not hasattr(unwrapped(model), "rate_heads"):
