@@ -63,7 +63,7 @@ def align_tokens(x0: Tensor, x0_length: Tensor, x1: Tensor, x1_length: Tensor, *
         >>> x0, x1 = torch.tensor([[7, 5, 5]]), torch.tensor([[7, 5, 8, 9]])
         >>> z0, z1, length = align_tokens(x0, torch.tensor([3]), x1, torch.tensor([4]))
         >>> z0[0, :4], z1[0, :4], length
-        (tensor([ 7, -1,  5,  5]), tensor([7, 5, 8, 9]), tensor([4]))
+        (tensor([ 7,  5, -1,  5]), tensor([7, 5, 8, 9]), tensor([4]))
     """
     _checks.tensor("x0", x0, dtypes=(torch.int64,), shape=("B", "N"))
     if x0.device.type != "cpu":
