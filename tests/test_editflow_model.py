@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from dllm.configs import ModelArguments
-from dllm.core.editflow import Edits, EditTargets, rows_of
+from dllm.core.edits import Edits, rows_of
+from dllm.fast.training.edit_loss import EditTargets
 from dllm.fast.visibility import check_bidirectional, why_not_padded
 from dllm.models import EditFlowConfig, EditFlowModel, bidirectional, get_config, get_model, load_peft
 from tests.families.toys import load

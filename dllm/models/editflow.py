@@ -12,9 +12,9 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from dllm.core.editflow import EditTargets, edit_flow_loss
 from dllm.fast.head.split import output_head
 from dllm.fast.model import MARKER
+from dllm.fast.training.edit_loss import EditTargets, edit_flow_loss
 from dllm.models.classes import auto_class, made_bidirectional
 from dllm.models.families import family_of
 from dllm.models.official import marker_of
@@ -75,7 +75,7 @@ class EditFlowConfig(transformers.PretrainedConfig):
 class EditFlowOutput(ModelOutput):
     """What a model of Edit Flows returns: with `edits` a loss, else rates and logits of all positions.
 
-    loss: float32 [], and sample_losses, float32 [B], as :class:`~dllm.core.editflow.loss.EditFlowLoss` has them.
+    loss: float32 [], and sample_losses, float32 [B], as :class:`~dllm.fast.training.edit_loss.EditFlowLoss` has them.
     ins_logits, sub_logits: [B, L, V], of tokens that are inserted behind a position, or put in its place.
     sub_rate_hat, del_rate_hat, ins_rate_hat: float32 [B, L], rates before they are multiplied by w(t).
     """
@@ -108,8 +108,8 @@ class EditFlowModel(transformers.PreTrainedModel):
     The rates are in the order substitute, delete, insert. With `config.right_shift` (Dream) those of substitutions and
     deletions, and the logits of substitutions, are read one position before, and are 0 at the first position.
 
-    A folder that `save_pretrained` writes is loaded by :func:`dllm.models.get_model` and `from_pretrained`. LoRA trains
-    the modules that `new_modules` names in full.
+    A folder that `save_pretrained` writes is loaded by :func:`dllm.models.get_model`, by `from_pretrained`, and by
+    AutoModel once :mod:`dllm.models` is imported. LoRA trains the modules that `new_modules` names in full.
 
     Args:
         config: :class:`EditFlowConfig`. All weights are random; :meth:`from_backbone` takes over those of a model.

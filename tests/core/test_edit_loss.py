@@ -11,17 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from dllm.core.editflow import (
-    Edits,
-    EditTargets,
-    edit_flow_loss,
-    edit_weight,
-    noised_columns,
-    remaining_edits,
-    rows_of,
-    without_blanks,
-)
+from dllm.core.edits import Edits, edit_weight, noised_columns, remaining_edits, rows_of, without_blanks
 from dllm.core.schedulers import LinearKappaScheduler, get_kappa_scheduler_class, make_kappa_scheduler
+from dllm.fast.training.edit_loss import EditTargets, edit_flow_loss
 from dllm_kernels import align_tokens, philox
 from dllm_kernels.align_tokens import BLANK, Alignment
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dllm.core.editflow import edit_weight
+from dllm.core.edits import edit_weight
 from dllm.core.samplers import canvas
 from dllm.core.samplers.config import settings_of
 from dllm.core.samplers.edit_config import EditFlowSamplerConfig

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.core.editflow import edit_weight, noised_columns, remaining_edits, rows_of, without_blanks
+from dllm.core.edits import edit_weight, noised_columns, remaining_edits, rows_of, without_blanks
 from dllm.core.trainers.batches import CORRUPTION, check_draws, check_fits
 from dllm.core.trainers.collator import MDLMCollator
 from dllm.data.spec import parse_spec
@@ -100,7 +100,7 @@ class EditCorruptingCollator(MDLMCollator):
     """Makes pairs by `base`, then texts x_t between x_0 and x_1, with the edits that are left.
 
     Each pair is aligned with the fewest edits. A column of the alignment shows x_1 with probability kappa(t) of its
-    sample, else x_0 (:mod:`dllm.core.editflow`). Draws are those of the run's seed, the tokens of x_1 and the epoch, as
+    sample, else x_0 (:mod:`dllm.core.edits`). Draws are those of the run's seed, the tokens of x_1 and the epoch, as
     of :class:`~dllm.core.trainers.collator.MDLMCollator`.
 
     Args:
@@ -109,7 +109,7 @@ class EditCorruptingCollator(MDLMCollator):
         others: as of MDLMCollator; `scheduler` is kappa(t), and masks play no part.
 
     A batch has `input_ids` [B, L], x_t; `attention_mask`, if a row is padded; and "corruption":
-        sub_rows, del_rows, ins_rows, sub_targets, ins_targets: as :class:`~dllm.core.editflow.loss.EditTargets`.
+        sub_rows, del_rows, ins_rows, sub_targets, ins_targets: as :class:`~dllm.fast.training.edit_loss.EditTargets`.
         rows: int64 [E], all of these rows.
         weight: float32 [B], w(t).
         maskable: int64 [B], tokens of x_1.

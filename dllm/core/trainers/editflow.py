@@ -12,7 +12,6 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from dllm.core.editflow import EditTargets
 from dllm.core.schedulers import BaseKappaScheduler, get_kappa_scheduler_class, make_kappa_scheduler
 from dllm.core.trainers.base import DiffusionTrainer
 from dllm.core.trainers.batches import CORRUPTION
@@ -20,6 +19,7 @@ from dllm.core.trainers.config import MDLMConfig
 from dllm.core.trainers.edit_collator import EditCorruptingCollator, EditFlowCollator
 from dllm.core.trainers.utils.metrics import MeanMetric
 from dllm.fast.model import unwrapped
+from dllm.fast.training.edit_loss import EditTargets
 
 __all__ = ["EditFlowCollator", "EditFlowTrainer", "EditFlowTrainerConfig"]
 
@@ -87,7 +87,7 @@ class EditFlowTrainer(DiffusionTrainer):
 
     over the edits e that are left from x_t to x_1. Z counts the samples of the whole optimizer step, all its forwards
     and all ranks. With `loss_norm_type="batch"` a sample's loss is not divided by :math:`|x_1|`. No logits are computed
-    but those of edits (:func:`~dllm.core.editflow.loss.edit_flow_loss`).
+    but those of edits (:func:`~dllm.fast.training.edit_loss.edit_flow_loss`).
 
     :class:`~dllm.core.trainers.base.trainer.DiffusionTrainer` does everything but the loss: draws that depend on the
     run's seed, the sample's tokens and the epoch alone; logs; averaged weights; exact resumption; a check of the

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from dllm.core.schedulers import BaseKappaScheduler
+from dllm.fast.training.edit_loss import DELETE, INSERT, NAMES, SUBSTITUTE
 from dllm_kernels import philox
 from dllm_kernels.align_tokens import BLANK, Alignment
-
-# Kinds of edits, in the order of a model's rates.
-SUBSTITUTE, DELETE, INSERT = 0, 1, 2
 
 
 class Edits(NamedTuple):
@@ -121,3 +119,16 @@ def remaining_edits(zt: Tensor, z1: Tensor) -> Edits:
     kind = torch.full_like(place, SUBSTITUTE)
     kind = torch.where(wanted == BLANK, DELETE, torch.where(shown == BLANK, INSERT, kind))
     return Edits(kind, sample, torch.where(kind == INSERT, (place - 1).clamp(min=0), place), wanted)
+
+
+def rows_of(edits: Edits, columns: int) -> dict[str, Tensor]:
+    """The fields of :class:`~dllm.fast.training.edit_loss.EditTargets` that edits give, in a batch of L columns.
+
+    Example:
+        >>> one = torch.tensor([1])
+        >>> rows_of(Edits(torch.tensor([INSERT]), one, one, torch.tensor([7])), columns=4)["ins_rows"]
+        tensor([5])
+    """
+    rows = edits.sample * columns + edits.position
+    found = {f"{name}_rows": rows[edits.kind == kind] for kind, name in NAMES.items()}
+    return found | {f"{NAMES[kind]}_targets": edits.token[edits.kind == kind] for kind in (SUBSTITUTE, INSERT)}

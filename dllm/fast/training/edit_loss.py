@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dllm.core.editflow.edits import DELETE, INSERT, SUBSTITUTE, Edits
 from dllm.fast.training.loss import head_loss
 
+# Kinds of edits, in the order of a model's rates.
+SUBSTITUTE, DELETE, INSERT = 0, 1, 2
 SMALLEST_RATE = 1e-12
-_NAMES = {SUBSTITUTE: "sub", DELETE: "del", INSERT: "ins"}
+NAMES = {SUBSTITUTE: "sub", DELETE: "del", INSERT: "ins"}
 
 
 class EditFlowLoss(NamedTuple):
@@ -46,19 +47,6 @@ class EditTargets:
     ins_rows: Tensor
     sub_targets: Tensor
     ins_targets: Tensor
-
-
-def rows_of(edits: Edits, columns: int) -> dict[str, Tensor]:
-    """The fields of :class:`EditTargets` that edits give, in a batch of L columns.
-
-    Example:
-        >>> one = torch.tensor([1])
-        >>> rows_of(Edits(torch.tensor([INSERT]), one, one, torch.tensor([7])), columns=4)["ins_rows"]
-        tensor([5])
-    """
-    rows = edits.sample * columns + edits.position
-    found = {f"{name}_rows": rows[edits.kind == kind] for kind, name in _NAMES.items()}
-    return found | {f"{_NAMES[kind]}_targets": edits.token[edits.kind == kind] for kind in (SUBSTITUTE, INSERT)}
 
 
 def edit_flow_loss(
@@ -102,7 +90,7 @@ def edit_flow_loss(
     columns, flat, of_position = rates.shape[1], hidden.flatten(0, 1), rates.flatten(0, 1)
     real = torch.arange(columns, device=rates.device) < edits.lengths[:, None]
     of_samples = (rates.sum(2) * real).sum(1)
-    for kind, name in _NAMES.items():
+    for kind, name in NAMES.items():
         rows = getattr(edits, f"{name}_rows")
         surprise = -of_position[rows, kind].clamp(min=SMALLEST_RATE).log()
         of_samples = of_samples.index_add(0, rows // columns, surprise)
