@@ -49,10 +49,7 @@ class DreamSFTCollator(transformers.DataCollatorForSeq2Seq):
     resp_cutoff_ratio: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.resp_cutoff_ratio <= 1:
-            raise ValueError(f"resp_cutoff_ratio must lie in [0, 1], got {self.resp_cutoff_ratio}")
-        if self.perbatch_cutoff and self.resp_cutoff_ratio:
-            raise ValueError(f"resp_cutoff_ratio must be 0 beside perbatch_cutoff, got {self.resp_cutoff_ratio}")
+        check_cutoff(self.perbatch_cutoff, self.resp_cutoff_ratio)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
         answers = [_answer_length(sample, number) for number, sample in enumerate(samples)]
@@ -67,6 +64,18 @@ class DreamSFTCollator(transformers.DataCollatorForSeq2Seq):
         if "attention_mask" in batch and self.label_pad_token_id != IGNORE:
             batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
         return batch
+
+
+def check_cutoff(perbatch_cutoff: bool, resp_cutoff_ratio: float) -> None:
+    """Check the arguments of :class:`DreamSFTCollator`.
+
+    Raises:
+        ValueError: the ratio is outside [0, 1], or is not 0 beside `perbatch_cutoff`.
+    """
+    if not 0 <= resp_cutoff_ratio <= 1:
+        raise ValueError(f"resp_cutoff_ratio must lie in [0, 1], got {resp_cutoff_ratio}")
+    if perbatch_cutoff and resp_cutoff_ratio:
+        raise ValueError(f"resp_cutoff_ratio must be 0 beside perbatch_cutoff, got {resp_cutoff_ratio}")
 
 
 def cut_answers(samples: Sequence[Mapping[str, Any]], longest: int) -> list[dict[str, Any]]:
