@@ -32,7 +32,7 @@ class DreamSFTCollator(transformers.DataCollatorForSeq2Seq):
 
     Raises:
         ValueError: `resp_cutoff_ratio` is outside [0, 1], or is not 0 beside `perbatch_cutoff`; a sample without
-            `prompt_len`, or without an answer behind it.
+            `prompt_len`, with one that is no whole number of at least 0, or without an answer behind it.
 
     Source: dLLM 0.1, whose name and arguments these are; Dream-Coder (arXiv:2509.01142).
 
@@ -97,10 +97,15 @@ def cut_answers(samples: Sequence[Mapping[str, Any]], longest: int) -> list[dict
 def _answer_length(sample: Mapping[str, Any], number: int) -> int:
     if "prompt_len" not in sample:
         raise ValueError(f"sample {number} of a batch must have prompt_len, got {', '.join(sample)}")
-    length = len(sample["input_ids"]) - sample["prompt_len"]
+    prompt = sample["prompt_len"]
+    if isinstance(prompt, bool) or not hasattr(prompt, "__index__") or prompt < 0:
+        raise ValueError(
+            f"prompt_len of sample {number} of a batch must be a whole number of at least 0, got {prompt!r}"
+        )
+    length = len(sample["input_ids"]) - prompt
     if length < 1:
         raise ValueError(
-            f"sample {number} of a batch must have an answer behind its prompt of {sample['prompt_len']} tokens, got "
+            f"sample {number} of a batch must have an answer behind its prompt of {prompt} tokens, got "
             f"{len(sample['input_ids'])} tokens in all"
         )
     return length
