@@ -27,9 +27,11 @@ class OfficialConfig(PretrainedConfig):
     """The configuration of an official checkpoint, with the official fields. A subclass has the model type."""
 
     use_cache = False
+    rope_scaling = None  # a field of its own: the property of transformers 5 would move it to rope_parameters
 
     def __init__(self, **fields: Any):
         super().__init__()
+        fields = {name: value for name, value in fields.items() if name != "attn_implementation" or value is not None}
         self.given = sorted(fields)
         for name, value in fields.items():
             setattr(self, name, value)

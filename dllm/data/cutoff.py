@@ -32,7 +32,7 @@ class DreamSFTCollator(transformers.DataCollatorForSeq2Seq):
 
     Raises:
         ValueError: `resp_cutoff_ratio` is outside [0, 1], or is not 0 beside `perbatch_cutoff`; a sample without
-            `prompt_len`, or without an answer behind it.
+            `prompt_len`, with one that is no whole number of at least 0, or without an answer behind it.
 
     Source: dLLM 0.1, whose name and arguments these are; Dream-Coder (arXiv:2509.01142).
 
@@ -49,10 +49,7 @@ class DreamSFTCollator(transformers.DataCollatorForSeq2Seq):
     resp_cutoff_ratio: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.resp_cutoff_ratio <= 1:
-            raise ValueError(f"resp_cutoff_ratio must lie in [0, 1], got {self.resp_cutoff_ratio}")
-        if self.perbatch_cutoff and self.resp_cutoff_ratio:
-            raise ValueError(f"resp_cutoff_ratio must be 0 beside perbatch_cutoff, got {self.resp_cutoff_ratio}")
+        check_cutoff(self.perbatch_cutoff, self.resp_cutoff_ratio)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
         answers = [_answer_length(sample, number) for number, sample in enumerate(samples)]
@@ -67,6 +64,18 @@ class DreamSFTCollator(transformers.DataCollatorForSeq2Seq):
         if "attention_mask" in batch and self.label_pad_token_id != IGNORE:
             batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
         return batch
+
+
+def check_cutoff(perbatch_cutoff: bool, resp_cutoff_ratio: float) -> None:
+    """Check the arguments of :class:`DreamSFTCollator`.
+
+    Raises:
+        ValueError: the ratio is outside [0, 1], or is not 0 beside `perbatch_cutoff`.
+    """
+    if not 0 <= resp_cutoff_ratio <= 1:
+        raise ValueError(f"resp_cutoff_ratio must lie in [0, 1], got {resp_cutoff_ratio}")
+    if perbatch_cutoff and resp_cutoff_ratio:
+        raise ValueError(f"resp_cutoff_ratio must be 0 beside perbatch_cutoff, got {resp_cutoff_ratio}")
 
 
 def cut_answers(samples: Sequence[Mapping[str, Any]], longest: int) -> list[dict[str, Any]]:
@@ -88,10 +97,15 @@ def cut_answers(samples: Sequence[Mapping[str, Any]], longest: int) -> list[dict
 def _answer_length(sample: Mapping[str, Any], number: int) -> int:
     if "prompt_len" not in sample:
         raise ValueError(f"sample {number} of a batch must have prompt_len, got {', '.join(sample)}")
-    length = len(sample["input_ids"]) - sample["prompt_len"]
+    prompt = sample["prompt_len"]
+    if isinstance(prompt, bool) or not hasattr(prompt, "__index__") or prompt < 0:
+        raise ValueError(
+            f"prompt_len of sample {number} of a batch must be a whole number of at least 0, got {prompt!r}"
+        )
+    length = len(sample["input_ids"]) - prompt
     if length < 1:
         raise ValueError(
-            f"sample {number} of a batch must have an answer behind its prompt of {sample['prompt_len']} tokens, got "
+            f"sample {number} of a batch must have an answer behind its prompt of {prompt} tokens, got "
             f"{len(sample['input_ids'])} tokens in all"
         )
     return length

@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 
 from dllm.configs import resolve_with_base_env
 from dllm.fast.model import MARKER
-from dllm.models.config_rules import check_fields
+from dllm.models.config_rules import check_fields, check_marker
 from dllm.models.official import Mapping, is_official, names, recognise
 from dllm.models.official.vocabulary import mask_token_at
 
@@ -152,6 +152,7 @@ def _content_at(base: str) -> dict[str, Any]:
         raise ValueError(f"architectures must be a list of class names, got {names!r}")
     if marker is not None and not isinstance(marker, dict):
         raise ValueError(f"{MARKER} must be an object, got {marker!r}")
+    check_marker(marker or {})
     if not content.get("auto_map") or kind in CONFIG_MAPPING or is_official(content):  # else its own code knows
         check_fields(content)
     return content

@@ -70,16 +70,20 @@ def get_tokenizer(model_args: Any = None, **options: Any) -> transformers.PreTra
     # always given, because transformers would ask at the terminal otherwise
     options.setdefault("trust_remote_code", getattr(model_args, "trust_remote_code", False))
     files, config = _files_of(source), config_at(source)
-    family = family_in(config) or family_in(_settings_at(files))
     with reading("tokenizer", files):
-        tokenizer = _load(files, family, {"padding_side": "right"} | options)
+        settings = _settings_at(files)
+    family = family_in(config) or family_in(settings)
+    with reading("tokenizer", files):
+        tokenizer = _load(files, family, settings, {"padding_side": "right"} | options)
     complete(tokenizer, family, config, source)
     if family is not None:
         set_template(tokenizer, family.chat_template, family.answer_header, thinks=family.thinks)
     return tokenizer
 
 
-def _load(files: str, family: Family | None, options: dict[str, Any]) -> transformers.PreTrainedTokenizerBase:
+def _load(
+    files: str, family: Family | None, settings: dict[str, Any], options: dict[str, Any]
+) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer as its files have it. The classes that they name are known to transformers, or stand for these."""
     if family is None or not family.unknown_to_transformers:
         return transformers.AutoTokenizer.from_pretrained(files, **options)
@@ -87,7 +91,7 @@ def _load(files: str, family: Family | None, options: dict[str, Any]) -> transfo
     has_json = file_at(files, "tokenizer.json") is not None
     if not has_json and None in (file_at(files, "vocab.json"), file_at(files, "merges.txt")):
         raise OSError("it must have a tokenizer.json, or a vocab.json and a merges.txt, got neither")
-    declared = str(_settings_at(files).get("tokenizer_class")).removesuffix("Fast")
+    declared = str(settings.get("tokenizer_class")).removesuffix("Fast")
     is_qwen = declared in QWEN_CLASSES or not has_json
     kind = transformers.Qwen2TokenizerFast if is_qwen else transformers.PreTrainedTokenizerFast
     with _without_class_warning():
@@ -117,11 +121,10 @@ def _settings_at(source: str) -> dict[str, Any]:
     file = file_at(source, "tokenizer_config.json")
     if file is None:
         return {}
-    with reading("tokenizer", source):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"tokenizer_config.json must hold a JSON object, got {type(found).__name__}")
-        return found
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"tokenizer_config.json must hold a JSON object, got {type(found).__name__}")
+    return found
 
 
 def _files_of(source: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dllm.core.trainers import DreamTrainer, DreamTrainerConfig
-from dllm.data.cutoff import DreamSFTCollator
+from dllm.data.cutoff import DreamSFTCollator, check_cutoff
 from dllm.recipes.sft import SFT, SFTData
 
 
@@ -18,7 +18,7 @@ class DreamSFTData(SFTData):
 
     Raises:
         ValueError: as the parent class; mask_prompt_loss is False or answers is all, as a sample must be a prompt with
-            one answer behind it.
+            one answer behind it; resp_cutoff_ratio is outside [0, 1], or is not 0 beside perbatch_cutoff.
 
     Example:
         >>> DreamSFTData(dataset_args="data/dialogues").perbatch_cutoff
@@ -39,6 +39,7 @@ class DreamSFTData(SFTData):
                 "answers are cut behind their prompts, so mask_prompt_loss must be True and answers last, got "
                 f"{self.mask_prompt_loss} and {self.answers}"
             )
+        check_cutoff(self.perbatch_cutoff, self.resp_cutoff_ratio)
 
 
 def collator(data_args: DreamSFTData, tokenizer: Any) -> Callable:

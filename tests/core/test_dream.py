@@ -216,3 +216,6 @@ def test_what_the_collator_refuses(tokenizer):
         collate([{"input_ids": [5, 6], "labels": [5, 6]}])
     with pytest.raises(ValueError, match="must have an answer behind its prompt of 2 tokens, got 2"):
         collate([{"input_ids": [5, 6], "labels": [5, 6], "prompt_len": 2}])
+    for length in (-1, "1", 1.0, True):
+        with pytest.raises(ValueError, match=f"prompt_len .* must be a whole number of at least 0, got {length!r}"):
+            collate([{"input_ids": [5, 6], "labels": [5, 6], "prompt_len": length}])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
 
 from dllm.auto_classes import OfficialModel
+from dllm.models import get_model
 from tests.families.test_logits import CLASSES, errors
 from tests.families.toys import CHECKPOINTS, NAMES, config_of, reference_of
 
@@ -46,3 +50,20 @@ def test_trusted_code_is_not_needed(tmp_path):
     with torch.no_grad():
         found = model(input_ids=reference_of("llada")["ids"]).logits
     assert (found - reference_of("llada")["full"]).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("name", ["rnd1", "lladamoe", "llada2", "a2d-qwen3"])
+def test_scaled_positions(name, tmp_path):
+    """The auto classes load what get_model loads, and keep the official configuration as it is in config.json."""
+    written = config_of(name) | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    shutil.copy(CHECKPOINTS / name / "model.safetensors", tmp_path)
+    plain = get_model(model_name_or_path=str(CHECKPOINTS / name), dtype="float32")
+    ours = get_model(model_name_or_path=str(tmp_path), dtype="float32")
+    loaded = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        without, with_scaling, found = (model(reference_of(name)["ids"]).logits for model in (plain, ours, loaded))
+    assert torch.equal(found, with_scaling) and not torch.allclose(found, without)
+    official = dict(loaded.config.masked_diffusion["official"])
+    official.pop("dtype", None)  # the option of this call, which transformers 5 puts into the configuration
+    assert official == {key: value for key, value in written.items() if key != "dtype"}

@@ -65,9 +65,12 @@ WRONG = {
     "max_position_embeddings": (1.5, "a whole number of at least 1, got 1.5"),
     "num_key_value_heads": ("4", "a whole number of at least 1, got '4'"),
     "rms_norm_eps": ("1e-6", "a finite number of at least 0, got '1e-6'"),
-    "rope_theta": ([], r"a finite number of at least 0, got \[\]"),
+    "rope_theta": ([], r"a finite number above 0, got \[\]"),
+    "partial_rotary_factor": ([1], r"a finite number of at least 0, got \[1\]"),
+    "attention_dropout": (1, "a number from 0 to below 1, got 1"),
     "tie_word_embeddings": ("no", "true or false, got 'no'"),
     "eos_token_id": (1.5, "a token id, got 1.5"),
+    "mask_token_id": (1.5, "a token id, got 1.5"),
     "quantization_config": (4, "an object or null, got 4"),
 }
 
@@ -84,6 +87,60 @@ def test_a_field_of_the_wrong_kind(field, tmp_path):
                 ValueError, match=rf"at {tmp_path} cannot be used: {field} in config.json must be {rule}"
             ):
                 get(model_name_or_path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("right_shift", 7, "true or false"),
+        ("bidirectional", "x", "true or false"),
+        ("block_size", 0, "a whole number of at least 1"),
+        ("block_size", True, "a whole number of at least 1"),
+        ("official", 5, "an object"),
+    ],
+)
+def test_a_marker_of_the_wrong_kind(field, value, rule, tmp_path):
+    """A saved model is not loaded with a shift by 7 columns, for example."""
+    config = {"model_type": "qwen2", "masked_diffusion": {"family": "dream", field: value}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for get in (get_config, get_model):
+        with pytest.raises(
+            ValueError, match=f"{field} of masked_diffusion in config.json must be {rule}, got {value!r}"
+        ):
+            get(model_name_or_path=str(tmp_path))
+
+
+def test_a_base_of_zero(tmp_path):
+    """It was taken for one that is not there."""
+    (tmp_path / "config.json").write_text(json.dumps(config_of("rnd1") | {"rope_theta": 0}))
+    with pytest.raises(ValueError, match=r"rope_theta in config\.json must be a finite number above 0, got 0"):
+        get_config(model_name_or_path=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["lladamoe", "rnd1", "llada2"])
+def test_more_experts_for_a_token_than_there_are(name, tmp_path):
+    config = config_of(name)
+    count = config["num_experts"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": count + 1}))
+    with pytest.raises(ValueError, match=rf"must be at most num_experts = {count}, got {count + 1}"):
+        get_config(model_name_or_path=str(tmp_path))
+
+
+GROUPS = [  # the checkpoint has 16 experts in 4 groups, of which 2
+    ({"n_group": 0}, "n_group must divide num_experts = 16 into groups of at least 2, got 0"),
+    ({"n_group": 3}, "n_group must divide num_experts = 16 into groups of at least 2, got 3"),
+    ({"n_group": 16}, "n_group must divide num_experts = 16 into groups of at least 2, got 16"),
+    ({"n_group": "4"}, "n_group must divide num_experts = 16 into groups of at least 2, got '4'"),
+    ({"topk_group": 0}, "topk_group must be from 1 to n_group = 4, got 0"),
+    ({"topk_group": 5}, "topk_group must be from 1 to n_group = 4, got 5"),
+    ({"num_experts_per_tok": 9}, "num_experts_per_tok must be at most the 8 experts of 2 groups, got 9"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), GROUPS)
+def test_groups_of_experts_that_do_not_fit(fields, message):
+    with pytest.raises(ValueError, match=message):
+        recognise(config_of("llada2") | fields)
 
 
 @pytest.mark.parametrize("field", ["d_model", "n_heads", "n_layers", "n_kv_heads", "mlp_hidden_size", "embedding_size"])

@@ -37,9 +37,11 @@ def test_a_run(tmp_path):
     assert torch.equal(batch["corruption"]["maskable"] > 0, torch.ones(4, dtype=torch.bool))
 
 
-def test_answers_that_have_no_one_place(tmp_path):
+def test_arguments_are_checked_before_anything_is_loaded(tmp_path):
     for option in (dict(answers="all"), dict(mask_prompt_loss=False)):
         with pytest.raises(ValueError, match="must be True and answers last"):
             DreamSFTData(dataset_args="talks.jsonl", **option)
     with pytest.raises(ValueError, match=r"must be like cart\[geo_p:0.3\]"):
         read_settings(words(tmp_path, "--loss_weight_type", "cart"))
+    with pytest.raises(ValueError, match=r"resp_cutoff_ratio must lie in \[0, 1\], got 1.5"):
+        read_settings(words(tmp_path, "--perbatch_cutoff", "False", "--resp_cutoff_ratio", "1.5"))

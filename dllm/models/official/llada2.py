@@ -72,6 +72,7 @@ def mapping(config: dict[str, Any]) -> Mapping:
     """
     needed("llada2", config, NEEDED)
     refuse("llada2", config, ALLOWED)
+    _check_groups(*(config[name] for name in ("num_experts", "n_group", "topk_group", "num_experts_per_tok")))
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     rotated = (config.get("rope_parameters") or {}).get("partial_rotary_factor") or config.get("partial_rotary_factor")
@@ -110,3 +111,16 @@ def mapping(config: dict[str, Any]) -> Mapping:
         mask_token_id=MASK if mask is None and config["vocab_size"] > MASK else mask,
         block_size=BLOCK,
     )
+
+
+def _check_groups(experts: int, groups: int, chosen_groups: int, chosen: int) -> None:
+    """Check that the groups of experts, of which some are chosen for a token, are of one size and hold enough."""
+    if type(groups) is not int or groups < 1 or experts % groups or experts < 2 * groups:
+        raise ValueError(f"n_group must divide num_experts = {experts} into groups of at least 2, got {groups!r}")
+    if type(chosen_groups) is not int or not 1 <= chosen_groups <= groups:
+        raise ValueError(f"topk_group must be from 1 to n_group = {groups}, got {chosen_groups!r}")
+    if chosen > chosen_groups * experts // groups:
+        raise ValueError(
+            f"num_experts_per_tok must be at most the {chosen_groups * experts // groups} experts of {chosen_groups} "
+            f"groups, got {chosen}"
+        )
