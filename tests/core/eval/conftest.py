@@ -15,6 +15,7 @@ if any(importlib.util.find_spec(package) is None for package in ("lm_eval", "dat
         "test_eval_suite.py",
         "test_evaluation_page.py",
         "test_fork_tasks.py",
+        "test_hard_input.py",
         "test_harness.py",
         "test_journal.py",
         "test_model_settings.py",
