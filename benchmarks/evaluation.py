@@ -1,12 +1,12 @@
 """Evaluation against dLLM 0.1's: likelihood and generation, request by request there, in batches here.
 
     python benchmarks/evaluation.py
-    python benchmarks/evaluation.py --questions 16 --plot build/evaluation.png
+    python benchmarks/evaluation.py --repeats 3 --plot build/evaluation.png
 
 The requests are those of the bundled model's problems: four letters to choose from, four numbers, four sentences, and
-solutions to write out. Both programs are given token ids, and runs are interleaved. Beside the seconds it tells how far
-apart the two estimates are, and on how many questions they choose alike. Output: a table and, as the last line, one
-JSON object on stdout; a JSON row in the results folder.
+products and solutions to write out. Both programs are given token ids, and runs are interleaved. Beside the seconds it
+tells how far apart the two estimates are, and on how many questions they choose alike. Output: a table and, as the last
+line, one JSON object on stdout; a JSON row in the results folder.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--model", default=None, help="a folder or a name on the Hub (default: the bundled model)")
-    add("--questions", type=int, default=8, help="of each kind (default: %(default)s)")
+    add("--questions", type=int, default=16, help="of each kind (default: %(default)s)")
     add("--mc-num", type=int, default=128, help="published masks of a target (default: %(default)s)")
     add("--masks", type=int, default=None, help="masks of a target here, where not all are taken (default: dllm's)")
     add("--batch-size", type=int, default=32, help="rows of a published forward, a divisor of --mc-num")
-    add("--new-tokens", type=int, default=64, help="of a solution (default: %(default)s)")
+    add("--new-tokens", type=int, default=128, help="room for a solution (default: %(default)s)")
     add("--block-size", type=int, default=32, help="tokens of a block (default: %(default)s)")
-    add("--repeats", type=int, default=3)
+    add("--repeats", type=int, default=1)
     add("--threads", type=int, default=None)
     add("--dtype", choices=list(DTYPES), default="float32")
     add("--plot", type=Path, default=None, help="write the seconds of each kind as a plot")
@@ -171,10 +171,12 @@ def measure(options: argparse.Namespace, begin: Callable[[str], None]) -> list[d
         name: Likelihood(asked, model, tokenizer.mask_token_id, options)
         for name, asked in questions(tokenizer, options.questions).items()
     }
-    asked = [problem.question for problem in held_out(2 * options.questions, 1, PHRASINGS)]
-    chats = [[{"role": "user", "content": text}] for text in asked]
-    prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
-    kinds["solutions"] = Generation(prompts, model, tokenizer, options)
+    problems = held_out(2 * options.questions, 1, PHRASINGS)
+    products = [f"What is {problem.numbers[0]} * {problem.numbers[1]}?" for problem in problems]
+    for name, asked in (("products", products), ("solutions", [problem.question for problem in problems])):
+        chats = [[{"role": "user", "content": text}] for text in asked]
+        prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+        kinds[name] = Generation(prompts, model, tokenizer, options)
     results = []
     for name, kind in kinds.items():
 
@@ -200,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     row = report.new_row("evaluation", "benchmarks/evaluation.py", arguments, torch.device("cpu"))
     row["settings"] = {name: value for name, value in vars(options).items() if name not in ("out", "plot", "repeats")}
-    with report.progress(total=8 * options.repeats) as begin:
+    with report.progress(total=10 * options.repeats) as begin:
         row["results"] = measure(options, begin)
     title = f"evaluation, {options.model or 'the bundled model'}, {options.dtype}, {options.mc_num} published masks"
     report.print_table(title, COLUMNS, [cells(result) for result in row["results"]])
