@@ -10,7 +10,7 @@ from dllm.configs import ModelArguments
 from dllm.models import get_config
 
 CONFIGS = Path(__file__).parent / "configs"
-# families/SPEC.md: the sums of the tensors of the published checkpoints
+# the sums of the tensors of the published checkpoints
 PARAMETERS = {
     "llada-8b": 8_015_581_184,
     "dream-7b": 7_615_616_512,
