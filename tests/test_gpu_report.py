@@ -45,6 +45,7 @@ from dllm_kernels.testing import assert_no_worse
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parent
 NOT_ON_GPUS = {
+    "kernels/test_align_tokens.py",  # an operation of the CPU
     "kernels/test_extension.py",  # the C++ extension
     "kernels/test_offline.py",  # compilation for GPUs that are not there
     "kernels/test_testing.py",  # the rule of accuracy itself

@@ -14,7 +14,7 @@ from torch import nn
 from dllm.core import samplers
 from dllm.fast import generate, visibility
 from dllm.fast.sampling.unpadded import RowGroups
-from dllm.models import bidirectional
+from dllm.models import EditFlowModel, bidirectional
 from dllm.models.bidirectional import causal
 from tests.blind_models import Averaging, Deaf, Leftward, Maskless, blind, causal_llama
 from tests.causal_models import causal_model
@@ -206,7 +206,8 @@ def test_an_adapter_is_tried_with_its_model():
 
 # what samplers make of it
 
-OURS = [name for name in samplers.__all__ if name.endswith("Sampler") and name != "BaseSampler"]
+ALL = {name: getattr(samplers, name) for name in samplers.__all__ if name.endswith("Sampler")}
+OURS = [name for name, kind in ALL.items() if issubclass(kind, samplers.BaseSampler) and name != "BaseSampler"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -220,6 +221,15 @@ def test_no_sampler_runs_a_causal_model(name):
             sampler.sample([[7, 8]], max_new_tokens=4, **options)
     with pytest.raises(ValueError, match="bidirectional"):
         sampler.infill([[7, MASK_ID, 8]])
+
+
+def test_no_sampler_of_edits_runs_a_causal_model():
+    backbone = bidirectional(causal_llama())
+    backbone.config.masked_diffusion = {"family": "llada"}
+    model = EditFlowModel.from_backbone(backbone)
+    causal(backbone)
+    with pytest.raises(ValueError, match="bidirectional"):
+        samplers.EditFlowSampler(model, TOKENIZER).sample([[7, 8]])
 
 
 def test_generate_runs_no_causal_model():
