@@ -5,8 +5,8 @@
 #     bash examples/a2d/eval.sh models/a2d-bd3lm-sft/checkpoint-final --tasks gsm8k_cot --apply-chat-template
 #
 # No settings of published runs are known for these models: shots are those of the tasks, lengths those that dLLM 0.1's
-# harness had by default (128 tokens in 128 steps). Whether the model attends by blocks is seen in its configuration; such
-# a model has no likelihood, so the tasks here generate.
+# harness had by default (128 tokens in 128 steps). Whether the model attends by blocks is seen in its configuration.
+# The tasks here generate; --tasks names others.
 # Words behind the model are options of `dllm eval` (dllm eval --help): --max-new-tokens 256 --steps 256, --limit 20 for a
 # try. A run that was killed continues when it is started again.
 set -euo pipefail

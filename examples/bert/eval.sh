@@ -13,15 +13,5 @@ if (($# == 0)); then
     echo "usage: bash examples/bert/eval.sh MODEL [options of dllm eval]" >&2
     exit 2
 fi
-instruct=False
-for word in "$@"; do
-    if [[ $word == --instruct ]]; then instruct=True; fi
-done
-tasks=$(python -c '
-import sys
-from dllm.core.eval.settings import settings_table
-print(*settings_table("bert").lines(instruct=sys.argv[1] == "True"), sep=",")
-' "$instruct")
 export HF_ALLOW_CODE_EVAL=1 # lm-eval's own tasks of code ask for it
-exec python -m dllm.core.eval "$1" --model bert --published --tasks "$tasks" \
-    --confirm-run-unsafe-code --output-path runs/eval/bert "${@:2}"
+exec python -m dllm.core.eval "$1" --model bert --published --confirm-run-unsafe-code --output-path runs/eval/bert "${@:2}"

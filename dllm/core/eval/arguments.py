@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_USAGE = "dllm eval MODEL --tasks TASK[,TASK...] [options] [--SETTING VALUE ...]"
+_USAGE = "dllm eval MODEL (--tasks TASK[,TASK...] | --published) [options] [--SETTING VALUE ...]"
 _EPILOG = """
 settings: any field of the configs of evaluation, model, sampler and likelihood, such as --max-new-tokens 256
 --steps 256 --block-size 32 --temperature 0.2 --cfg-scale 0.5 --mc-num 128 --likelihood as-published --dtype bfloat16.
@@ -40,14 +40,15 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", "-t", nargs="+", default=[], metavar="TASK", help="names, also mmlu_*, or YAML files")
     add("--model", "-M", metavar="NAME", help="llada, dream, bert, ... (default: by the checkpoint's family)")
     add("--model-args", "-a", nargs="+", default=[], metavar="NAME=VALUE", help="settings, and pretrained=MODEL")
-    add("--published", nargs="?", const="slurm", metavar="ERA", help="the settings of the published runs of that era")
+    add("--published", nargs="?", const="slurm", metavar="ERA",
+        help="the settings of the published runs of that era; all of its tasks, unless --tasks names some")  # fmt: skip
     add("--instruct", action="store_true", help="with --published: those of instruct models")
     add("--num-fewshot", "-f", type=int, metavar="N", help="examples in the prompt (default: as the task says)")
     add("--batch-size", "-b", metavar="N", help="rows that run together (default: the model's)")
     add("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     add("--limit", "-L", type=float, metavar="N", help="documents of each task, or a share of them below 1")
-    add("--apply-chat-template", nargs="?", const="true", default="false", metavar="BOOL", help="prompts are chats")
-    add("--fewshot-as-multiturn", nargs="?", const="true", default="false", metavar="BOOL", help="examples are turns")
+    add("--apply-chat-template", nargs="?", const="true", metavar="BOOL", help="prompts are chats")
+    add("--fewshot-as-multiturn", nargs="?", const="true", metavar="BOOL", help="examples are turns")
     add("--system-instruction", metavar="TEXT", help="a system message")
     add("--gen-kwargs", nargs="+", default=[], metavar="NAME=VALUE", help="replace the task's settings of generation")
     add("--output-path", "--output", "-o", metavar="DIR", help="for results, plot and journal: a killed run continues")
@@ -58,9 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add("--include-path", nargs="+", default=[], metavar="DIR", help="more tasks")
     add(
         "--seed",
-        default="0,1234,1234,1234",
         metavar="N",
-        help="of Python, numpy, torch, examples (default: %(default)s)",
+        help="of Python, numpy, torch, examples (default: 0,1234,1234,1234; with --published theirs)",
     )
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add("--confirm-run-unsafe-code", nargs="?", const="true", default="false", metavar="BOOL",
@@ -84,8 +84,9 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     options, others = parser().parse_known_args(list(words))
     options.tasks = [name for word in options.tasks for name in _split(word) if name]
     for name in ("apply_chat_template", "fewshot_as_multiturn", "log_samples", "confirm_run_unsafe_code"):
-        setattr(options, name, _bool(name, getattr(options, name)))
-    options.seed = _seeds(options.seed)
+        if (word := getattr(options, name)) is not None:
+            setattr(options, name, _bool(name, word))
+    options.seed = None if options.seed is None else _seeds(options.seed)
     settings = pairs("model_args", options.model_args)
     for name, value in _flags(others).items():
         if name in settings:

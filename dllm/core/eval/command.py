@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dllm.core.eval.arguments import output_folder, pairs, parser, read
 from dllm.core.eval.models import model_named, name_for
 from dllm.exits import Interrupted, usage
 from dllm.models.sources import need
 from dllm.startup import is_main, print_main
+
+if TYPE_CHECKING:
+    from dllm.core.eval.settings import Settings
 
 
 def main(words: Sequence[str]) -> int:
@@ -38,8 +40,10 @@ def main(words: Sequence[str]) -> int:
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     with usage():
         options, settings = read(words)
-        if not options.tasks:
+        if not options.tasks and options.published is None:
             raise ValueError("--tasks must name at least one task, got none")
+        if options.instruct and options.published is None:
+            raise ValueError("--instruct chooses among published settings: it needs --published")
         if "pretrained" not in settings and "model_name_or_path" not in settings:
             raise ValueError("expected a model: dllm eval MODEL, or --model_args pretrained=MODEL; got none")
         source = settings.get("pretrained", settings.get("model_name_or_path"))
@@ -78,26 +82,26 @@ def _items(options: Namespace, settings: dict[str, Any], model: str) -> tuple[li
 
     output = {"journal": str(output_folder(options.output_path) / "journal")} if options.output_path else {}
     settings = output | settings
-    common = RunOptions(
-        num_fewshot=options.num_fewshot,
+    run_options = dict(
         limit=options.limit,
-        apply_chat_template=options.apply_chat_template,
-        fewshot_as_multiturn=options.fewshot_as_multiturn,
         system_instruction=options.system_instruction,
         gen_kwargs=_numbers(pairs("gen_kwargs", options.gen_kwargs)) or None,
         use_cache=options.use_cache,
         log_samples=options.log_samples,
         confirm_run_unsafe_code=options.confirm_run_unsafe_code,
-        seed=options.seed,
     )
-    if common.fewshot_as_multiturn and not common.apply_chat_template:
-        raise ValueError("fewshot_as_multiturn needs apply_chat_template, got only the former")
-    if common.log_samples and not options.output_path:
+    for name in ("num_fewshot", "apply_chat_template", "fewshot_as_multiturn", "seed"):
+        if (value := getattr(options, name)) is not None:
+            run_options[name] = value
+    if options.log_samples and not options.output_path:
         raise ValueError("log_samples needs output_path, got only the former")
     if options.published is None:
-        chosen = dict.fromkeys(options.tasks, (settings, common))
+        chosen = dict.fromkeys(options.tasks, (settings, RunOptions(**run_options)))
     else:
-        chosen = dict(_published(task, options, settings, common, model) for task in options.tasks)
+        chosen = {
+            found.runs: (dict(found.model_args) | settings, RunOptions(**_options_of(found) | run_options))
+            for found in _published(model, options)
+        }
     for own, _ in chosen.values():
         read_settings(model_named(model), own)
     manager = task_manager(list(chosen), options.include_path)
@@ -120,22 +124,19 @@ def _loaded(model: str, settings: dict[str, Any], other: Any) -> Any:
     return kind(**settings) if other is None else kind(other.model, other.tokenizer, **settings)
 
 
-def _published(
-    task: str, options: Namespace, settings: dict[str, Any], common: Any, model: str
-) -> tuple[str, tuple[dict[str, Any], Any]]:
-    """The task's name, settings and options as they were published; what the user gives goes over them."""
-    from dllm.core.eval.settings import task_settings
+def _published(model: str, options: Namespace) -> list[Settings]:
+    """The published settings of the tasks, or of all that have some."""
+    from dllm.core.eval import settings
 
-    found = task_settings(model, task, instruct=options.instruct, era=options.published)
-    own = common
-    own = dataclasses.replace(
-        own,
-        num_fewshot=found.num_fewshot if own.num_fewshot is None else own.num_fewshot,
-        apply_chat_template=found.apply_chat_template or own.apply_chat_template,
-        fewshot_as_multiturn=found.fewshot_as_multiturn or own.fewshot_as_multiturn,
-        seed=(found.seed,) * 4,
-    )
-    return found.runs, (dict(found.model_args) | settings, own)
+    era, instruct = options.published, options.instruct
+    tasks = options.tasks or settings.settings_table(model, era).lines(instruct)
+    return [settings.task_settings(model, task, instruct=instruct, era=era) for task in tasks]
+
+
+def _options_of(published: Settings) -> dict[str, Any]:
+    """What lm-evaluation-harness is told of a task as it was published; what the user gives goes over it."""
+    names = ("num_fewshot", "apply_chat_template", "fewshot_as_multiturn")
+    return {name: getattr(published, name) for name in names} | {"seed": (published.seed,) * 4}
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class RunOptions:
     seed: of Python, numpy, torch and the choice of shots.
 
     Raises:
-        ValueError: a number of shots below 0; a limit that is neither a share nor a whole number.
+        ValueError: a number of shots below 0; a limit that is neither a share nor a whole number; turns without a
+            chat template.
 
     Example:
         >>> RunOptions(limit=1.5)
@@ -71,6 +72,8 @@ class RunOptions:
         limit = self.limit
         if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
             raise ValueError(f"limit must be a whole number of documents, or a share between 0 and 1, got {limit:g}")
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template, got only the former")
 
 
 class Item(NamedTuple):

@@ -176,6 +176,30 @@ def test_published_settings(run, tmp_path, monkeypatch, tasks):
     assert options["seed"] == [1234] * 4 and options["num_fewshot"] == 0
 
 
+def planned(monkeypatch, *words) -> dict:
+    """The options of each task, as they would run: no model is loaded and no task looked up."""
+    monkeypatch.setattr(command, "_loaded", lambda *arguments: None)
+    monkeypatch.setattr(plan, "task_manager", lambda *arguments: None)
+    monkeypatch.setattr(plan, "task_names", lambda manager, names: names)
+    options, settings = arguments.read([str(word) for word in ("a/model", "--published", *words)])
+    items, _ = command._items(options, settings, "dream")
+    return {item.task: item.options for item in items}
+
+
+@pytest.mark.parametrize("instruct, tasks", [([], 13), (["--instruct"], 10)])
+def test_published_tasks(monkeypatch, instruct, tasks):
+    """All of them, where none is named."""
+    found = planned(monkeypatch, *instruct)
+    assert len(found) == tasks and all(options.seed == (1234,) * 4 for options in found.values())
+    assert all(options.apply_chat_template is bool(instruct) for options in found.values())
+
+
+def test_what_is_given_goes_over_published_settings(monkeypatch):
+    words = ["--instruct", "--apply-chat-template", "False", "--seed", 7, "--num-fewshot", 1]
+    (options,) = planned(monkeypatch, "--tasks", "gsm8k_cot", *words).values()
+    assert (options.apply_chat_template, options.seed, options.num_fewshot) == (False, (7,) * 4, 1)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -191,6 +215,7 @@ def test_published_settings(run, tmp_path, monkeypatch, tasks):
         ([SHIPPED, "--tasks", "sums_text", "--fewshot-as-multiturn"], "fewshot_as_multiturn needs apply_chat_template"),
         ([SHIPPED, "--tasks", "sums_text", "--apply-chat-template", "short"], "apply_chat_template must be True or"),
         (["/no/such/model", "--tasks", "sums_text"], "/no/such/model"),
+        ([SHIPPED, "--tasks", "sums_text", "--instruct"], "--instruct chooses among published settings"),
         ([SHIPPED, "--tasks", "sums_text", "--published", "slurn"], "no era 'slurn' (nearest: slurm)"),
     ],
 )

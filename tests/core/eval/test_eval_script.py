@@ -157,7 +157,7 @@ def test_the_examples_run_every_task(machine, family, instruct):
     assert options.confirm_run_unsafe_code and options.output_path == f"runs/eval/{family}"
     if family != "a2d":
         assert options.published == "slurm" and options.instruct is instruct and options.model == family
-        assert options.tasks == list(settings_table(family).lines(instruct))
+        assert options.tasks == []  # all of them, as dllm.core.eval takes it (test_published_tasks)
 
 
 @pytest.mark.parametrize("family", ["a2d", "bert", "dream", "llada"])
