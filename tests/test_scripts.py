@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,51 +11,24 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.slurm_stand_in import login_node, started
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train.slurm.sh"
 CONFIGS = {path.stem: path for path in (ROOT / "scripts" / "accelerate_configs").glob("*.yaml")}
 
-# as Slurm: runs a copy of the script, that lies elsewhere, on the first machine of the job
-SBATCH = """
-while [[ $1 == --* ]]; do
-    [[ $1 == --nodes ]] && export SLURM_NNODES=$2
-    shift 2
-done
-export SLURM_SUBMIT_DIR=$PWD SLURM_JOB_ID=70123 SLURM_JOB_NODELIST=node[1-9]
-cp "$1" "$FAKES/slurm_script"
-shift
-cd / && exec bash "$FAKES/slurm_script" "$@"
-"""
-# runs the task once for each machine
-SRUN = """
-shift
-for ((node = 0; node < SLURM_NNODES; node++)); do SLURM_NODEID=$node "$@"; done
-"""
-SCONTROL = 'echo node1; echo node2; echo "$*" >> "$FAKES/asked"'
 ACCELERATE = f'{sys.executable} -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@" >> "$FAKES/started"'
 
 
 @pytest.fixture
 def slurm(tmp_path) -> dict[str, str]:
     """The environment of a login node."""
-    if shutil.which("bash") is None:
-        pytest.skip("needs bash")
-    for name, body in dict(sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL, accelerate=ACCELERATE).items():
-        file = tmp_path / name
-        file.write_text(f"#!/usr/bin/env bash\n{body}\n")
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    path = f"{tmp_path}{os.pathsep}{environment['PATH']}"
-    return environment | dict(FAKES=str(tmp_path), PATH=path, SLURM_GPUS_ON_NODE="4")
+    return login_node(tmp_path, accelerate=ACCELERATE) | dict(SLURM_GPUS_ON_NODE="4")
 
 
 def sbatch(slurm: dict[str, str], *words: str) -> subprocess.CompletedProcess:
     command = ["bash", f"{slurm['FAKES']}/sbatch", "--nodes", "2", str(SCRIPT), *words]
     return subprocess.run(command, cwd=ROOT, env=slurm, capture_output=True, text=True)
-
-
-def started(slurm: dict[str, str]) -> list[list[str]]:
-    return [json.loads(line) for line in (Path(slurm["FAKES"]) / "started").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("form", [["--script_path", "examples/bert/pt.py"], ["--script_path=examples/bert/pt.py"]])

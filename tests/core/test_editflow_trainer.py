@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from dllm.configs import ModelArguments
 from dllm.core.schedulers import CosineKappaScheduler, LinearAlphaScheduler, LinearKappaScheduler
@@ -17,7 +16,7 @@ from dllm_kernels.testing import assert_no_worse, assert_sum_no_worse
 from tests import launch
 from tests.core.edit_runs import BOS, TOKENS, model_of, plain_loss, prompted, run, trainer_of
 from tests.core.reference import gradients
-from tests.core.runs import Gradients, config_of, losses
+from tests.core.runs import Gradients, KillAt, Killed, config_of, losses
 from tests.models import MASK_ID, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -208,19 +207,6 @@ def test_two_ranks_are_one_batch(number, ranks, tmp_path):
             assert rank[number]["evaluation"][name] == pytest.approx(alone["evaluation"][name], rel=1e-5)
     expected = float(plain_loss(model_of(), trainer, prompted(7, seed=5)).detach().mean())
     assert alone["evaluation"]["eval_loss"] == pytest.approx(expected, rel=1e-5)
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
 
 
 def test_a_resumed_run_follows_the_uninterrupted_one(tmp_path):

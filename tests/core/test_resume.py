@@ -8,12 +8,11 @@ import shutil
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from dllm.core.trainers import MDLMTrainer
 from dllm.core.trainers.resume import checkpoint_to_resume
 from tests.core.reference import Objective
-from tests.core.runs import Gradients, losses, model_of, samples_of, trainer_of
+from tests.core.runs import Gradients, KillAt, Killed, losses, model_of, samples_of, trainer_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,21 +26,6 @@ RUN = dict(
     save_steps=1,
     save_only_model=False,
 )
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    """Ends the process, as it were, in the middle of a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
 
 
 def run(folder, *callbacks, resume=None, **options):

@@ -90,11 +90,11 @@ class Answering:
         for key, job in different.items():
             if (entry := self.journal.read(key)) is not None:
                 self.on_answer(kind, job, entry, True)
-        todo = {key: job for key, job in different.items() if self.journal.read(key) is None}
-        if todo:
-            work = sum(job.work.positions for job in todo.values())
+        unanswered = {key: job for key, job in different.items() if self.journal.read(key) is None}
+        if unanswered:
+            work = sum(job.work.positions for job in unanswered.values())
             own = Progress(work, shown=shown) if progress is None else None
-            self._run(kind, list(todo), list(todo.values()), progress or own)
+            self._run(kind, list(unanswered), list(unanswered.values()), progress or own)
             if own is not None:
                 own.close()
         return [self.journal.read(key).result for key in keys]

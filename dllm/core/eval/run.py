@@ -127,10 +127,10 @@ def run(items: Sequence[Item], manager: KeptTaskManager, plans: Mapping[str, Pla
             what is answered.
     """
     errors = {task: plan.error for task, plan in plans.items() if plan.error is not None}
-    todo = [item for item in items if item.task not in errors]
-    parts, data, progress = [], {}, _progress(todo, plans)
+    possible = [item for item in items if item.task not in errors]
+    parts, data, progress = [], {}, _progress(possible, plans)
     with contextlib.closing(progress):  # also when interrupted: the message then has a line of its own
-        for item in todo:
+        for item in possible:
             item.lm.progress = progress
             try:
                 with quiet_harness():
@@ -151,7 +151,7 @@ def run(items: Sequence[Item], manager: KeptTaskManager, plans: Mapping[str, Pla
         return Outcome(None, errors)
     whole = merged(parts)
     del whole["config"]["dllm"]  # as it was after the first task
-    lms, options = ({item.task: getattr(item, name) for item in todo} for name in ("lm", "options"))
+    lms, options = ({item.task: getattr(item, name) for item in possible} for name in ("lm", "options"))
     whole["dllm"] = run_record(lms, options, data) | {"errors": errors}
     return Outcome(whole, errors)
 

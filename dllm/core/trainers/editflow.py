@@ -161,20 +161,8 @@ class EditFlowTrainer(DiffusionTrainer):
         unwrapped(self.model).config.kappa_scheduler = trained_with  # for the sampler; saved with the model
 
     def _make_collator(self) -> EditCorruptingCollator:
-        args = self.args
-        return EditCorruptingCollator(
-            base=self.data_collator,
-            scheduler=self.scheduler,
-            mask_id=self.mask_id,
-            pad_id=getattr(self.processing_class, "pad_token_id", None),
-            vocab_size=self._vocab_size,
-            seed=args.seed,
-            low=0.0,
-            high=1 - args.time_epsilon,
-            antithetic=args.antithetic_time,
-            positions=self._positions if self._positions_are_finite else None,
-            max_weight=args.max_w,
-        )
+        own = dict(low=0.0, high=1 - self.args.time_epsilon, max_weight=self.args.max_w)
+        return EditCorruptingCollator(**self._collator_options(), **own)
 
     def _weighted_loss(self, model: nn.Module, inputs: Mapping[str, Any], scale: Tensor) -> tuple[Tensor, Tensor]:
         self._check_batch(model, inputs)

@@ -116,22 +116,13 @@ class MDLMTrainer(ReplaceableSteps, DiffusionTrainer):
             )
 
     def _make_collator(self, kind: type[MDLMCollator] = MDLMCollator, **options: Any) -> MDLMCollator:
-        args = self.args
-        return kind(
-            base=self.data_collator,
-            scheduler=self.scheduler,
-            mask_id=self.mask_id,
-            pad_id=getattr(self.processing_class, "pad_token_id", None),
-            vocab_size=self._vocab_size,
-            seed=args.seed,
-            low=args.time_epsilon,
-            high=args.time_max,
-            antithetic=args.antithetic_time,
-            uniform_weight=args.loss_weight_type == "uniform",
+        own = dict(
+            low=self.args.time_epsilon,
+            high=self.args.time_max,
+            uniform_weight=self.args.loss_weight_type == "uniform",
             right_shift=self.right_shift_logits,
-            positions=self._positions if self._positions_are_finite else None,
-            **options,
         )
+        return kind(**self._collator_options(), **own, **options)
 
     def _weighted_loss(self, model: nn.Module, inputs: Mapping[str, Any], scale: Tensor) -> tuple[Tensor, Tensor]:
         self._check_batch(model, inputs)

@@ -11,15 +11,15 @@ done, 1 it failed, 2 wrong options, 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dllm.exits import exit_code
 from dllm.folders import check_free, whole_folder
+from dllm.pipelines.conversion import conversion_parser, parsed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -147,23 +147,10 @@ def _model(source: str, mapping: Mapping, mask: int) -> nn.Module:
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[str, Path]:
-    parser = argparse.ArgumentParser(
-        prog="python -m dllm.pipelines.a2d.convert", description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
-    add: Any = parser.add_argument
-    add("source", nargs="?", help="folder or Hub name of a Qwen2, Qwen2.5, Qwen3 or Llama checkpoint")
-    add("target", nargs="?", type=Path, help="folder to create")
-    add("--model_name_or_path", default=None, help="the source, as dLLM 0.1 names it")
-    add("--output_dir", default=None, type=Path, help="the target, as dLLM 0.1 names it")
-    given = parser.parse_args(arguments)
-    named = {
-        "source": (given.source, given.model_name_or_path),
-        "target": (given.target, given.output_dir),
-    }
-    for what, values in named.items():
-        if sum(value is not None for value in values) != 1:
-            parser.error(f"expected one {what}, got {sum(value is not None for value in values)}")
-    return tuple(next(value for value in values if value is not None) for values in named.values())
+    source = "folder or Hub name of a Qwen2, Qwen2.5, Qwen3 or Llama checkpoint"
+    parser = conversion_parser("dllm.pipelines.a2d.convert", __doc__.partition("\n")[0], source)
+    options = parsed(parser, arguments)
+    return options.source, options.target
 
 
 if __name__ == "__main__":

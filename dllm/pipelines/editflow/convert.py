@@ -12,14 +12,13 @@ interrupted.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dllm.exits import exit_code
 from dllm.folders import check_free, whole_folder
+from dllm.pipelines.conversion import conversion_parser, parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,25 +71,11 @@ def convert(source: str, target: Path, *, dtype: str = "bfloat16") -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[str, Path, str]:
-    parser = argparse.ArgumentParser(
-        prog="python -m dllm.pipelines.editflow.convert", description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
-    add: Any = parser.add_argument
-    add("source", nargs="?", help="folder or Hub name of the model")
-    add("target", nargs="?", type=Path, help="folder to create")
-    add("--model_name_or_path", default=None, help="the source, as dLLM 0.1 names it")
-    add("--output_dir", default=None, type=Path, help="the target, as dLLM 0.1 names it")
-    add("--dtype", default="bfloat16", help="of the weights that are written")
-    given = parser.parse_args(arguments)
-    named = {
-        "source": (given.source, given.model_name_or_path),
-        "target": (given.target, given.output_dir),
-    }
-    for what, values in named.items():
-        if sum(value is not None for value in values) != 1:
-            parser.error(f"expected one {what}, got {sum(value is not None for value in values)}")
-    source, target = (next(value for value in values if value is not None) for values in named.values())
-    return source, target, given.dtype
+    source = "folder or Hub name of the model"
+    parser = conversion_parser("dllm.pipelines.editflow.convert", __doc__.partition("\n")[0], source)
+    parser.add_argument("--dtype", default="bfloat16", help="of the weights that are written")
+    options = parsed(parser, arguments)
+    return options.source, options.target, options.dtype
 
 
 if __name__ == "__main__":

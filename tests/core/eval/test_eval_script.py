@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,24 +13,12 @@ import pytest
 from dllm.core.eval.arguments import read
 from dllm.core.eval.settings import settings_table
 from dllm.core.eval.settings.command import arguments_of
+from tests.slurm_stand_in import login_node, started
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "eval.slurm.sh"
 MODEL = "Dream-org/Dream-v0-Instruct-7B"
 
-# as Slurm: runs a copy of the script, that lies elsewhere, on the first machine of the job
-SBATCH = """
-export SLURM_SUBMIT_DIR=$PWD SLURM_JOB_ID=70123 SLURM_NNODES=2 SLURM_JOB_NODELIST=node[1-2]
-cp "$1" "$FAKES/slurm_script"
-shift
-cd / && exec bash "$FAKES/slurm_script" "$@"
-"""
-# runs the task once for each machine
-SRUN = """
-shift
-for ((node = 0; node < SLURM_NNODES; node++)); do SLURM_NODEID=$node "$@"; done
-"""
-SCONTROL = "echo node1; echo node2"
 # settings and the number of GPUs are asked for in earnest; an evaluation is noted
 PYTHON = f"""
 case "$2" in
@@ -48,29 +34,16 @@ NOTE = 'import json, os, sys; print(json.dumps([os.environ["HF_ALLOW_CODE_EVAL"]
 @pytest.fixture
 def machine(tmp_path) -> dict[str, str]:
     """The environment of a machine where Slurm may be called. The working folder is its `here`."""
-    if shutil.which("bash") is None:
-        pytest.skip("needs bash")
-    for name, body in dict(sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL, python=PYTHON).items():
-        file = tmp_path / name
-        file.write_text(f"#!/usr/bin/env bash\n{body}\n")
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "note.py").write_text(NOTE)
     (tmp_path / "here").mkdir()
-    dropped = ("SLURM", "BASE_MODELS_DIR", "PROCESSES_PER_NODE", "HF_ALLOW_CODE_EVAL")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    path = f"{tmp_path}{os.pathsep}{environment['PATH']}"
-    return environment | dict(FAKES=str(tmp_path), PATH=path, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+    dropped = ("BASE_MODELS_DIR", "PROCESSES_PER_NODE", "HF_ALLOW_CODE_EVAL")
+    return login_node(tmp_path, dropped, python=PYTHON) | dict(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
 
 
 def run(machine: dict[str, str], *words: str, slurm: bool = False, **environment: str) -> subprocess.CompletedProcess:
     command = ["bash", *([f"{machine['FAKES']}/sbatch"] if slurm else []), str(SCRIPT), *words]
     here = Path(machine["FAKES"]) / "here"
     return subprocess.run(command, cwd=here, env=machine | environment, capture_output=True, text=True)
-
-
-def started(machine: dict[str, str]) -> list[list[str]]:
-    path = Path(machine["FAKES"]) / "started"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_every_machine_of_a_job_starts_a_launcher(machine):

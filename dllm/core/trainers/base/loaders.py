@@ -37,6 +37,19 @@ class CorruptingLoaders(Objective):
         """Make the collators of both splits; called when everything that they need is known."""
         self._collators = {"train": self._make_collator(), "eval": self._make_collator()}
 
+    def _collator_options(self) -> dict[str, Any]:
+        """Arguments that the collators of all objectives share."""
+        return dict(
+            base=self.data_collator,
+            scheduler=self.scheduler,
+            mask_id=self.mask_id,
+            pad_id=getattr(self.processing_class, "pad_token_id", None),
+            vocab_size=self._vocab_size,
+            seed=self.args.seed,
+            antithetic=self.args.antithetic_time,
+            positions=self._positions if self._positions_are_finite else None,
+        )
+
     def _on_epoch_begin(self, dataloader: Any) -> None:
         super()._on_epoch_begin(dataloader)
         if self._epoch_number is None:
