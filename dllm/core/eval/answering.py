@@ -93,7 +93,7 @@ class Answering:
         unanswered = {key: job for key, job in different.items() if self.journal.read(key) is None}
         if unanswered:
             work = sum(job.work.positions for job in unanswered.values())
-            own = Progress(work, shown=shown) if progress is None else None
+            own = Progress({kind: work}, shown=shown) if progress is None else None
             self._run(kind, list(unanswered), list(unanswered.values()), progress or own)
             if own is not None:
                 own.close()
@@ -126,8 +126,9 @@ class Answering:
         def done(number: int, entry: Entry) -> None:
             self.journal.write(keys[number], entry)
             self.on_answer(kind, jobs[number], entry, False)
-            progress.add(jobs[number].work.positions, task=jobs[number].task)
+            progress.add(kind, jobs[number].work.positions, jobs[number].task)
 
+        progress.begin(kind)
         if kind == GENERATION:
             self._generate(jobs, done)
         else:

@@ -12,6 +12,7 @@ import torch
 
 from dllm.core.eval.jobs import Job
 from dllm.core.eval.plan import Plan
+from dllm.core.eval.progress import duration
 from dllm.core.eval.run import Item, unanswered
 from dllm.core.eval.scores import columns
 
@@ -103,21 +104,6 @@ def report(found: DryRun, world_size: int) -> str:
         f"memory so far  {found.memory / 2**30:.2f} GiB",
     ]
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it.
-
-    Example:
-        >>> duration(4.2), duration(125), duration(9000)
-        ('4.2 s', '2 min 5 s', '2 h 30 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _spread(jobs: Sequence[Job], count: int) -> list[Job]:

@@ -18,7 +18,7 @@ from dllm.core.eval.config import EvalSettings, read_settings
 from dllm.core.eval.encoding import Encoder
 from dllm.core.eval.fingerprint import fingerprint
 from dllm.core.eval.framing import Framing
-from dllm.core.eval.jobs import GENERATION, LIKELIHOOD, ROLLING, Job, jobs_of
+from dllm.core.eval.jobs import GENERATION, LIKELIHOOD, NAMES, ROLLING, Job, jobs_of
 from dllm.core.eval.journal import Entry, Journal
 from dllm.core.eval.models import EvalModel
 from dllm.core.eval.progress import Progress
@@ -29,8 +29,6 @@ from dllm.core.samplers.canvas import mask_token
 from dllm.exits import explanation
 from dllm.fast.model import MARKER, block_size_of, position_limit, right_shift_of
 from dllm.models import get_model, get_tokenizer
-
-_REQUEST_KINDS = {LIKELIHOOD: "log-likelihoods", ROLLING: "perplexities"}
 
 
 class DiffusionLM(LM):
@@ -199,7 +197,7 @@ class DiffusionLM(LM):
         ]
         if kind != GENERATION and self.table.by_blocks and block_size_of(self.model) is None:
             raise ValueError(
-                f"{self.table.name} needs the size of the model's blocks for {_REQUEST_KINDS[kind]}: block_size in "
+                f"{self.table.name} needs the size of the model's blocks for {NAMES[kind]}: block_size in "
                 f"{MARKER!r} of its configuration, got none; tasks that generate texts run without"
             )
         return jobs_of(requests, self.run_seed, encode)

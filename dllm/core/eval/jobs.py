@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 LIKELIHOOD, ROLLING, GENERATION = "loglikelihood", "loglikelihood_rolling", "generate_until"
-KINDS = (LIKELIHOOD, ROLLING, GENERATION)
+NAMES = {LIKELIHOOD: "log-likelihoods", ROLLING: "perplexities", GENERATION: "texts"}  # of what they ask for
+KINDS = tuple(NAMES)
 
 
 class Work(NamedTuple):

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +231,8 @@ def unanswered(item: Item, plan: Plan) -> dict[str, list[Any]]:
 
 
 def _progress(items: Sequence[Item], plans: Mapping[str, Plan]) -> Progress:
-    work = sum(
-        job.work.positions for item in items for jobs in unanswered(item, plans[item.task]).values() for job in jobs
-    )
+    work: Counter[str] = Counter()
+    for item in items:
+        for kind, jobs in unanswered(item, plans[item.task]).items():
+            work[kind] += sum(job.work.positions for job in jobs)
     return Progress(work, shown=bool(items) and items[0].lm.rank == 0)

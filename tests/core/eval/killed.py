@@ -27,23 +27,25 @@ def main(folder: Path, tasks: str, count: int) -> None:
     loaded = load_shipped()
     settings = dict(pretrained=str(SHIPPED), device="cpu", batch_size=2, max_new_tokens=16, exact_up_to=1, mc_num=4)
     local_tasks.evaluate(BertLM(*loaded, **settings), tasks, NAMES[-1:])  # imports, and loads the data once
-    started = time.perf_counter()
-    undisturbed = local_tasks.evaluate(BertLM(*loaded, **settings), tasks, NAMES)["results"]
-    duration = time.perf_counter() - started
-    rng, kept, lost, known = random.Random(0), [], 0, set()
+    started, lm = time.perf_counter(), BertLM(*loaded, **settings)
+    undisturbed = local_tasks.evaluate(lm, tasks, NAMES)["results"]
+    an_answer = (time.perf_counter() - started) / len(lm.journal.entries)  # seconds
+    rng, kept, lost, known, file = random.Random(0), [], 0, set(), folder / "rank-0.jsonl"
     for _ in range(count):
         child = os.fork()
         if child == 0:
             sys.stdout = sys.stderr = open(os.devnull, "w")
             local_tasks.evaluate(BertLM(*loaded, **settings, journal=str(folder)), tasks, NAMES)
             time.sleep(600)  # killed at its end, too
-        time.sleep(0.5 * duration * rng.random())
+        # so many answers later, and somewhere within the next: however busy the machine is
+        wanted = min(len(known) + rng.randint(0, 4), len(lm.journal.entries))
+        while len(lines_of(file)) < wanted:
+            time.sleep(0.001)
+        time.sleep(an_answer * rng.random())
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        file = folder / "rank-0.jsonl"
-        lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
         now = set(Journal(folder).entries)
-        lost += len(known - now) + (len(lines) - len(now))
+        lost += len(known - now) + (len(lines_of(file)) - len(now))
         known = now
         kept.append(len(now))
     lm = BertLM(*loaded, **settings, journal=str(folder))
@@ -63,6 +65,11 @@ def main(folder: Path, tasks: str, count: int) -> None:
             )
         )
     )
+
+
+def lines_of(file: Path) -> list[bytes]:
+    """The whole lines of a journal."""
+    return file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import math
 import sys
+import types
 
 import pytest
 
-from dllm.core.eval.dry_run import duration
+from dllm.core.eval import progress
+from dllm.core.eval.jobs import GENERATION, LIKELIHOOD, ROLLING
 from dllm.core.eval.plot import plot
-from dllm.core.eval.progress import Progress
+from dllm.core.eval.progress import Progress, duration
 from dllm.core.eval.scores import scores_of, table
 
 
@@ -52,21 +54,52 @@ def test_the_table_and_the_plot(tmp_path):
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_time_left_counts_work(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that progress sees."""
+    now = types.SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now.seconds)
+    return now
+
+
+def test_the_time_left_counts_work(monkeypatch, clock):
     """Two requests of ten are four fifths of the work: the bar promises a quarter of the time that has passed."""
     monkeypatch.setattr(sys, "stderr", shown := io.StringIO())
-    progress = Progress(1000, shown=True)
-    progress._bar.start_t -= 80
-    progress.add(400)
-    progress.add(400, task="sums")
-    progress._bar.refresh()
+    bar = Progress({GENERATION: 1000}, shown=True)
+    clock.seconds = 40
+    bar.add(GENERATION, 400)
+    clock.seconds = 80
+    bar.add(GENERATION, 400, task="sums")
+    bar._bar.refresh()
     told = shown.getvalue().rpartition("\r")[2]
-    assert "80%" in told and "[01:20<00:2" in told and "task=sums" in told
-    progress.close()
+    assert "80%" in told and "20.0 s left, sums" in told
+    bar.close()
     silent = io.StringIO()
     monkeypatch.setattr(sys, "stderr", silent)
-    Progress(10, shown=False).add(3)
+    Progress({GENERATION: 10}, shown=False).add(GENERATION, 3)
     assert silent.getvalue() == ""
+
+
+def test_each_type_of_request_has_its_own_pace(clock):
+    """Texts that take a hundred times as long a position do not spoil what is promised of likelihoods."""
+    bar = Progress({GENERATION: 100, LIKELIHOOD: 1000, ROLLING: 50}, shown=False)
+    assert bar.time_left() == "log-likelihoods and perplexities and texts are not timed yet"
+    bar.begin(GENERATION)
+    clock.seconds = 50
+    bar.add(GENERATION, 50)
+    assert bar.time_left() == "50.0 s left; log-likelihoods and perplexities are not timed yet"
+    clock.seconds = 60  # between tasks: this is no time of the likelihoods
+    bar.begin(LIKELIHOOD)
+    clock.seconds = 62
+    bar.add(LIKELIHOOD, 200)
+    assert bar.time_left() == "58.0 s left; perplexities are not timed yet"  # 50 + 800 / 100
+    bar.begin(ROLLING)
+    clock.seconds = 63
+    bar.add(ROLLING, 50)
+    bar.add(LIKELIHOOD, 800)
+    clock.seconds = 73
+    bar.add(GENERATION, 50)
+    assert bar.time_left() == "0.0 s left"
 
 
 def test_durations():
