@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dllm.configs import TrainingArguments
 from dllm.fast.capture import check_cuda_graph
@@ -71,3 +73,22 @@ class MDLMConfig(TrainingArguments):
         if self.loss_weight_type not in WEIGHT_TYPES:
             known = ", ".join(WEIGHT_TYPES)
             raise ValueError(f"loss_weight_type must be one of {known}, got {self.loss_weight_type!r}")
+
+
+def check_fixed(config: MDLMConfig, fixed: Mapping[str, Any], objective: str) -> None:
+    """Check that arguments which an objective has no use for keep their values.
+
+    Args:
+        config: of the run.
+        fixed: the values by name.
+        objective: its name, for the error.
+
+    Raises:
+        ValueError: one differs.
+
+    Example:
+        >>> check_fixed(MDLMConfig(output_dir="out", report_to="none"), {"time_max": 1.0}, "this objective")
+    """
+    for name, value in fixed.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{name} must be {value} for {objective}, got {getattr(config, name)}")

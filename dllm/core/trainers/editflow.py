@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dllm.core.schedulers import BaseKappaScheduler, get_kappa_scheduler_class, make_kappa_scheduler
 from dllm.core.trainers.base import DiffusionTrainer
 from dllm.core.trainers.batches import CORRUPTION
-from dllm.core.trainers.config import MDLMConfig
+from dllm.core.trainers.config import MDLMConfig, check_fixed
 from dllm.core.trainers.edit_collator import EditCorruptingCollator, EditFlowCollator
 from dllm.core.trainers.utils.metrics import MeanMetric
 from dllm.fast.model import unwrapped
@@ -60,9 +60,7 @@ class EditFlowTrainerConfig(MDLMConfig):
                 )
             self.loss_norm_type = named
         fixed = dict(loss_weight_type="scheduler", right_shift_logits=None, time_max=1.0, cuda_graph=False)
-        for name, value in fixed.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name} must be {value} for Edit Flows, got {getattr(self, name)}")
+        check_fixed(self, fixed, "Edit Flows")
         if self.loss_norm_type not in ("sequence", "batch"):
             raise ValueError(f"loss_norm_type must be sequence or batch, got {self.loss_norm_type!r}")
         get_kappa_scheduler_class(self.kappa_scheduler)

@@ -85,19 +85,68 @@ def masked_loss(
         torch.Size([2])
     """
     check_arguments(inputs, rows, targets, row_weight)
+    return _run(model, inputs, rows, targets, row_weight)
+
+
+def loss_of_nll(
+    model: nn.Module,
+    inputs: Mapping[str, object],
+    *,
+    rows: Tensor,
+    targets: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    guidance: float = 0.0,
+) -> MaskedLoss:
+    r"""A loss that is any function of the nll of chosen positions, logits of no other position computed.
+
+    It is for objectives whose weights follow from the nll itself, as those of policy gradients do. The gradient needs
+    one product with the head more than :func:`masked_loss`, or the gradients of the chosen rows' logits kept.
+
+    Args:
+        model, inputs, rows, targets: as in :func:`masked_loss`.
+        objective: function (nll, float32 [N], differentiable) -> loss, float32, one number. It is called once, inside
+            the forward of the head.
+        guidance: scale s of classifier-free guidance. The first half of the input's rows are texts, the second half the
+            same texts with the prompt masked, and `rows` lie in the first half. The logits are
+            :math:`u + (s + 1)(c - u)` of the two.
+
+    Returns:
+        :class:`MaskedLoss`, with the objective's number as loss.
+
+    Raises:
+        As :func:`masked_loss`; ValueError with guidance and an odd number of rows.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> tiny = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=50)
+        >>> model, row = BertForMaskedLM(BertConfig(**tiny)), torch.tensor([1])
+        >>> inputs = {"input_ids": torch.full((2, 3), 5)}
+        >>> result = loss_of_nll(model, inputs, rows=row, targets=row, objective=lambda nll: nll.exp().sum())
+        >>> bool(result.loss == result.nll.exp().sum())
+        True
+    """
+    one_each = torch.ones_like(targets, dtype=torch.float32)
+    check_arguments(inputs, rows, targets, one_each)
+    if guidance and len(inputs["input_ids"]) % 2:
+        raise ValueError(f"guidance needs an even number of rows, got {len(inputs['input_ids'])}")
+    return _run(model, inputs, rows, targets, one_each, objective, guidance)
+
+
+def _run(model: nn.Module, inputs: Mapping[str, object], *loss_of: object) -> MaskedLoss:
+    """Run the model with the loss of :class:`_HeadLoss` in the place of its head's logits."""
     head = output_head(unwrapped(model))
     kind = find_head_use(model, head, _first_tokens(inputs)).kind
-    head_loss = _HeadLoss(head, kind, rows, targets, row_weight)
+    computed = _HeadLoss(head, kind, *loss_of)
     with no_deferral():
         if kind == "logits":
-            return head_loss.of_logits(logits_of(model(**inputs)))
-        with replaced_forward(head, head_loss.run):
+            return computed.of_logits(logits_of(model(**inputs)))
+        with replaced_forward(head, computed.run):
             output = logits_of(model(**inputs))
-    if head_loss.checkpointed:
-        return head_loss.of_logits(output)
-    if head_loss.loss is None or output.numel() != 1:
+    if computed.checkpointed:
+        return computed.of_logits(output)
+    if computed.loss is None or output.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
-    return MaskedLoss(_LossFromHead.apply(output.reshape(()), head_loss.loss), head_loss.nll)
+    return MaskedLoss(_LossFromHead.apply(output.reshape(()), computed.loss), computed.nll)
 
 
 def head_loss(head: nn.Module, hidden: Tensor, *, rows: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedLoss:
@@ -139,20 +188,6 @@ def check_arguments(inputs: Mapping[str, object], rows: Tensor, targets: Tensor,
         raise ValueError(f"rows, targets and row_weight must have one shape [N], got {shapes}")
 
 
-def _from_hidden(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor, row_weight: Tensor
-) -> MaskedLoss:
-    """The loss of rows of hidden states [N, H] under a linear head."""
-    loss, nll = linear_cross_entropy(hidden, weight, targets, row_weight, bias=bias, rows=rows)
-    return MaskedLoss(loss, nll.detach())
-
-
-def _from_logits(logits: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedLoss:
-    """The loss of given rows of logits [N, V]."""
-    loss, nll = masked_cross_entropy(logits, targets, row_weight)
-    return MaskedLoss(loss, nll.detach())
-
-
 @dataclass(slots=True)
 class _HeadLoss:
     """The loss of one forward: what the head is to compute, and the result, for which the model's output has no place
@@ -163,6 +198,8 @@ class _HeadLoss:
     rows: Tensor
     targets: Tensor
     row_weight: Tensor
+    objective: Callable[[Tensor], Tensor] | None = None
+    guidance: float = 0.0
     loss: Tensor | None = None
     nll: Tensor | None = None
     recording: tuple[bool, object] = field(default_factory=lambda: _autograd_state())
@@ -175,17 +212,38 @@ class _HeadLoss:
             return original(hidden, *args, **kwargs)
         hidden = hidden.flatten(0, -2)
         if self.kind == "linear":
-            given = self.rows, self.targets, self.row_weight
-            loss, nll = _from_hidden(hidden, self.head.weight, self.head.bias, *given)
+            loss, nll = self._of_hidden(hidden)
         else:
-            logits = original(hidden.index_select(0, self.rows), *args, **kwargs)
-            loss, nll = _from_logits(logits, self.targets, self.row_weight)
+            loss, nll = self._of_chosen(self._guided(hidden, lambda rows: original(rows, *args, **kwargs)))
         self.loss, self.nll = loss.detach(), nll
         return loss.view(1, 1, 1).clone()  # FSDP warns of views
 
     def of_logits(self, logits: Tensor) -> MaskedLoss:
         """The loss from all logits [B, L, V]."""
-        return _from_logits(logits.flatten(0, -2).index_select(0, self.rows), self.targets, self.row_weight)
+        return self._of_chosen(self._guided(logits.flatten(0, -2)))
+
+    def _of_hidden(self, hidden: Tensor) -> MaskedLoss:
+        """The loss of rows of hidden states [N, H] under a linear head."""
+        rows = self.rows
+        if self.guidance:  # the head is linear, so logits are combined before it; its bias stays as it is
+            hidden, rows = self._guided(hidden), None
+        given = hidden, self.head.weight, self.targets, self.row_weight
+        return self._result(*linear_cross_entropy(*given, bias=self.head.bias, rows=rows, keep=bool(self.objective)))
+
+    def _of_chosen(self, logits: Tensor) -> MaskedLoss:
+        """The loss of the chosen rows' logits [N, V]."""
+        return self._result(*masked_cross_entropy(logits, self.targets, self.row_weight))
+
+    def _result(self, loss: Tensor, nll: Tensor) -> MaskedLoss:
+        return MaskedLoss(loss if self.objective is None else self.objective(nll), nll.detach())
+
+    def _guided(self, states: Tensor, then: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
+        """`then` of the chosen rows of states, combined with those half the rows further under guidance."""
+        chosen = then(states.index_select(0, self.rows))
+        if not self.guidance:
+            return chosen
+        other = then(states.index_select(0, self.rows + len(states) // 2)).float()
+        return (other + (self.guidance + 1) * (chosen.float() - other)).to(chosen.dtype)
 
 
 class _LossFromHead(torch.autograd.Function):

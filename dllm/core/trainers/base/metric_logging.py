@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torchmetrics
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dllm.core.trainers.base.objective import Objective, Split
 from dllm.core.trainers.batches import CORRUPTION
-from dllm.core.trainers.utils.curve import draw_curve
+from dllm.core.trainers.utils.curve import LOSSES, draw_curve
 from dllm.core.trainers.utils.meters import OnEvaluateMetricsCallback
 from dllm.core.trainers.utils.metrics import MeanMetric, NLLMetric, PPLMetric
 from dllm.core.trainers.utils.throughput import Flops, Throughput, matmul_rate, peak_memory
@@ -30,6 +30,8 @@ class MetricLogging(Objective):
     `eval_loss` is the loss of the whole data set under the run's normalisation, a mean over tokens or samples and never
     over batches. At the end of training `training_curve.png` is drawn in `output_dir`.
     """
+
+    curves: ClassVar[Sequence[Sequence[str]]] = LOSSES  # panels of the training curve
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -54,7 +56,7 @@ class MetricLogging(Objective):
             return super().train(*args, **kwargs)
         finally:
             if self.is_world_process_zero():
-                draw_curve(self.state.log_history, Path(self.args.output_dir) / "training_curve.png")
+                draw_curve(self.state.log_history, Path(self.args.output_dir) / "training_curve.png", self.curves)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Tensor]:
         """The batches of one optimizer step, and Z over all of them and all ranks, int64 []."""
@@ -99,7 +101,9 @@ class MetricLogging(Objective):
         self._eval_loss = MeanMetric(self.args.device)
         self.meter.reset("eval")
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        found = {"loss": self._eval_loss.compute()} | self.meter.finalize("eval")
+        found = self.meter.finalize("eval")
+        if self._eval_loss.update_called:
+            found["loss"] = self._eval_loss.compute()
         output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()})
         return output
 

@@ -44,7 +44,8 @@ class OnEvaluateMetricsCallback(transformers.TrainerCallback):
         metrics: torchmetrics.MetricCollection | Mapping[str, torchmetrics.Metric] | None = None,
     ):
         if isinstance(metrics, Mapping) and not isinstance(metrics, torchmetrics.MetricCollection):
-            metrics = torchmetrics.MetricCollection(dict(metrics))
+            # torchmetrics would merge metrics that happen to agree after their first update
+            metrics = torchmetrics.MetricCollection(dict(metrics), compute_groups=False)
         if not isinstance(metrics, torchmetrics.MetricCollection):
             raise TypeError(f"metrics must be metrics by name, or a MetricCollection, got {type(metrics).__name__}")
         self.trainer, self.splits = trainer, tuple(splits)
@@ -61,7 +62,7 @@ class OnEvaluateMetricsCallback(transformers.TrainerCallback):
         metrics = self._metrics[split]
         if not any(metric.update_called for metric in metrics.values()):
             return {}
-        found = {name: float(value) for name, value in metrics.compute().items()}
+        found = {name: float(value) for name, value in metrics.compute().items() if value is not None}
         metrics.reset()
         return found
 

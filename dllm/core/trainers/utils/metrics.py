@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,6 +43,34 @@ class MeanMetric(torchmetrics.MeanMetric):
     def _as_sum(self, value: float | Tensor) -> Tensor:
         value = value.detach() if isinstance(value, Tensor) else value
         return torch.as_tensor(value, dtype=self.dtype, device=self.device)
+
+
+class EntryMean(MeanMetric):
+    """The mean of one entry of the values that are recorded together, None if it was never there.
+
+    Args:
+        name: of the entry.
+        device: of the sums.
+
+    Example:
+        >>> length = EntryMean("length")
+        >>> length.update(values={"length": torch.tensor([2, 4]), "reward": 1.0})
+        >>> float(length.compute())
+        3.0
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu"):
+        super().__init__(device)
+        self.name = name
+
+    def update(self, values: Mapping[str, float | Tensor]) -> None:
+        """Add the entry, if it is there."""
+        if self.name in values:
+            super().update(values[self.name])
+
+    def compute(self) -> Tensor | None:
+        """The mean over all ranks."""
+        return super().compute() if self.weight else None
 
 
 class NLLMetric(MeanMetric):
