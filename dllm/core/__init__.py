@@ -6,7 +6,7 @@ Submodules are imported on first use.
 import importlib
 from typing import Any
 
-_PARTS = ("eval", "likelihood", "noising", "samplers", "schedulers", "trainers")
+_PARTS = ("eval", "likelihood", "noising", "problems", "rewards", "samplers", "schedulers", "trainers")
 
 
 def __getattr__(name: str) -> Any:

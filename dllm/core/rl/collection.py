@@ -211,5 +211,5 @@ class RolloutTrainer(DiffusionTrainer):
         self.meter.update(split, values=values)
 
     def _record_rewards(self, split: Split, judged: Tensor, lengths: Tensor) -> None:
-        each = {f"rewards/{name}": column[~column.isnan()] for name, column in zip(self.rewards.names, judged.T)}
+        each = {f"rewards/{name}": column[~column.isnan()] for name, column in zip(self.rewards.names, judged.T, strict=True)}
         self._record(split, reward=self.rewards.total(judged), completion_length=lengths, **each)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dllm.core.eval.tasks import code
-from dllm.core.eval.tasks.sandbox import runs_to_its_end
+from dllm.sandbox import runs_to_its_end
 
 PROMPT = 'import math\n\n\ndef helper(x):\n    return x + 1\n\n\ndef add(a, b):\n    """Add."""\n'
 DOCUMENT = dict(prompt=PROMPT, entry_point="add")

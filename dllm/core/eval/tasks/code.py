@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dllm.core.eval.tasks.sandbox import runs_to_its_end
+from dllm.sandbox import runs_to_its_end
 
 FENCE = "```"
 _BLOCK = re.compile(r"```(?:[\w+-]*)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)

@@ -1,12 +1,14 @@
 """Runs a generated program in a process of its own, with limits of time and memory.
 
-This keeps accidents away from the evaluation: endless loops, exhausted memory, exit(), files in the working folder. It
-is no protection against hostile code. lm-eval runs tasks with `unsafe_code` only with --confirm_run_unsafe_code.
+This keeps accidents away from an evaluation or a training run: endless loops, exhausted memory, exit(), files in the
+working folder. It is no protection against hostile code. lm-eval runs tasks with `unsafe_code` only with
+--confirm_run_unsafe_code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -18,10 +20,12 @@ CPU_SECONDS = 3  # as long as code_eval of Hugging Face's evaluate gives a progr
 WALL_SECONDS = 15.0  # of a machine that does other things besides
 MEGABYTES = 4096
 _FILE_MEGABYTES = 16
-# The last line is not reached by a program that ends its process early, whatever exit status it chooses.
+# The last line is not reached by a program that ends its process early, whatever exit status it chooses. The alarm is
+# for a program whose parent is killed while it runs.
 _RUNNER = """
-import resource, runpy, sys
-finished, cpu_seconds, megabytes, file_megabytes = sys.argv.pop(), *map(int, sys.argv[1:4])
+import resource, runpy, signal, sys
+finished, cpu_seconds, megabytes, file_megabytes, alarm = sys.argv.pop(), *map(int, sys.argv[1:5])
+signal.alarm(alarm)
 resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
 resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 resource.setrlimit(resource.RLIMIT_FSIZE, (file_megabytes << 20, file_megabytes << 20))
@@ -63,7 +67,7 @@ def runs_to_its_end(
         folder, finished = Path(outer, "work"), Path(outer, "finished")
         folder.mkdir()
         (folder / "program.py").write_text(program, encoding="utf-8", errors="replace")
-        limits = [str(cpu_seconds), str(megabytes), str(_FILE_MEGABYTES)]
+        limits = [str(number) for number in (cpu_seconds, megabytes, _FILE_MEGABYTES, math.ceil(wall_seconds) + 1)]
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", _RUNNER, *limits, str(finished)],
             cwd=folder,
