@@ -82,6 +82,20 @@ def samples_of(count: int, seed: int = 0, longest: int = 12) -> list[dict[str, l
     return samples
 
 
+def samples_for(kind: type[MDLMTrainer], count: int, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Samples of a trainer. Those of Dream have one length, as padding is visible to its weights, and prompts."""
+    if not issubclass(kind, DreamTrainer):
+        return samples_of(count, seed)
+    samples = [sample for sample in samples_of(60 * count, seed) if len(sample["input_ids"]) == 9]
+    return [sample for sample in samples if sample["labels"][0] == -100][:count]
+
+
+def objective_of(kind: type[MDLMTrainer], norm: str) -> Objective:
+    """How a trainer trains unless told otherwise."""
+    own = dict(weight="cart[geo_p:0.3]", right_shift=True) if issubclass(kind, DreamTrainer) else {}
+    return Objective(norm=norm, **own)
+
+
 def pad_right(samples: list[dict[str, list[int]]], width: int | None = None) -> dict[str, torch.Tensor]:
     """A collator: padding on the right with an attention mask."""
     width = width or max(len(sample["input_ids"]) for sample in samples)
@@ -97,7 +111,7 @@ def pad_right(samples: list[dict[str, list[int]]], width: int | None = None) -> 
 def config_of(folder: Any, kind: type[MDLMConfig] = MDLMConfig, **options: Any) -> MDLMConfig:
     quiet = dict(report_to="none", disable_tqdm=True, eval_strategy="no", save_strategy="no", logging_steps=1)
     exact = dict(use_cpu=True, bf16=False, max_grad_norm=0.0, warmup_ratio=0.0, lr_scheduler_type="constant")
-    return kind(output_dir=str(folder), seed=SEED, **(quiet | exact | options))
+    return kind(**(dict(output_dir=str(folder), seed=SEED) | quiet | exact | options))
 
 
 def trainer_of(
