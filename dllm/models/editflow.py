@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from dllm.fast.head.split import output_head
 from dllm.fast.model import MARKER
-from dllm.fast.training.edit_loss import EditTargets, edit_flow_loss
+from dllm.fast.training.edit_loss import EditFlowLoss, EditTargets, edit_flow_loss
 from dllm.models.classes import auto_class, made_bidirectional
 from dllm.models.families import family_of
 from dllm.models.official import marker_of
@@ -75,13 +75,14 @@ class EditFlowConfig(transformers.PretrainedConfig):
 class EditFlowOutput(ModelOutput):
     """What a model of Edit Flows returns: with `edits` a loss, else rates and logits of all positions.
 
-    loss: float32 [], and sample_losses, float32 [B], as :class:`~dllm.fast.training.edit_loss.EditFlowLoss` has them.
+    loss: [], differentiable. FSDP rounds it to the dtype of the model, but not the values in exact.
+    exact: :class:`~dllm.fast.training.edit_loss.EditFlowLoss`, detached.
     ins_logits, sub_logits: [B, L, V], of tokens that are inserted behind a position, or put in its place.
     sub_rate_hat, del_rate_hat, ins_rate_hat: float32 [B, L], rates before they are multiplied by w(t).
     """
 
     loss: Tensor | None = None
-    sample_losses: Tensor | None = None
+    exact: EditFlowLoss | None = None
     ins_logits: Tensor | None = None  # the first of the logits, as it is never shifted: tests of visibility read it
     sub_logits: Tensor | None = None
     sub_rate_hat: Tensor | None = None
@@ -214,7 +215,7 @@ class EditFlowModel(transformers.PreTrainedModel):
         if edits is not None:
             heads, shift = (self.sub_logits, self.ins_logits), bool(self.config.right_shift)
             found = edit_flow_loss(hidden, rates, *heads, edits, right_shift=shift)
-            return EditFlowOutput(loss=found.loss, sample_losses=found.of_samples)
+            return EditFlowOutput(loss=found.loss, exact=EditFlowLoss(found.loss.detach(), found.of_samples))
         sub = self.sub_logits(hidden)
         return EditFlowOutput(
             ins_logits=self.ins_logits(hidden),

@@ -6,6 +6,7 @@ Writes OUT/rank{r}.pt, a dict for every run: gradients, logged entries, the metr
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -15,11 +16,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dllm.core.trainers import EditFlowCollator, EditFlowTrainer, EditFlowTrainerConfig
 from dllm.models import EditFlowModel
+from dllm_kernels.testing import assert_no_worse
 from tests import launch
+from tests.core.reference import gradients
 from tests.core.runs import Gradients, config_of, samples_of
+from tests.core.sharded import sharded
 from tests.models import MASK_ID, PAD_ID, tiny
 
 BOS = 4
@@ -51,8 +56,9 @@ def trainer_of(folder: Any, model: nn.Module, samples: list, **options: Any) -> 
     further = {name: options.pop(name) for name in named if name in options}
     pairs = EditFlowCollator(TOKENS, options.pop("x0_sampler", "masks[length:5]"))
     collator = options.pop("data_collator", pairs)
+    kind = options.pop("kind", EditFlowTrainer)
     config = config_of(folder, EditFlowTrainerConfig, **options)
-    return EditFlowTrainer(config, model=model, train_dataset=samples, data_collator=collator, **further)
+    return kind(config, model=model, train_dataset=samples, data_collator=collator, **further)
 
 
 def plain_loss(model: EditFlowModel, trainer: EditFlowTrainer, samples: list) -> Tensor:
@@ -70,28 +76,63 @@ def plain_loss(model: EditFlowModel, trainer: EditFlowTrainer, samples: list) ->
             if name != "del":
                 logits = getattr(model, f"{name}_logits")(hidden[rows])
                 inside = inside + F.cross_entropy(logits, given[f"{name}_targets"], reduction="sum")
-        found.append(given["weight"][0].to(inside.dtype) * inside / given["maskable"][0])
+        tokens = given["maskable"][0] if trainer.args.loss_norm_type == "sequence" else 1
+        found.append(given["weight"][0].to(inside.dtype) * inside / tokens)
     return torch.stack(found)
 
 
-def run(folder: str, *, size: int, accumulation: int, x0_sampler: str = "masks[length:5]", **options: Any) -> dict:
+def truth(trainer, samples, dtype):
+    """Each sample's loss, and the gradient of their mean."""
+    model = copy.deepcopy(model_of()).to(dtype)
+    loss = plain_loss(model, trainer, samples)
+    loss.mean().backward()
+    return loss.detach().double(), gradients(model)
+
+
+def check_step(step, trainer, samples, dtype=torch.float32):
+    """The gradient of a step of learning rate 0: its error is at most twice that of plain PyTorch in this dtype."""
+    (_, exact), (_, plain) = (truth(trainer, samples, each) for each in (torch.float64, dtype))
+    assert_no_worse({"gradient": step}, {"gradient": plain}, {"gradient": exact}, entries=False)
+
+
+def one_kind_each(answer: list[int]) -> list[int]:
+    """What an answer begins from: masks to substitute if its length is even, else nothing, so that all is inserted."""
+    return [] if len(answer) % 2 else [MASK_ID] * len(answer)
+
+
+def run(
+    folder: str,
+    *,
+    size: int,
+    accumulation: int,
+    x0_sampler: str = "masks[length:5]",
+    fsdp: bool = False,
+    saved: str | None = None,
+    resume: str | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> dict:
+    """A run, and what it found. `saved` names the folder of the model after it, `resume` a checkpoint."""
     watch = Gradients()
     trainer = trainer_of(
         folder,
-        model_of(),
+        model_of(dropout),
         prompted(8),
+        kind=sharded(EditFlowTrainer) if fsdp else EditFlowTrainer,
         callbacks=[watch],
         eval_dataset=prompted(7, seed=5),
-        x0_sampler=x0_sampler,
-        num_train_epochs=1,
-        learning_rate=0.0,
+        x0_sampler=one_kind_each if x0_sampler == "one kind each" else x0_sampler,
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,
         per_device_eval_batch_size=2,
-        **options,
+        **dict(num_train_epochs=1, learning_rate=0.0) | options,
     )
-    trainer.train()
-    return dict(gradients=watch.seen, logs=trainer.state.log_history, evaluation=trainer.evaluate())
+    trainer.train(resume_from_checkpoint=resume)
+    if saved:
+        trainer.save_model(saved)
+    weights = sum(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+    found = dict(gradients=watch.seen, logs=trainer.state.log_history, sharded=weights)
+    return found | dict(evaluation=trainer.evaluate())
 
 
 if __name__ == "__main__":

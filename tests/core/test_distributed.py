@@ -19,8 +19,9 @@ UNUSED, STRICT = dict(ddp_find_unused_parameters=True), dict(ddp_find_unused_par
 STATIC = dict(ddp_static_graph=True)
 CHECKPOINTED = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
 
-# trainer and how it runs: one forward and several; every normalisation; both kinds of forward; DDP that looks for unused weights, that relies
-# on there being none, that learns the order of gradients from the first step (an option since transformers 5)
+# one forward and several; every normalisation; both kinds of forward; DDP that looks for unused weights, that relies
+# on there being none, that learns the order of gradients from the first step (an option since transformers 5); of MDLM
+# and of Dream
 CASES = [
     ("MDLM", "token", "Strict", 4, 1, {}),
     ("MDLM", "token", "Loose", 2, 2, UNUSED),
@@ -32,7 +33,6 @@ CASES = [
 if "ddp_static_graph" in {known.name for known in dataclasses.fields(MDLMConfig)}:
     CASES.append(("MDLM", "token", "Loose", 4, 1, STATIC))
     CASES.append(("MDLM", "sequence", "Strict", 4, 1, STATIC | CHECKPOINTED))
-
 
 # a checkpoint after each of four steps, with dropout
 LONG = dict(per_device_train_batch_size=2, num_train_epochs=2, learning_rate=1e-2, per_device_eval_batch_size=2)

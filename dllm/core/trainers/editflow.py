@@ -20,6 +20,7 @@ from dllm.core.trainers.edit_collator import EditCorruptingCollator, EditFlowCol
 from dllm.core.trainers.utils.metrics import MeanMetric
 from dllm.fast.model import unwrapped
 from dllm.fast.training.edit_loss import EditTargets
+from dllm.fast.training.loss import with_exact_value
 
 __all__ = ["EditFlowCollator", "EditFlowTrainer", "EditFlowTrainerConfig"]
 
@@ -172,7 +173,7 @@ class EditFlowTrainer(DiffusionTrainer):
             **{name: corruption[name] for name in _ROWS},
         )
         output = model(**self._model_inputs(model, inputs), edits=edits)
-        return output.loss, weight * output.sample_losses.float()
+        return with_exact_value(output.loss, output.exact.loss), weight * output.exact.of_samples
 
     def _metrics(self, device: torch.device) -> dict[str, torchmetrics.Metric]:
         return {"loss_per_token": MeanMetric(device)}

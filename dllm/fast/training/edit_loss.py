@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -16,37 +13,50 @@ SMALLEST_RATE = 1e-12
 NAMES = {SUBSTITUTE: "sub", DELETE: "del", INSERT: "ins"}
 
 
-class EditFlowLoss(NamedTuple):
+class EditFlowLoss:
     """What :func:`edit_flow_loss` returns.
 
-    loss: float32 [], the weighted sum over samples. Differentiable.
-    of_samples: float32 [B], each sample's sum without its weight. Not differentiable.
+    It is no tuple, dict or dataclass, because FSDP rounds the values in those to the dtype of the model.
+
+    Attributes:
+        loss: float32 [], the weighted sum over samples. Differentiable.
+        of_samples: float32 [B], each sample's sum without its weight. Not differentiable.
     """
 
-    loss: Tensor
-    of_samples: Tensor
+    __slots__ = ("loss", "of_samples")
+
+    def __init__(self, loss: Tensor, of_samples: Tensor):
+        self.loss, self.of_samples = loss, of_samples
 
 
-@dataclass(frozen=True)
 class EditTargets:
     """The edits that are left in a batch of texts x_t, as the loss takes them: rows b L + p by kind.
 
-    It is no tuple and no dict, because FSDP would round the weights in those to the dtype of the model.
+    It is no tuple, dict or dataclass, because FSDP rounds the values in those to the dtype of the model.
 
-    lengths: int64 [B], tokens of each text.
-    sample_weight: float32 [B], c_b, with all normalisers.
-    sub_rows, del_rows, ins_rows: int64, the positions that have an edit of a kind; behind those of ins_rows a token is
-        inserted.
-    sub_targets, ins_targets: int64, the tokens of these edits.
+    Attributes:
+        lengths: int64 [B], tokens of each text.
+        sample_weight: float32 [B], c_b, with all normalisers.
+        sub_rows, del_rows, ins_rows: int64, the positions that have an edit of a kind; behind those of ins_rows a token
+            is inserted.
+        sub_targets, ins_targets: int64, the tokens of these edits.
     """
 
-    lengths: Tensor
-    sample_weight: Tensor
-    sub_rows: Tensor
-    del_rows: Tensor
-    ins_rows: Tensor
-    sub_targets: Tensor
-    ins_targets: Tensor
+    __slots__ = ("del_rows", "ins_rows", "ins_targets", "lengths", "sample_weight", "sub_rows", "sub_targets")
+
+    def __init__(
+        self,
+        lengths: Tensor,
+        sample_weight: Tensor,
+        sub_rows: Tensor,
+        del_rows: Tensor,
+        ins_rows: Tensor,
+        sub_targets: Tensor,
+        ins_targets: Tensor,
+    ):
+        self.lengths, self.sample_weight = lengths, sample_weight
+        self.sub_rows, self.del_rows, self.ins_rows = sub_rows, del_rows, ins_rows
+        self.sub_targets, self.ins_targets = sub_targets, ins_targets
 
 
 def edit_flow_loss(

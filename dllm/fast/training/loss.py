@@ -146,7 +146,7 @@ def _run(model: nn.Module, inputs: Mapping[str, object], *loss_of: object) -> Ma
         return computed.of_logits(output)
     if computed.loss is None or output.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
-    return MaskedLoss(_LossFromHead.apply(output.reshape(()), computed.loss), computed.nll)
+    return MaskedLoss(with_exact_value(output.reshape(()), computed.loss), computed.nll)
 
 
 def head_loss(head: nn.Module, hidden: Tensor, *, rows: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedLoss:
@@ -172,7 +172,26 @@ def head_loss(head: nn.Module, hidden: Tensor, *, rows: Tensor, targets: Tensor,
     computed = _HeadLoss(head, "linear" if is_linear(head) else "module", rows, targets, row_weight)
     with no_deferral(), replaced_forward(head, computed.run):
         output = head(hidden)
-    return MaskedLoss(_LossFromHead.apply(output.reshape(()), computed.loss), computed.nll)
+    return MaskedLoss(with_exact_value(output.reshape(()), computed.loss), computed.nll)
+
+
+def with_exact_value(output: Tensor, exact: Tensor) -> Tensor:
+    """A loss in the precision in which it was computed, differentiated through the model's output.
+
+    DDP and FSDP wait for that one in the backward, and FSDP rounds it to the precision of its policy, often bfloat16.
+
+    Args:
+        output: the loss as it left the model, [].
+        exact: the same as it was computed, float32 [], detached.
+
+    Example:
+        >>> weight = torch.ones((), requires_grad=True)
+        >>> loss = with_exact_value((weight * 1.2345).bfloat16(), torch.tensor(1.2345))
+        >>> loss.backward()
+        >>> float(loss) == float(torch.tensor(1.2345)), weight.grad > 1
+        (True, tensor(True))
+    """
+    return _WithExactValue.apply(output, exact)
 
 
 def check_arguments(inputs: Mapping[str, object], rows: Tensor, targets: Tensor, row_weight: Tensor) -> None:
@@ -246,9 +265,8 @@ class _HeadLoss:
         return (other + (self.guidance + 1) * (chosen.float() - other)).to(chosen.dtype)
 
 
-class _LossFromHead(torch.autograd.Function):
-    """The loss in the precision in which the head computed it, differentiated through the model's output: DDP and FSDP
-    wait for that one in the backward, and FSDP rounds it to the precision of its policy, often bfloat16."""
+class _WithExactValue(torch.autograd.Function):
+    """The value of one tensor with the gradient of another."""
 
     @staticmethod
     def forward(ctx: object, output: Tensor, loss: Tensor) -> Tensor:
