@@ -1,4 +1,4 @@
-"""Output folders that are created whole or not at all, and never over another one."""
+"""Output folders: created whole or not at all, never over another one, and known to be writable beforehand."""
 
 from __future__ import annotations
 
@@ -39,6 +39,25 @@ def whole_folder(folder: Path, building: Path | None = None) -> Iterator[Path]:
         building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that an output folder, which may not exist yet, can be written into. Nothing is written.
+
+    Raises:
+        OSError: it cannot, as a folder above it is read-only or a file, for example.
+
+    Example:
+        >>> check_writable(Path("/dev/null/out"))
+        Traceback (most recent call last):
+        ...
+        NotADirectoryError: /dev/null/out cannot be written: /dev/null is no folder
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be written: {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written: {above} is read-only for this user")
 
 
 def check_free(folder: Path) -> None:

@@ -281,7 +281,7 @@ def class_of(backbone: str) -> type[EditFlowModel]:
 
 def _random_backbone(config: EditFlowConfig) -> tuple[nn.Module, nn.Module]:
     """The backbone with random weights and without its head, and that head."""
-    options = {}
+    options = dict(dtype=torch.get_default_dtype())  # transformers has set it to that of the whole model
     if (attention := getattr(config, "_attn_implementation", None)) is not None:
         options["attn_implementation"] = attention
     backbone = made_bidirectional(auto_class(config.backbone_config).from_config(config.backbone_config, **options))

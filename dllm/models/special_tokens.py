@@ -47,7 +47,7 @@ def complete(tokenizer: Tokenizer, family: Family | None, config: Mapping[str, A
         tokenizer.eot_token_id = vocabulary.get(family.end_of_turn)
         if family.unknown_to_transformers:
             _check_ends(tokenizer, config, source)
-            _warn_of_missing_headers(vocabulary, family, source)
+            _warn_of_missing_headers(tokenizer, family, source)
     _check_range(tokenizer, config, source, except_mask=gains_row)
 
 
@@ -130,9 +130,12 @@ def _listed(tokens: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {token}" for name, token in tokens.items())
 
 
-def _warn_of_missing_headers(vocabulary: Mapping[str, int], family: Family, source: str) -> None:
-    """Warn if the chat template's tokens would be split into pieces, as with the tokenizer of LLaDA-8B-Base."""
-    if missing := [token for token in family.header_tokens if token not in vocabulary]:
+def _warn_of_missing_headers(tokenizer: Tokenizer, family: Family, source: str) -> None:
+    """Warn if tokens of the chat template, the tokenizer's own or else the family's, would be split into pieces, as by
+    the tokenizer of LLaDA-8B-Base."""
+    vocabulary, own = tokenizer.get_vocab(), tokenizer.chat_template
+    used = [token for token in family.header_tokens if own is None or token in str(own)]
+    if missing := [token for token in used if token not in vocabulary]:
         _log.warning(
             "the tokenizer at %s has no token for %s, so chats would split them into pieces that the model has not "
             "learnt: use the tokenizer of the Instruct model, or call tokenizer.add_tokens(%r, special_tokens=True) "

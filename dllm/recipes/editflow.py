@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from dllm.core.trainers import EditFlowCollator, EditFlowTrainer, EditFlowTrainerConfig
+from dllm.core.trainers.edit_collator import make_x0_sampler
 from dllm.models import EditFlowConfig, EditFlowModel, get_config, get_model, load_peft
 from dllm.models.editflow import class_for
 from dllm.recipes import pretraining
@@ -94,8 +95,23 @@ def samples(data_args: PretrainingData, tokenizer: Any) -> Mapping[str, Any]:
     return pretraining.samples(dataclasses.replace(data_args, max_length=data_args.max_length - 1), tokenizer)
 
 
+def longest(data_args: EditFlowSFTData | EditFlowPretrainingData) -> int:
+    """The tokens of a text of full length: of max_length, or what the shortest prompt, one token, begins from.
+
+    Example:
+        >>> longest(EditFlowSFTData(dataset_args="data/dialogues", max_length=64))
+        129
+    """
+    return max(data_args.max_length, 1 + len(make_x0_sampler(data_args.x0_sampler, mask_id=0)([])))
+
+
 _OBJECTIVE = dict(
-    config=config, model=model, collator=collator, training_arguments=EditFlowTrainerConfig, trainer=EditFlowTrainer
+    config=config,
+    model=model,
+    collator=collator,
+    training_arguments=EditFlowTrainerConfig,
+    trainer=EditFlowTrainer,
+    longest=longest,
 )
 EDIT_FLOW_SFT = dataclasses.replace(SFT, name="editflow", data_arguments=EditFlowSFTData, **_OBJECTIVE)
 EDIT_FLOW_PRETRAINING = dataclasses.replace(

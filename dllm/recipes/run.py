@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from dllm.core.trainers.interruption import stopped_by_signals
 from dllm.data.splits import row_count
 from dllm.fast.model import check_positions
+from dllm.folders import check_writable
 from dllm.startup import initial_training_setup, print_main
 
 # The folder in output_dir for the trained model.
@@ -36,6 +38,7 @@ class Recipe:
         collator: function (data arguments, tokenizer) -> collator.
         training_arguments: dataclass of the training's arguments.
         trainer: of the objective.
+        longest: function (data arguments) -> the number of tokens of a text of full length.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Recipe:
     collator: Callable[[Any, Any], Callable]
     training_arguments: type[MDLMConfig] = MDLMConfig
     trainer: type[MDLMTrainer] = MDLMTrainer
+    longest: Callable[[Any], int] = attrgetter("max_length")
 
 
 def run(
@@ -72,7 +76,7 @@ def run(
         The trainer after training.
 
     Raises:
-        OSError: the model or the data do not exist.
+        OSError: the model or the data do not exist; output_dir cannot be written.
         ValueError: a model, data or arguments that cannot be used, or a checkpoint that cannot be resumed.
         ImportError: a required optional package is not installed.
         Interrupted: Ctrl-C or SIGTERM. Raised at the end of the current step, after a checkpoint is saved.
@@ -107,10 +111,11 @@ def prepared(
     Raises:
         As :func:`run`.
     """
+    check_writable(Path(training_args.output_dir))  # before anything is loaded, which may take hours
     initial_training_setup(model_args, data_args, training_args)
     tokenizer = recipe.tokenizer(model_args)
     model = recipe.model(model_args, tokenizer)
-    check_positions(model, data_args.max_length, "max_length must fit")  # before the samples, which may take hours
+    check_positions(model, recipe.longest(data_args), "max_length must fit")  # before the samples, which may take hours
     splits = samples(recipe, data_args, training_args, tokenizer)
     check_trained(any(weight.requires_grad for weight in model.parameters()), model_args)
     return (trainer or recipe.trainer)(

@@ -62,7 +62,7 @@ def report(settings: Settings) -> str:
     needs_tokenizer = data_args.dataset_args or getattr(model_args, "random", False)
     tokenizer = recipe.tokenizer(model_args) if needs_tokenizer else None
     config = recipe.config(model_args, tokenizer)
-    size = estimate(config, model_args, data_args.max_length, training_args)
+    size = estimate(config, model_args, recipe.longest(data_args), training_args)
     check_trained(size.trained, model_args)
     lines = [
         *to_yaml(settings).splitlines(),

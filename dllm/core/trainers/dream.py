@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +15,9 @@ from dllm.core.trainers.collator import MDLMCollator
 from dllm.core.trainers.config import WEIGHT_TYPES, MDLMConfig
 from dllm.core.trainers.mdlm import MDLMTrainer
 from dllm.data.tokens import prepend_bos
+from dllm.fast.model import right_shift_of, unwrapped
+
+_log = logging.getLogger("dllm")
 
 __all__ = ["DreamCollator", "DreamTrainer", "DreamTrainerConfig"]
 
@@ -104,7 +108,8 @@ class DreamTrainer(MDLMTrainer):
 
     A row of masks alone weighs nothing. Everything else (normaliser of the whole step, masks, logs, resumption, several
     processes) is as there. The logged `nll` is the mean of the weighted cross-entropy, so `ppl` is comparable under one
-    weight type only.
+    weight type only. A model whose configuration does not name the shift is trained with it all the same, after one
+    warning.
 
     Args:
         args: :class:`DreamTrainerConfig`.
@@ -142,6 +147,16 @@ class DreamTrainer(MDLMTrainer):
         if not isinstance(args, DreamTrainerConfig):
             raise TypeError(f"args must be a DreamTrainerConfig, got {type(args).__name__}")
         super().__init__(args, *arguments, **options)
+        self._warn_of_a_new_shift()
+
+    def _warn_of_a_new_shift(self) -> None:
+        """Say once that a model that predicts tokens at their own position learns to predict them one before."""
+        if not right_shift_of(unwrapped(self.model)):
+            _log.warning(
+                "the configuration of the model does not say that a token is predicted one position before it, and %s "
+                "trains it so, which samplers do only with right_shift_logits=True: MDLMTrainer keeps its positions",
+                type(self).__name__,
+            )
 
     def _make_collator(self, kind: type[MDLMCollator] = DreamCollator, **options: Any) -> MDLMCollator:
         own = dict(geo_p=self._geo_p, bos_id=getattr(self.processing_class, "bos_token_id", None))

@@ -110,7 +110,7 @@ class EditCorruptingCollator(MDLMCollator):
 
     A batch has `input_ids` [B, L], x_t; `attention_mask`, if a row is padded; and "corruption":
         sub_rows, del_rows, ins_rows, sub_targets, ins_targets: as :class:`~dllm.fast.training.edit_loss.EditTargets`.
-        rows: int64 [E], all of these rows.
+        rows: int64 [E], those of sub_rows and ins_rows, whose edits have a token.
         weight: float32 [B], w(t).
         maskable: int64 [B], tokens of x_1.
         lengths: int64 [B], tokens of x_t.
@@ -158,13 +158,13 @@ class EditCorruptingCollator(MDLMCollator):
             raise ValueError(f"x_0 and x_1 must begin with a common token, BOS or a prompt; x_t is empty in row {row}")
         check_fits(tokens, None, self.positions)
         rows = rows_of(remaining_edits(zt, aligned.z1), tokens.shape[1])
-        everything = torch.cat([rows[f"{kind}_rows"] for kind in ("sub", "del", "ins")])
+        with_token = torch.cat([rows["sub_rows"], rows["ins_rows"]])
         weight = edit_weight(self.scheduler, times, self.max_weight).float()
         counts = dict(weight=weight, maskable=x1_length, lengths=lengths)
         self._batch_count += 1
         real = torch.arange(tokens.shape[1]) < lengths[:, None]
         padding = {} if bool(real.all()) else {"attention_mask": real.long()}
-        return {"input_ids": tokens, **padding, CORRUPTION: rows | counts | dict(rows=everything)}
+        return {"input_ids": tokens, **padding, CORRUPTION: rows | counts | dict(rows=with_token)}
 
     def _stacked(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows as a tensor [B, L] with their lengths, checked against the vocabulary and the positions."""

@@ -91,7 +91,8 @@ class EditFlowTrainer(DiffusionTrainer):
     :class:`~dllm.core.trainers.base.trainer.DiffusionTrainer` does everything but the loss: draws that depend on the
     run's seed, the sample's tokens and the epoch alone; logs; averaged weights; exact resumption; a check of the
     model's attention before the first batch. In place of `nll` and `ppl` it logs `loss_per_token`, the weighted loss by
-    the number of tokens of x_1.
+    the number of tokens of x_1, and in place of masked tokens per second `edited_tokens_per_second`, those that are
+    substituted or inserted.
 
     Args:
         args: :class:`EditFlowTrainerConfig`.
@@ -133,6 +134,7 @@ class EditFlowTrainer(DiffusionTrainer):
     """
 
     EditFlowConfig: ClassVar[type[EditFlowTrainerConfig]] = EditFlowTrainerConfig
+    predicted: ClassVar[str] = "edited_tokens"
 
     def __init__(
         self,
@@ -180,7 +182,7 @@ class EditFlowTrainer(DiffusionTrainer):
 
     def _on_train_begin(self) -> None:
         super()._on_train_begin()
-        self._flops.body -= self._flops.head  # an edit meets one of the two heads, a token without one meets none
+        self._flops.body -= self._flops.head  # a token that is substituted or inserted meets one head
 
     def _set_signature_columns_if_needed(self) -> None:
         """transformers' Trainer drops the columns that the model does not take; the collator takes this one."""

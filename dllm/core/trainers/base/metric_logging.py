@@ -32,11 +32,12 @@ class MetricLogging(Objective):
     """
 
     curves: ClassVar[Sequence[Sequence[str]]] = LOSSES  # panels of the training curve
+    predicted: ClassVar[str] = "masked_tokens"  # what the tokens that meet the head are called
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         device = self.args.device
-        self.throughput = Throughput(device)
+        self.throughput = Throughput(device, self.predicted)
         self.meter = OnEvaluateMetricsCallback(self, metrics=self._metrics(device))
 
     def _metrics(self, device: torch.device) -> dict[str, torchmetrics.Metric]:
@@ -46,7 +47,7 @@ class MetricLogging(Objective):
     def _on_train_begin(self) -> None:
         super()._on_train_begin()
         self.meter.reset("train")
-        self.throughput = Throughput(self.args.device)
+        self.throughput = Throughput(self.args.device, self.predicted)
         half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         self._flops, self._peak_flops = Flops(self.model), matmul_rate(self.args.device, half or torch.float32)
 

@@ -69,6 +69,7 @@ class Throughput:
 
     Args:
         device: of the counts, which are read only by :meth:`rates`.
+        predicted: what the tokens that meet the head are called.
 
     Example:
         >>> throughput = Throughput(torch.device("cpu"))
@@ -78,8 +79,8 @@ class Throughput:
         ['masked_tokens_per_second', 'tokens_per_second']
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, predicted: str = "masked_tokens"):
+        self.device, self.predicted = device, predicted
         self._reset()
 
     def start(self) -> None:
@@ -102,12 +103,12 @@ class Throughput:
 
         Args:
             lengths: int64 [B], tokens of each row.
-            masked: the number of masked tokens.
+            masked: the number of tokens that meet the head.
         """
         self._counts += torch.stack([lengths.sum(), lengths.square().sum(), torch.full_like(lengths.sum(), masked)])
 
     def rates(self, flops: Flops | None = None, peak: float = 0.0) -> dict[str, float]:
-        """Tokens and masked tokens per second since the last call, all ranks together; then reset.
+        """Tokens and predicted tokens per second since the last call, all ranks together; then reset.
 
         With `flops` and `peak` (FLOP/s of one device) also `mfu`, useful FLOP/s divided by the peak of all devices.
         """
@@ -120,7 +121,7 @@ class Throughput:
         self._reset()
         if seconds <= 0:
             return {}
-        rates = {"tokens_per_second": tokens / seconds, "masked_tokens_per_second": masked / seconds}
+        rates = {"tokens_per_second": tokens / seconds, f"{self.predicted}_per_second": masked / seconds}
         if flops is not None:
             rates["mfu"] = flops(tokens, squares, masked) / seconds / (ranks * peak)
         return rates
