@@ -94,6 +94,17 @@ def test_rates_are_read_where_they_belong(made):
         assert torch.equal(output[f"{name}_rate_hat"], rate)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_backbone_keeps_its_attention_and_dtype(attention):
+    backbone = tiny("modernbert", vocab_size=131).to(torch.bfloat16)
+    backbone.set_attn_implementation(attention)
+    model = EditFlowModel.from_backbone(backbone)
+    assert model.config._attn_implementation == model.backbone.config._attn_implementation == attention
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    made = EditFlowModel._from_config(model.config, dtype=torch.float32)  # whatever the backbone's configuration says
+    assert {weight.dtype for weight in made.parameters()} == {torch.float32}
+
+
 def edits_of() -> EditTargets:
     kind, sample, position = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 1, 1]), torch.tensor([3, 4, 0, 8])
     edits = Edits(kind, sample, position, torch.tensor([7, -1, 8, 9]))

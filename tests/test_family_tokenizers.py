@@ -263,6 +263,11 @@ def test_missing_header_tokens_are_noticed(name, tmp_path, caplog):
         "tokenizer.add_tokens(['<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'], special_tokens=True)"
         in message
     )
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "plain")  # a template without headers
+    caplog.clear()
+    assert load(tmp_path / "plain").chat_template == tokenizer.chat_template and not caplog.records
+    tokenizer.chat_template = None
     tokenizer.add_tokens(list(HEADERS), special_tokens=True)
     tokenizer.save_pretrained(tmp_path)
     caplog.clear()

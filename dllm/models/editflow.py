@@ -164,7 +164,9 @@ class EditFlowModel(transformers.PreTrainedModel):
         head = output_head(backbone)
         if type(head) is not nn.Linear:
             raise ValueError(f"the LM head must be an nn.Linear to begin heads from, got {type(head).__name__}")
-        config = class_for(backbone.config).config_class(backbone.config)
+        # a copy, as making a model sets dtype and attention in the configuration that it is given
+        config = class_for(backbone.config).config_class(copy.deepcopy(backbone.config))
+        config._attn_implementation = backbone.config._attn_implementation
         with torch.device("meta"):
             model = class_for(backbone.config)(config)
         place = dict(device=head.weight.device, dtype=head.weight.dtype)

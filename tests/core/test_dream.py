@@ -18,6 +18,7 @@ from dllm.pipelines import dream
 from tests.core import test_mdlm as mdlm
 from tests.core.reference import Objective, cart
 from tests.core.runs import Gradients, losses, model_of, samples_of, trainer_of
+from tests.families.toys import load
 from tests.models import FIRST_WORD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,6 +147,27 @@ def test_a_row_of_masks_alone_weighs_nothing(tmp_path):
     trainer = trainer_of(tmp_path, model, [sample] * 4, objective, DreamTrainer, max_steps=1)
     trainer.train()
     assert losses(trainer)[0] >= 0
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+def test_a_model_that_does_not_shift_is_shifted_after_one_warning(name, tmp_path, caplog):
+    """The objective is defined on shifted logits; a model that is shifted by its configuration needs no warning."""
+    objective = Objective(weight=CART, right_shift=True)
+    trainer = trainer_of(tmp_path, load(name), prompted(4), objective, DreamTrainer, max_steps=1)
+    trainer.train()
+    assert trainer._make_collator().right_shift
+    assert caplog.text.count("and DreamTrainer trains it so") == (name == "llada")
+
+
+def test_one_sample_and_one_without_labels(tmp_path):
+    objective, watch = Objective(weight=CART, right_shift=True), Gradients()
+    samples = [*prompted(1), {"input_ids": [7, 20], "labels": [-100, -100]}]
+    options = dict(per_device_train_batch_size=1, num_train_epochs=1)
+    trainer = trainer_of(tmp_path, model_of(), samples, objective, DreamTrainer, callbacks=[watch], **options)
+    trainer.train()
+    assert sorted(loss > 0 for loss in losses(trainer)) == [False, True]
+    assert sorted(bool(step.any()) for step in watch.seen) == [False, True]
+    assert all(step.isfinite().all() for step in watch.seen)
 
 
 def test_names_of_dllm_0_1():

@@ -57,18 +57,6 @@ def test_a_configuration_with_a_change():
     assert get_model(model_name_or_path=source, config=config).config.attention_dropout == 0.25
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_four_bits(name, tmp_path):
-    """The weights are quantised as those of a model in transformers' format."""
-    pytest.importorskip("bitsandbytes")
-    load(name).save_pretrained(tmp_path)
-    mapped = load(name, load_in_4bit=True).state_dict()
-    saved = get_model(model_name_or_path=str(tmp_path), dtype="float32", load_in_4bit=True).state_dict()
-    assert any(weight.dtype == torch.uint8 for weight in mapped.values())
-    assert mapped.keys() == saved.keys()
-    assert all(torch.equal(weight, saved[key]) for key, weight in mapped.items() if weight is not None)
-
-
 def test_an_adapter_keeps_the_right_shift():
     pytest.importorskip("peft")
     assert right_shift_of(load("dream", lora=True, r=2)) is True

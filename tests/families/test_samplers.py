@@ -27,6 +27,7 @@ TOKENIZER = SimpleNamespace(mask_token_id=MASK, eos_token_id=EOS, pad_token_id=E
 LENGTHS = (5, 2, 9)
 SIZE = dict(max_new_tokens=12, block_size=4)
 FAST = dict(cache="dual", threshold=0.05)
+GUIDED = SIZE | dict(steps=6, cfg_scale=0.5)
 
 # Case: checkpoint, sampler, its plain loop, settings of both, settings of the sampler alone.
 CASES = {
@@ -37,7 +38,23 @@ CASES = {
         dict(steps=6),
         SIZE,
     ),
-    "llada, guided": ("llada", samplers.MDLMSampler, judges.mdlm_sample, SIZE | dict(steps=6, cfg_scale=0.5), {}),
+    "llada, guided": ("llada", samplers.MDLMSampler, judges.mdlm_sample, GUIDED, {}),
+    "llada_moe, guided": ("lladamoe", samplers.MDLMSampler, judges.mdlm_sample, GUIDED, {}),
+    "dream, guided": (
+        "dream",
+        samplers.MDLMSampler,
+        functools.partial(judges.mdlm_sample, right_shift_logits=True),
+        GUIDED,
+        {},
+    ),
+    "rnd1, guided": (
+        "rnd1",
+        samplers.MDLMSampler,
+        functools.partial(judges.mdlm_sample, right_shift_logits=True),
+        GUIDED,
+        {},
+    ),
+    "a2d, guided": ("a2d-qwen3", samplers.MDLMSampler, judges.mdlm_sample, GUIDED, {}),
     "llada, dual cache": ("llada", samplers.FastDLLMSampler, judges.fast_dllm, SIZE | FAST, {}),
     "llada_moe": (
         "lladamoe",
@@ -83,12 +100,20 @@ CASES = {
         {},
     ),
     "a2d": ("a2d-qwen3", samplers.MDLMSampler, judges.mdlm_sample, SIZE | dict(steps=6, temperature=0.7), {}),
+    "a2d, dual cache": ("a2d-qwen3", samplers.FastDLLMSampler, judges.fast_dllm, SIZE | FAST, {}),
     "a2d, block by block": ("a2d-qwen3", samplers.BD3LMSampler, judges.bd3lm, SIZE | dict(steps=6), {}),
     "llada2": (
         "llada2",
         samplers.LLaDA2Sampler,
         judges.llada2_block_causal,
         SIZE | dict(steps=4, threshold=0.05, blocks_from="row"),
+        dict(cache=True),
+    ),
+    "llada2, guided": (
+        "llada2",
+        samplers.LLaDA2Sampler,
+        judges.llada2_block_causal,
+        SIZE | dict(steps=4, threshold=0.05, blocks_from="row", cfg_scale=0.5),
         dict(cache=True),
     ),
     "llada2.1": (
