@@ -192,6 +192,13 @@ class TrainingArguments(_AnyTransformers):
         self.report_to = _without_missing_wandb(self.report_to)
         super().__post_init__()
 
+    @property
+    def device(self) -> torch.device:
+        """The device of this process. A CPU has no index: accelerate gives ranks "cpu:0", and torch cannot load the
+        optimizer of a checkpoint to that, which transformers 4 asks for."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Number of warm-up steps: `warmup_steps` if it is above 0, else ceil(`warmup_ratio` * num_training_steps)."""
         if self.warmup_steps > 0:

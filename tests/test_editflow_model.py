@@ -96,8 +96,7 @@ def test_rates_are_read_where_they_belong(made):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_backbone_keeps_its_attention_and_dtype(attention):
-    backbone = tiny("modernbert", vocab_size=131).to(torch.bfloat16)
-    backbone.set_attn_implementation(attention)
+    backbone = load("a2d-qwen3", attn_implementation=attention).to(torch.bfloat16)
     model = EditFlowModel.from_backbone(backbone)
     assert model.config._attn_implementation == model.backbone.config._attn_implementation == attention
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from dllm_kernels.testing import assert_no_worse, assert_sum_no_worse
 from tests.core.rank import TRAINERS, two_ranks
@@ -28,6 +29,7 @@ CASES = [
     ("Dream", "token", "LooseModern", "tied", 2, 2),
 ]
 RATE = 0.1
+V4 = transformers.__version__.startswith("4.")
 MIXTURE = "lladamoe"  # a small official checkpoint: the layers of a mixture of experts
 # 8 samples, four a step: two steps an epoch, a checkpoint after each
 LONG = dict(per_device_train_batch_size=2, num_train_epochs=2, learning_rate=1e-2)
@@ -66,7 +68,8 @@ def found(tmp_path_factory):
         settings |= dict(resume=str(own / "checkpoint-3"), saved=str(own / "resumed"))
         runs.append(run_settings("token", "LooseModern", "tied", LONG, **settings))
     experts = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1)
-    runs.append(run_settings("token", "", "untied", experts, family=MIXTURE))
+    if not V4:
+        runs.append(run_settings("token", "", "untied", experts, family=MIXTURE))
     halves = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1, bf16=True)
     runs.append(run_settings("token", "LooseModern", "tied", halves | dict(learning_rate=0.0)))
     return folder, two_ranks(folder, runs)
@@ -120,6 +123,9 @@ def test_a_resumed_run_follows_the_uninterrupted_one(trainer, found):
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
+@pytest.mark.skipif(
+    V4, reason="transformers 4 skips experts without tokens, whose gradients FSDP2 then lacks on a rank"
+)
 def test_a_mixture_of_experts(found):
     model, samples = load(MIXTURE), samples_of(8)
     loss64, nll64, exact = truth(model, samples, Objective(), torch.float64)
