@@ -140,6 +140,7 @@ def test_bad_input():
             rewards(TEXTS, columns)
     with pytest.raises(ValueError, match="needs the column answer, got prompt"):
         rewards.check_columns(["prompt"])
+    TimedRewards([lambda prompts, completions, answer, **columns: []]).check_columns(["prompt", "answer"])
     assert rewards._process is None  # nothing was started for any of this
     for seconds in (0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="seconds"):
