@@ -25,6 +25,7 @@ HERE = {
     "llada21": "LLaDA2MoeConfig LLaDA2MoeModelLM LLaDA21Sampler LLaDA21SamplerConfig",
     "fastdllm.llada": "FastdLLMLLaDAConfig FastdLLMLLaDASampler FastdLLMLLaDASamplerConfig",
     "fastdllm.dream": "FastdLLMDreamConfig FastdLLMDreamSampler FastdLLMDreamSamplerConfig",
+    "rl": "get_dataset_and_rewards SUPPORTED_DATASETS",
     "rnd1": "RND1Sampler RND1SamplerConfig",
 }
 # the settings that 0.1's samplers have under another name or with another default than ours

@@ -60,7 +60,7 @@ class TimedRewards:
         Raises:
             ValueError: a column is missing.
         """
-        names = list(names)
+        names = [*names, "prompts"]
         for reward in self._rewards:
             accepted_columns(reward, names)
 
