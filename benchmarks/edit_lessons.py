@@ -5,13 +5,14 @@
 Two models of Edit Flows take over the bundled model's weights (:meth:`dllm.models.EditFlowModel.from_backbone`) and
 learn its lessons by :class:`~dllm.core.trainers.EditFlowTrainer`. For the arm "masks" an answer begins as so many
 masks, of which the model deletes what it does not need; for the arm "empty" it begins as nothing, and all is inserted.
-Each is measured before and after: the loss on lessons of another seed, and exact answers to held-out problems, at
-temperatures 0 and 1 and two sizes of a step. The lengths of a few answers are recorded at each time of sampling.
+Each is measured before and after: the loss on lessons of another seed, nats per token of x_1, and exact answers to
+held-out problems, at temperatures 0 and 1 and two sizes of a step (before: one batch of problems, one setting). The
+lengths of a few answers are recorded at each time of sampling.
 
 The optimizer, its schedule and the lessons are those of the bundled model (`dllm.demo.training`), without the tails,
 which mask a solution from the left to the right, and the sums that it gets with them. The same command resumes an
-interrupted run; `--arm` runs one arm of it. The last line is JSON; a row goes to the results, and `python -m
-benchmarks.plot.edit_lengths ROW` draws docs/edit_lengths.svg from it.
+interrupted run; `--arm` runs one arm of it. The last line is JSON; a row goes to the results. `python -m benchmarks.plot`
+draws docs/edit_lengths.svg from it.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ class Settings:
         ValueError: a setting out of range.
     """
 
-    steps: int = 1600
+    steps: int = 1400
     batch_size: int = 32
     mask_length: int = 56  # the longest answer has 53 tokens, its end token included
     questions: int = 200
     kappa: str = "linear"
     max_w: float = 20.0
+    loss_norm_type: str = "batch"  # all tokens weigh the same, as for the bundled model
     matrix_lr: float = 0.02
     other_lr: float = 0.003
     seed: int = 0
@@ -184,6 +186,7 @@ def trainer(model: nn.Module, tokenizer: object, folder: Path, settings: Setting
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        loss_norm_type=settings.loss_norm_type,
         kappa_scheduler=settings.kappa,
         max_w=settings.max_w,
         time_epsilon=EPSILON,
@@ -247,9 +250,7 @@ def lengths_over_time(model: nn.Module, tokenizer: object, masks: int, temperatu
         options = dict(mask_length=masks, tau=tau, temperature=temperature)
         row = sampler.sample([prompt], seed=number, on_step=record, **options)[0]
         reply = decode(tokenizer, row[len(prompt) :].tolist())
-        found.append(
-            {"question": question, "reply": reply, "times": [*times, 1.0], "lengths": [*lengths, lengths[-1]]}
-        )
+        found.append({"question": question, "reply": reply, "times": [*times, 1.0], "lengths": [*lengths, lengths[-1]]})
     return found
 
 
@@ -260,11 +261,11 @@ def learn(arm: str, folder: Path, settings: Settings) -> dict[str, object]:
     masks = settings.mask_length if arm == "masks" else 0
     asked = TASKS["problems"](settings.questions, HELD_OUT_SEED)
     run = trainer(model, tokenizer, folder / f"{arm}-run", settings, masks)
-    loss_before = run.evaluate()["eval_loss"]
-    before = accuracy(model, tokenizer, asked, masks, *FEWEST_STEPS)
+    loss_before = run.evaluate()["eval_loss_per_token"]
+    before = accuracy(model, tokenizer, asked[: gauge.BATCH_SIZE], masks, *FEWEST_STEPS)
     model.train()
     seconds = train(run)
-    loss_after = run.evaluate()["eval_loss"]
+    loss_after = run.evaluate()["eval_loss_per_token"]
     model.save_pretrained(folder / arm)
     save_tokenizer(tokenizer, folder / arm)
     after = [accuracy(model, tokenizer, asked, masks, *sampling) for sampling in SAMPLINGS]
