@@ -11,8 +11,8 @@ lengths of a few answers are recorded at each time of sampling.
 
 The optimizer, its schedule and the lessons are those of the bundled model (`dllm.demo.training`), without the tails,
 which mask a solution from the left to the right, and the sums that it gets with them. The same command resumes an
-interrupted run; `--arm` runs one arm of it. The last line is JSON; a row goes to the results. `python -m benchmarks.plot`
-draws docs/edit_lengths.svg from it.
+interrupted run; `--arm` runs one arm of it. The last line is JSON; a row goes to the results, from which `python -m
+benchmarks.plot` draws docs/edit_lengths.svg.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ EPSILON = 1e-3  # of the time, in training and in sampling
 FEWEST_STEPS = (0.01, 0.0)  # tau and temperature before training
 SAMPLINGS = (FEWEST_STEPS, (0.01, 1.0), (0.001, 0.0), (0.001, 1.0))
 SHOWN = ("What is 6 * 7?", "What is 48 + 24?")  # of the lengths, and three problems
-SHOWN_PROBLEMS = 3
+SHOWN_PROBLEMS, SHOWN_TAU = 3, 0.01
 COLUMNS = (
     "x_0",
     "tau",
@@ -238,19 +238,16 @@ def lengths_over_time(model: nn.Module, tokenizer: object, masks: int, temperatu
     Each is a dict of `question`, `reply`, and `times` and `lengths`, from the beginning to the time 1.
     """
     problems = [question.text for question in TASKS["problems"](SHOWN_PROBLEMS, HELD_OUT_SEED)]
-    sampler, found, tau = EditFlowSampler(model.eval(), tokenizer), [], 0.01
+    sampler, found = EditFlowSampler(model.eval(), tokenizer), []
+    options = dict(mask_length=masks, tau=SHOWN_TAU, temperature=temperature)
     for number, question in enumerate([*problems, *SHOWN]):
-        (prompt,) = prompts_of(tokenizer, [question])
-        times, lengths = [0.0], [masks]
-
-        def record(step, times=times, lengths=lengths, width=len(prompt)):
-            times.append(round((step.step + 1) * tau, 4))
-            lengths.append(step.canvas.shape[1] - width)  # one row has no padding
-
-        options = dict(mask_length=masks, tau=tau, temperature=temperature)
-        row = sampler.sample([prompt], seed=number, on_step=record, **options)[0]
+        (prompt,), steps = prompts_of(tokenizer, [question]), []
+        row = sampler.sample([prompt], seed=number, on_step=steps.append, **options)[0]
+        times = [0.0, *(round((step.step + 1) * SHOWN_TAU, 4) for step in steps), 1.0]
+        widths = [len(prompt) + masks, *(step.canvas.shape[1] for step in steps), len(row)]  # one row has no padding
         reply = decode(tokenizer, row[len(prompt) :].tolist())
-        found.append({"question": question, "reply": reply, "times": [*times, 1.0], "lengths": [*lengths, lengths[-1]]})
+        lengths = [width - len(prompt) for width in widths]
+        found.append({"question": question, "reply": reply, "times": times, "lengths": lengths})
     return found
 
 

@@ -1,4 +1,4 @@
-"""Plot of Edit Flows: the length of a text against the time of sampling, for answers that begin as masks or as nothing."""
+"""Plot of Edit Flows: the length of an answer against the time of sampling, from masks and from nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
 def length_points(rows: Sequence[dict]) -> list[dict[str, object]]:
-    """The lengths of the shown answers at the times at which they change, for each arm in rows of kind "edit_lessons"."""
+    """The lengths of a few answers at the times at which they change, for each arm in rows of kind "edit_lessons"."""
     return [
         {"arm": name, "masks": result["masks"]} | {key: shown[key] for key in ("question", "times", "lengths")}
         for row in rows
