@@ -791,7 +791,7 @@ class TestQuality:
 
 
 class TestPublishedPlots:
-    """docs/speed.svg, docs/steps.svg and docs/accuracy.svg."""
+    """docs/speed.svg, steps.svg, accuracy.svg and edit_lengths.svg."""
 
     def test_the_committed_files_show_the_chosen_rows(self):
         assert plot_command.main(["--check"]) == 0
@@ -819,13 +819,13 @@ class TestPublishedPlots:
         assert plot_command.main(["--root", str(tmp_path)]) == 2
         assert "benchmarks.plot: [Errno" in capsys.readouterr().err
         chosen = report.chosen_rows()
-        kinds = ("sampler", "sampler_steps", "quality")
+        kinds = ("sampler", "sampler_steps", "quality", "edit_lessons")
         rows = {kind: next(row for row in chosen if row["kind"] == kind) for kind in kinds}
         for kind, row in rows.items():
             (results / f"{kind}.json").write_text(json.dumps(row))
         assert plot_command.main(["--root", str(tmp_path)]) == 2
         assert "no chosen row has anything for accuracy.svg" in capsys.readouterr().err
-        (results / "chosen.txt").write_text("sampler.json\nsampler_steps.json\nquality.json\n")
+        (results / "chosen.txt").write_text("".join(f"{kind}.json\n" for kind in kinds))
         for words, status in ((["--check"], 1), ([], 0), (["--check"], 0)):
             assert plot_command.main(["--root", str(tmp_path), *words]) == status
         rows["sampler"]["providers"]["card"]["tokens_per_second"] *= 2

@@ -1,4 +1,4 @@
-"""The plots of docs/: speed-up over the authors' loops, the parts of a step, accuracy against tokens per step.
+"""The plots of docs/: speed-up over the authors' loops, the parts of a step, accuracy against tokens per step, lengths.
 
 Each plot is drawn from a list of points, and its file carries these points as JSON, so that a reader finds the exact
 numbers and a check finds a plot that is out of date without drawing it anew.
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks import machine
+from benchmarks.plot.edits import draw_lengths, length_points
 from benchmarks.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, open_frame, save
 from benchmarks.sampling_tables import PROGRAMS, card_and_ours, sampler_and_model, step_parts
 
@@ -204,6 +205,7 @@ PLOTS = {
     "speed.svg": Plot(speed_points, draw_speed),
     "steps.svg": Plot(step_points, draw_steps),
     "accuracy.svg": Plot(accuracy_points, draw_accuracy),
+    "edit_lengths.svg": Plot(length_points, draw_lengths),
 }
 
 
