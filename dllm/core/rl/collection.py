@@ -12,10 +12,10 @@ import torchmetrics
 from torch import Tensor, nn
 
 from dllm.core.rl.config import DiffuGRPOConfig
+from dllm.core.rl.judging import Judge
 from dllm.core.rl.loss import group_advantages
 from dllm.core.rl.policies import Reference, copy_weights
 from dllm.core.rl.prompts import Prompt
-from dllm.core.rl.judging import Judge
 from dllm.core.rl.rollouts import Rollouts, lengths_to_eos, rollout_seeds
 from dllm.core.samplers import MDLMSampler
 from dllm.core.trainers.base import DiffusionTrainer
@@ -211,5 +211,8 @@ class RolloutTrainer(DiffusionTrainer):
         self.meter.update(split, values=values)
 
     def _record_rewards(self, split: Split, judged: Tensor, lengths: Tensor) -> None:
-        each = {f"rewards/{name}": column[~column.isnan()] for name, column in zip(self.rewards.names, judged.T, strict=True)}
+        each = {
+            f"rewards/{name}": column[~column.isnan()]
+            for name, column in zip(self.rewards.names, judged.T, strict=True)
+        }
         self._record(split, reward=self.rewards.total(judged), completion_length=lengths, **each)

@@ -13,7 +13,7 @@ LOSS_TYPES = {"bnpo": "token", "grpo": "sequence", "dr_grpo": "batch"}
 
 @dataclass
 class DiffuGRPOConfig(MDLMConfig):
-    """Arguments of :class:`~dllm.core.rl.trainer.DiffuGRPOTrainer`: those of transformers' Trainer, and the fields below.
+    """Arguments of :class:`~dllm.core.rl.trainer.DiffuGRPOTrainer`: those of transformers, and the fields below.
 
     A row of a batch is a completion. So `per_device_train_batch_size` times `gradient_accumulation_steps` times the
     number of processes, the completions of an optimizer step, must be a multiple of `num_generations`.
@@ -31,9 +31,7 @@ class DiffuGRPOConfig(MDLMConfig):
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=3, metadata={"help": "Passes over the prompts."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Completions per device and forward pass."})
-    per_device_eval_batch_size: int = field(
-        default=8, metadata={"help": "Prompts per device that are answered at once."}
-    )
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Prompts per device answered at once."})
     num_generations: int = field(default=8, metadata={"help": "Completions of a prompt, which are its group."})
     num_iterations: int = field(default=1, metadata={"help": "Optimizer steps on the same completions."})
     max_prompt_length: int | None = field(

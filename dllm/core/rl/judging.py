@@ -64,7 +64,7 @@ class Judge:
         return torch.stack([_numbers(*pair, len(texts)) for pair in zip(self.names, found, strict=True)], dim=1)
 
     def total(self, judged: Tensor) -> Tensor:
-        """The weighted sum of the rewards of each completion, float64 [n]; a reward that does not apply adds nothing."""
+        """The weighted sum of the rewards of each completion, float64 [n]; one that does not apply adds 0."""
         return (judged.nan_to_num(nan=0.0) * self.weights.to(judged.device)).sum(1)
 
 

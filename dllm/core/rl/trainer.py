@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dllm.core.rl.collection import RolloutTrainer
 from dllm.core.rl.config import DiffuGRPOConfig
+from dllm.core.rl.judging import Judge
 from dllm.core.rl.loss import policy_loss
 from dllm.core.rl.policies import Reference, frozen_copy, without_dropout
 from dllm.core.rl.prompts import PromptCollator, Prompts, RepeatedPrompts
-from dllm.core.rl.judging import Judge
 from dllm.core.rl.rollouts import Rollouts
 from dllm.core.trainers.base.objective import Split
 from dllm.core.trainers.batches import CORRUPTION
