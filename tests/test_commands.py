@@ -251,7 +251,7 @@ def test_a_command_line_that_makes_no_sense(words, code, said, tmp_path):
         (dict(dataset_args="/no/data"), 1, "/no/data"),
         (dict(dataset_args="data empty"), 1, "is empty"),
         (dict(dataset_args="data cut"), 1, "is no JSON"),
-        (dict(output_dir="a file/out", save_strategy="steps"), 1, "Not a directory"),
+        (dict(output_dir="a file/out", save_strategy="steps"), 1, "is no folder"),
         (dict(resume_from_checkpoint="/no/checkpoint"), 1, "no whole checkpoint"),
         (
             dict(task="pt", dataset_args="data of texts", shape="num_attention_heads=0"),
