@@ -140,26 +140,7 @@ def trainer(
     objective: str, model: nn.Module, tokenizer: object, folder: Path, steps: int, settings: Settings
 ) -> transformers.Trainer:
     """The Trainer of an objective, "causal", "mdlm" or "bd3lm"; checkpoints go to `folder`."""
-    common = dict(
-        output_dir=str(folder),
-        seed=settings.seed,
-        use_cpu=True,
-        bf16=True,
-        max_steps=steps,
-        per_device_train_batch_size=1,  # an item is a whole batch
-        per_device_eval_batch_size=1,
-        gradient_accumulation_steps=FORWARDS,
-        remove_unused_columns=False,
-        max_grad_norm=0.0,
-        logging_steps=LOG_EVERY,
-        save_strategy="steps",
-        save_steps=SAVE_EVERY,
-        save_total_limit=1,
-        save_only_model=False,
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    common = arguments_of(folder, settings.seed, steps, FORWARDS)
     lessons = Lessons(tokenizer, settings.batch_size, settings.seed, steps=steps)
     optimizer = MuonAdamW(model, matrix_lr=0.02, other_lr=0.003)
     given = dict(
@@ -175,6 +156,30 @@ def trainer(
     if objective == "mdlm":
         return DiffusionTrainer(MDLMConfig(**common, loss_weight_type="uniform"), **given)
     return BlockTrainer(BD3LMConfig(**common, loss_weight_type="uniform", block_size=settings.block_size), **given)
+
+
+def arguments_of(folder: Path, seed: int, steps: int, forwards: int) -> dict[str, object]:
+    """The arguments of a Trainer on lessons with so many forwards a step; checkpoints go to `folder`."""
+    return dict(
+        output_dir=str(folder),
+        seed=seed,
+        use_cpu=True,
+        bf16=True,
+        max_steps=steps,
+        per_device_train_batch_size=1,  # an item is a whole batch
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=forwards,
+        remove_unused_columns=False,
+        max_grad_norm=0.0,
+        logging_steps=LOG_EVERY,
+        save_strategy="steps",
+        save_steps=SAVE_EVERY,
+        save_total_limit=1,
+        save_only_model=False,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def causal_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -257,6 +262,17 @@ def once(path: Path, work: Callable[..., dict[str, object]], *arguments: object)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def check_resumed(folder: Path, settings: dict[str, object]) -> None:
+    """Check that a run in `folder` was begun with these settings; a new run's are written there.
+
+    Raises:
+        ValueError: it was begun with others.
+    """
+    kept = once(folder / "settings.json", dict, settings)
+    if kept != settings:
+        raise ValueError(f"expected the settings of the run in {folder}, {kept}, got {settings}")
+
+
 def measure(folder: Path, settings: Settings, chosen: Sequence[str]) -> dict[str, dict[str, object]]:
     """Train causally, convert, train the chosen arms; returns the results by name."""
     results = {"causal": once(folder / "causal.json", learn_causally, folder, settings)}
@@ -288,9 +304,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     given = vars(options)
     with usage():
         settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
-        kept = once(options.folder / "settings.json", asdict, settings)
-        if kept != asdict(settings):
-            raise ValueError(f"expected the settings of the run in {options.folder}, {kept}, got {asdict(settings)}")
+        check_resumed(options.folder, asdict(settings))
     row = report.new_row("a2d_lessons", "-m benchmarks.a2d_lessons", arguments, torch.device("cpu"))
     row |= {"settings": asdict(settings), "results": measure(options.folder, settings, options.arm)}
     title = f"exact answers of {settings.questions}, {settings.tokens_per_step} tokens a step; causal: one"

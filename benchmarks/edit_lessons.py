@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from benchmarks import report
-from benchmarks.a2d_lessons import HELD_OUT_SEED, HELD_OUT_STEPS, LOG_EVERY, SAVE_EVERY, InOrder, once, train
+from benchmarks.a2d_lessons import HELD_OUT_SEED, HELD_OUT_STEPS, InOrder, arguments_of, check_resumed, once, train
 from dllm.core.noising import diffusion_times
 from dllm.core.samplers import EditFlowSampler
 from dllm.core.schedulers import get_kappa_scheduler_class
@@ -168,24 +168,7 @@ def edit_model() -> tuple[nn.Module, object]:
 def trainer(model: nn.Module, tokenizer: object, folder: Path, settings: Settings, masks: int) -> LessonsTrainer:
     """The Trainer of an arm whose answers begin as `masks` masks; checkpoints go to `folder`."""
     config = EditFlowTrainerConfig(
-        output_dir=str(folder),
-        seed=settings.seed,
-        use_cpu=True,
-        bf16=True,
-        max_steps=settings.steps,
-        per_device_train_batch_size=1,  # an item is a whole batch
-        per_device_eval_batch_size=1,
-        gradient_accumulation_steps=FORWARDS,
-        remove_unused_columns=False,
-        max_grad_norm=0.0,
-        logging_steps=LOG_EVERY,
-        save_strategy="steps",
-        save_steps=SAVE_EVERY,
-        save_total_limit=1,
-        save_only_model=False,
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **arguments_of(folder, settings.seed, settings.steps, FORWARDS),
         loss_norm_type=settings.loss_norm_type,
         kappa_scheduler=settings.kappa,
         max_w=settings.max_w,
@@ -302,9 +285,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     given = vars(options)
     with usage():
         settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
-        kept = once(options.folder / "settings.json", asdict, settings)
-        if kept != asdict(settings):
-            raise ValueError(f"expected the settings of the run in {options.folder}, {kept}, got {asdict(settings)}")
+        check_resumed(options.folder, asdict(settings))
     row = report.new_row("edit_lessons", "-m benchmarks.edit_lessons", arguments, torch.device("cpu"))
     results = measure(options.folder, settings, options.arm)
     row |= {"settings": asdict(settings), "results": results}

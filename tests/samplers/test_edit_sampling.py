@@ -299,3 +299,12 @@ def trimmed(row: list[int]) -> list[int]:
     while row and row[-1] == TOKENS.eos_token_id:
         row = row[:-1]
     return row
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_rates_that_are_not_finite_raise(wrong):
+    model = model_of()
+    with torch.no_grad():
+        model.rate_heads.bias[0] = wrong
+    with pytest.raises(RuntimeError, match="the rates must be finite, got others in row 0, step 0"):
+        EditFlowSampler(model, TOKENS).sample([PROMPTS[0]], mask_length=4, seed=0)

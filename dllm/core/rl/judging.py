@@ -1,25 +1,27 @@
-"""Rewards of completions: several functions with weights, called as TRL calls them."""
+"""Rewards of completions: several functions with weights, called as TRL calls them, each within its time limit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dllm.core.rewards import Reward, TimedRewards
 
 
 class Judge:
     """Rewards with their weights.
 
     Args:
-        rewards: one or several: names of registered rewards, or functions.
+        rewards: one or several: names of registered rewards, or functions
+            (:class:`~dllm.core.rewards.timed.TimedRewards`).
         weights: one for each reward; 1 each if None.
 
     Raises:
-        TypeError, ValueError: no reward, one that is neither a name nor a function, an unknown name, two of one name,
-            or weights of another number.
+        TypeError, ValueError: as TimedRewards; or there are weights of another number, or not finite ones.
 
     Example:
         >>> def brevity(completions, **columns):
@@ -29,17 +31,14 @@ class Judge:
         tensor([[-2.]], dtype=torch.float64)
     """
 
-    def __init__(self, rewards: str | Callable | Sequence[str | Callable], weights: Sequence[float] | None = None):
-        given = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
-        if not given:
-            raise ValueError("reward_funcs must name at least one reward, got none")
-        self.rewards = [_reward(one) for one in given]
-        self.names = [getattr(one, "__name__", type(one).__name__) for one in self.rewards]
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"the rewards of a run must have different names, got {', '.join(self.names)}")
-        weights = [1.0] * len(given) if weights is None else [float(weight) for weight in weights]
-        if len(weights) != len(given) or not all(map(math.isfinite, weights)):
-            raise ValueError(f"reward_weights must be {len(given)} finite numbers, one for each reward, got {weights}")
+    def __init__(self, rewards: str | Reward | Sequence[str | Reward], weights: Sequence[float] | None = None):
+        self.rewards = TimedRewards(rewards)
+        self.names = self.rewards.names
+        weights = [1.0] * len(self.names) if weights is None else [float(weight) for weight in weights]
+        if len(weights) != len(self.names) or not all(map(math.isfinite, weights)):
+            raise ValueError(
+                f"reward_weights must be {len(self.names)} finite numbers, one for each reward, got {weights}"
+            )
         self.weights = torch.tensor(weights, dtype=torch.float64)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> Tensor:
@@ -51,36 +50,20 @@ class Judge:
 
         Raises:
             ValueError: a reward does not give one finite number, or None, for each text.
+            RuntimeError: a reward raises an error.
         """
-        columns = {
-            name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)
-        }
-        prompts = columns.pop("prompt")
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        columns["prompts"] = columns.pop("prompt")
         completions = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(prompts, texts, strict=True)
+            for prompt, text in zip(columns["prompts"], texts, strict=True)
         ]
-        found = [one(completions=completions, prompts=prompts, **columns) for one in self.rewards]
-        return torch.stack([_numbers(*pair, len(texts)) for pair in zip(self.names, found, strict=True)], dim=1)
+        found = self.rewards(completions, columns)
+        return torch.tensor(
+            [[math.nan if value is None else value for value in each] for each in found], dtype=torch.float64
+        ).T
 
     def total(self, judged: Tensor) -> Tensor:
         """The weighted sum of the rewards of each completion, float64 [n]; one that does not apply adds 0."""
         return (judged.nan_to_num(nan=0.0) * self.weights.to(judged.device)).sum(1)
-
-
-def _reward(given: object) -> Callable:
-    if callable(given):
-        return given
-    raise TypeError(f"a reward must be a name or a function, got {type(given).__name__}")
-
-
-def _numbers(name: str, values: object, count: int) -> Tensor:
-    """The values of a reward, checked."""
-    values = values.tolist() if isinstance(values, Tensor) else list(values)
-    if len(values) != count:
-        raise ValueError(f"the reward {name} must give a number for each of {count} completions, got {len(values)}")
-    numbers = [math.nan if value is None else float(value) for value in values]
-    wrong = next((value for value in values if value is not None and not math.isfinite(value)), None)
-    if wrong is not None:
-        raise ValueError(f"the reward {name} must give finite numbers or None, got {wrong}")
-    return torch.tensor(numbers, dtype=torch.float64)

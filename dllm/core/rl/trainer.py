@@ -55,8 +55,8 @@ class DiffuGRPOTrainer(RolloutTrainer):
         args: :class:`DiffuGRPOConfig`.
         model: a masked diffusion model, perhaps with an adapter. With `beta` the reference is the model without its
             adapter, or else a copy of the model as it is now, whole on every rank.
-        reward_funcs: rewards, one or several: names that :data:`~dllm.core.rl.rewards.REWARDS` knows, or functions
-            (completions, prompts=..., **columns) -> numbers.
+        reward_funcs: rewards, one or several: names (:func:`dllm.core.rewards.reward_names`), or functions
+            (completions, prompts=..., **columns) -> numbers. They run in a process of their own, within time limits.
         train_dataset, eval_dataset: rows with `prompt`, a text or messages, and columns for the rewards.
         tokenizer, processing_class: two names of one argument.
         peft_config: of peft; an adapter is added to the model, and trained alone.
@@ -122,6 +122,8 @@ class DiffuGRPOTrainer(RolloutTrainer):
         )
         super().__init__(args, without_dropout(model), data_collator=PromptCollator(), **names, **data, **options)
         self._check_model(data.values())
+        for prompts in filter(None, data.values()):
+            self.rewards.rewards.check_columns(prompts[0].columns)
         self._sampling_copy = frozen_copy(self.model) if self.is_fsdp_enabled else None
         self.reference = Reference(self.model) if args.beta else None
         if args.sync_ref_model and not self.reference.is_copy:

@@ -76,7 +76,7 @@ class EditLoop:
             show: called with the texts and the number of the step after each step in which one has changed.
 
         Raises:
-            RuntimeError: the logits of a token are not finite.
+            RuntimeError: rates or the logits of a token are not finite.
         """
         weights = self.settings.weights
         left = torch.tensor(weights, dtype=torch.float64).flip(0).cumsum(0).flip(0).tolist()
@@ -87,9 +87,12 @@ class EditLoop:
                 predictions = self._predicted(texts, changed, predictions)
             rates = allowed(predictions.rates, texts)
             expected = rates.sum((1, 2)) * left[step]
+            finite = expected.isfinite()
             unfinished = (expected > 0) & (expected >= self.settings.min_edits)
             edits = draw_edits(rates * unfinished[:, None, None], weight, seeds, step)
-            going_on, change = torch.stack([unfinished, edits.rows]).tolist()
+            going_on, change, sound = torch.stack([unfinished, edits.rows, finite]).tolist()
+            if not all(sound):
+                raise RuntimeError(f"the rates must be finite, got others in row {sound.index(False)}, step {step}")
             if not any(going_on):
                 break
             self.steps = step + 1

@@ -1,0 +1,17 @@
+"""Rewards of texts of words "w7". The process that computes rewards imports this file, so it imports nothing."""
+
+from __future__ import annotations
+
+
+def counted(completions: list[str], wanted: list[int], **columns) -> list[float]:
+    """How often the wanted token comes; it needs the column `wanted`."""
+    return [float(text.split().count(f"w{token}")) for text, token in zip(completions, wanted, strict=True)]
+
+
+def equal(completions: list[str], **columns) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def spread(completions: list[str], **columns) -> list[float]:
+    """Rewards that differ, whatever the tokens."""
+    return [float(sum(int(word[1:]) for word in text.split()) % 7) for text in completions]
