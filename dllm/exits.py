@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 TRACEBACK = "DLLM_TRACEBACK"
 _BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 
-# Exceptions of other packages, by module, with causes outside the program: files, templates, the network, memory. Only
+# Other exceptions with causes outside the program, by module: files, templates, the network, memory, rewards. Only
 # modules that are already imported are looked up, since no other can have raised anything.
 _EXTERNAL = {
     "datasets.exceptions": ("DatasetsError",),
+    "dllm.core.rewards.timed": ("RewardError",),
     "httpx": ("HTTPError",),
     "jinja2": ("TemplateError",),
     "pyarrow": ("ArrowException",),

@@ -124,7 +124,21 @@ def get_dataset_and_rewards(name: str, split: str = "train", *, path: str | None
     problems = _PROBLEMS[name]
     place = _place(name, problems, path)
     rows = _split(open_source(Source(name=place)), split, place)
-    return _converted(rows, problems, place), [get_reward(reward) for reward in problems.rewards]
+    return _converted(rows, problems, place), rewards_of(name)
+
+
+def rewards_of(name: str) -> list[Reward]:
+    """The rewards of a data set of :data:`SUPPORTED_DATASETS`.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> [reward.__name__ for reward in rewards_of("countdown")]
+        ['countdown_reward']
+    """
+    check_name("the table of problems", name, SUPPORTED_DATASETS)
+    return [get_reward(reward) for reward in _PROBLEMS[name].rewards]
 
 
 def _place(name: str, problems: Problems, path: str | None) -> str:

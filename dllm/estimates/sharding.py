@@ -7,7 +7,9 @@ Notation, in bytes per process of G:
     m       bytes per value of what the optimizer updates: 4 with bf16 or fp16, else s
     n       values that the optimizer keeps per trained weight: 2 for AdamW
     L, R    the parameters of the largest layer, and of everything outside the layers (embedding, head)
-    A       activations of the body, buffers of the head and the loss, averaged weights: the same under each
+    A       activations of the body, buffers of the head and the loss, averaged weights, reference model: the same
+            under each
+    S       with reinforcement learning the bytes of all weights as they are loaded, which each process samples with
 
     ddp     F + s T + 2 s T + n s T + A                                gradients once more in DDP's buckets
     zero1   F' + c T + c T + (n m + m') T / G + B + A                  optimizer state is sharded
@@ -15,6 +17,8 @@ Notation, in bytes per process of G:
     zero3   (F' + (2 c + n m + m') T) / G + c min(10^9, T + F) + A     weights as well; F here as a number
     fsdp    (F + (2 + n) m T) / G + c (R + 2 L) + c max(R, L) + A      weights, gradients, state; units are gathered
     fsdp2   as fsdp
+
+Reinforcement learning takes S besides under fsdp and fsdp2, and refuses zero3.
 
 With mixed precision DeepSpeed keeps weights and gradients in 16 bits and a float32 copy of trained weights (m' = 4,
 else 0; F' = F in 16 bits), and accelerate keeps the trained weights of FSDP in float32. B = 2 c min(5 10^8, T) are the
@@ -55,6 +59,7 @@ class Shares:
     fixed: A; None: unknown.
     half: whether the run has mixed precision.
     quantised: whether frozen weights are stored in 4 bit.
+    sampled: S; 0 where nothing is sampled.
     """
 
     trained: int
@@ -67,6 +72,7 @@ class Shares:
     fixed: int | None
     half: bool
     quantised: bool = False
+    sampled: int = 0
 
 
 def bytes_per_process(config: str, gpus: int, run: Shares) -> int | None:
@@ -79,7 +85,7 @@ def bytes_per_process(config: str, gpus: int, run: Shares) -> int | None:
 
     Returns:
         None where it is unknown: of an optimizer that is not known, or where 4-bit weights would be sharded, which
-        these configurations do not prepare.
+        these configurations do not prepare; and where reinforcement learning refuses the configuration.
 
     Raises:
         ValueError: the configuration is unknown, or there is no GPU.
@@ -97,6 +103,8 @@ def bytes_per_process(config: str, gpus: int, run: Shares) -> int | None:
     if run.states is None or run.fixed is None:
         return None
     if run.quantised and config in ("zero3", "fsdp", "fsdp2"):
+        return None
+    if run.sampled and config == "zero3":
         return None
     if config == "ddp":
         return run.frozen_bytes + (3 + run.states) * run.trained_bytes + run.fixed
@@ -141,7 +149,7 @@ def _fsdp(gpus: int, run: Shares) -> float:
     each = 2 if run.half else _each(run)
     updated = 4 if run.half else _each(run)
     sharded = run.frozen_bytes + (2 + run.states) * updated * run.trained
-    return sharded / gpus + each * (run.rest + 2 * run.layer) + each * max(run.rest, run.layer)
+    return sharded / gpus + each * (run.rest + 2 * run.layer) + each * max(run.rest, run.layer) + run.sampled
 
 
 def _each(run: Shares) -> int:

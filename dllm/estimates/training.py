@@ -38,6 +38,7 @@ class Memory(NamedTuple):
         activations: tensors that the body saves for the backward pass of one batch of samples of full length. With
             gradient checkpointing: each layer's input, and what one layer saves while it is computed again.
         head: buffers of the head and the loss.
+        reference: copy of the weights that reinforcement learning compares with; 0 without.
     """
 
     weights: int
@@ -45,6 +46,7 @@ class Memory(NamedTuple):
     optimizer: int | None
     activations: int | None
     head: int
+    reference: int
 
 
 class Estimate(NamedTuple):
@@ -58,7 +60,11 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    config: transformers.PretrainedConfig, model_args: ModelArguments, max_length: int, args: MDLMConfig
+    config: transformers.PretrainedConfig,
+    model_args: ModelArguments,
+    max_length: int,
+    args: MDLMConfig,
+    length_options: str = "max_length",
 ) -> Estimate:
     """Estimate the parameters and the memory of training a model of this configuration.
 
@@ -66,7 +72,8 @@ def estimate(
         config: configuration of the model.
         model_args: dtype, attention, adapter and quantisation.
         max_length: tokens per sample.
-        args: batch size, optimizer, precision and averaged weights.
+        args: batch size, optimizer, precision, averaged weights and reference model.
+        length_options: the options that max_length is the value of, for the error.
 
     Raises:
         ValueError: transformers has no masked language model for this configuration, or max_length exceeds its number
@@ -81,12 +88,12 @@ def estimate(
         5130
     """
     model = model_on_meta(config, model_args)
-    check_positions(model, max_length, "max_length must fit")
+    check_positions(model, max_length, f"{length_options} must fit")
     with FakeTensorMode():
         replace_by_fake_tensors(model)
         weights = list(model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]
-        rows = args.per_device_train_batch_size
+        rows = args.rows_per_forward
         averaged = sum(4 * weight.numel() for weight in trained) if args.ema_decay is not None else 0
         states = _STATE_PER_WEIGHT.get(str(getattr(args.optim, "value", args.optim)))
         memory = Memory(
@@ -95,6 +102,8 @@ def estimate(
             optimizer=None if states is None else states * total_bytes(trained) + averaged,
             activations=_activations(model, rows, max_length, args),
             head=_head_bytes(output_head(unwrapped(model)), rows * max_length, args),
+            # the base of an adapter is the reference, without a copy
+            reference=total_bytes(weights) if args.keeps_reference and not model_args.lora else 0,
         )
         layer, rest = units(model)
     parameters, number = (sum(weight.numel() for weight in some) for some in (weights, trained))
@@ -106,9 +115,10 @@ def estimate(
         layer=layer,
         rest=rest,
         states=states,
-        fixed=None if memory.activations is None else memory.activations + memory.head + averaged,
+        fixed=None if memory.activations is None else memory.activations + memory.head + memory.reference + averaged,
         half=_half(args) is not None,
         quantised=model_args.load_in_4bit,
+        sampled=memory.weights if args.samples_while_training else 0,
     )
     return Estimate(parameters, number, memory, shares)
 
@@ -141,9 +151,12 @@ def optimizer_steps(samples: int, processes: int, args: MDLMConfig) -> int:
     """The number of optimizer steps of a run, counted as transformers' Trainer does.
 
     Args:
-        samples: number of training samples.
+        samples: number of training samples, or of prompts.
         processes: number of processes.
-        args: batch size, accumulation, epochs or max_steps.
+        args: batch size, accumulation, epochs or max_steps; completions of a prompt.
+
+    Raises:
+        ValueError: there are fewer prompts than a step takes.
 
     Example:
         >>> args = MDLMConfig(output_dir="out", report_to="none", per_device_train_batch_size=4, num_train_epochs=2)
@@ -153,7 +166,8 @@ def optimizer_steps(samples: int, processes: int, args: MDLMConfig) -> int:
     if args.max_steps > 0:
         return args.max_steps
     batch = args.per_device_train_batch_size * processes
-    batches = samples // batch if args.dataloader_drop_last else math.ceil(samples / batch)
+    rows = args.rows_of_epoch(samples, processes)
+    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
     steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
     return math.ceil(args.num_train_epochs * steps)
 

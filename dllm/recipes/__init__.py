@@ -7,16 +7,18 @@ from dllm.recipes.editflow import (
     EditFlowPretrainingData,
     EditFlowSFTData,
 )
+from dllm.recipes.grpo import GRPO, PromptData
 from dllm.recipes.pretraining import PRETRAINING, PretrainingData, PretrainingModel
 from dllm.recipes.run import Recipe, prepared, run
 from dllm.recipes.sft import SFT, SFTData
 
-RECIPES = {recipe.name: recipe for recipe in (SFT, DREAM_SFT, PRETRAINING, EDIT_FLOW_SFT, EDIT_FLOW_PRETRAINING)}
+RECIPES = {recipe.name: recipe for recipe in (SFT, DREAM_SFT, PRETRAINING, EDIT_FLOW_SFT, EDIT_FLOW_PRETRAINING, GRPO)}
 
 __all__ = [
     "DREAM_SFT",
     "EDIT_FLOW_PRETRAINING",
     "EDIT_FLOW_SFT",
+    "GRPO",
     "PRETRAINING",
     "RECIPES",
     "SFT",
@@ -25,6 +27,7 @@ __all__ = [
     "EditFlowSFTData",
     "PretrainingData",
     "PretrainingModel",
+    "PromptData",
     "Recipe",
     "SFTData",
     "prepared",

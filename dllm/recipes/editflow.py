@@ -95,11 +95,12 @@ def samples(data_args: PretrainingData, tokenizer: Any) -> Mapping[str, Any]:
     return pretraining.samples(dataclasses.replace(data_args, max_length=data_args.max_length - 1), tokenizer)
 
 
-def longest(data_args: EditFlowSFTData | EditFlowPretrainingData) -> int:
+def longest(data_args: EditFlowSFTData | EditFlowPretrainingData, training_args: EditFlowTrainerConfig) -> int:
     """The tokens of a text of full length: of max_length, or what the shortest prompt, one token, begins from.
 
     Example:
-        >>> longest(EditFlowSFTData(dataset_args="data/dialogues", max_length=64))
+        >>> training_args = EditFlowTrainerConfig(output_dir="out", report_to="none")
+        >>> longest(EditFlowSFTData(dataset_args="data/dialogues", max_length=64), training_args)
         129
     """
     return max(data_args.max_length, 1 + len(make_x0_sampler(data_args.x0_sampler, mask_id=0)([])))

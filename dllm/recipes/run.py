@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ import transformers
 from torch import nn
 
 from dllm.configs import DataArguments, ModelArguments
+from dllm.core.rewards import Reward
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
+from dllm.core.trainers.base import DiffusionTrainer
 from dllm.core.trainers.interruption import stopped_by_signals
 from dllm.data.splits import row_count
 from dllm.fast.model import check_positions
@@ -21,6 +22,11 @@ from dllm.startup import initial_training_setup, print_main
 
 # The folder in output_dir for the trained model.
 FINAL = "checkpoint-final"
+
+
+def max_length(data_args: DataArguments, training_args: MDLMConfig) -> int:
+    """The tokens of a text of full length, as the data's arguments say."""
+    return data_args.max_length
 
 
 @dataclass(frozen=True)
@@ -35,23 +41,29 @@ class Recipe:
         config: function (model arguments, tokenizer) -> configuration of the model.
         model: function (model arguments, tokenizer) -> model.
         samples: function (data arguments, tokenizer) -> data sets by split; "train" is required, "test" is optional.
-        collator: function (data arguments, tokenizer) -> collator.
+        collator: function (data arguments, tokenizer) -> collator; None: the trainer has its own.
         training_arguments: dataclass of the training's arguments.
         trainer: of the objective.
-        longest: function (data arguments) -> the number of tokens of a text of full length.
+        longest: function (data arguments, training arguments) -> the number of tokens of a text of full length.
+        length_options: the options that this number follows from.
+        rewards: function (data arguments) -> rewards; None: the trainer takes none.
+        unit: what a row of the data is.
     """
 
     name: str
     model_arguments: type[ModelArguments]
-    data_arguments: type[DataArguments]
+    data_arguments: type
     tokenizer: Callable[[Any], Any]
     config: Callable[[Any, Any], transformers.PretrainedConfig]
     model: Callable[[Any, Any], nn.Module]
     samples: Callable[[Any, Any], Mapping[str, Any]]
-    collator: Callable[[Any, Any], Callable]
+    collator: Callable[[Any, Any], Callable] | None
     training_arguments: type[MDLMConfig] = MDLMConfig
-    trainer: type[MDLMTrainer] = MDLMTrainer
-    longest: Callable[[Any], int] = attrgetter("max_length")
+    trainer: type[DiffusionTrainer] = MDLMTrainer
+    longest: Callable[[Any, Any], int] = max_length
+    length_options: str = "max_length"
+    rewards: Callable[[Any], list[Reward]] | None = None
+    unit: str = "sample"
 
 
 def run(
@@ -60,8 +72,8 @@ def run(
     data_args: DataArguments,
     training_args: MDLMConfig,
     *,
-    trainer: type[MDLMTrainer] | None = None,
-) -> MDLMTrainer:
+    trainer: type[DiffusionTrainer] | None = None,
+) -> DiffusionTrainer:
     """Train, and save the model and its tokenizer in `output_dir/checkpoint-final`.
 
     Args:
@@ -84,7 +96,7 @@ def run(
     return finished(prepared(recipe, model_args, data_args, training_args, trainer=trainer))
 
 
-def finished(trainer: MDLMTrainer) -> MDLMTrainer:
+def finished(trainer: DiffusionTrainer) -> DiffusionTrainer:
     """Train with the trainer of :func:`prepared`, save the model, and return the trainer.
 
     Raises:
@@ -104,8 +116,8 @@ def prepared(
     data_args: DataArguments,
     training_args: MDLMConfig,
     *,
-    trainer: type[MDLMTrainer] | None = None,
-) -> MDLMTrainer:
+    trainer: type[DiffusionTrainer] | None = None,
+) -> DiffusionTrainer:
     """Load the model and the data, and return a trainer that is ready to train.
 
     Raises:
@@ -115,7 +127,8 @@ def prepared(
     initial_training_setup(model_args, data_args, training_args)
     tokenizer = recipe.tokenizer(model_args)
     model = recipe.model(model_args, tokenizer)
-    check_positions(model, recipe.longest(data_args), "max_length must fit")  # before the samples, which may take hours
+    # before the samples, which may take hours
+    check_positions(model, recipe.longest(data_args, training_args), f"{recipe.length_options} must fit")
     splits = samples(recipe, data_args, training_args, tokenizer)
     check_trained(any(weight.requires_grad for weight in model.parameters()), model_args)
     return (trainer or recipe.trainer)(
@@ -124,7 +137,8 @@ def prepared(
         tokenizer=tokenizer,
         train_dataset=splits["train"],
         eval_dataset=splits.get("test"),
-        data_collator=recipe.collator(data_args, tokenizer),
+        **({"data_collator": recipe.collator(data_args, tokenizer)} if recipe.collator else {}),
+        **({"reward_funcs": recipe.rewards(data_args)} if recipe.rewards else {}),
     )
 
 
@@ -161,9 +175,7 @@ def samples(recipe: Recipe, data_args: DataArguments, training_args: MDLMConfig,
     if "train" not in splits:
         raise ValueError(f"{data_args.dataset_args} must have a split named train, got {', '.join(splits)}")
     if row_count(splits["train"]) == 0:
-        raise ValueError(
-            f"no sample of {data_args.dataset_args} is left to train on: max_length is {data_args.max_length}"
-        )
+        raise ValueError(f"no {recipe.unit} of {data_args.dataset_args} is left to train on")
     if "test" not in splits and training_args.eval_strategy != "no":
         print_main("no evaluation: the data set has no split named test")
         training_args.eval_strategy = "no"

@@ -62,7 +62,8 @@ def report(settings: Settings) -> str:
     needs_tokenizer = data_args.dataset_args or getattr(model_args, "random", False)
     tokenizer = recipe.tokenizer(model_args) if needs_tokenizer else None
     config = recipe.config(model_args, tokenizer)
-    size = estimate(config, model_args, recipe.longest(data_args), training_args)
+    longest = recipe.longest(data_args, training_args)
+    size = estimate(config, model_args, longest, training_args, recipe.length_options)
     check_trained(size.trained, model_args)
     lines = [
         *to_yaml(settings).splitlines(),
@@ -72,7 +73,7 @@ def report(settings: Settings) -> str:
     if data_args.dataset_args:
         count = row_count(samples(recipe, data_args, training_args, tokenizer)["train"])
         lines += [
-            f"data        {'a stream' if count is None else f'{count:,} samples'} for training",
+            f"data        {'a stream' if count is None else f'{count:,} {recipe.unit}s'} for training",
             f"steps       {_steps(count, training_args)}",
         ]
     else:
@@ -100,7 +101,7 @@ def _steps(count: int | None, training_args) -> str:
         raise ValueError("max_steps must be set for streamed data: the number of samples is unknown")
     steps = optimizer_steps(count or 0, processes, training_args)
     batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps * processes
-    return f"{steps:,} of {batch} samples" + (f" ({processes} processes)" if processes > 1 else "")
+    return f"{steps:,} of {batch} {training_args.row}s" + (f" ({processes} processes)" if processes > 1 else "")
 
 
 def _usage(words: Sequence[str]) -> str:
@@ -109,7 +110,8 @@ def _usage(words: Sequence[str]) -> str:
         task = words[words.index("--task") + 1]
     return (
         "usage: dllm train [--help] [FILE.yaml] [--task TASK] [--dry-run] [--NAME VALUE ...]\n\n"
-        "Fine-tune on conversations (sft; dream-sft, as Dream is; editflow) or pre-train on text (pt; editflow-pt).\n"
+        "Fine-tune on conversations (sft; dream-sft, as Dream is; editflow), pre-train on text (pt; editflow-pt), or\n"
+        "train on problems by reinforcement learning (grpo).\n"
         "The file has lines `name: value`; flags override it. The settings of a run are saved as "
         f"{SETTINGS_FILE} in output_dir;\ndllm train output_dir/{SETTINGS_FILE} starts the same run. --dry-run prints "
         "the settings, parameters, steps,\nmemory and the GPUs that hold it, and trains nothing; without dataset_args "

@@ -1,4 +1,4 @@
-"""`dllm train` for Dream and Edit Flows: what is told beforehand, what a run logs and leaves, killed and resumed."""
+"""`dllm train` for Dream, Edit Flows and diffu-GRPO: what is told and logged, killed and resumed runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TASKS = ("dream-sft", "editflow", "editflow-pt")
+TASKS = ("dream-sft", "editflow", "editflow-pt", "grpo")
 # of the logs besides transformers' own
-METRICS = {"dream-sft": {"nll", "ppl", "masked_tokens_per_second"}}
+METRICS = {
+    "dream-sft": {"nll", "ppl", "masked_tokens_per_second"},
+    "grpo": {"kl", "clip_ratio"},
+}
+OF_ANSWERS = {"reward", "reward_std", "zero_std", "rewards/letters", "completion_length", "rollout_seconds"}
 EDITS = {"loss_per_token", "edited_tokens_per_second"}
 
 
@@ -32,16 +36,25 @@ def flags(folder, task: str, **more: object) -> list[str]:
     """The flags of a run of four steps with two checkpoints, in float32."""
     talks = [[f"{n} * 7 = ?", "so " * n + str(7 * n)] for n in range(1, 9)]
     rows = [[{"role": r, "content": c} for r, c in zip(("user", "assistant"), talk, strict=True)] for talk in talks]
-    name = "text" if task == "editflow-pt" else "talks"
-    lines = [{"text": f"Text {n} is short."} for n in range(40)] if name == "text" else [{"messages": r} for r in rows]
+    name = {"editflow-pt": "text", "grpo": "prompts"}.get(task, "talks")
+    lines = {
+        "text": [{"text": f"Text {n} is short."} for n in range(40)],
+        "prompts": [{"prompt": row[:1]} for row in rows],
+        "talks": [{"messages": row} for row in rows],
+    }[name]
     (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     given = dict(
         task=task, model_name_or_path=SHIPPED, dataset_args=folder / f"{name}.jsonl", output_dir=folder / "out"
     )
-    given |= dict(dtype="float32", bf16=False, num_proc=1, max_steps=4, save_steps=2, logging_steps=1, max_length=24)
+    given |= dict(dtype="float32", bf16=False, max_steps=4, save_steps=2, logging_steps=1)
     given |= dict(report_to="none", per_device_train_batch_size=2, gradient_accumulation_steps=2, use_cpu=True)
     given |= dict(save_only_model=False, disable_tqdm=True, warmup_ratio=0, learning_rate=1e-3)
-    given |= {} if task == "dream-sft" else dict(x0_sampler="masks[length:6]")
+    if task == "grpo":
+        given |= dict(reward_funcs="tests.core.rl.plain_rewards.letters", num_generations=2, num_iterations=2, beta=0.1)
+        given |= dict(max_prompt_length=16, max_completion_length=8, steps=4, block_size=8)
+    else:
+        given |= dict(num_proc=1, max_length=24)
+        given |= {} if task == "dream-sft" else dict(x0_sampler="masks[length:6]")
     return [str(part) for name, value in (given | more).items() for part in (f"--{name}", value)]
 
 
@@ -65,20 +78,21 @@ def test_a_dry_run_tells_of_the_run(task, lora, tmp_path, capsys):
     counts = [sum(weight.numel() for weight in some) for some in (weights, trained)]
     assert f"{counts[0]:,} parameters, {counts[1]:,} trained" in told
     trainer.train()
-    assert f"steps       {trainer.state.max_steps} of 4 samples" in told
+    assert f"steps       {trainer.state.max_steps} of 4 {'completions' if task == 'grpo' else 'samples'}" in told
     config = recipe.config(model_args, trainer.processing_class)
-    found = estimate(config, model_args, recipe.longest(data_args), training_args)
+    found = estimate(config, model_args, recipe.longest(data_args, training_args), training_args)
     assert (found.parameters, found.trained) == tuple(counts)
     assert (found.memory.weights, found.memory.gradients) == (4 * counts[0], 4 * counts[1])
     if not lora:
-        model = get_model(model_args) if task == "dream-sft" else trainer.model
+        model = trainer.model if task.startswith("editflow") else get_model(model_args)
         assert found.memory.activations == kept_for_backward(model.train(), 2, 24) > 0
+    assert found.memory.reference == (4 * counts[0] if task == "grpo" and not lora else 0)
 
 
 def test_the_longest_text_may_be_what_a_text_begins_from(tmp_path):
     words = flags(tmp_path, "editflow", x0_sampler="masks[length:40]")
-    recipe, _, data_args, *_ = read_settings(words)
-    assert data_args.max_length == 24 and recipe.longest(data_args) == 41
+    recipe, _, data_args, training_args, _ = read_settings(words)
+    assert data_args.max_length == 24 and recipe.longest(data_args, training_args) == 41
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -97,7 +111,8 @@ def test_a_killed_run_goes_on(task, tmp_path, capsys):
     assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
     for entry in logs[0]:
         assert METRICS.get(task, EDITS) <= entry.keys() and "tokens_per_second" in entry and "mfu" in entry
-        assert task == "dream-sft" or not {"nll", "ppl", "masked_tokens_per_second"} & entry.keys()
+        assert task == "dream-sft" or not {"nll", "ppl"} & entry.keys()
+    assert task != "grpo" or OF_ANSWERS <= logs[0][0].keys() & logs[0][2].keys()  # two steps on the same answers
     assert (tmp_path / "out" / "training_curve.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "out" / "checkpoint-final" / "tokenizer.json").exists()
 

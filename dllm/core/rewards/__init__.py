@@ -24,11 +24,12 @@ from dllm.core.rewards.formats import (
 from dllm.core.rewards.mathematics import correctness_math_reward
 from dllm.core.rewards.registry import DEFAULT_SECONDS, Reward, get_reward, register_reward, reward_names
 from dllm.core.rewards.sudoku import sudoku_reward
-from dllm.core.rewards.timed import TimedRewards
+from dllm.core.rewards.timed import RewardError, TimedRewards
 
 __all__ = [
     "DEFAULT_SECONDS",
     "Reward",
+    "RewardError",
     "TimedRewards",
     "boxed_format_reward",
     "code_reward",

@@ -15,6 +15,10 @@ _log = logging.getLogger("dllm")
 _START_SECONDS = 300.0  # for the imports of rewards, on a slow disk
 
 
+class RewardError(RuntimeError):
+    """A reward raised an error. The message has its traceback."""
+
+
 class TimedRewards:
     """Rewards that are computed together, each within its time limit.
 
@@ -75,7 +79,7 @@ class TimedRewards:
 
         Raises:
             ValueError: a column is missing or has another length, or a reward does not return finite numbers or None.
-            RuntimeError: a reward raises an error; the message has its traceback.
+            RewardError: a reward raises an error; the message has its traceback.
         """
         completions = list(completions)
         columns = checked_columns(columns or {}, len(completions))
@@ -150,7 +154,7 @@ _HINT = "Define it in the script or in a module that can be imported, or registe
 
 def _values(reward: NamedReward, kind: str, content: Any) -> list[float | None]:
     if kind == "raised":
-        raise RuntimeError(f"the reward {reward.name} raised an error:\n{content}")
+        raise RewardError(f"the reward {reward.name} raised an error:\n{content}")
     if kind == "wrong":
         raise ValueError(content)
     return content

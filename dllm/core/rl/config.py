@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+from dllm.core.rl.prompts import RepeatedPrompts
 from dllm.core.trainers.config import MDLMConfig, check_fixed
 
 # The normalisation of the loss that each name means.
@@ -69,6 +71,9 @@ class DiffuGRPOConfig(MDLMConfig):
     cuda_graph: bool | None = field(default=False, metadata={"help": "False: the loss follows from the forward."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "False: rewards read the columns."})
 
+    row: ClassVar[str] = "completion"
+    samples_while_training: ClassVar[bool] = True
+
     def __post_init__(self):
         fixed = dict(
             loss_weight_type="scheduler",
@@ -99,6 +104,27 @@ class DiffuGRPOConfig(MDLMConfig):
     def completions_per_step(self) -> int:
         """Completions of an optimizer step, all processes together."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether there is a reference model."""
+        return self.beta > 0
+
+    @property
+    def rows_per_forward(self) -> int:
+        """Rows of a process in a forward pass: with guidance each completion is there twice."""
+        return self.per_device_train_batch_size * (2 if self.cfg_scale else 1)
+
+    def rows_of_epoch(self, samples: int, processes: int) -> int:
+        """Completions in a pass over so many prompts, each iteration on them counted.
+
+        Raises:
+            ValueError: there are fewer prompts than a step takes.
+        """
+        per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
+        return len(
+            RepeatedPrompts(samples, per_step // self.num_generations, self.num_generations, self.num_iterations)
+        )
 
     def _check_numbers_of_grpo(self) -> None:
         least = dict(num_generations=2, num_iterations=1, max_completion_length=1, steps=1, block_size=1)

@@ -50,7 +50,7 @@ class Judge:
 
         Raises:
             ValueError: a reward does not give one finite number, or None, for each text.
-            RuntimeError: a reward raises an error.
+            RewardError: a reward raises an error.
         """
         names = dict.fromkeys(name for row in rows for name in row)
         columns = {name: [row.get(name) for row in rows] for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from dllm.configs import TrainingArguments
 from dllm.fast.capture import check_cuda_graph
@@ -46,6 +46,10 @@ class MDLMConfig(TrainingArguments):
         metadata={"help": "Training steps as CUDA graphs. Default: where possible; True: required; False: never."},
     )
 
+    row: ClassVar[str] = "sample"  # what a row of a batch is
+    keeps_reference: ClassVar[bool] = False  # whether the model as it was is kept beside the trained one
+    samples_while_training: ClassVar[bool] = False  # for which every process needs the whole model
+
     def __post_init__(self):
         check_cuda_graph(self.cuda_graph)
         if not 0 <= self.time_epsilon < self.time_max <= 1:
@@ -68,6 +72,15 @@ class MDLMConfig(TrainingArguments):
                 "dispatch_batches must not be True: a batch's masked tokens cannot be cut into equal shares"
             )
         self.accelerator_config.dispatch_batches = False
+
+    @property
+    def rows_per_forward(self) -> int:
+        """Rows of a process in a forward pass."""
+        return self.per_device_train_batch_size
+
+    def rows_of_epoch(self, samples: int, processes: int) -> int:
+        """Rows in a pass over so many samples of the data."""
+        return samples
 
     def _check_weight_type(self) -> None:
         if self.loss_weight_type not in WEIGHT_TYPES:

@@ -15,3 +15,8 @@ def equal(completions: list[str], **columns) -> list[float]:
 def spread(completions: list[str], **columns) -> list[float]:
     """Rewards that differ, whatever the tokens."""
     return [float(sum(int(word[1:]) for word in text.split()) % 7) for text in completions]
+
+
+def letters(completions: list[list[dict[str, str]]], **columns) -> list[float]:
+    """The same for completions that are messages."""
+    return [float(sum(map(ord, reply["content"])) % 7) for (reply,) in completions]
