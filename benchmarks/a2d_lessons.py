@@ -15,12 +15,11 @@ schedule of its own. The same command resumes an interrupted run. The last line 
 from __future__ import annotations
 
 import argparse
-import json
 import operator
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ import transformers
 from torch import nn
 
 from benchmarks import report
+from benchmarks.resumable import add_arguments, has_checkpoint, once, read_settings
 from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
 from dllm.demo.answer import decode, encode
 from dllm.demo.training import gauge
@@ -38,7 +38,7 @@ from dllm.demo.training.optimizer import MuonAdamW, schedule
 from dllm.demo.training.questions import TASKS
 from dllm.demo.training.score import Score
 from dllm.demo.training.train import save_tokenizer
-from dllm.exits import exit_code, usage
+from dllm.exits import exit_code
 from dllm.models import get_model, get_tokenizer
 from dllm.pipelines.a2d.convert import convert
 
@@ -189,7 +189,7 @@ def causal_batch(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Te
 
 def train(run: transformers.Trainer) -> float | None:
     """Train, from the last checkpoint if there is one; returns the seconds, None for a resumed training."""
-    resumed, started = any(Path(run.args.output_dir).glob("checkpoint-*/trainer_state.json")), time.perf_counter()
+    resumed, started = has_checkpoint(Path(run.args.output_dir)), time.perf_counter()
     run.train(resume_from_checkpoint=resumed)
     return None if resumed else time.perf_counter() - started
 
@@ -254,25 +254,6 @@ def learn_by_diffusion(arm: Arm, folder: Path, settings: Settings) -> dict[str, 
     return {**arm._asdict(), "seconds": seconds, **losses, "before": before.row(), "after": after.row()}
 
 
-def once(path: Path, work: Callable[..., dict[str, object]], *arguments: object) -> dict[str, object]:
-    """The result that `path` holds; without it, the work is done and its result is written there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(work(*arguments), indent=1) + "\n", encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def check_resumed(folder: Path, settings: dict[str, object]) -> None:
-    """Check that a run in `folder` was begun with these settings; a new run's are written there.
-
-    Raises:
-        ValueError: it was begun with others.
-    """
-    kept = once(folder / "settings.json", dict, settings)
-    if kept != settings:
-        raise ValueError(f"expected the settings of the run in {folder}, {kept}, got {settings}")
-
-
 def measure(folder: Path, settings: Settings, chosen: Sequence[str]) -> dict[str, dict[str, object]]:
     """Train causally, convert, train the chosen arms; returns the results by name."""
     results = {"causal": once(folder / "causal.json", learn_causally, folder, settings)}
@@ -301,10 +282,7 @@ def cells(name: str, result: dict[str, object]) -> list[str]:
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Measure, print, and write the row."""
-    given = vars(options)
-    with usage():
-        settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
-        check_resumed(options.folder, asdict(settings))
+    settings = read_settings(options, Settings)
     row = report.new_row("a2d_lessons", "-m benchmarks.a2d_lessons", arguments, torch.device("cpu"))
     row |= {"settings": asdict(settings), "results": measure(options.folder, settings, options.arm)}
     title = f"exact answers of {settings.questions}, {settings.tokens_per_step} tokens a step; causal: one"
@@ -316,12 +294,11 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    add, names = parser.add_argument, [arm.name for arm in arms(Settings())]
-    add("folder", type=Path, help="folder of the run; an existing run is resumed")
-    add("--arm", nargs="+", choices=names, default=names, help="models to train by diffusion (default: all)")
-    for field in fields(Settings):
-        add(f"--{field.name.replace('_', '-')}", type=int, default=field.default, help="default: %(default)s")
-    add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
+    add_arguments(parser, Settings)
+    names = [arm.name for arm in arms(Settings())]
+    parser.add_argument(
+        "--arm", nargs="+", choices=names, default=names, help="models to train by diffusion (default: all)"
+    )
     return parser.parse_args(arguments)
 
 

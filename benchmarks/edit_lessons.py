@@ -23,7 +23,7 @@ import operator
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +31,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from benchmarks import report
-from benchmarks.a2d_lessons import HELD_OUT_SEED, HELD_OUT_STEPS, InOrder, arguments_of, check_resumed, once, train
+from benchmarks.a2d_lessons import HELD_OUT_SEED, HELD_OUT_STEPS, InOrder, arguments_of, train
+from benchmarks.resumable import add_arguments, once, read_settings
 from dllm.core.noising import diffusion_times
 from dllm.core.samplers import EditFlowSampler
 from dllm.core.schedulers import get_kappa_scheduler_class
@@ -45,7 +46,7 @@ from dllm.demo.training.optimizer import MuonAdamW, schedule
 from dllm.demo.training.questions import TASKS, Question
 from dllm.demo.training.score import Score
 from dllm.demo.training.train import save_tokenizer
-from dllm.exits import exit_code, usage
+from dllm.exits import exit_code
 from dllm.models import EditFlowModel, get_model, get_tokenizer
 from dllm_kernels import philox
 
@@ -282,10 +283,7 @@ def cells(name: str, result: dict[str, object], score: dict[str, object]) -> lis
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Measure, print, and write the row."""
-    given = vars(options)
-    with usage():
-        settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
-        check_resumed(options.folder, asdict(settings))
+    settings = read_settings(options, Settings)
     row = report.new_row("edit_lessons", "-m benchmarks.edit_lessons", arguments, torch.device("cpu"))
     results = measure(options.folder, settings, options.arm)
     row |= {"settings": asdict(settings), "results": results}
@@ -298,13 +296,10 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    add = parser.add_argument
-    add("folder", type=Path, help="folder of the run; an existing run is resumed")
-    add("--arm", nargs="+", choices=ARMS, default=list(ARMS), help="what answers begin as (default: both)")
-    for field in fields(Settings):
-        kind = type(field.default)
-        add(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help="default: %(default)s")
-    add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
+    add_arguments(parser, Settings)
+    parser.add_argument(
+        "--arm", nargs="+", choices=ARMS, default=list(ARMS), help="what answers begin as (default: both)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -21,20 +21,20 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from benchmarks import report
-from benchmarks.a2d_lessons import check_resumed, once
+from benchmarks.resumable import add_arguments, has_checkpoint, once, read_settings
 from dllm.core.rl import DiffuGRPOConfig, DiffuGRPOTrainer
 from dllm.demo.shipped import load_shipped
 from dllm.demo.training import gauge
 from dllm.demo.training.problems import HELD_OUT_PHRASINGS, Problem, draw, final_answer, held_out, split_numbers
 from dllm.demo.training.train import save_tokenizer
-from dllm.exits import exit_code, usage
+from dllm.exits import exit_code
 
 TASKS = ("new-phrasings", "problems")
 HELD_OUT_SEED, WATCHED_SEED = 1, 2  # of the questions that are counted, and of those that are asked during training
@@ -53,6 +53,7 @@ class Settings:
     updates: int = 300
     prompts: int = 4
     completions: int = 8
+    iterations: int = 1
     steps: int = 16
     learning_rate: float = 1e-4
     beta: float = 1e-12
@@ -62,7 +63,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("updates", "prompts", "steps", "problems", "questions", "watched"):
+        for name in ("updates", "prompts", "iterations", "steps", "problems", "questions", "watched"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if self.completions < 2:
@@ -99,6 +100,13 @@ def row_of(problem: Problem) -> dict[str, object]:
     return {"prompt": prompt, "answer": problem.answer, "results": results}
 
 
+def problems_of(settings: Settings) -> tuple[list[Problem], list[Problem]]:
+    """The problems to train on, and those that are watched meanwhile, which have other numbers."""
+    rng, (trained, _) = random.Random(settings.seed), split_numbers()
+    problems = [draw(rng, trained, HELD_OUT_PHRASINGS) for _ in range(settings.problems)]
+    return problems, held_out(settings.watched, WATCHED_SEED, HELD_OUT_PHRASINGS)
+
+
 class LessonsTrainer(DiffuGRPOTrainer):
     """diffu-GRPO that logs the processor time of its process since it was made."""
 
@@ -113,19 +121,18 @@ class LessonsTrainer(DiffuGRPOTrainer):
 
 def trainer(model: nn.Module, tokenizer: object, folder: Path, settings: Settings) -> LessonsTrainer:
     """The Trainer of a run; checkpoints go to `folder`."""
-    rng, (trained, _) = random.Random(settings.seed), split_numbers()
-    problems = [draw(rng, trained, HELD_OUT_PHRASINGS) for _ in range(settings.problems)]
-    watched = held_out(settings.watched, WATCHED_SEED, HELD_OUT_PHRASINGS)
+    trained, watched = problems_of(settings)
     config = DiffuGRPOConfig(
         output_dir=str(folder),
         seed=settings.seed,
         use_cpu=True,
         bf16=False,
-        max_steps=settings.updates,
+        max_steps=settings.updates * settings.iterations,
         per_device_train_batch_size=settings.prompts * settings.completions,
         gradient_accumulation_steps=1,
         per_device_eval_batch_size=gauge.BATCH_SIZE,
         num_generations=settings.completions,
+        num_iterations=settings.iterations,
         max_completion_length=gauge.GEN_LENGTH,
         block_size=gauge.GEN_LENGTH,
         steps=settings.steps,
@@ -146,7 +153,7 @@ def trainer(model: nn.Module, tokenizer: object, folder: Path, settings: Setting
         report_to="none",
         disable_tqdm=True,
     )
-    data = dict(train_dataset=[row_of(one) for one in problems], eval_dataset=[row_of(one) for one in watched])
+    data = dict(train_dataset=[row_of(one) for one in trained], eval_dataset=[row_of(one) for one in watched])
     return LessonsTrainer(config, model, [exact, results_found], tokenizer=tokenizer, **data)
 
 
@@ -163,10 +170,9 @@ def scores(model: nn.Module, tokenizer: object, settings: Settings) -> list[dict
 def learn(folder: Path, settings: Settings) -> dict[str, object]:
     """Train, and save the model as `folder`/model; returns the results."""
     model, tokenizer = load_shipped()
-    before = once(folder / "before.json", lambda: {"scores": scores(model, tokenizer, settings)})["scores"]
+    before = once(folder / "before.json", scores, model, tokenizer, settings)
     run = trainer(model.requires_grad_(True), tokenizer, folder / "run", settings)
-    resumed = any((folder / "run").glob("checkpoint-*/trainer_state.json"))
-    run.train(resume_from_checkpoint=resumed)
+    run.train(resume_from_checkpoint=has_checkpoint(folder / "run"))
     model.save_pretrained(folder / "model")
     save_tokenizer(tokenizer, folder / "model")
     history = run.state.log_history
@@ -189,7 +195,7 @@ def cpu_seconds(history: Sequence[Mapping[str, float]]) -> float:
 
 
 def points(history: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:
-    """The updates and values of a name in the logs."""
+    """The optimizer steps and values of a name in the logs."""
     return [(entry["step"], entry[name]) for entry in history if name in entry]
 
 
@@ -204,10 +210,7 @@ def cells(before: Mapping[str, object], after: Mapping[str, object], seconds: fl
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Measure, print, and write the row."""
-    given = vars(options)
-    with usage():
-        settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
-        check_resumed(options.folder, asdict(settings))
+    settings = read_settings(options, Settings)
     row = report.new_row("grpo_lessons", "-m benchmarks.grpo_lessons", arguments, torch.device("cpu"))
     results = once(options.folder / "results.json", learn, options.folder, settings)
     row |= {"settings": asdict(settings), "results": results}
@@ -221,12 +224,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    add = parser.add_argument
-    add("folder", type=Path, help="folder of the run; an existing run is resumed")
-    for field in fields(Settings):
-        kind = type(field.default)
-        add(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help="default: %(default)s")
-    add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
+    add_arguments(parser, Settings)
     return parser.parse_args(arguments)
 
 
