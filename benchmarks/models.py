@@ -38,6 +38,23 @@ class Preset:
     settings: dict[str, object]
 
 
+def _small_modernbert(hidden_size: int, layers: int) -> Preset:
+    """ModernBERT's architecture at the width and depth of a small BERT, with the tokens of BERT."""
+    settings = {
+        "vocab_size": 30522,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden_size // 64,
+        "intermediate_size": hidden_size * 3 // 2,
+        "pad_token_id": 0,
+        "bos_token_id": 101,
+        "cls_token_id": 101,
+        "eos_token_id": 102,
+        "sep_token_id": 102,
+    }
+    return Preset("ModernBertForMaskedLM", "ModernBertConfig", mask_id=103, settings=settings)
+
+
 PRESETS = {
     "minilm": Preset(
         "BertForMaskedLM",
@@ -51,6 +68,8 @@ PRESETS = {
             "intermediate_size": 1536,
         },
     ),
+    "modernbert-tiny": _small_modernbert(hidden_size=128, layers=2),  # as BERT-tiny
+    "modernbert-mini": _small_modernbert(hidden_size=256, layers=4),  # as BERT-mini
     "modernbert-base": Preset(
         "ModernBertForMaskedLM",
         "ModernBertConfig",
