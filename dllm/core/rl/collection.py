@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torchmetrics
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dllm.core.rl.config import DiffuGRPOConfig
@@ -154,11 +155,26 @@ class RolloutTrainer(DiffusionTrainer):
             self.processing_class.decode(line[:length], skip_special_tokens=True)
             for line, length in zip(completions.tolist(), lengths.tolist(), strict=True)
         ]
-        found = self.rewards([one.columns for one in prompts], texts)
+        found = self._rewards_on_all_ranks([one.columns for one in prompts], texts)
         named = ", ".join(
             f"{name} {value:g}" for name, value in zip(self.rewards.names, found[0].tolist(), strict=True)
         )
         self._shown = f"{self.processing_class.decode(prompts[0].tokens)}{texts[0]}\n[{named}]"
+        return found
+
+    def _rewards_on_all_ranks(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> Tensor:
+        """The rewards, float64 [n, rewards]. Every rank calls this: if they fail on one, no other waits for it."""
+        found, failure = None, None
+        try:
+            found = self.rewards(rows, texts)
+        except Exception as error:
+            failure = error
+        failures = gather_object([failure and f"{type(failure).__name__}: {failure}"])
+        if failure is not None:
+            raise failure
+        for rank, told in enumerate(failures):
+            if told is not None:
+                raise RuntimeError(f"the rewards failed on rank {rank}: {told}")
         return found
 
     def _advantages(self, judged: Tensor, places: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -32,9 +34,23 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model that is not trained, in evaluation mode."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+def frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """A copy of the model that is not trained, in evaluation mode, with the weights of rank 0; every rank calls this.
+
+    DDP and FSDP train the weights of rank 0. Another rank may hold others: adapters drawn at random, or none at all
+    where FSDP loads a model on rank 0 only (`fsdp_cpu_ram_efficient_loading`).
+
+    Args:
+        model: before it is wrapped.
+        device: of the copy. FSDP and DeepSpeed leave a model on the host until it is wrapped.
+
+    Example:
+        >>> frozen_copy(nn.Linear(1, 1), "cpu").weight.requires_grad
+        False
+    """
+    found = copy.deepcopy(model).requires_grad_(False).eval().to(device)
+    broadcast([tensor.data for tensor in itertools.chain(found.parameters(), found.buffers())])
+    return found
 
 
 @torch.no_grad()
@@ -53,7 +69,8 @@ def copy_weights(source: nn.Module, target: nn.Module, share: float = 1.0) -> No
         True
     """
     weights = get_model_state_dict(unwrapped(source), options=StateDictOptions(full_state_dict=True))
-    for name, weight in target.state_dict().items():
+    once = {id(weight): (name, weight) for name, weight in target.state_dict(keep_vars=True).items()}  # a tied weight
+    for name, weight in once.values():
         if weight.is_floating_point():
             weight.lerp_(weights[name].to(weight), share)
 
@@ -65,16 +82,17 @@ class Reference:
 
     Args:
         model: the model before it is wrapped.
+        device: of the copy.
 
     Example:
-        >>> reference = Reference(nn.Linear(1, 1))
+        >>> reference = Reference(nn.Linear(1, 1), "cpu")
         >>> reference.is_copy
         True
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, device: torch.device | str):
         self.is_copy = not hasattr(model, "disable_adapter")
-        self._copy = frozen_copy(model) if self.is_copy else None
+        self._copy = frozen_copy(model, device) if self.is_copy else None
 
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -124,8 +124,8 @@ class DiffuGRPOTrainer(RolloutTrainer):
         self._check_model(data.values())
         for prompts in filter(None, data.values()):
             self.rewards.rewards.check_columns(prompts[0].columns)
-        self._sampling_copy = frozen_copy(self.model) if self.is_fsdp_enabled else None
-        self.reference = Reference(self.model) if args.beta else None
+        self._sampling_copy = frozen_copy(self.model, args.device) if self.is_fsdp_enabled else None
+        self.reference = Reference(self.model, args.device) if args.beta else None
         if args.sync_ref_model and not self.reference.is_copy:
             raise ValueError("sync_ref_model needs a model without an adapter, whose base is the reference")
 
@@ -135,7 +135,9 @@ class DiffuGRPOTrainer(RolloutTrainer):
         if not _internal_call or self.args.save_only_model:
             return
         if self.state.global_step % self.args.num_iterations:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # the rank that writes the weights may not be so far
             self._rollouts.save(self._rollouts_file(output_dir))
+            self.accelerator.wait_for_everyone()  # the checkpoint is complete only with the files of all ranks
         if self.args.sync_ref_model and self.args.should_save:
             self.reference.save(output_dir)
 
@@ -164,6 +166,9 @@ class DiffuGRPOTrainer(RolloutTrainer):
             if not file.exists():
                 raise ValueError(f"{file} is missing: a run must be resumed with as many processes as it had")
             self._rollouts = Rollouts.load(file)
+            saved, wanted = len(self._rollouts.prompts), self.args.completions_per_step // self.args.world_size
+            if saved != wanted:
+                raise ValueError(f"{file} must hold the {wanted} completions of a process in a step, got {saved}")
         if self.args.sync_ref_model:
             self.reference.load(self._resumed_from)
 
@@ -193,16 +198,16 @@ class DiffuGRPOTrainer(RolloutTrainer):
             )
             return (weight * found["terms"].loss).sum()
 
-        loss, nll = self._loss_of_nll(model, inputs, objective)
+        loss = self._loss_of_nll(model, inputs, objective).loss
         terms = found["terms"]
         self._record("train", clip_ratio=terms.clipped, **({} if terms.kl is None else {"kl": terms.kl}))
-        return loss, nll.new_zeros(len(maskable)).index_add_(0, sample, terms.loss.detach())
+        return loss, terms.loss.new_zeros(len(maskable)).index_add_(0, sample, terms.loss.detach())
 
     def _record_batch(self, split: Split, corruption: Mapping[str, Tensor], nll: Tensor) -> None:
         self.throughput.update(corruption["lengths"], len(corruption["rows"]))
 
     def _rollouts_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"rollouts-{self.args.process_index}.pt"
+        return Path(checkpoint) / f"rollouts-{self.args.process_index}-of-{self.args.world_size}.pt"
 
     def _check_model(self, datasets: Iterable[Prompts | None]) -> None:
         """Check that the model can be trained so, before anything runs."""

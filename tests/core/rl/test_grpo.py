@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from dllm.core.rl import DiffuGRPOConfig
 from dllm.core.rl.loss import group_advantages, policy_loss
+from dllm.core.rl.policies import Reference
 from dllm.core.rl.prompts import Prompts, RepeatedPrompts
 from dllm.core.rl.rollouts import lengths_to_eos, rollout_seeds
 from dllm.core.trainers.batches import CORRUPTION
@@ -147,9 +148,25 @@ def test_a_resumed_run_follows_the_uninterrupted_one(tmp_path):
     assert len(watch.seen) == 3 and all(torch.equal(a, b) for a, b in zip(steps[4:], watch.seen, strict=True))
     assert losses(resumed) == losses(whole)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
-    (tmp_path / "cut" / "checkpoint-4" / "rollouts-0.pt").unlink()
+    checkpoint = tmp_path / "cut" / "checkpoint-4"
+    with pytest.raises(ValueError, match="must hold the 4 completions of a process in a step, got 8"):
+        trainer_of(tmp_path / "cut", **options, per_device_train_batch_size=4).train(str(checkpoint))
+    (checkpoint / "rollouts-0-of-1.pt").unlink()
     with pytest.raises(ValueError, match="as many processes"):
-        trainer_of(tmp_path / "cut", **options).train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-4"))
+        trainer_of(tmp_path / "cut", **options).train(str(checkpoint))
+
+
+def test_the_reference_follows_by_its_share():
+    """Also a weight that embedding and head share, which is moved once."""
+    model = model_of()
+    before, reference = copy.deepcopy(model), Reference(model, "cpu")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1.0)
+    reference.follow(model, 0.5)
+    with reference.of(model) as followed:
+        for weight, was in zip(followed.parameters(), before.parameters(), strict=True):
+            assert torch.allclose(weight, was + 0.5, rtol=0, atol=1e-6) and not weight.requires_grad
 
 
 def test_the_reference_of_an_adapter_is_its_base(tmp_path):
