@@ -169,7 +169,7 @@ class RolloutTrainer(DiffusionTrainer):
             found = self.rewards(rows, texts)
         except Exception as error:
             failure = error
-        failures = gather_object([failure and f"{type(failure).__name__}: {failure}"])
+        failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
         if failure is not None:
             raise failure
         for rank, told in enumerate(failures):
