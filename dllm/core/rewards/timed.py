@@ -16,7 +16,7 @@ _START_SECONDS = 300.0  # for the imports of rewards, on a slow disk
 
 
 class RewardError(RuntimeError):
-    """A reward raised an error. The message has its traceback."""
+    """A reward raised an error, or rewards failed on another rank. The message tells why."""
 
 
 class TimedRewards:

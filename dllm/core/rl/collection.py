@@ -12,6 +12,7 @@ import torchmetrics
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from dllm.core.rewards import RewardError
 from dllm.core.rl.config import DiffuGRPOConfig
 from dllm.core.rl.judging import Judge
 from dllm.core.rl.loss import group_advantages
@@ -174,7 +175,7 @@ class RolloutTrainer(DiffusionTrainer):
             raise failure
         for rank, told in enumerate(failures):
             if told is not None:
-                raise RuntimeError(f"the rewards failed on rank {rank}: {told}")
+                raise RewardError(f"the rewards failed on rank {rank}: {told}")
         return found
 
     def _advantages(self, judged: Tensor, places: Tensor) -> Tensor:

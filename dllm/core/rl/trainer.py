@@ -66,7 +66,7 @@ class DiffuGRPOTrainer(RolloutTrainer):
         TypeError, ValueError: as :class:`~dllm.core.trainers.mdlm.MDLMTrainer`; `args` is not a DiffuGRPOConfig; a
             reward is unknown; prompts cannot be used; prompt and completion exceed the model's positions; the model
             attends block by block; DeepSpeed ZeRO-3. In training: a reward does not give a number for each completion.
-        RuntimeError: a reward raises an error, or rewards fail on another rank.
+        RewardError: a reward raises an error, or rewards fail on another rank.
 
     Source: d1 (arXiv:2504.12216), GRPO (arXiv:2402.03300); the names are those of dLLM 0.1 and TRL.
 

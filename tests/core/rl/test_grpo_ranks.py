@@ -35,7 +35,7 @@ KEPT = dict(save_strategy="steps", save_steps=4, save_only_model=False)
 LONG_RUNS = ("ddp", "fsdp")
 # by task and reward: the rank on which it fails, and the error there
 FAILURES = {
-    ("train", "raises_on_one_rank"): (1, "RuntimeError", "ArithmeticError: no reward here"),
+    ("train", "raises_on_one_rank"): (1, "RewardError", "ArithmeticError: no reward here"),
     ("evaluate", "one_too_few_on_one_rank"): (0, "ValueError", "must return"),
 }
 
@@ -121,5 +121,5 @@ def test_a_reward_that_fails_on_one_rank_ends_all(task, reward, found):
     told = [rank[number] for rank in found[1]]
     failed, kind, message = FAILURES[task, reward]
     assert told[failed].startswith(kind)
-    assert told[1 - failed].startswith(f"RuntimeError: the rewards failed on rank {failed}: {kind}")
+    assert told[1 - failed].startswith(f"RewardError: the rewards failed on rank {failed}: {kind}")
     assert all(message in one for one in told)
