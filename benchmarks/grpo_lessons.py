@@ -39,7 +39,7 @@ from dllm.exits import exit_code
 TASKS = ("new-phrasings", "problems")
 HELD_OUT_SEED, WATCHED_SEED = 1, 2  # of the questions that are counted, and of those that are asked during training
 LOG_EVERY, SAVE_EVERY = 5, 20
-COLUMNS = ("questions", "tokens a step", "exact before", "95 %", "exact after", "95 %", "minutes of a core")
+COLUMNS = ("questions", "tokens a step", "order", "exact before", "95 %", "exact after", "95 %", "minutes of a core")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Settings:
     completions: int = 8
     iterations: int = 1
     steps: int = 16
+    remasking: str = "random"
     learning_rate: float = 1e-4
     beta: float = 1e-12
     problems: int = 2000
@@ -136,6 +137,7 @@ def trainer(model: nn.Module, tokenizer: object, folder: Path, settings: Setting
         max_completion_length=gauge.GEN_LENGTH,
         block_size=gauge.GEN_LENGTH,
         steps=settings.steps,
+        remasking=settings.remasking,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         warmup_ratio=0.0,
@@ -158,12 +160,13 @@ def trainer(model: nn.Module, tokenizer: object, folder: Path, settings: Setting
 
 
 def scores(model: nn.Module, tokenizer: object, settings: Settings) -> list[dict[str, object]]:
-    """Exact answers: for each task, one token a step and as many as in training."""
-    found = []
+    """Exact answers at temperature 0: one token a step, and as many as in training, in two orders."""
+    found, several = [], gauge.GEN_LENGTH // settings.steps
     for task in TASKS:
-        for tokens in (1, gauge.GEN_LENGTH // settings.steps):
-            asked = dict(task=task, questions=settings.questions, tokens_per_step=tokens, seed=HELD_OUT_SEED)
-            found.append({"task": task, "tokens_per_step": tokens} | gauge.measure(model, tokenizer, **asked).row())
+        for tokens, order in ((1, "low_confidence"), (several, "low_confidence"), (several, "random")):
+            asked = dict(task=task, tokens_per_step=tokens, remasking=order)
+            score = gauge.measure(model, tokenizer, questions=settings.questions, seed=HELD_OUT_SEED, **asked)
+            found.append(asked | score.row())
     return found
 
 
@@ -201,7 +204,7 @@ def points(history: Sequence[Mapping[str, float]], name: str) -> list[tuple[int,
 
 def cells(before: Mapping[str, object], after: Mapping[str, object], seconds: float) -> list[str]:
     """A line of the table."""
-    measured = [f"{before['task']}", str(before["tokens_per_step"])]
+    measured = [before["task"], str(before["tokens_per_step"]), before["remasking"]]
     for score in (before, after):
         low, high = score["interval_95"]
         measured += [f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"]
