@@ -1,14 +1,15 @@
-"""What reinforcement learning adds to the bundled model: exact answers to problems in wordings that it never learnt.
+"""What reinforcement learning adds to the bundled model: exact answers to a kind of question that it never learnt.
 
     OMP_NUM_THREADS=1 python -m benchmarks.grpo_lessons runs/grpo
 
-The bundled model learnt word problems in some wordings. Here :class:`~dllm.core.rl.DiffuGRPOTrainer` trains it on
-problems in three others, without solutions: it writes its own, and two rewards judge them by their numbers. Before and
-after, exact answers are counted on problems in the new wordings, and in all others, whose numbers were never trained
-on, neither here nor before.
+The bundled model learnt sums with a sign, "What is 14 + 4?", and none in words, "How many are 14 and 4 together?".
+:class:`~dllm.core.rl.DiffuGRPOTrainer` trains it on sums in words (:mod:`dllm.demo.training.sums`) without their
+answers: it writes its own, and two rewards judge them, 1 where the last number is right, and 1 for an equation with the
+question's numbers. Exact answers are counted before and after, on sums in words of other numbers, and on the problems
+that it had learnt.
 
 The same command resumes an interrupted run. The last line is JSON; a row goes to the results, from which `python -m
-benchmarks.plot` draws docs/grpo.svg. The trainer draws the curves of rewards and of the divergence from the bundled
+benchmarks.plot` draws docs/grpo.svg. The trainer draws the curves of the reward and of the divergence from the bundled
 model as a PNG, in the folder of the run.
 """
 
@@ -32,14 +33,18 @@ from benchmarks.resumable import add_arguments, has_checkpoint, once, read_setti
 from dllm.core.rl import DiffuGRPOConfig, DiffuGRPOTrainer
 from dllm.demo.shipped import load_shipped
 from dllm.demo.training import gauge
-from dllm.demo.training.problems import HELD_OUT_PHRASINGS, Problem, draw, final_answer, held_out, split_numbers
+from dllm.demo.training.problems import final_answer
+from dllm.demo.training.sums import draw
 from dllm.demo.training.train import save_tokenizer
 from dllm.exits import exit_code
 
-TASKS = ("new-phrasings", "problems")
+LENGTH = 16  # tokens of an answer to a sum
+# tasks, tokens of an answer, and tokens a step that are counted at temperature 0
+COUNTED = (("sums-in-words", LENGTH, 1), ("sums-in-words", LENGTH, 2), ("problems", gauge.GEN_LENGTH, 1))
 HELD_OUT_SEED, WATCHED_SEED = 1, 2  # of the questions that are counted, and of those that are asked during training
 LOG_EVERY, SAVE_EVERY = 5, 20
-COLUMNS = ("questions", "tokens a step", "order", "exact before", "95 %", "exact after", "95 %", "minutes of a core")
+CURVES = ("rewards/exact", "eval_rewards/exact", "rewards/equation", "eval_rewards/equation", "kl")
+COLUMNS = ("questions", "tokens a step", "exact before", "95 %", "exact after", "95 %", "minutes of a core")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +55,25 @@ class Settings:
         ValueError: a setting out of range.
     """
 
-    updates: int = 300
-    prompts: int = 4
+    updates: int = 200
+    prompts: int = 8
     completions: int = 8
-    iterations: int = 1
-    steps: int = 16
-    remasking: str = "random"
+    steps: int = 8
     learning_rate: float = 1e-4
-    beta: float = 1e-12
-    problems: int = 2000
+    beta: float = 1e-4
+    sums: int = 1600
     questions: int = 200
     watched: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("updates", "prompts", "iterations", "steps", "problems", "questions", "watched"):
+        for name in ("updates", "prompts", "steps", "sums", "questions", "watched"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if self.completions < 2:
             raise ValueError(f"expected completions of at least 2, a group, got {self.completions}")
-        if gauge.GEN_LENGTH % self.steps:
-            raise ValueError(f"steps must divide {gauge.GEN_LENGTH}, got {self.steps}")
+        if LENGTH % self.steps:
+            raise ValueError(f"steps must divide {LENGTH}, got {self.steps}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"expected a finite learning_rate above 0, got {self.learning_rate}")
         if not (math.isfinite(self.beta) and self.beta >= 0):
@@ -82,30 +85,24 @@ def exact(completions: Sequence[Sequence[Mapping[str, str]]], answer: Sequence[i
     return [float(final_answer(reply["content"]) == right) for (reply,), right in zip(completions, answer, strict=True)]
 
 
-def results_found(
-    completions: Sequence[Sequence[Mapping[str, str]]], results: Sequence[Sequence[int]], **_: object
+def equation(
+    completions: Sequence[Sequence[Mapping[str, str]]], terms: Sequence[tuple[int, int]], **_: object
 ) -> list[float]:
-    """A reward: the share of the solution's results (two products and their sum) that stand behind an equals sign."""
-    found = []
-    for (reply,), needed in zip(completions, results, strict=True):
-        written = {int(number) for number in re.findall(r"= (\d+)", reply["content"])}
-        found.append(sum(number in written for number in needed) / len(needed))
-    return found
+    """A reward: 1 for a completion that is an equation, the sum of the question's numbers in their order."""
+    return [
+        float(re.fullmatch(rf"{one} \+ {other} = \d+\.", reply["content"].strip()) is not None)
+        for (reply,), (one, other) in zip(completions, terms, strict=True)
+    ]
 
 
-def row_of(problem: Problem) -> dict[str, object]:
-    """A problem as the trainer takes it: the question as messages, and the columns of the rewards."""
-    rate, hours, later_rate, later_hours = problem.numbers
-    results = [rate * hours, later_rate * later_hours, problem.answer]
-    prompt = [{"role": "user", "content": problem.question}]
-    return {"prompt": prompt, "answer": problem.answer, "results": results}
-
-
-def problems_of(settings: Settings) -> tuple[list[Problem], list[Problem]]:
-    """The problems to train on, and those that are watched meanwhile, which have other numbers."""
-    rng, (trained, _) = random.Random(settings.seed), split_numbers()
-    problems = [draw(rng, trained, HELD_OUT_PHRASINGS) for _ in range(settings.problems)]
-    return problems, held_out(settings.watched, WATCHED_SEED, HELD_OUT_PHRASINGS)
+def rows(count: int, seed: int, *, held_out: bool) -> list[dict[str, object]]:
+    """Sums as the trainer takes them: the question as messages, and the columns of the rewards."""
+    rng = random.Random(seed)
+    drawn = [draw(rng, held_out=held_out) for _ in range(count)]
+    return [
+        {"prompt": [{"role": "user", "content": each.question}], "terms": each.terms, "answer": each.answer}
+        for each in drawn
+    ]
 
 
 class LessonsTrainer(DiffuGRPOTrainer):
@@ -122,22 +119,19 @@ class LessonsTrainer(DiffuGRPOTrainer):
 
 def trainer(model: nn.Module, tokenizer: object, folder: Path, settings: Settings) -> LessonsTrainer:
     """The Trainer of a run; checkpoints go to `folder`."""
-    trained, watched = problems_of(settings)
     config = DiffuGRPOConfig(
         output_dir=str(folder),
         seed=settings.seed,
         use_cpu=True,
         bf16=False,
-        max_steps=settings.updates * settings.iterations,
+        max_steps=settings.updates,
         per_device_train_batch_size=settings.prompts * settings.completions,
         gradient_accumulation_steps=1,
         per_device_eval_batch_size=gauge.BATCH_SIZE,
         num_generations=settings.completions,
-        num_iterations=settings.iterations,
-        max_completion_length=gauge.GEN_LENGTH,
-        block_size=gauge.GEN_LENGTH,
+        max_completion_length=LENGTH,
+        block_size=LENGTH,
         steps=settings.steps,
-        remasking=settings.remasking,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         warmup_ratio=0.0,
@@ -155,18 +149,20 @@ def trainer(model: nn.Module, tokenizer: object, folder: Path, settings: Setting
         report_to="none",
         disable_tqdm=True,
     )
-    data = dict(train_dataset=[row_of(one) for one in trained], eval_dataset=[row_of(one) for one in watched])
-    return LessonsTrainer(config, model, [exact, results_found], tokenizer=tokenizer, **data)
+    data = dict(
+        train_dataset=rows(settings.sums, settings.seed, held_out=False),
+        eval_dataset=rows(settings.watched, WATCHED_SEED, held_out=True),
+    )
+    return LessonsTrainer(config, model, [exact, equation], tokenizer=tokenizer, **data)
 
 
 def scores(model: nn.Module, tokenizer: object, settings: Settings) -> list[dict[str, object]]:
-    """Exact answers at temperature 0: one token a step, and as many as in training, in two orders."""
-    found, several = [], gauge.GEN_LENGTH // settings.steps
-    for task in TASKS:
-        for tokens, order in ((1, "low_confidence"), (several, "low_confidence"), (several, "random")):
-            asked = dict(task=task, tokens_per_step=tokens, remasking=order)
-            score = gauge.measure(model, tokenizer, questions=settings.questions, seed=HELD_OUT_SEED, **asked)
-            found.append(asked | score.row())
+    """Exact answers of the tasks in `COUNTED`."""
+    found = []
+    for task, length, tokens in COUNTED:
+        asked = dict(task=task, gen_length=length, tokens_per_step=tokens)
+        score = gauge.measure(model, tokenizer, questions=settings.questions, seed=HELD_OUT_SEED, **asked)
+        found.append(asked | score.row())
     return found
 
 
@@ -183,7 +179,7 @@ def learn(folder: Path, settings: Settings) -> dict[str, object]:
         "cpu_seconds": cpu_seconds(history),
         "before": before,
         "after": scores(model.eval(), tokenizer, settings),
-        "curves": {name: points(history, name) for name in ("reward", "kl", "eval_rewards/exact", "eval_reward")},
+        "curves": {name: points(history, name) for name in CURVES},
     }
 
 
@@ -204,7 +200,7 @@ def points(history: Sequence[Mapping[str, float]], name: str) -> list[tuple[int,
 
 def cells(before: Mapping[str, object], after: Mapping[str, object], seconds: float) -> list[str]:
     """A line of the table."""
-    measured = [before["task"], str(before["tokens_per_step"]), before["remasking"]]
+    measured = [before["task"], str(before["tokens_per_step"])]
     for score in (before, after):
         low, high = score["interval_95"]
         measured += [f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 from benchmarks import grpo_lessons
 from benchmarks.plot import published
 from dllm.demo.training.lessons import MAX_LENGTH, vocabulary
-from dllm.demo.training.problems import ACTIVITIES, CARD, HELD_OUT_PHRASINGS, PEOPLE, make_problem, split_numbers
+from dllm.demo.training.questions import TASKS
 
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = "--updates 3 --prompts 2 --completions 2 --iterations 1 --steps 4 --problems 8 --questions 2 --watched 2".split()
+SMALL = "--updates 3 --prompts 2 --completions 2 --steps 4 --sums 8 --questions 2 --watched 2".split()
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +56,14 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_repeated(run, tmp_
     assert status == 0
     row, results = json.loads(Path(last["row"]).read_text()), last["results"]
     assert (row["kind"], row["results"]) == ("grpo_lessons", results)
-    samplings = [(1, "low_confidence"), (16, "low_confidence"), (16, "random")]
     for scores in (results["before"], results["after"]):
-        of = {task: [score for score in scores if score["task"] == task] for task in ("new-phrasings", "problems")}
-        for found in of.values():
-            assert [(score["tokens_per_step"], score["remasking"]) for score in found] == samplings
+        asked = [(score["task"], score["gen_length"], score["tokens_per_step"]) for score in scores]
+        assert asked == [("sums-in-words", 16, 1), ("sums-in-words", 16, 2), ("problems", 64, 1)]
     updates = {name: [update for update, _ in curve] for name, curve in results["curves"].items()}
-    assert updates["reward"] == updates["kl"] == [1, 2, 3] and updates["eval_rewards/exact"] == [0, 1, 2, 3]
+    assert updates["rewards/exact"] == updates["kl"] == [1, 2, 3] and updates["eval_rewards/exact"] == [0, 1, 2, 3]
     assert results["cpu_seconds"] > 0
     points = published.points_of("grpo.svg", [row])
-    assert "exact answers" in published.write("grpo.svg", points, tmp_path).read_text()
+    assert "reward" in published.write("grpo.svg", points, tmp_path).read_text()
     assert (tmp_path / "whole" / "run" / "training_curve.png").read_bytes()[:4] == b"\x89PNG"
 
     def stop(trainer, *given):
@@ -87,21 +86,20 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_repeated(run, tmp_
     assert status == 2 and "expected the settings of the run" in message
 
 
-def test_rewards_read_the_answer_and_the_results():
-    problem = make_problem(CARD, HELD_OUT_PHRASINGS[0], PEOPLE[0], ACTIVITIES[0])
-    row = grpo_lessons.row_of(problem)
-    replies = [problem.solution, "12 * 4 = 48 and 6 * 4 = 24, so 71.", "72", "", "It is = 72. The answer is 7."]
+def test_rewards_read_the_last_number_and_the_equation():
+    replies = ["18 + 30 = 48.", "18 + 30 = 47. ", "30 + 18 = 48.", "It is 48, not 44.", "48", ""]
     completions = [[{"role": "assistant", "content": reply}] for reply in replies]
-    columns = {name: [row[name]] * len(replies) for name in ("answer", "results")}
-    assert grpo_lessons.exact(completions, **columns) == [1.0, 0.0, 1.0, 0.0, 0.0]
-    assert grpo_lessons.results_found(completions, **columns) == pytest.approx([1, 2 / 3, 0, 0, 1 / 3])
+    assert grpo_lessons.exact(completions, answer=[48] * 6) == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    assert grpo_lessons.equation(completions, terms=[(18, 30)] * 6) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_no_problem_that_is_watched_is_trained_on():
-    settings = grpo_lessons.Settings(updates=1, problems=300, watched=50)
-    trained, watched = grpo_lessons.problems_of(settings)
-    numbers, held_out = map(set, split_numbers())
-    assert {problem.numbers for problem in trained} <= numbers and {problem.numbers for problem in watched} <= held_out
+def test_no_sum_that_is_asked_is_trained_on():
+    trained, watched = (grpo_lessons.rows(2000, seed, held_out=seed == 2) for seed in (0, 2))
+    asked = {question.text for question in TASKS["sums-in-words"](2000, grpo_lessons.HELD_OUT_SEED)}
+    assert {row["prompt"][0]["content"] for row in watched} & asked
+    texts = [[row["prompt"][0]["content"] for row in trained], asked]
+    numbers = [{tuple(sorted(re.findall(r"\d+", text))) for text in part} for part in texts]
+    assert len(numbers[0]) > 400 and not numbers[0] & numbers[1]
 
 
 def test_seconds_of_several_processes_are_added():
@@ -114,7 +112,7 @@ def test_seconds_of_several_processes_are_added():
     [
         ({"updates": 0}, "expected updates of at least 1, got 0"),
         ({"completions": 1}, "expected completions of at least 2"),
-        ({"steps": 7}, "steps must divide 64, got 7"),
+        ({"steps": 7}, "steps must divide 16, got 7"),
         ({"learning_rate": float("inf")}, "expected a finite learning_rate above 0"),
         ({"beta": -1.0}, "expected a finite beta of at least 0"),
     ],

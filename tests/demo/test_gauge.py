@@ -135,7 +135,11 @@ class TestMeasure:
     @pytest.mark.parametrize(
         ("options", "error", "rule"),
         [
-            ({"task": "poetry"}, ValueError, "task must be one of problems, new-phrasings, small-talk, got 'poetry'"),
+            (
+                {"task": "poetry"},
+                ValueError,
+                "task must be one of problems, new-phrasings, sums-in-words, small-talk, got 'poetry'",
+            ),
             ({"questions": 0}, ValueError, "questions must be at least 1, got 0"),
             ({"questions": True}, TypeError, "questions must be an integer, got True"),
             ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),

@@ -52,8 +52,8 @@ def measure(
     Args:
         model: as `dllm.fast.generate` takes it.
         tokenizer: its tokenizer, with a chat template.
-        task: "problems" (numbers never trained on), "new-phrasings" (neither numbers nor wording) or "small-talk"
-            (trained on).
+        task: "problems" (numbers never trained on), "new-phrasings" (neither numbers nor wording), "sums-in-words"
+            (a kind of question never trained on) or "small-talk" (trained on).
         questions: number of questions; the same seed gives the same questions.
         sampler: "generate", or a name of :data:`dllm.demo.samplers.SAMPLERS`.
         tokens_per_step: tokens committed per forward pass ("llada2": at least); None: 1. Must divide `gen_length`

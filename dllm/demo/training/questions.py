@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dllm.demo.training import sums
 from dllm.demo.training.problems import HELD_OUT_PHRASINGS, PHRASINGS, final_answer, held_out
 
 
@@ -21,6 +22,13 @@ class Question(NamedTuple):
 def word_problems(count: int, seed: int, phrasings: tuple[str, ...]) -> list[Question]:
     """Problems with held-out numbers; the last number of a reply is its answer."""
     return [Question(problem.question, problem.answer, final_answer) for problem in held_out(count, seed, phrasings)]
+
+
+def sums_in_words(count: int, seed: int) -> list[Question]:
+    """Sums of held-out pairs; the last number of a reply is its answer."""
+    rng = random.Random(seed)
+    drawn = (sums.draw(rng, held_out=True) for _ in range(count))
+    return [Question(each.question, each.answer, final_answer) for each in drawn]
 
 
 def small_talk(count: int, seed: int) -> list[Question]:
@@ -40,5 +48,6 @@ def small_talk(count: int, seed: int) -> list[Question]:
 TASKS: dict[str, Callable[[int, int], list[Question]]] = {
     "problems": functools.partial(word_problems, phrasings=PHRASINGS),
     "new-phrasings": functools.partial(word_problems, phrasings=HELD_OUT_PHRASINGS),
+    "sums-in-words": sums_in_words,
     "small-talk": small_talk,
 }
