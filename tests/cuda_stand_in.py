@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -23,10 +24,12 @@ CUDA = torch.device("cuda", 0)
 
 
 class Stream:
-    """A stream with a handle."""
+    """A stream with a handle of its own."""
 
-    def __init__(self, handle: int):
-        self.cuda_stream = handle
+    _handles = itertools.count()
+
+    def __init__(self, device: torch.device = CUDA):
+        self.cuda_stream = next(self._handles)
 
     def wait_stream(self, other: Stream) -> None:
         """All work is done at once."""
@@ -57,13 +60,8 @@ class Device:
 
     def __init__(self):
         self.mode, self.done, self.broken, self.capturing = 0, [], False, False
-        self.main = self.stream_in_use = Stream(0)
+        self.main = self.stream_in_use = Stream()
         self.warm_ups, self.captures, self.waited = [], [], []
-        self._streams = 0
-
-    def new_stream(self, device: torch.device) -> Stream:
-        self._streams += 1
-        return Stream(self._streams)
 
     @contextlib.contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
@@ -79,7 +77,7 @@ class Device:
     def graph(self, graph: Graph, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
         self.done.append((pool, stream, capture_error_mode))
         self.captures.append(self.warm_ups.pop())
-        self.stream_in_use, self.capturing = Stream(-1), True  # left behind where a capture is aborted
+        self.stream_in_use, self.capturing = Stream(), True  # left behind where a capture is aborted
         try:
             with CaptureSyncWatch() as watch:
                 yield
@@ -96,7 +94,7 @@ class Device:
             stream=self.stream,
             graph=self.graph,
             CUDAGraph=Graph,
-            Stream=self.new_stream,
+            Stream=Stream,
             current_stream=lambda device=None: self.stream_in_use,
             is_current_stream_capturing=lambda: self.capturing,
             get_rng_state=lambda device: "state",

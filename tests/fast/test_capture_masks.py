@@ -7,11 +7,14 @@ import transformers
 from torch._dynamo.testing import CompileCounter
 from transformers import masking_utils
 
+from dllm.core import samplers
 from dllm.fast import capture
 from dllm.fast.training.graphs import Batch, forward_and_backward
 from dllm.models import bidirectional
 from tests.cuda_stand_in import CUDA, Device
+from tests.graph_stand_in import install_sampling
 from tests.models import FAMILIES, make_prompt, tiny
+from tests.samplers.test_cached import TOKENIZER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWS_CAPTURES = hasattr(masking_utils, "is_tracing")
@@ -98,6 +101,37 @@ def test_training_steps(device, family, attention):
     forward_and_backward(model, batch)  # finds out how the model uses its head
     calls = warmed_up_and_captured(device, lambda: forward_and_backward(model, batch))
     assert len(calls) == (2 if attention == "sdpa" else 0) and device.waited == []
+
+
+def recorded_on_a_device(monkeypatch):
+    """Let a denoising loop on the CPU go through `capture.warm_up` and `capture.record`; its replays do nothing."""
+    warm_up, record = capture.warm_up, capture.record
+    install_sampling(monkeypatch)
+    monkeypatch.setattr(capture, "warm_up", lambda run, device: warm_up(run, CUDA))
+    monkeypatch.setattr(capture, "record", lambda run, device, pool: (record(run, CUDA, pool), lambda: None)[1])
+
+
+@needs_is_tracing
+@pytest.mark.parametrize(
+    ("family", "attention", "cache"),
+    [
+        ("bert", "sdpa", None),
+        ("bert", "eager", None),
+        ("Llama", "sdpa", "prefix"),
+        ("Llama", "sdpa", "dual"),
+        ("Llama, wrapped", "eager", "dual"),
+    ],
+)
+def test_denoising_steps(device, monkeypatch, family, attention, cache):
+    model = model_of(family, attention)
+    recorded_on_a_device(monkeypatch)
+    sampler = samplers.FastDLLMSampler(model, TOKENIZER) if cache else samplers.MDLMSampler(model, TOKENIZER)
+    options = {"cache": cache, "threshold": 0.3} if cache else {"steps": 8}
+    prompts = [row.tolist() for row in make_prompt(model, 2, 8)]
+    sampler.sample(prompts, max_new_tokens=16, block_size=8, seed=3, **options)
+    assert len(device.captures) > 0 and device.waited == []
+    warm_ups = [calls for calls in device.captures for _ in range(capture.WARM_UPS)]
+    assert device.warm_ups == warm_ups and all(len(calls) > 0 for calls in warm_ups) == (attention == "sdpa")
 
 
 @needs_is_tracing

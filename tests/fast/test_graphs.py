@@ -500,8 +500,8 @@ def test_an_aborted_graph_is_kept(monkeypatch, caplog):
 def test_captures_share_a_stream_where_their_replays_do(monkeypatch):
     """Replays on two streams may run at the same time, and a captured product writes to a workspace of the stream of
     its capture."""
-    device, found = Device().install(monkeypatch), []
-    for caller in (Stream(-2), Stream(-3), Stream(-2)):
+    device, found, other = Device().install(monkeypatch), [], Stream()
+    for caller in (device.main, other, device.main):
         device.stream_in_use = caller
         for _ in range(2):
             seen = []
