@@ -72,6 +72,13 @@ def test_importing_dllm_does_not_even_load_torch():
     assert run("import sys, dllm; print('torch' in sys.modules)") == "False"
 
 
+def test_a_package_named_tests_does_not_hide_these(tmp_path):
+    """Some wheels install one by accident; it would win over a folder that is no package."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()
+    assert run("import tests.models; print(tests.models.MASK_ID)", PYTHONPATH=str(tmp_path)) == "3"
+
+
 def test_everything_runs_without_triton_and_without_a_compiler(tmp_path):
     """As on macOS and Windows: `None` in sys.modules makes Python treat a package as not installed."""
     code = """

@@ -6,7 +6,8 @@ does not: it takes rows padded at their ends (a mask [B, L]), and rows packed on
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def attention_of(model: nn.Module) -> str | None:
@@ -39,6 +40,34 @@ def window_of(model: nn.Module) -> int | None:
     config = getattr(model, "config", None)
     kinds = getattr(config, "layer_types", None) or ("sliding_attention",)  # where layers are all of one kind
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+
+
+def drops_full_masks(model: nn.Module) -> bool:
+    """Whether a mask [1, 1, 1, 1], under which all is visible, never reaches the model's attention: a hook before its
+    attention modules, which says so by an attribute `drops_full_masks`, replaces it by None.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from dllm.models import bidirectional
+        >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> model = LlamaForCausalLM(LlamaConfig(**size))
+        >>> drops_full_masks(model), drops_full_masks(bidirectional(model))
+        (False, True)
+    """
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(getattr(hook, "drops_full_masks", False) for hook in hooks)
+
+
+def full_mask(model: nn.Module, keys: int, device: torch.device) -> Tensor:
+    """A mask under which every key is visible, to be broadcast: bool [1, 1, 1, keys], or [1, 1, 1, 1] where a model
+    drops that. Attention kernels for GPUs refuse a mask that is broadcast along the keys.
+
+    Args:
+        model: that gets it.
+        keys: number of keys that its attention reads.
+        device: of the mask.
+    """
+    return torch.ones(1, 1, 1, 1 if drops_full_masks(model) else keys, dtype=torch.bool, device=device)
 
 
 def check_attention(

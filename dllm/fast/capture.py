@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,11 @@ WARM_UPS = 2
 # One thread captures at a time. Captures share a stream, on which another thread's warm-up would be captured too, and
 # the sync-debug mode, which is the process's.
 _capturing = threading.RLock()
+
+# torch's memory allocator keeps calling what an aborted capture has registered, so such graphs are never freed.
+_aborted: list[torch.cuda.CUDAGraph] = []
+
+_log = logging.getLogger("dllm.fast")
 
 
 class CaptureError(RuntimeError):
@@ -97,10 +104,11 @@ def warm_up(run: Callable[[], None], device: torch.device) -> None:
     if device.type != "cuda":
         raise CaptureError(f"no CUDA graphs on {device.type}")
     with _capturing, torch.cuda.device(device):
-        side, current = _side_stream(device), torch.cuda.current_stream()
+        current = torch.cuda.current_stream()
+        side = _side_stream(device, current.cuda_stream)
         side.wait_stream(current)
         try:
-            with torch.cuda.stream(side):
+            with torch.cuda.stream(side), _same_masks():
                 run()
         except Exception as error:
             raise CaptureError.because(error) from error
@@ -120,14 +128,14 @@ def record(run: Callable[[], None], device: torch.device, pool: object) -> Calla
         CaptureError: with the reason.
     """
     with _capturing, torch.cuda.device(device):
-        graph, side, failure = torch.cuda.CUDAGraph(), _side_stream(device), None
+        graph, side, failure = torch.cuda.CUDAGraph(), _side_stream(device, stream_of(device)), None
         random = torch.cuda.get_rng_state(device)
         try:
             with torch.cuda.stream(side):  # left again even where the context below is not
                 # thread_local: a data loader's thread that pins memory meanwhile does no harm
                 with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                     try:
-                        with _sync_raises():
+                        with _sync_raises(), _same_masks():
                             run()
                     except BaseException as error:  # tells more than the error at the end of an aborted capture
                         failure = error
@@ -135,7 +143,9 @@ def record(run: Callable[[], None], device: torch.device, pool: object) -> Calla
         except BaseException as error:
             broken = error is not failure
             if broken:
+                _aborted.append(graph)
                 _renew_generator(device, random)
+                _log.warning("CUDA aborted a capture: torch frees no cached memory until the process is restarted")
             reason = failure or error
             if not isinstance(reason, Exception):  # Ctrl-C
                 raise reason from None
@@ -158,6 +168,31 @@ def own_autocast_cache() -> Iterator[None]:
 
 
 @contextmanager
+def _same_masks() -> Iterator[None]:
+    """Let transformers build the same attention masks in warm-ups and in captures.
+
+    Its `is_tracing` is true while a stream captures. A forward whose mask is None then builds one under which all is
+    visible (transformers 5.17; 5.23 does not): attention kernels that take no mask are lost, and eager attention waits
+    for the device. A mask of ones is dropped in a warm-up, which waits for the device, and kept in a capture. In this
+    context None stays None, and any other mask is kept. transformers 4.57 has no such function.
+    """
+    module = sys.modules.get("transformers.masking_utils")
+    before = getattr(module, "is_tracing", None)
+    if before is None:
+        yield
+        return
+    module.is_tracing = _is_given
+    try:
+        yield
+    finally:
+        module.is_tracing = before
+
+
+def _is_given(tensor: torch.Tensor | None = None) -> bool:
+    return tensor is not None
+
+
+@contextmanager
 def _sync_raises() -> Iterator[None]:
     """Let calls that wait for the device raise. torch has this mode per process: it holds for other threads too."""
     before = torch.cuda.get_sync_debug_mode()
@@ -177,9 +212,12 @@ def _renew_generator(device: torch.device, state: torch.Tensor) -> None:
 
 
 @functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream for captures: those that share a memory pool must share it, and one stream has one set of library
-    workspaces."""
+def _side_stream(device: torch.device, replaying: int) -> torch.cuda.Stream:
+    """The stream for captures that are replayed on the stream with the handle `replaying`.
+
+    A captured product uses the workspace that its library keeps for the stream of the capture. So graphs that are
+    replayed one after the other share a stream, and graphs that may run at the same time do not.
+    """
     return torch.cuda.Stream(device)
 
 

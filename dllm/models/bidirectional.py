@@ -209,3 +209,6 @@ def _before_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any])
         if changed["attention_mask"] is not None:
             changed["attention_mask"] = mask[:, 0, 0]
     return args, kwargs | changed
+
+
+_before_attention.drops_full_masks = True  # asked for by dllm.fast.attention

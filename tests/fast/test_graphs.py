@@ -5,6 +5,7 @@ import contextlib
 import gc
 import itertools
 import threading
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from dllm.core import samplers
 from dllm.fast import capture, generate
 from dllm.fast.sampling import graphs
 from tests import graph_stand_in
+from tests.cuda_stand_in import CUDA, Device, Graph, Stream
 from tests.models import MASK_ID, favour, tiny
 
 ARGUMENTS = dict(steps=8, gen_length=16, block_length=8, mask_id=MASK_ID, seed=3)
@@ -445,54 +447,14 @@ def test_when_to_capture():
     assert not capture.wanted(None, torch.device("cpu"), 128)[0]
 
 
-class Device:
-    """What torch.cuda looks like to a capture: notes what was done, and ends a broken capture as torch does."""
-
-    def __init__(self):
-        self.mode, self.stream_in_use, self.done, self.broken = 0, "main", [], False
-
-    @contextlib.contextmanager
-    def stream(self, stream):
-        before, self.stream_in_use = self.stream_in_use, stream
-        try:
-            yield
-        finally:
-            self.stream_in_use = before
-
-    @contextlib.contextmanager
-    def graph(self, graph, pool, stream, capture_error_mode):
-        self.done.append((pool, stream, capture_error_mode))
-        self.stream_in_use = "left behind"
-        try:
-            yield
-        finally:
-            if self.broken:
-                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-            self.stream_in_use = stream
-
-    def install(self, monkeypatch):
-        replaced = dict(
-            device=lambda device: contextlib.nullcontext(),
-            stream=self.stream,
-            graph=self.graph,
-            CUDAGraph=lambda: SimpleNamespace(replay="replay"),
-            get_rng_state=lambda device: "state",
-            get_sync_debug_mode=lambda: self.mode,
-            set_sync_debug_mode=lambda mode: setattr(self, "mode", mode),
-        )
-        for name, value in replaced.items():
-            monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(capture, "_side_stream", lambda device: "side")
-        monkeypatch.setattr(capture, "_renew_generator", lambda device, state: self.done.append(("renewed", state)))
-        return self
-
-
 def test_a_recording(monkeypatch):
     device = Device().install(monkeypatch)
     modes = []
-    assert capture.record(lambda: modes.append(device.mode), torch.device("cuda", 0), "pool") == "replay"
+    assert capture.record(lambda: modes.append(device.mode), CUDA, "pool") == "replay"
     assert modes == ["error"] and device.mode == 0  # what waits is refused within
-    assert device.done == [("pool", "side", "thread_local")] and device.stream_in_use == "main"
+    ((pool, stream, mode),) = device.done
+    assert (pool, mode) == ("pool", "thread_local") and stream is not device.main
+    assert device.stream_in_use is device.main
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -505,13 +467,49 @@ def test_a_recording_that_fails(monkeypatch, broken):
         raise RuntimeError("called a synchronizing CUDA operation\nand more")
 
     with pytest.raises(capture.CaptureError, match=r"^RuntimeError: called a synchronizing CUDA operation$"):
-        capture.record(wait, torch.device("cuda", 0), "pool")
-    assert device.mode == 0 and device.stream_in_use == "main"
+        capture.record(wait, CUDA, "pool")
+    assert device.mode == 0 and device.stream_in_use is device.main
     assert (device.done[-1] == ("renewed", "state")) == broken  # one that ends in order leaves graphs of before alone
     device.broken = True  # torch may find out only at the end
     with pytest.raises(capture.CaptureError, match="previous error during capture") as found:
-        capture.record(lambda: None, torch.device("cuda", 0), "pool")
-    assert device.stream_in_use == "main" and found.value.broken
+        capture.record(lambda: None, CUDA, "pool")
+    assert device.stream_in_use is device.main and found.value.broken
+
+
+def test_an_aborted_graph_is_kept(monkeypatch, caplog):
+    """torch's allocator goes on calling what it has registered; one whose capture ended in order may be freed."""
+    monkeypatch.setattr(capture, "_aborted", [])
+    device, made = Device().install(monkeypatch), []
+
+    def graph():
+        made.append(weakref.ref(whole := Graph()))
+        return whole
+
+    def wait():
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    for device.broken in (False, True):
+        with pytest.raises(capture.CaptureError):
+            capture.record(wait, CUDA, "pool")
+        assert ("restarted" in caplog.text) == device.broken
+    gc.collect()
+    assert [reference() is not None for reference in made] == [False, True]
+
+
+def test_captures_share_a_stream_where_their_replays_do(monkeypatch):
+    """Replays on two streams may run at the same time, and a captured product writes to a workspace of the stream of
+    its capture."""
+    device, found, other = Device().install(monkeypatch), [], Stream()
+    for caller in (device.main, other, device.main):
+        device.stream_in_use = caller
+        for _ in range(2):
+            seen = []
+            capture.warm_up(lambda seen=seen: seen.append(device.stream_in_use), CUDA)
+            capture.record(lambda: None, CUDA, "pool")
+            assert seen == [device.done[-1][1]]  # warmed up on the stream of the capture
+        found += seen
+    assert found[0] is found[2] and found[0] is not found[1]
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -523,18 +521,17 @@ def test_a_recording_that_is_interrupted(monkeypatch, broken):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        capture.record(stop, torch.device("cuda", 0), "pool")
-    assert device.mode == 0 and device.stream_in_use == "main"
+        capture.record(stop, CUDA, "pool")
+    assert device.mode == 0 and device.stream_in_use is device.main
     assert (device.done[-1] == ("renewed", "state")) == broken
 
 
 def test_threads_take_turns_at_recording(monkeypatch):
     """Else the mode of the first would be found, and brought back, by the second."""
     device, order = Device().install(monkeypatch), []
-    cuda = torch.device("cuda", 0)
 
     def inner():
-        capture.record(lambda: order.append("inner"), cuda, "pool")
+        capture.record(lambda: order.append("inner"), CUDA, "pool")
 
     other = threading.Thread(target=inner)
 
@@ -543,9 +540,9 @@ def test_threads_take_turns_at_recording(monkeypatch):
         other.join(0.2)
         order.append("outer")
 
-    capture.record(outer, cuda, "pool")
+    capture.record(outer, CUDA, "pool")
     other.join()
-    assert order == ["outer", "inner"] and device.mode == 0 and device.stream_in_use == "main"
+    assert order == ["outer", "inner"] and device.mode == 0 and device.stream_in_use is device.main
 
 
 def test_no_warm_up_without_a_gpu():

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dllm.fast.attention import full_mask
 from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling import unpadded
 from dllm.fast.sampling.cache import KeyValueCache
@@ -43,7 +44,7 @@ class Pass(NamedTuple):
     back: the window starts this many columns before the row's block, or at column 0 if there are fewer; None: it
         starts at column 0.
     visible: attention reads the first `visible` columns from the cache; None: the window attends to itself.
-    all_visible: every query sees all of those columns, so no mask is needed.
+    all_visible: every query sees all of those columns: the mask hides none.
     starting_rows: the pass runs this many rows: those that start a block in this step first, then others, of which
         nothing is kept; None: it runs all rows.
     """
@@ -127,8 +128,11 @@ def _run_window(
     column = origin[:, None] + torch.arange(window.width, device=begin.device)
     inside, count = column.clamp(max=columns - 1), len(canvases)
     tokens = torch.cat([tokens[row].gather(1, inside) for tokens in canvases])
-    mask = _attention_mask(column, first, length, policy.block_causal, window)
-    mask = mask if window.all_visible else mask.repeat(count, 1, 1, 1)
+    keys = window.width if window.visible is None else window.visible
+    if window.all_visible:
+        mask = full_mask(split.model, keys, column.device)
+    else:
+        mask = _attention_mask(column, first, length, policy.block_causal, keys).repeat(count, 1, 1, 1)
     context = {"position_ids": inside.repeat(count, 1)}
     if cache is not None:
         kept = (column < columns) & (now.active if kept_rows is None else kept_rows)[row, None]
@@ -152,16 +156,14 @@ def _first_rows(chosen: Tensor, count: int) -> Tensor:
     return (~chosen).to(torch.int8).argsort(stable=True)[:count]
 
 
-def _attention_mask(column: Tensor, first: Tensor, length: Tensor, size: int | None, window: Pass) -> Tensor:
+def _attention_mask(column: Tensor, first: Tensor, length: Tensor, size: int | None, keys: int) -> Tensor:
     """The mask bool [b, 1, W, keys], to be broadcast: which keys each column of the windows [b, W] sees.
 
     Under block-causal attention a column sees its own block and earlier ones. Blocks are counted from column `first`
     [b], the first one that is generated, in both directions: the first block of a prompt may be shorter. Nothing sees
     columns from `length` [b] on.
     """
-    if window.all_visible:
-        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=column.device)
-    key = torch.arange(window.width if window.visible is None else window.visible, device=column.device)
+    key = torch.arange(keys, device=column.device)
     real = (key < length[:, None])[:, None, None, :]
     if size is None:
         return real
