@@ -791,7 +791,7 @@ class TestQuality:
 
 
 class TestPublishedPlots:
-    """docs/speed.svg, steps.svg, accuracy.svg and edit_lengths.svg."""
+    """The plots in docs/."""
 
     def test_the_committed_files_show_the_chosen_rows(self):
         assert plot_command.main(["--check"]) == 0
@@ -819,7 +819,7 @@ class TestPublishedPlots:
         assert plot_command.main(["--root", str(tmp_path)]) == 2
         assert "benchmarks.plot: [Errno" in capsys.readouterr().err
         chosen = report.chosen_rows()
-        kinds = ("sampler", "sampler_steps", "quality", "edit_lessons")
+        kinds = ("sampler", "sampler_steps", "quality", "edit_lessons", "grpo_lessons")
         rows = {kind: next(row for row in chosen if row["kind"] == kind) for kind in kinds}
         for kind, row in rows.items():
             (results / f"{kind}.json").write_text(json.dumps(row))

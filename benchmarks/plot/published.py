@@ -1,4 +1,4 @@
-"""The plots of docs/: speed-up over the authors' loops, the parts of a step, accuracy against tokens per step, lengths.
+"""The plots of docs/: speed-up over the authors' loops, the parts of a step, accuracy and tokens per step, trainings.
 
 Each plot is drawn from a list of points, and its file carries these points as JSON, so that a reader finds the exact
 numbers and a check finds a plot that is out of date without drawing it anew.
@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 
 from benchmarks import machine
 from benchmarks.plot.edits import draw_lengths, length_points
+from benchmarks.plot.rewards import draw_rewards, reward_points
 from benchmarks.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, open_frame, save
 from benchmarks.sampling_tables import PROGRAMS, card_and_ours, sampler_and_model, step_parts
 
@@ -206,6 +207,7 @@ PLOTS = {
     "steps.svg": Plot(step_points, draw_steps),
     "accuracy.svg": Plot(accuracy_points, draw_accuracy),
     "edit_lengths.svg": Plot(length_points, draw_lengths),
+    "grpo.svg": Plot(reward_points, draw_rewards),
 }
 
 

@@ -1,4 +1,4 @@
-"""Plot of reinforcement learning: rewards, right answers and the divergence from the reference, over the steps."""
+"""Plot of reinforcement learning: the reward and the divergence from the reference, over the steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from benchmarks.plot.style import BLUE, GREY, ORANGE, open_frame
+
+REWARDS = {"exact": "right answers", "equation": "written as an equation"}
 
 
 def reward_points(rows: Sequence[dict]) -> list[dict[str, object]]:
@@ -21,23 +23,20 @@ def reward_points(rows: Sequence[dict]) -> list[dict[str, object]]:
 
 
 def draw_rewards(points: Sequence[dict[str, object]]) -> Figure:
-    """Three panels over the optimizer steps: the mean reward, right answers to watched problems, and the divergence."""
+    """A panel for each reward over the optimizer steps, and one for the divergence."""
     of = {point["curve"]: (point["steps"], point["values"]) for point in points}
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    rewards, right, divergence = figure.subplots(3, 1, sharex=True)
-    rewards.plot(*of["reward"], color=BLUE, linewidth=1.2, label="training, temperature 1")
-    rewards.plot(*of["eval_reward"], "o--", color=ORANGE, markersize=4, label="watched problems, temperature 0")
-    rewards.set_ylabel("reward of an answer")
-    rewards.legend(frameon=False)
-    right.plot(*of["eval_rewards/exact"], "o--", color=ORANGE, markersize=4)
-    right.set_ylabel("exact answers")
-    right.set_ylim(0, 1)
-    right.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    *rewards, divergence = figure.subplots(len(REWARDS) + 1, 1, sharex=True)
+    for panel, (name, meaning) in zip(rewards, REWARDS.items(), strict=True):
+        panel.plot(*of[f"rewards/{name}"], color=BLUE, linewidth=1.2, label="in training, temperature 1")
+        panel.plot(*of[f"eval_rewards/{name}"], "o--", color=ORANGE, markersize=4, label="other numbers, temperature 0")
+        panel.set(ylabel=meaning, ylim=(0, 1))
+        panel.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    rewards[0].legend(frameon=False, loc="lower right")
     divergence.plot(*of["kl"], color=BLUE, linewidth=1.2)
-    divergence.set_yscale("symlog", linthresh=1)  # it begins at 0
     divergence.set(ylabel="divergence, nats a token", xlabel="optimizer step")
-    for panel in (rewards, right, divergence):
+    for panel in (*rewards, divergence):
         panel.grid(axis="y", color=GREY, alpha=0.25)
         open_frame(panel)
-    figure.suptitle("diffu-GRPO on problems in wordings that the bundled model never learnt", fontsize=11)
+    figure.suptitle("diffu-GRPO on sums in words, a kind of question that the bundled model never learnt", fontsize=11)
     return figure
