@@ -34,6 +34,7 @@ def draw_rewards(points: Sequence[dict[str, object]]) -> Figure:
         panel.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     rewards[0].legend(frameon=False, loc="lower right")
     divergence.plot(*of["kl"], color=BLUE, linewidth=1.2)
+    divergence.set_yscale("symlog", linthresh=1)  # it begins at 0
     divergence.set(ylabel="divergence, nats a token", xlabel="optimizer step")
     for panel in (*rewards, divergence):
         panel.grid(axis="y", color=GREY, alpha=0.25)
