@@ -92,17 +92,3 @@ def test_a_bert_is_trained_from_nothing(tmp_path):
     )
     assert (tmp_path / "out" / "checkpoint-final" / "model.safetensors").exists()
     assert (tmp_path / "out" / "training_curve.png").exists()
-
-
-def test_an_a2d_model_learns_from_rewards(tmp_path):
-    talk = [{"prompt": f"What is {n} * 7?", "answer": str(7 * n)} for n in range(2, 6)]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, talk)))
-    said = run(
-        *("examples/rl/grpo/a2d/train.py", "--model_name_or_path", str(SHIPPED), "--dataset_args", "prompts.jsonl"),
-        *("--reward_funcs", "correctness", "int", "--output_dir", "out", "--dtype", "float32", "--bf16", "False"),
-        *("--per_device_train_batch_size", "4", "--num_generations", "4", "--max_completion_length", "8"),
-        *("--block_size", "8", "--steps", "2", "--max_prompt_length", "32", "--max_steps", "2", "--logging_steps", "1"),
-        cwd=tmp_path,
-    )
-    assert said.count("'rewards/correctness'") == 1 and said.count("'loss'") == 2  # two steps on the same answers
-    assert "[correctness 0, int 0]" in said and (tmp_path / "out" / "checkpoint-final" / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""The examples of the families run as their heads say, on small official checkpoints: sample, chat, sft, pt."""
+"""The examples of the families run as their heads say, on small official checkpoints: sample, chat, sft, pt, GRPO."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ FAMILY = {
 FEW = ("--max_new_tokens", "8")
 TRAINED = [("llada", "sft"), ("dream", "pt"), ("rnd1", "sft"), ("a2d/mdlm", "pt"), ("a2d/bd3lm", "sft")]
 OTHERS = [("llada", "pt"), ("dream", "sft"), ("rnd1", "pt"), ("a2d/mdlm", "sft"), ("a2d/bd3lm", "pt")]
+REWARDED = {"llada": "llada", "a2d": "a2d"}  # by reinforcement learning
 TALK = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]
 
 
@@ -79,7 +80,7 @@ def test_chat(place, folders, run):
 def test_every_example_is_run():
     scripts = {str(file.relative_to(EXAMPLES).with_suffix("")) for file in EXAMPLES.rglob("*.py")}
     run = {f"{place}/{task}" for place, task in TRAINED + OTHERS} | {f"{place}/sample" for place in FAMILY}
-    run |= {f"{place}/chat" for place in FAMILY if place != "rnd1"}
+    run |= {f"{place}/chat" for place in FAMILY if place != "rnd1"} | {f"rl/grpo/{place}/train" for place in REWARDED}
     assert {name for name in scripts if not name.startswith(("bert/", "dropin/", "editflow/"))} == run
 
 
@@ -108,3 +109,24 @@ def test_training(place, task, folders, run, tmp_path, monkeypatch):
     changed = [not a.equal(b) for a, b in zip(trained.parameters(), before.parameters(), strict=True)]
     assert any(changed)
     assert dllm.utils.get_tokenizer(model_name_or_path=str(final)).mask_token_id is not None
+
+
+@pytest.mark.parametrize("place", REWARDED)
+def test_reinforcement_learning(place, folders, run, tmp_path, monkeypatch):
+    """The llada example trains an adapter."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"What is {n} * 7?", "answer": str(7 * n)} for n in range(2, 6)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = dict(model_name_or_path=folders[REWARDED[place]], dataset_args="prompts.jsonl", output_dir="out")
+    options |= dict(num_generations=2, per_device_train_batch_size=2, gradient_accumulation_steps=1, num_iterations=2)
+    options |= dict(max_completion_length=4, block_size=4, steps=2, max_prompt_length=96, max_steps=2, logging_steps=1)
+    options |= dict(dtype="float32", bf16=False, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True)
+    rewards = ("--reward_funcs", "correctness", "int")
+    said = run(
+        f"rl/grpo/{place}/train.py", *(w for name, value in options.items() for w in (f"--{name}", value)), *rewards
+    )
+    assert said.count("'rewards/correctness'") == 1 and said.count("'loss'") == 2  # two steps on the same answers
+    assert "[correctness 0, int 0]" in said
+    saved = "adapter_model.safetensors" if place == "llada" else "model.safetensors"
+    assert (tmp_path / "out" / "checkpoint-final" / saved).exists()
