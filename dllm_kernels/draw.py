@@ -30,12 +30,12 @@ Token
 
 Law. Write Z_t for the sum over tile t of e^(l_v / T) and Z for the sum of all Z_t. A tile's score over T is
 log Z_t + G_t, so the first level draws tile t with probability Z_t / Z (Gumbel-max). The second draws token v of it
-with probability e^(l_v / T) / Z_t (Gumbel-max again). The two streams are independent, so token v comes with the product
-e^(l_v / T) / Z: softmax(l / T), as one Gumbel for each token gives it, from a sixteenth of the noise.
+with probability e^(l_v / T) / Z_t (Gumbel-max again). The two streams are independent, so token v comes with the
+product e^(l_v / T) / Z: softmax(l / T), as one Gumbel for each token gives it, from a sixteenth of the noise.
 
-Error. S is right to 1e-5 where a tile's logits differ by 87 T, to 2^-20 where its weight lies within 5 T of its maximum.
-The last rounding moves a score by up to 2^-24 |score|, as with one Gumbel for each token, and a tile's odds by that over
-T. Tokens more than 87 T below their tile's largest are not counted in S: a probability below 16 e^-87.
+Error. S has a relative error below 2^-20: a gap x = (l - m) / T has three roundings, which move e^x by 3 |x| e^x 2^-24,
+at most 2^-24 1.2. The last rounding moves a score by up to 2^-24 |score|, as with one Gumbel for each token, and a
+tile's odds by that over T. Tokens more than 87 T below their tile's largest are not counted in S: odds below e^-87.
 
 float64 logits are drawn by the same formulae in float64, with the library's exponential and logarithm and the same
 float32 noise: the truth of tests.
