@@ -208,11 +208,16 @@ def _chunk_kernel(
     tl.store(partial_token_ptr + out, tl.where(token < size_v, first_v + token, _NO_TOKEN))
 
 
-@triton.jit(do_not_specialize=["R", "chunks", "stride_tr"])
+@triton.jit(do_not_specialize=["R", "chunks", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
 def _combine_kernel(
     partial_ptr,
     partial_token_ptr,
+    partial_tile_ptr,
     temperature_ptr,
+    seeds_ptr,
+    positions_ptr,
+    step_ptr,
+    begin_suppress_ptr,
     rows_ptr,
     count_ptr,
     token_ptr,
@@ -223,7 +228,12 @@ def _combine_kernel(
     R,
     chunks,
     stride_tr,
+    stride_sr,
+    stride_pr,
+    stride_ir,
     BLOCK_C: tl.constexpr,
+    HAS_NOISE: tl.constexpr,
+    HAS_BEGIN_SUPPRESS: tl.constexpr,
     TEMPERED: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_COUNT: tl.constexpr,
@@ -235,12 +245,12 @@ def _combine_kernel(
     if HAS_ROWS:
         row = tl.load(rows_ptr + n)
         written = tl.where((row >= 0) & (row < R), written, 0)
+    there = written > 0
     offs_c = tl.arange(0, BLOCK_C)
     mask_c = offs_c < written
     partial_ptr += n * chunks + offs_c
     stride_f = tl.num_programs(0).to(tl.int64) * chunks
     score = tl.load(partial_ptr + _SCORE * stride_f, mask=mask_c, other=-INF)
-    logit = tl.load(partial_ptr + _LOGIT * stride_f, mask=mask_c, other=-INF)
     first = tl.load(partial_ptr + _FIRST * stride_f, mask=mask_c, other=-INF)
     second = tl.load(partial_ptr + _SECOND * stride_f, mask=mask_c, other=-INF)
     s = tl.load(partial_ptr + _SUM * stride_f, mask=mask_c, other=0.0)
@@ -248,12 +258,28 @@ def _combine_kernel(
     token = tl.load(partial_token_ptr + n * chunks + offs_c, mask=mask_c, other=_NO_TOKEN)
 
     best = tl.max(score, axis=0)
+    chosen = (best > -INF) & there
     winner = tl.min(tl.where(score == best, token, _NO_TOKEN), axis=0)
-    l = tl.max(tl.where(token == winner, logit, -INF), axis=0)
+    l, T, rate = best, 1.0, 1.0
+    if HAS_NOISE:
+        T = tl.load(temperature_ptr + row * stride_tr, mask=there, other=0.0)
+        if chosen & (T > 0):
+            # of equal scores the lowest tile wins, and tiles ascend from chunk to chunk
+            place = tl.min(tl.where(score == best, offs_c, BLOCK_C), axis=0)
+            first_token = tl.sum(tl.where(offs_c == place, token, 0), axis=0)
+            offs_j = tl.arange(0, 16)
+            tile = first_token + offs_j // 4 * 128 + offs_j % 4
+            logit = tl.load(partial_tile_ptr + (n * chunks + place) * 16 + offs_j)
+            seed = tl.load(seeds_ptr + row * stride_sr)
+            position, step = tl.load(positions_ptr + row * stride_pr), tl.load(step_ptr + row * stride_ir)
+            inside = noisy(logit, statistics_temperature(T), token_noise(seed, tile, position, step))
+            winner = tl.min(tl.where(inside == tl.max(inside, axis=0), tile, _NO_TOKEN), axis=0)
+            l = tl.max(tl.where(tile == winner, logit, -INF), axis=0)
+    if HAS_BEGIN_SUPPRESS:
+        l = tl.where(tl.load(begin_suppress_ptr + winner, mask=chosen, other=0) != 0, -INF, l)
 
-    T, rate = 1.0, 1.0
     if TEMPERED:
-        T = statistics_temperature(tl.load(temperature_ptr + row * stride_tr, mask=written > 0, other=1.0))
+        T = statistics_temperature(T)
         rate = tl.div_rn(1.0, T)
     m, likeliest = tl.max(first, axis=0, return_indices=True)
     measurable = m > -INF
@@ -268,7 +294,7 @@ def _combine_kernel(
     if TEMPERED:
         gap, behind, m = tl.div_rn(gap, T), tl.div_rn(behind, T), tl.div_rn(m, T)
 
-    tl.store(token_ptr + n, tl.where(best > -INF, winner, -1).to(tl.int64))
+    tl.store(token_ptr + n, tl.where(chosen, winner, -1).to(tl.int64))
     tl.store(log_prob_ptr + n, tl.where(measurable, gap - log_total, -INF))
     tl.store(margin_ptr + n, tl.where(measurable, tl.div_rn(1.0 - _exp(behind), total), 0.0))
     tl.store(neg_entropy_ptr + n, tl.where(measurable, tl.div_rn(moment, total) * _LN2 - log_total, -INF))
@@ -420,6 +446,7 @@ def combine(
         chunks=chunks,
         stride_tr=stride(temperature),
         BLOCK_C=BLOCK_C,
+        HAS_NOISE=temperature is not None,
         TEMPERED=tempered,
         HAS_ROWS=rows is not None,
         HAS_COUNT=count is not None,
