@@ -6,15 +6,16 @@ finite float32. At T = 0, and where T is not a number above 0, the token is the 
 [1e-30, 1e30].
 
 Tiles
-    v = 2048 s + 512 i + 128 k + 4 r + j,   i, k, j in 0..3, r in 0..31.
-    Tile t = 128 s + 32 i + r holds the 16 tokens over k and j; tokens beyond the vocabulary count as -inf. So the tiles
-    of a block of 512 adjacent tokens are theirs alone, and the order of tiles is that of their first tokens. r is a
-    lane of a GPU's warp, j an element of its load and k a load; a CPU's vector sums over k first.
+    v = 512 b + 128 k + 4 r + j,   r in 0..31, k and j in 0..3.
+    Tile t = 32 b + r holds the 16 tokens over k and j; tokens beyond the vocabulary count as -inf. So the tiles of a
+    block of 512 adjacent tokens are theirs alone, and the order of tiles is that of their first tokens. r is a lane of
+    a GPU's warp, j an element of its load and k a load; a CPU's vector sums over k first.
 
 Tile noise
-    G_t is Gumbel noise of 64 bits as in philox.py, stream TILE_NOISE, at the row's seed, position and step: Philox
-    block 32 s + r in place of token div 4, own word number i, partner word number (i + 1) mod 4. One block serves four
-    tiles.
+    G_t is Gumbel noise of 64 bits as in philox.py, stream TILE_NOISE, at the row's seed, position and step. With
+    b = 32 s + 8 i + g, i in 0..3 and g in 0..7: Philox block 256 s + 32 g + r in place of token div 4, own word number
+    i, partner word number (i + 1) mod 4. One Philox block serves four tiles, 4096 tokens apart: those of a thread that
+    reads 4096 tokens at a time together with others.
 
 Tile score, float32; fl marks each rounding, and no multiplication is contracted with an addition
     m    = max l over the tile; where m = -inf the score is -inf
@@ -119,12 +120,13 @@ def tile_noise(seeds: Tensor, positions: Tensor, step: Tensor, vocab_size: int) 
         >>> tile_noise(*(torch.tensor([x]) for x in (7, 0, 0)), vocab_size=513).shape
         torch.Size([1, 64])
     """
-    lanes = torch.arange(-(-vocab_size // (4 * BLOCK)) * 32, device=seeds.device)
+    blocks = -(-vocab_size // BLOCK)
+    lanes = torch.arange(-(-blocks // 32) * 256, device=seeds.device)
     where = (seeds[:, None], lanes, positions[:, None], step[:, None])
-    four = torch.stack(philox.words(*where, philox.TILE_NOISE), dim=1)  # [R, i, 32 s + r]
+    four = torch.stack(philox.words(*where, philox.TILE_NOISE), dim=1)  # [R, i, 256 s + 32 g + r]
     noise = philox.gumbel_from_words(four, four.roll(-1, dims=1))
-    in_order = noise.unflatten(-1, (-1, 32)).transpose(1, 2).flatten(1)  # [R, 128 s + 32 i + r]
-    return in_order[:, : -(-vocab_size // BLOCK) * 32]
+    in_order = noise.unflatten(-1, (-1, 256)).transpose(1, 2).flatten(1)  # [R, 32 (32 s + 8 i + g) + r]
+    return in_order[:, : blocks * 32]
 
 
 def tokens_of(tile: Tensor) -> Tensor:

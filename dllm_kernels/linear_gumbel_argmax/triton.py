@@ -20,14 +20,20 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _tuning
-from dllm_kernels.draw_triton import BLOCK, exp_float32, tile_noise, tile_score
+from dllm_kernels.draw_triton import BLOCK, exp_float32, tile_score, tile_token
 from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
+from dllm_kernels.gumbel_argmax.combine_triton import (
+    _FIRST,
+    _MOMENT,
+    _NO_TOKEN,
+    _SCORE,
+    _SECOND,
+    _SUM,
+    Partial,
+    combine,
+)
 from dllm_kernels.linear_gumbel_argmax import sliced
 from dllm_kernels.logits_triton import HIGHEST, INF, adjacent, exponent, statistics_temperature, stride
-
-_NO_TOKEN = gumbel_argmax._NO_TOKEN
-_SCORE, _FIRST, _SECOND = gumbel_argmax._SCORE, gumbel_argmax._FIRST, gumbel_argmax._SECOND
-_SUM, _MOMENT = gumbel_argmax._SUM, gumbel_argmax._MOMENT
 
 # Logits that exist at a time, in bytes. They need not stay in L2: the product writes them while it multiplies, and to
 # read them takes less time than to reduce them. The wider a slice, the fewer partly filled waves of products.
@@ -151,7 +157,7 @@ def _tile_kernel(
 @triton.jit
 def _token(tile, n):
     """The token number n (0 to 127) of a program: eight tiles of the draw, each of which a warp holds."""
-    return tile // 4 * BLOCK + tile % 4 * 32 + n // 16 * 4 + n // 4 % 4 * 128 + n % 4
+    return tile // 4 * BLOCK + tile % 4 * 32 + n // 16 * 4 + tile_token(n % 16)
 
 
 @triton.jit
@@ -180,8 +186,8 @@ def _draw(
     m, total = tl.split(sums)
     tl.debug_barrier()
     first_t = tile // 4 * 32 + tile % 4 * TILES
-    noise = tile_noise(seed[None, :], (first_t + offs_t)[:, None], position[None, :], step[None, :])
-    score, best = tl.max(tile_score(m, total, T[None, :], noise), axis=0, return_indices=True)  # ties: the lowest tile
+    score = tile_score(m, total, T[None, :], seed[None, :], (first_t + offs_t)[:, None], position[None, :], step[None, :])
+    score, best = tl.max(score, axis=0, return_indices=True)  # ties: the lowest tile
 
     x = tl.max(tl.where(offs_t[:, None, None] == best[None, None, :], x, -INF), axis=0)
     tl.store(logits_ptr[None, :] + tl.arange(0, 16)[:, None], x, mask=mask_r[None, :])
@@ -263,9 +269,8 @@ def fused_head(
     n, vocab_size, width = len(hidden) if rows is None else len(rows), *weight.shape
     shape, launch = _tuning.fused_head(n, hidden.dtype)
     tiles = triton.cdiv(vocab_size, BLOCK.value) * (BLOCK.value // shape.BLOCK_V)
-    partial = torch.empty(gumbel_argmax._FIELDS, n, tiles, dtype=torch.float32, device=hidden.device)
-    partial_token = torch.empty(n, tiles, dtype=torch.int32, device=hidden.device)
-    partial_tile = None if temperature is None else torch.empty(n, tiles, 16, dtype=torch.float32, device=hidden.device)
+    partial = Partial.empty(n, tiles, hidden.device, noise=temperature is not None)
+    begin_suppress = adjacent(begin_suppress)
     _tile_kernel[(tiles * triton.cdiv(n, shape.BLOCK_R),)](
         hidden_ptr=hidden,
         weight_ptr=weight,
@@ -275,12 +280,12 @@ def fused_head(
         positions_ptr=positions,
         step_ptr=step,
         suppress_ptr=adjacent(suppress),
-        begin_suppress_ptr=adjacent(begin_suppress),
+        begin_suppress_ptr=begin_suppress,
         rows_ptr=adjacent(rows),
         count_ptr=count,
-        partial_ptr=partial,
-        partial_token_ptr=partial_token,
-        partial_tile_ptr=partial_tile,
+        partial_ptr=partial.numbers,
+        partial_token_ptr=partial.token,
+        partial_tile_ptr=partial.tile,
         N=n,
         R=len(hidden),
         V=vocab_size,
@@ -304,4 +309,5 @@ def fused_head(
         **launch,
         enable_fp_fusion=False,  # the bits of the noise are multiplications and additions, each rounded
     )
-    return gumbel_argmax.combine(partial, partial_token, temperature, tempered, None, n, count)
+    noise = (temperature, seeds, positions, step)
+    return combine(partial, n, *noise, begin_suppress, tempered, count=count)
