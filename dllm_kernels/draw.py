@@ -70,61 +70,66 @@ def draw(logits: Tensor, temperature: float | Tensor, seeds: Tensor, positions: 
         >>> draw(logits, 1.0, *where).shape, draw(logits, 0.0, *where).tolist()
         (torch.Size([3]), [0, 0, 0])
     """
-    l = as_numbers(logits)
-    n_rows, vocab_size = l.shape
-    given = torch.as_tensor(temperature, dtype=torch.float32, device=l.device).expand(n_rows)
-    greedy = l.argmax(-1)
-    if not (given > 0).any():
-        return greedy
-    T = torch.where(given > 0, given.clamp(*STATISTICS_TEMPERATURES), 1.0).to(l.dtype)
-    where = [x.expand(n_rows) for x in (seeds, positions, step)]
-    tile = tile_scores(l, T, tile_noise(*where, vocab_size)).argmax(-1)  # the lowest of equals
-    token = tokens_of(tile)
-    inside = l.gather(1, token.clamp(max=vocab_size - 1)).masked_fill(token >= vocab_size, -torch.inf)
-    noisy = (inside + T[:, None] * token_noise(token, *where)).clamp(min=_LOWEST)
-    best = torch.where(inside > -torch.inf, noisy, -torch.inf).argmax(-1, keepdim=True)
-    return torch.where(given > 0, token.gather(1, best)[:, 0], greedy)
+    l, T, where = _rows(logits, temperature, seeds, positions, step)
+    if not (T > 0).any():
+        return l.argmax(-1)
+    _, tokens, score = _scores(l, T, *where)
+    drawn = tokens.gather(1, score.argmax(-1, keepdim=True))[:, 0]
+    return torch.where(T > 0, drawn, l.argmax(-1))
 
 
-def tile_scores(l: Tensor, T: Tensor, noise: Tensor) -> Tensor:
-    """Score of each tile, [R, tiles], of l [R, V], T [R] (clamped) and tile noise [R, tiles].
+def lead(logits: Tensor, temperature: float | Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
+    """By how much the token of each row leads, [R]: no change of the logits by less than half of it draws another.
+
+    It is the smaller of the distance between the two best tiles and that between the two best tokens of the best tile;
+    at T = 0 the distance between the two largest logits. Arguments as in :func:`draw`.
 
     Example:
-        >>> tile_scores(torch.zeros(1, 16), torch.ones(1), torch.zeros(1, 32))[0, :5]
-        tensor([1.3863, 1.3863, 1.3863, 1.3863,   -inf])
+        >>> where = [torch.tensor([x]) for x in (7, 0, 0)]
+        >>> lead(torch.tensor([[0.0, 3.0, 1.0]]), 0.0, *where)
+        tensor([2.])
     """
-    n_rows, vocab_size = l.shape
-    blocks = -(-vocab_size // BLOCK)
-    padded = l.new_full((n_rows, blocks * BLOCK), -torch.inf)
-    padded[:, :vocab_size] = l
-    x = padded.view(n_rows, blocks, 4, 32, 4).movedim(2, -1).flatten(1, 2)  # [R, tile, j, k]
-    m = x.amax((-2, -1))
+    l, T, where = _rows(logits, temperature, seeds, positions, step)
+    tile_score, _, token_score = _scores(l, T, *where)
+    drawn = torch.minimum(_distance(tile_score), _distance(token_score))
+    return torch.where(T > 0, drawn, _distance(l))
+
+
+def tile_score(l: Tensor, T: Tensor, noise: Tensor) -> Tensor:
+    """Score of tiles, [...], of their logits l [..., 16] in the order of tokens, clamped T [...] and noise [...].
+
+    Example:
+        >>> tile_score(torch.zeros(16), torch.tensor(1.0), torch.tensor(0.0))
+        tensor(2.7726)
+    """
+    m = l.amax(-1)
     top = torch.where(m > -torch.inf, m, 0.0)
     exp, log = (torch.exp, torch.log) if l.dtype == torch.float64 else (philox.exp_float32, philox.log_float32)
-    e = exp((x - top[..., None, None]) * (1 / T)[:, None, None, None])
-    of_j = (e[..., 0] + e[..., 1]) + (e[..., 2] + e[..., 3])
+    e = exp((l - top[..., None]) * (1 / T)[..., None]).unflatten(-1, (4, 4))  # [..., k, j]
+    of_j = (e[..., 0, :] + e[..., 1, :]) + (e[..., 2, :] + e[..., 3, :])
     total = (of_j[..., 0] + of_j[..., 1]) + (of_j[..., 2] + of_j[..., 3])
-    total = torch.where(m > -torch.inf, total, 1.0)
-    score = (top + T[:, None] * (log(total) + noise)).clamp(min=_LOWEST)
-    return torch.where(m > -torch.inf, score, -torch.inf)
+    score = top + T * (log(torch.where(m > -torch.inf, total, 1.0)) + noise)
+    return torch.where(m > -torch.inf, score.clamp(min=_LOWEST), -torch.inf)
 
 
-def tile_noise(seeds: Tensor, positions: Tensor, step: Tensor, vocab_size: int) -> Tensor:
-    """Gumbel noise of every tile of a vocabulary, float32 [R, tiles]: 32 tiles for every 512 tokens begun.
-
-    Args:
-        seeds, positions, step: int64 of shape [R] or broadcasting to it.
+def token_score(l: Tensor, T: Tensor, noise: Tensor) -> Tensor:
+    """l + T g, at least the lowest finite float32 where l is above -inf; clamped T.
 
     Example:
-        >>> tile_noise(*(torch.tensor([x]) for x in (7, 0, 0)), vocab_size=513).shape
-        torch.Size([1, 64])
+        >>> token_score(torch.tensor([1.0, -torch.inf]), torch.tensor(0.5), torch.tensor(4.0))
+        tensor([3., -inf])
     """
-    lanes = torch.arange(-(-vocab_size // (4 * BLOCK)) * 32, device=seeds.device)
-    where = (seeds[:, None], lanes, positions[:, None], step[:, None])
-    four = torch.stack(philox.words(*where, philox.TILE_NOISE), dim=1)  # [R, i, 32 s + r]
-    noise = philox.gumbel_from_words(four, four.roll(-1, dims=1))
-    in_order = noise.unflatten(-1, (-1, 32)).transpose(1, 2).flatten(1)  # [R, 128 s + 32 i + r]
-    return in_order[:, : -(-vocab_size // BLOCK) * 32]
+    return torch.where(l > -torch.inf, (l + T * noise).clamp(min=_LOWEST), -torch.inf)
+
+
+def tile_of(token: Tensor) -> Tensor:
+    """The tile that each token belongs to.
+
+    Example:
+        >>> tile_of(torch.tensor([0, 3, 4, 128, 511, 512])).tolist()
+        [0, 0, 1, 0, 31, 32]
+    """
+    return token // BLOCK * 32 + token % 128 // 4
 
 
 def tokens_of(tile: Tensor) -> Tensor:
@@ -138,15 +143,62 @@ def tokens_of(tile: Tensor) -> Tensor:
     return (tile // 32 * BLOCK + tile % 32 * 4)[..., None] + number // 4 * 128 + number % 4
 
 
-def token_noise(token: Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
-    """Gumbel noise of these tokens, float32 [R, n], of token [R, n]; seeds, positions, step [R].
+def tile_noise(tile: Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
+    """G of these tiles, float32 [R, n], of tile [n] or [R, n]; seeds, positions and step [R] or broadcasting to it.
 
     Example:
-        >>> where = [torch.tensor([x]) for x in (7, 0, 0)]
-        >>> torch.equal(token_noise(torch.arange(9)[None], *where), philox.gumbel(*where, 9))
-        True
+        >>> tile_noise(torch.arange(64), *(torch.tensor([x]) for x in (7, 0, 0))).shape
+        torch.Size([1, 64])
     """
-    where = (seeds[:, None], token // 4, positions[:, None], step[:, None])
-    four = torch.stack(philox.words(*where, philox.TOKEN_NOISE), dim=-1)
-    own = (token % 4)[..., None]
-    return philox.gumbel_from_words(*(four.gather(-1, place)[..., 0] for place in (own, (own + 1) % 4)))
+    block, own = tile // 128 * 32 + tile % 32, tile // 32 % 4
+    return philox.gumbel(seeds[:, None], positions[:, None], step[:, None], block, own, philox.TILE_NOISE)
+
+
+def token_noise(token: Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
+    """g of these tokens, float32 [R, n], of token [n] or [R, n]; seeds, positions and step [R] or broadcasting to it.
+
+    Example:
+        >>> token_noise(torch.arange(9), *(torch.tensor([x]) for x in (7, 0, 0))).shape
+        torch.Size([1, 9])
+    """
+    where = (seeds[:, None], positions[:, None], step[:, None])
+    return philox.gumbel(*where, token // 4, token % 4, philox.TOKEN_NOISE)
+
+
+def clamped(temperature: Tensor) -> Tensor:
+    """T of each row, 0 where it is not above 0.
+
+    Example:
+        >>> clamped(torch.tensor([0.5, -1.0, torch.nan, torch.inf]))
+        tensor([5.0000e-01, 0.0000e+00, 0.0000e+00, 1.0000e+30])
+    """
+    return torch.where(temperature > 0, temperature.clamp(*STATISTICS_TEMPERATURES), 0.0)
+
+
+def _rows(
+    logits: Tensor, temperature: float | Tensor, seeds: Tensor, positions: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Logits as numbers [R, V], clamped T [R] of their dtype and the address of each row."""
+    l = as_numbers(logits)
+    T = clamped(torch.as_tensor(temperature, dtype=torch.float32, device=l.device).expand(len(l))).to(l.dtype)
+    return l, T, [x.to(l.device).expand(len(l)) for x in (seeds, positions, step)]
+
+
+def _scores(l: Tensor, T: Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of all tiles [R, n]; of the best tile (the lowest of equals) its tokens and their scores, both [R, 16]."""
+    T = torch.where(T > 0, T, 1.0)  # nobody looks at rows without noise
+    tiles = torch.arange(-(-l.shape[1] // BLOCK) * 32, device=l.device)
+    tokens = tokens_of(tiles)
+    padded = torch.cat([l, l.new_full((len(l), TOKENS * len(tiles) - l.shape[1]), -torch.inf)], dim=1)
+    score = tile_score(padded[:, tokens], T[:, None], tile_noise(tiles, seeds, positions, step))
+    inside = tokens[score.argmax(-1)]
+    noise = token_noise(inside, seeds, positions, step)
+    return score, inside, token_score(padded.gather(1, inside), T[:, None], noise)
+
+
+def _distance(scores: Tensor) -> Tensor:
+    """Between the two largest of each row, inf where there is one only."""
+    if scores.shape[1] == 1:
+        return scores.new_full((len(scores),), torch.inf)
+    first, second = scores.topk(2).values.unbind(1)
+    return torch.where(second > -torch.inf, first - second, torch.inf)

@@ -191,24 +191,6 @@ def _assert_statistics(got: GumbelArgmax, plain: Mapping[str, Tensor], truth: Gu
         _assert_size(name, error, of_plain[None], none, ulp, granted / scale)
 
 
-def near_ties(got: Tensor, expected: Tensor, scores: Tensor) -> int:
-    """How many tokens differ; raises where a difference is more than a near tie.
-
-    Two implementations may differ where the float64 scores [R, V] of the two tokens are within 4 float32 ulp.
-
-    Example:
-        >>> near_ties(torch.tensor([0]), torch.tensor([0]), torch.zeros(1, 2))
-        0
-    """
-    different = (got != expected).nonzero().flatten().tolist()
-    for row in different:
-        a, b = scores[row, got[row]].item(), scores[row, expected[row]].item()
-        bound = 4 * torch.finfo(torch.float32).eps * max(abs(a), abs(b), 1.0)
-        if not abs(a - b) <= bound:
-            raise AssertionError(f"row {row}: token {int(got[row])} (score {a}) for {int(expected[row])} (score {b})")
-    return len(different)
-
-
 def make_rows(rows: int, vocab_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """targets [rows] and row_weight [rows]: every third row without a weight, and a label that is none; the others with
     weights 1/t from 1 to 1000.
