@@ -70,29 +70,32 @@ def draw(logits: Tensor, temperature: float | Tensor, seeds: Tensor, positions: 
         >>> draw(logits, 1.0, *where).shape, draw(logits, 0.0, *where).tolist()
         (torch.Size([3]), [0, 0, 0])
     """
-    l, T, where = _rows(logits, temperature, seeds, positions, step)
-    if not (T > 0).any():
+    l = as_numbers(logits)
+    T = clamped(torch.as_tensor(temperature, dtype=torch.float32, device=l.device).expand(len(l))).to(l.dtype)
+    where = [x.expand(len(l)) for x in (seeds, positions, step)]
+    noisy = T > 0
+    if not noisy.any():
         return l.argmax(-1)
-    _, tokens, score = _scores(l, T, *where)
-    drawn = tokens.gather(1, score.argmax(-1, keepdim=True))[:, 0]
-    return torch.where(T > 0, drawn, l.argmax(-1))
+    T = torch.where(noisy, T, 1.0)[:, None]
+    tiles, of_tiles = in_tiles(l)
+    best = tile_score(of_tiles, T, tile_noise(tiles, *where)).argmax(-1)  # the lowest of equals
+    inside = of_tiles.gather(1, best[:, None, None].expand(-1, 1, TOKENS))[:, 0]
+    tokens = tokens_of(best)
+    own = token_score(inside, T, token_noise(tokens, *where)).argmax(-1, keepdim=True)
+    return torch.where(noisy, tokens.gather(1, own)[:, 0], l.argmax(-1))
 
 
-def lead(logits: Tensor, temperature: float | Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
-    """By how much the token of each row leads, [R]: no change of the logits by less than half of it draws another.
-
-    It is the smaller of the distance between the two best tiles and that between the two best tokens of the best tile;
-    at T = 0 the distance between the two largest logits. Arguments as in :func:`draw`.
+def in_tiles(l: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of all tiles [n] and their logits [R, n, 16] of l [R, V].
 
     Example:
-        >>> where = [torch.tensor([x]) for x in (7, 0, 0)]
-        >>> lead(torch.tensor([[0.0, 3.0, 1.0]]), 0.0, *where)
-        tensor([2.])
+        >>> tiles, of_tiles = in_tiles(torch.arange(6.0)[None])
+        >>> tiles.shape, of_tiles[0, :3, :4].tolist()
+        (torch.Size([32]), [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, -inf, -inf], [-inf, -inf, -inf, -inf]])
     """
-    l, T, where = _rows(logits, temperature, seeds, positions, step)
-    tile_score, _, token_score = _scores(l, T, *where)
-    drawn = torch.minimum(_distance(tile_score), _distance(token_score))
-    return torch.where(T > 0, drawn, _distance(l))
+    tiles = torch.arange(-(-l.shape[1] // BLOCK) * 32, device=l.device)
+    missing = l.new_full((len(l), TOKENS * len(tiles) - l.shape[1]), -torch.inf)
+    return tiles, torch.cat([l, missing], dim=1)[:, tokens_of(tiles)]
 
 
 def tile_score(l: Tensor, T: Tensor, noise: Tensor) -> Tensor:
@@ -173,32 +176,3 @@ def clamped(temperature: Tensor) -> Tensor:
         tensor([5.0000e-01, 0.0000e+00, 0.0000e+00, 1.0000e+30])
     """
     return torch.where(temperature > 0, temperature.clamp(*STATISTICS_TEMPERATURES), 0.0)
-
-
-def _rows(
-    logits: Tensor, temperature: float | Tensor, seeds: Tensor, positions: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Logits as numbers [R, V], clamped T [R] of their dtype and the address of each row."""
-    l = as_numbers(logits)
-    T = clamped(torch.as_tensor(temperature, dtype=torch.float32, device=l.device).expand(len(l))).to(l.dtype)
-    return l, T, [x.to(l.device).expand(len(l)) for x in (seeds, positions, step)]
-
-
-def _scores(l: Tensor, T: Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of all tiles [R, n]; of the best tile (the lowest of equals) its tokens and their scores, both [R, 16]."""
-    T = torch.where(T > 0, T, 1.0)  # nobody looks at rows without noise
-    tiles = torch.arange(-(-l.shape[1] // BLOCK) * 32, device=l.device)
-    tokens = tokens_of(tiles)
-    padded = torch.cat([l, l.new_full((len(l), TOKENS * len(tiles) - l.shape[1]), -torch.inf)], dim=1)
-    score = tile_score(padded[:, tokens], T[:, None], tile_noise(tiles, seeds, positions, step))
-    inside = tokens[score.argmax(-1)]
-    noise = token_noise(inside, seeds, positions, step)
-    return score, inside, token_score(padded.gather(1, inside), T[:, None], noise)
-
-
-def _distance(scores: Tensor) -> Tensor:
-    """Between the two largest of each row, inf where there is one only."""
-    if scores.shape[1] == 1:
-        return scores.new_full((len(scores),), torch.inf)
-    first, second = scores.topk(2).values.unbind(1)
-    return torch.where(second > -torch.inf, first - second, torch.inf)

@@ -10,7 +10,7 @@ import torch
 
 from dllm_kernels import _impl, draw, gumbel_argmax, linear_gumbel_argmax
 from dllm_kernels._linear import linear
-from dllm_kernels.testing import make_head, make_logits, make_noise
+from dllm_kernels.testing import draw_scores, make_head, make_logits, make_noise
 from tests.formula_of_draws import drawn_token
 from tests.goodness_of_fit import P_MIN, chi_square_p
 
@@ -65,19 +65,25 @@ def test_ties_go_to_the_first_tile_and_token(monkeypatch):
     assert draw.draw(logits, 1.0, *addresses(1)).tolist() == [2070]
 
 
-def test_lead_is_what_a_change_of_logits_must_reach():
-    logits, n = make_logits(400, 600), 400
-    where = addresses(n)
-    token, lead = draw.draw(logits, 0.8, *where), draw.lead(logits, 0.8, *where)
-    assert lead.min() >= 0 and lead.median() > 0.1
-    generator = torch.Generator().manual_seed(1)
-    sign = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1
-    assert torch.equal(draw.draw(logits + 0.49 * lead[:, None] * sign, 0.8, *where), token)
-    away = torch.where(draw.tile_of(torch.arange(600)) == draw.tile_of(token)[:, None], -0.51, 0.51)
-    inside = torch.where(torch.arange(600) == token[:, None], -0.51, 0.51)
-    turned = [draw.draw(logits + lead[:, None] * change, 0.8, *where) != token for change in (away, inside)]
-    assert (turned[0] | turned[1]).all()
-    assert draw.lead(torch.tensor([[1.0, 4.0, 2.0]]), 0.0, *addresses(1)).tolist() == [2.0]
+def test_scores_tell_what_a_change_of_the_logits_must_reach():
+    logits, everything = make_logits(400, 600), torch.arange(600)
+    where = addresses(400)
+    token, scores = draw.draw(logits, 0.8, *where), draw_scores(logits, 0.8, *where)
+    assert torch.equal(scores.argmax(1), token)
+    (first, second), (_, rival) = (x.unbind(1) for x in scores.topk(2))
+    lead = (first - second)[:, None]
+    assert lead.median() > 0.1
+    sign = torch.randint(0, 2, logits.shape, generator=torch.Generator().manual_seed(1)) * 2.0 - 1
+    assert torch.equal(draw.draw(logits + 0.49 * lead * sign, 0.8, *where), token)
+    # a little more in favour of the rival: of its tile, or of it alone in a tile of both
+    together = draw.tile_of(rival) == draw.tile_of(token)
+    favoured = torch.where(
+        together[:, None], everything == rival[:, None], draw.tile_of(everything) == draw.tile_of(rival)[:, None]
+    )
+    turned = draw.draw(logits + lead * torch.where(favoured, 0.51, -0.51), 0.8, *where)
+    assert together.any() and not together.all() and torch.equal(turned[together], rival[together])
+    assert torch.equal(draw.tile_of(turned), draw.tile_of(rival))
+    assert torch.equal(draw_scores(logits, 0.0, *where), logits)
 
 
 # its law
