@@ -13,7 +13,7 @@ canvas and keeps every logit. What the loop does, for one row (x is its canvas, 
                         block's end; the lowest position on ties
 
 Noise comes from one of two sources. "card" is the published formula, exp(l) / (-ln u)^T in float64 with torch's own
-random numbers: the law. "philox" is this library's draw (:mod:`dllm_kernels.draw`), addressed by the row's seed, the row's
+random numbers: the law. "philox" is this library's draw (:mod:`dllm_kernels.draw`), addressed by the row's seed, its
 own position and the step within the block: the very tokens.
 """
 
