@@ -14,8 +14,8 @@ Tiles
 Tile noise
     G_t is Gumbel noise of 64 bits as in philox.py, stream TILE_NOISE, at the row's seed, position and step. With
     b = 32 s + 8 i + g, i in 0..3 and g in 0..7: Philox block 256 s + 32 g + r in place of token div 4, own word number
-    i, partner word number (i + 1) mod 4. One Philox block serves four tiles, 4096 tokens apart: those of a thread that
-    reads 4096 tokens at a time together with others.
+    i, partner word number (i + 1) mod 4. One Philox block serves four tiles, 4096 tokens apart: a GPU's thread that
+    reads 4096 tokens at a time together with others has them one after the other.
 
 Tile score, float32; fl marks each rounding, and no multiplication is contracted with an addition
     m    = max l over the tile; where m = -inf the score is -inf
@@ -72,61 +72,68 @@ def draw(logits: Tensor, temperature: float | Tensor, seeds: Tensor, positions: 
         (torch.Size([3]), [0, 0, 0])
     """
     l = as_numbers(logits)
-    n_rows, vocab_size = l.shape
-    given = torch.as_tensor(temperature, dtype=torch.float32, device=l.device).expand(n_rows)
-    greedy = l.argmax(-1)
-    if not (given > 0).any():
-        return greedy
-    T = torch.where(given > 0, given.clamp(*STATISTICS_TEMPERATURES), 1.0).to(l.dtype)
-    where = [x.expand(n_rows) for x in (seeds, positions, step)]
-    tile = tile_scores(l, T, tile_noise(*where, vocab_size)).argmax(-1)  # the lowest of equals
-    token = tokens_of(tile)
-    inside = l.gather(1, token.clamp(max=vocab_size - 1)).masked_fill(token >= vocab_size, -torch.inf)
-    noisy = (inside + T[:, None] * token_noise(token, *where)).clamp(min=_LOWEST)
-    best = torch.where(inside > -torch.inf, noisy, -torch.inf).argmax(-1, keepdim=True)
-    return torch.where(given > 0, token.gather(1, best)[:, 0], greedy)
+    T = clamped(torch.as_tensor(temperature, dtype=torch.float32, device=l.device).expand(len(l))).to(l.dtype)
+    where = [x.expand(len(l)) for x in (seeds, positions, step)]
+    noisy = T > 0
+    if not noisy.any():
+        return l.argmax(-1)
+    T = torch.where(noisy, T, 1.0)[:, None]
+    tiles, of_tiles = in_tiles(l)
+    best = tile_score(of_tiles, T, tile_noise(tiles, *where)).argmax(-1)  # the lowest of equals
+    inside = of_tiles.gather(1, best[:, None, None].expand(-1, 1, TOKENS))[:, 0]
+    tokens = tokens_of(best)
+    own = token_score(inside, T, token_noise(tokens, *where)).argmax(-1, keepdim=True)
+    return torch.where(noisy, tokens.gather(1, own)[:, 0], l.argmax(-1))
 
 
-def tile_scores(l: Tensor, T: Tensor, noise: Tensor) -> Tensor:
-    """Score of each tile, [R, tiles], of l [R, V], T [R] (clamped) and tile noise [R, tiles].
+def in_tiles(l: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of all tiles [n] and their logits [R, n, 16] of l [R, V].
 
     Example:
-        >>> tile_scores(torch.zeros(1, 16), torch.ones(1), torch.zeros(1, 32))[0, :5]
-        tensor([1.3863, 1.3863, 1.3863, 1.3863,   -inf])
+        >>> tiles, of_tiles = in_tiles(torch.arange(6.0)[None])
+        >>> tiles.shape, of_tiles[0, :3, :4].tolist()
+        (torch.Size([32]), [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, -inf, -inf], [-inf, -inf, -inf, -inf]])
     """
-    n_rows, vocab_size = l.shape
-    blocks = -(-vocab_size // BLOCK)
-    padded = l.new_full((n_rows, blocks * BLOCK), -torch.inf)
-    padded[:, :vocab_size] = l
-    x = padded.view(n_rows, blocks, 4, 32, 4).movedim(2, -1).flatten(1, 2)  # [R, tile, j, k]
-    m = x.amax((-2, -1))
+    tiles = torch.arange(-(-l.shape[1] // BLOCK) * 32, device=l.device)
+    missing = l.new_full((len(l), TOKENS * len(tiles) - l.shape[1]), -torch.inf)
+    return tiles, torch.cat([l, missing], dim=1)[:, tokens_of(tiles)]
+
+
+def tile_score(l: Tensor, T: Tensor, noise: Tensor) -> Tensor:
+    """Score of tiles, [...], of their logits l [..., 16] in the order of tokens, clamped T [...] and noise [...].
+
+    Example:
+        >>> tile_score(torch.zeros(16), torch.tensor(1.0), torch.tensor(0.0))
+        tensor(2.7726)
+    """
+    m = l.amax(-1)
     top = torch.where(m > -torch.inf, m, 0.0)
     exp, log = (torch.exp, torch.log) if l.dtype == torch.float64 else (philox.exp_float32, philox.log_float32)
-    e = exp((x - top[..., None, None]) * (1 / T)[:, None, None, None])
-    of_j = (e[..., 0] + e[..., 1]) + (e[..., 2] + e[..., 3])
+    e = exp((l - top[..., None]) * (1 / T)[..., None]).unflatten(-1, (4, 4))  # [..., k, j]
+    of_j = (e[..., 0, :] + e[..., 1, :]) + (e[..., 2, :] + e[..., 3, :])
     total = (of_j[..., 0] + of_j[..., 1]) + (of_j[..., 2] + of_j[..., 3])
-    total = torch.where(m > -torch.inf, total, 1.0)
-    score = (top + T[:, None] * (log(total) + noise)).clamp(min=_LOWEST)
-    return torch.where(m > -torch.inf, score, -torch.inf)
+    score = top + T * (log(torch.where(m > -torch.inf, total, 1.0)) + noise)
+    return torch.where(m > -torch.inf, score.clamp(min=_LOWEST), -torch.inf)
 
 
-def tile_noise(seeds: Tensor, positions: Tensor, step: Tensor, vocab_size: int) -> Tensor:
-    """Gumbel noise of every tile of a vocabulary, float32 [R, tiles]: 32 tiles for every 512 tokens begun.
-
-    Args:
-        seeds, positions, step: int64 of shape [R] or broadcasting to it.
+def token_score(l: Tensor, T: Tensor, noise: Tensor) -> Tensor:
+    """l + T g, at least the lowest finite float32 where l is above -inf; clamped T.
 
     Example:
-        >>> tile_noise(*(torch.tensor([x]) for x in (7, 0, 0)), vocab_size=513).shape
-        torch.Size([1, 64])
+        >>> token_score(torch.tensor([1.0, -torch.inf]), torch.tensor(0.5), torch.tensor(4.0))
+        tensor([3., -inf])
     """
-    blocks = -(-vocab_size // BLOCK)
-    lanes = torch.arange(-(-blocks // 32) * 256, device=seeds.device)
-    where = (seeds[:, None], lanes, positions[:, None], step[:, None])
-    four = torch.stack(philox.words(*where, philox.TILE_NOISE), dim=1)  # [R, i, 256 s + 32 g + r]
-    noise = philox.gumbel_from_words(four, four.roll(-1, dims=1))
-    in_order = noise.unflatten(-1, (-1, 256)).transpose(1, 2).flatten(1)  # [R, 32 (32 s + 8 i + g) + r]
-    return in_order[:, : blocks * 32]
+    return torch.where(l > -torch.inf, (l + T * noise).clamp(min=_LOWEST), -torch.inf)
+
+
+def tile_of(token: Tensor) -> Tensor:
+    """The tile that each token belongs to.
+
+    Example:
+        >>> tile_of(torch.tensor([0, 3, 4, 128, 511, 512])).tolist()
+        [0, 0, 1, 0, 31, 32]
+    """
+    return token // BLOCK * 32 + token % 128 // 4
 
 
 def tokens_of(tile: Tensor) -> Tensor:
@@ -140,15 +147,34 @@ def tokens_of(tile: Tensor) -> Tensor:
     return (tile // 32 * BLOCK + tile % 32 * 4)[..., None] + number // 4 * 128 + number % 4
 
 
-def token_noise(token: Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
-    """Gumbel noise of these tokens, float32 [R, n], of token [R, n]; seeds, positions, step [R].
+def tile_noise(tile: Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
+    """G of these tiles, float32 [R, n], of tile [n] or [R, n]; seeds, positions and step [R] or broadcasting to it.
 
     Example:
-        >>> where = [torch.tensor([x]) for x in (7, 0, 0)]
-        >>> torch.equal(token_noise(torch.arange(9)[None], *where), philox.gumbel(*where, 9))
-        True
+        >>> tile_noise(torch.arange(64), *(torch.tensor([x]) for x in (7, 0, 0))).shape
+        torch.Size([1, 64])
     """
-    where = (seeds[:, None], token // 4, positions[:, None], step[:, None])
-    four = torch.stack(philox.words(*where, philox.TOKEN_NOISE), dim=-1)
-    own = (token % 4)[..., None]
-    return philox.gumbel_from_words(*(four.gather(-1, place)[..., 0] for place in (own, (own + 1) % 4)))
+    b, r = tile // 32, tile % 32
+    where = (seeds[:, None], positions[:, None], step[:, None])
+    return philox.gumbel(*where, b // 32 * 256 + b % 8 * 32 + r, b // 8 % 4, philox.TILE_NOISE)
+
+
+def token_noise(token: Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
+    """g of these tokens, float32 [R, n], of token [n] or [R, n]; seeds, positions and step [R] or broadcasting to it.
+
+    Example:
+        >>> token_noise(torch.arange(9), *(torch.tensor([x]) for x in (7, 0, 0))).shape
+        torch.Size([1, 9])
+    """
+    where = (seeds[:, None], positions[:, None], step[:, None])
+    return philox.gumbel(*where, token // 4, token % 4, philox.TOKEN_NOISE)
+
+
+def clamped(temperature: Tensor) -> Tensor:
+    """T of each row, 0 where it is not above 0.
+
+    Example:
+        >>> clamped(torch.tensor([0.5, -1.0, torch.nan, torch.inf]))
+        tensor([5.0000e-01, 0.0000e+00, 0.0000e+00, 1.0000e+30])
+    """
+    return torch.where(temperature > 0, temperature.clamp(*STATISTICS_TEMPERATURES), 0.0)

@@ -212,25 +212,20 @@ def gumbel_from_words(w: Tensor, partner: Tensor) -> Tensor:
     return -log_float32(torch.where(w < 2**28, near_zero, elsewhere))
 
 
-def gumbel(seed: Tensor, position: Tensor, step: Tensor, vocab_size: int) -> Tensor:
-    """Gumbel noise of every token of a vocabulary (stream TOKEN_NOISE).
+def gumbel(seed: Tensor, position: Tensor, step: Tensor, block: Tensor, own: Tensor, stream: int) -> Tensor:
+    """Standard Gumbel noise of a stream, float32: that of word number `own` (0 to 3) of each block.
 
-    Args:
-        seed, position, step: int64 of shape [R] or broadcasting to it.
-        vocab_size: V.
-
-    Returns:
-        float32 [R, V].
+    The tensors, int64, broadcast against each other; :mod:`dllm_kernels.draw` says which block and word a token has.
 
     Example:
-        >>> seed, position, step = torch.tensor([7, 7]), torch.tensor([0, 1]), torch.tensor([0])
-        >>> gumbel(seed, position, step, vocab_size=5).shape
-        torch.Size([2, 5])
+        >>> seed, token = torch.tensor(7), torch.arange(5)
+        >>> gumbel(seed, torch.tensor(0), torch.tensor(0), token // 4, token % 4, TOKEN_NOISE).shape
+        torch.Size([5])
     """
-    block = torch.arange((vocab_size + 3) // 4, device=seed.device)
-    four = words(seed[:, None], block, position[:, None], step[:, None], TOKEN_NOISE)
-    noise = [gumbel_from_words(four[j], four[(j + 1) % 4]) for j in range(4)]
-    return torch.stack(noise, dim=-1).flatten(-2)[:, :vocab_size]
+    seed, position, step, block, own = torch.broadcast_tensors(seed, position, step, block, own)
+    four = torch.stack(words(seed, block, position, step, stream), dim=-1)
+    w, partner = (four.gather(-1, place[..., None])[..., 0] for place in (own, (own + 1) % 4))
+    return gumbel_from_words(w, partner)
 
 
 def uniform(seed: Tensor, position: Tensor, step: Tensor, stream: int) -> Tensor:

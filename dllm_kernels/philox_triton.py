@@ -21,6 +21,7 @@ _LN2_LOW = tl.constexpr(philox._LN2_LOW)
 _SQRT_HALF_BITS = tl.constexpr(philox._SQRT_HALF_BITS)
 _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8 = (tl.constexpr(coefficient) for coefficient in philox._LOG_POLYNOMIAL)
 
+
 @triton.jit
 def words(seed, block, position, step, STREAM: tl.constexpr):
     """The four uint32 words of each block of four tokens; seed, position and step are integers of up to 64 bits.

@@ -161,9 +161,7 @@ def _token(tile, n):
 
 
 @triton.jit
-def _draw(
-    l, logits_ptr, mask_r, tile, T, seed, position, step, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr
-):
+def _draw(l, logits_ptr, mask_r, tile, T, seed, position, step, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr):
     """Score and first token of the best of a program's eight tiles; its 16 logits go to `logits_ptr` [BLOCK_R].
 
     In registers each tile's sum is known to 32 threads, which all would draw its noise. So sums pass through memory:
@@ -186,7 +184,9 @@ def _draw(
     m, total = tl.split(sums)
     tl.debug_barrier()
     first_t = tile // 4 * 32 + tile % 4 * TILES
-    score = tile_score(m, total, T[None, :], seed[None, :], (first_t + offs_t)[:, None], position[None, :], step[None, :])
+    score = tile_score(
+        m, total, T[None, :], seed[None, :], (first_t + offs_t)[:, None], position[None, :], step[None, :]
+    )
     score, best = tl.max(score, axis=0, return_indices=True)  # ties: the lowest tile
 
     x = tl.max(tl.where(offs_t[:, None, None] == best[None, None, :], x, -INF), axis=0)

@@ -13,6 +13,7 @@ from dllm_kernels.testing import (
     STATISTICS,
     assert_head_within_budget,
     assert_within_budget,
+    draw_scores,
     largest_allowed,
     make_head,
     make_logits,
@@ -717,9 +718,7 @@ def test_real_heads(rows, width, vocab_size, cut):
     logits = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
     rounded = torch.nn.functional.linear(hidden, weight, bias)
     error = largest_allowed((rounded.double() - logits).cpu(), 0.0)  # twice what plain PyTorch's logits are off by
-    score = logits + noise["temperature"].clamp(min=0)[:, None] * philox.gumbel(
-        noise["seeds"], noise["positions"], noise["step"], vocab_size
-    )
+    score = draw_scores(logits, **noise)
     behind = score.amax(-1) - score.gather(-1, got.token[:, None])[:, 0]
     exact = linear_gumbel_argmax(hidden, weight, bias, **noise, **cut, impl="reference")
     print(f"{(got.token == exact.token).float().mean():.1%} of {rows} tokens as with float32 logits")
