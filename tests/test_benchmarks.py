@@ -410,7 +410,7 @@ class TestModels:
     def test_decoders_of_transformers_4_are_refused(self, monkeypatch):
         """They stay causal there, and a benchmark of them would measure another model."""
         monkeypatch.setattr(transformers, "__version__", "4.57.6")
-        with pytest.raises(ValueError, match="a llama is bidirectional from transformers 5 on, got 4.57.6"):
+        with pytest.raises(ValueError, match="bidirectional from transformers 5 on, got"):
             models.load("llada-8b", torch.float32, CPU)
 
     def test_weights_are_seeded_and_of_the_dtype(self):
