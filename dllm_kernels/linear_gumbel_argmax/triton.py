@@ -28,8 +28,9 @@ _NO_TOKEN = gumbel_argmax._NO_TOKEN
 _SCORE, _LOGIT, _FIRST = gumbel_argmax._SCORE, gumbel_argmax._LOGIT, gumbel_argmax._FIRST
 _SECOND, _SUM, _MOMENT = gumbel_argmax._SECOND, gumbel_argmax._SUM, gumbel_argmax._MOMENT
 
-# Logits of a slice, in bytes: what stays in an L2 of 40 or 50 MB beside the weight that streams through it.
-SLICE_BYTES = 2**25
+# Logits that exist at a time, in bytes. They need not stay in L2: the product writes them while it multiplies, and to
+# read them takes less time than to reduce them. The wider a slice, the fewer partly filled waves of products.
+SLICE_BYTES = 2**27
 
 
 @triton.jit(do_not_specialize=["N", "R", "V", "tiles", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
