@@ -37,7 +37,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.static_report.disassembly import Code, disassemble
 from dllm_kernels import _impl, offline
 
-IN_CACHE = 2**25  # bytes: size of a slice of logits, and of a tensor that stays in an L2 cache of 40 or 50 MB
+IN_CACHE = 2**25  # bytes of a tensor that stays in an L2 cache of 40 or 50 MB
 # per word: ten rounds of two 32 x 32 -> 64 bit products, two three-way XORs and the keys make four words
 PHILOX_SLOTS = 16
 _LEFT_FACTOR = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1}  # argument number of the left factor of a product

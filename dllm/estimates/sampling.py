@@ -29,7 +29,7 @@ from dllm.fast.sampling.state import CurrentBlock, Policy, State
 
 CACHES = (None, "block", "dual")
 # Bytes of logits that the head keeps at once, at most (dllm_kernels.linear_gumbel_argmax).
-_LOGITS = 2**25
+_LOGITS = 2**27
 
 
 def estimate_sampling(
@@ -41,7 +41,7 @@ def estimate_sampling(
     The head is counted by formula, for N candidates (all positions of a block in each row), hidden size H, vocabulary
     V and s bytes per value:
 
-        memory  N H s for each canvas, and logits for a part of the candidates, min(N V s, 32 MiB)
+        memory  N H s for each canvas, and logits for a part of the candidates, min(N V s, 128 MiB)
         FLOPs   2 N H V
         bytes   V H s
 

@@ -64,6 +64,23 @@ def test_what_is_kept_goes_before_the_table(cache, on_gpu):
     assert _tuning.truncation_floor() == (1024, 32)  # nothing was kept for it
 
 
+@pytest.mark.parametrize(
+    ("vocab", "dtype", "vector"),
+    [
+        (126464, torch.bfloat16, 16),  # two rows on each multiprocessor would not stay in L2
+        (50368, torch.bfloat16, 8),
+        (2**16, torch.bfloat16, 8),
+        (2**16 + 16, torch.bfloat16, 16),
+        (50368, torch.float32, 8),
+        (2**15, torch.float32, 4),
+    ],
+)
+def test_short_rows_are_read_by_two_programs_a_multiprocessor(on_gpu, cache, vocab, dtype, vector):
+    assert _tuning.masked_cross_entropy(dtype, vocab, plain=True) == (1024, vector, 32)
+    keep(masked_cross_entropy=(512, 16))  # what is measured is the most that a thread loads
+    assert _tuning.masked_cross_entropy(dtype, vocab, plain=True) == (512, 16 // dtype.itemsize, 16)
+
+
 def test_later_choices_join_earlier_ones(cache):
     keep(fused_rows=32)
     keep(truncation_floor=512)
@@ -156,7 +173,7 @@ def test_a_stand_in_for_a_gpu_takes_the_tables(cache, monkeypatch):
 
 
 def test_no_candidate_looks_at_rows():
-    """Whatever is chosen, the entries of the fused head cover the rows as the table does."""
+    """Whatever is chosen."""
     for choice in _tuning.CANDIDATES["transfer_tokens"]:
         assert [widest for widest, _ in choice] == [widest for widest, _ in _tuning._TRANSFER_TOKENS["default"]]
     for shape in _tuning.CANDIDATES["gumbel_argmax"]:

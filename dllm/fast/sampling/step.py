@@ -27,6 +27,8 @@ from dllm_kernels import transfer_tokens
 
 # On a GPU the number of masked positions stays on the device. So the head has room for a whole block in every row, and
 # for this many leftover masks: positions left of a block that still hold the mask token, because the model chose it.
+# One of them must not wait: it competes with the block's positions. Below some 200 rows room costs nothing, since the
+# head waits for its weight.
 LEFTOVER_MASKS = 64
 
 
@@ -93,7 +95,7 @@ def _sample(
     eligible = window.masked
     if policy.edit_threshold is not None:
         eligible = eligible | (window.in_block & state.editable.gather(1, window.column))
-    cells, slot, count = _compact(eligible, len(state.tokens) * policy.block_length + LEFTOVER_MASKS)
+    cells, slot, count = _compact(eligible, head_room(policy, len(state.tokens)))
     row = cells // policy.window
     candidates = Candidates(row, window.column.flatten()[cells], state.seeds[row], state.step[row], count)
     token, confidence, uniform = propose(split, hidden_states, candidates, policy, state.suppress, state.begin_suppress)
@@ -172,6 +174,16 @@ def _advance(state: State, policy: Policy, active: Tensor, over: Tensor) -> None
         if policy.stops_between_blocks:
             finished &= over
         state.block.copy_(torch.where(finished, state.blocks, state.block))
+
+
+def head_room(policy: Policy, rows: int) -> int:
+    """Positions of `rows` rows for which the head has room on a GPU; leftover masks only where a step may commit them.
+
+    Example:
+        >>> head_room(Policy(mask_id=0, block_length=32, window=96), 2)
+        128
+    """
+    return rows * policy.block_length + (0 if policy.keeps_to_blocks else LEFTOVER_MASKS)
 
 
 def _compact(eligible: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor]:
