@@ -22,14 +22,13 @@ def drawn_token(logits: Mapping[int, float], T: float, seed: int, position: int,
 
     tiles = defaultdict(list)
     for v in sorted(logits):
-        s, i, r = v // 2048, v // 512 % 4, v // 4 % 32
-        tiles[s, i, r].append(v)
+        tiles[v // 512, v // 4 % 32].append(v)
 
-    def tile_score(tile: tuple[int, int, int]) -> float:
-        s, i, r = tile
+    def tile_score(tile: tuple[int, int]) -> float:
+        b, r = tile
         m = max(logits[v] for v in tiles[tile])
         weight = math.fsum(math.exp((logits[v] - m) / T) for v in tiles[tile])
-        return m + T * (math.log(weight) + gumbel(32 * s + r, i, 5))
+        return m + T * (math.log(weight) + gumbel(256 * (b // 32) + 32 * (b % 8) + r, b // 8 % 4, 5))
 
     best = max(sorted(tiles), key=tile_score)
     return max(tiles[best], key=lambda v: logits[v] + T * gumbel(v // 4, v % 4, 0))

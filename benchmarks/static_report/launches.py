@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import inspect
 import math
 import textwrap
@@ -127,6 +128,8 @@ def _stand_in_for(target: str, seen: list[_Recorded], compiled: bool) -> Iterato
 
         return launch
 
+    # on its first import the compiler notes torch's functions for good, and those below are replaced only for now
+    importlib.import_module("torch._dynamo.variables.torch")
     before = driver._active
     driver.set_active(offline.StandInDriver(target))
     try:

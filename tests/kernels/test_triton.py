@@ -449,7 +449,7 @@ def take(plan, monkeypatch):
     """All rows fused; or slices of 1024 tokens and at most 64 rows."""
     monkeypatch.setattr(_tuning, "_FUSED_ROWS", {"default": 10**6 if plan == "fused" else 0})
     if plan == "slices":
-        monkeypatch.setattr(head_kernels, "SLICE_BYTES", 1)
+        monkeypatch.setattr(head_kernels, "CACHED_BYTES", 1)
 
 
 # rows: one, in each block of rows and in two; columns: one, ragged, several blocks; tokens: around one tile (128), two
