@@ -35,22 +35,12 @@ from dllm_kernels.gumbel_argmax.combine_triton import (
 from dllm_kernels.linear_gumbel_argmax import sliced
 from dllm_kernels.logits_triton import HIGHEST, INF, adjacent, exponent, statistics_temperature, stride
 
-<<<<<<< HEAD
-# Logits that exist at a time, in bytes. They need not stay in L2: the product writes them while it multiplies, and to
-# read them takes less time than to reduce them. The wider a slice, the fewer partly filled waves of products.
-SLICE_BYTES = 2**27
-=======
-_NO_TOKEN = gumbel_argmax._NO_TOKEN
-_SCORE, _LOGIT, _FIRST = gumbel_argmax._SCORE, gumbel_argmax._LOGIT, gumbel_argmax._FIRST
-_SECOND, _SUM, _MOMENT = gumbel_argmax._SECOND, gumbel_argmax._SUM, gumbel_argmax._MOMENT
-
 # Logits that exist at a time, in bytes. Up to so many rows the product waits for the weight, and would wait for logits
 # that do not stay in an L2 of 40 or 50 MB. With more it multiplies longer than it takes to write them, to read them
 # takes less time than to reduce them, and wide slices have fewer partly filled waves of tiles. Whole rows, of which
 # every block reads the weight again, are many as well.
 FEW_ROWS = 192
 CACHED_BYTES, SLICE_BYTES = 2**25, 2**27
->>>>>>> main
 
 
 @triton.jit(do_not_specialize=["N", "R", "V", "tiles", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from dllm_kernels import _impl, gumbel_argmax, linear_gumbel_argmax, philox, transfer_tokens, truncation_floor
+from dllm_kernels import _impl, draw, gumbel_argmax, linear_gumbel_argmax, philox, transfer_tokens, truncation_floor
 from dllm_kernels.testing import (
     STATISTICS,
     assert_head_within_budget,
@@ -30,7 +30,8 @@ if not torch.cuda.is_available() and not _impl.interpreting():
 import triton
 import triton.language as tl
 
-from dllm_kernels import _tuning, philox_triton
+from dllm_kernels import _tuning, draw_triton, philox_triton
+from dllm_kernels.gumbel_argmax import bounds_triton
 from dllm_kernels.linear_gumbel_argmax import triton as head_kernels
 from tests.interpreter import compute_as_gpus_do
 
@@ -87,12 +88,29 @@ def _words_kernel(out_ptr, seed_ptr, position_ptr, step_ptr, first_block, STREAM
 
 
 @triton.jit
-def _noise_kernel(noise_ptr, bound_ptr, w_ptr, partner_ptr, BLOCK: tl.constexpr):
+def _noise_kernel(noise_ptr, w_ptr, partner_ptr, BLOCK: tl.constexpr):
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     w, partner = tl.load(w_ptr + offs).to(tl.uint32), tl.load(partner_ptr + offs).to(tl.uint32)
     tl.store(noise_ptr + offs, philox_triton.gumbel_from_words(w, partner))
-    slope, offset, _ = philox_triton.scaled_bound(1.0)
-    tl.store(bound_ptr + offs, tl.fma(philox_triton.exponent_bits(w), slope, offset))
+
+
+@triton.jit
+def _exp_kernel(exp_ptr, x_ptr, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(exp_ptr + offs, draw_triton.exp_float32(tl.load(x_ptr + offs)))
+
+
+@triton.jit
+def _bound_kernel(bound_ptr, x_ptr, w_ptr, T, TILES: tl.constexpr):
+    """Of tiles [TILES, 16], as gumbel_argmax's pass computes it."""
+    offs_t = tl.arange(0, TILES)
+    x = tl.load(x_ptr + offs_t[:, None] * 16 + tl.arange(0, 16)[None, :])
+    word = tl.load(w_ptr + offs_t).to(tl.uint32)
+    rate = tl.div_rn(1.4426950408889634, T)
+    shift = -(tl.max(x, axis=1) * rate)
+    total = tl.sum(tl.exp2(tl.maximum(tl.fma(x, rate, shift[:, None]), -256.0)), axis=1)
+    bound = bounds_triton.tile_bound(total[:, None], word[:, None], shift)
+    tl.store(bound_ptr + offs_t, bounds_triton.bound_of_scores(bound, T))
 
 
 @triton.jit
@@ -128,14 +146,34 @@ def test_noise_from_any_words():
     partner = torch.cat([torch.zeros_like(edges), torch.full_like(edges, 2**32 - 1), edges.flip(0), draw[1]])
     size = len(w) // 1024 * 1024 + 1024
     w, partner = (torch.nn.functional.pad(x, (0, size - len(x))) for x in (w, partner))
-    noise, bound = torch.full((2, size), NAN, device=DEVICE)
-    _noise_kernel[(size // 1024,)](noise, bound, w.to(DEVICE), partner.to(DEVICE), BLOCK=1024, enable_fp_fusion=False)
-    noise, bound = noise.cpu(), bound.cpu()
-    assert same_bits([noise], [philox.gumbel_from_words(w, partner)])
-    assert (bound >= noise + 1e-3).all(), "the bound must hold with room for the rounding of l + T g"
-    U = (w.double() * 2.0**32 + partner.double() + 0.5) * 2.0**-64
-    partner_is_small = w >= 2**8  # beside the word
-    assert (bound <= 0.07 - U.log())[partner_is_small].all(), "a loose bound prunes nothing"
+    noise = torch.full((size,), NAN, device=DEVICE)
+    _noise_kernel[(size // 1024,)](noise, w.to(DEVICE), partner.to(DEVICE), BLOCK=1024, enable_fp_fusion=False)
+    assert same_bits([noise.cpu()], [philox.gumbel_from_words(w, partner)])
+
+
+@pytest.mark.parametrize("T", [1e-30, 1e-3, 0.3, 1.0, 7.0, 1e30])
+@pytest.mark.parametrize(("center", "width"), [(0, 3), (0, 200), (-1e9, 1), (60000, 30), (1e30, 1e29)])
+def test_no_tile_has_a_score_above_its_bound(T, center, width):
+    generator = torch.Generator().manual_seed(0)
+    x = center + width * torch.randn(2048, 16, generator=generator)
+    w, partner = torch.randint(0, 2**32, (2, 2048), generator=generator)
+    w[:70] = torch.tensor([0, 1, 2**32 - 1, 2**28 - 1, 2**28, *(2**i + j for i in range(5, 31) for j in (0, -1)), *range(13)])
+    x[1::7, 1:], x[2::7, 5] = -INF, -INF
+    bound = torch.full((2048,), NAN, device=DEVICE)
+    _bound_kernel[(1,)](bound, x.to(DEVICE), w.to(DEVICE), T, TILES=2048, enable_fp_fusion=False)
+    score = draw.tile_score(x, torch.tensor(T), philox.gumbel_from_words(w, partner))
+    assert (bound.cpu() >= score).all()
+    usual = (w >= 2**8) & (abs(center) < 1e5) & (0.1 < T < 10)  # the partner word is small beside it
+    assert (bound.cpu() - score <= 0.5 * T + 2.0**-18 * abs(center) + (score < -1) * INF)[usual & (score.abs() < 1e5)].float().mean() > 0.99
+
+
+def test_exp():
+    """The ends, what rounds to each exponent, and numbers below which the result is 0."""
+    x = torch.cat([-torch.rand(4000) * 90, -torch.arange(128) * math.log(2) / 2, torch.tensor([0.0, -87, -87.00001, -1e30, -INF])])
+    x = torch.nn.functional.pad(x, (0, 4608 - len(x)))
+    got = torch.full_like(x, NAN).to(DEVICE)
+    _exp_kernel[(9,)](got, x.to(DEVICE), BLOCK=512, enable_fp_fusion=False)
+    assert same_bits([got.cpu()], [philox.exp_float32(x)])
 
 
 def test_log():
