@@ -433,6 +433,8 @@ class TestPrograms:
                     options = parsers[call.program].parse([*words, "--device", "cpu", "--out", str(tmp_path)])
                     if call.program == "sampler_throughput":
                         assert len(sampler_throughput.cases_of(options)) == 1
+                if call.program == "cached_decoding":
+                    assert options.model is None and options.layers == 2
 
     def test_calls_share_a_model(self, tmp_path, monkeypatch):
         made = []

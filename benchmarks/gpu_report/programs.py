@@ -156,7 +156,10 @@ def run(call: Call, last: LastModel, session: Session) -> list[str]:
         session.rehearsed.add(same)
         return []
     before = set(state.row_files(session.folder))
-    words = [*shlex.split(call.arguments), "--budget", f"{max(session.seconds_left, 1):.0f}"]
+    budget = max(
+        session.seconds_left / 2, 1
+    )  # for its rounds; runs by part and the check of the tokens come after them
+    words = [*shlex.split(call.arguments), "--budget", f"{budget:.0f}"]
     status = made(call.program, [*words, "--out", str(session.folder)], last)
     rows = [report.read_row(path) for path in state.row_files(session.folder) if path not in before]
     wrong = [f"{name}: {error}" for row in rows for name, error in errors_of(row)]
@@ -188,7 +191,11 @@ def errors_of(row: dict) -> list[tuple[str, str]]:
 
 def rehearsed(call: Call) -> list[str]:
     """The arguments of a call in a dry run: the same options, but tiny sizes and the CPU."""
-    words = [*shlex.split(call.arguments), *shlex.split(TINY[call.program]), "--device", "cpu"]
+    words = shlex.split(call.arguments)
+    if call.program == "cached_decoding":  # its model is either a preset or has the sizes that are given
+        preset = words.index("--model")
+        del words[preset : preset + 2]
+    words += [*shlex.split(TINY[call.program]), "--device", "cpu"]
     if call.program == "sampler_throughput":
         words = [word for word in words if word != CHECKED]
         named = sampler_throughput.parse(words).sampler

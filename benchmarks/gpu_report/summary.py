@@ -151,5 +151,8 @@ def _plots(rows: Sequence[dict], out: Path) -> list[str]:
     for kind, draw in (("sampler", plot.sampler_rows), ("kernel", plot.kernel_rows)):
         of_kind = [row for row in rows if row["kind"] == kind and "providers" in row]
         if of_kind:
-            made.append(f"![{kind}]({draw(of_kind, out / f'{kind}.png').name})")
+            try:
+                made.append(f"![{kind}]({draw(of_kind, out / f'{kind}.png').name})")
+            except Exception as error:  # whatever it is, it must not cost the report
+                made.append(f"No plot of {kind}: {type(error).__name__}: {error}.")
     return made
