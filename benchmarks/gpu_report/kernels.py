@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import machine, measure, peers, report, timing
+from benchmarks import machine, peers, report, timing
+from benchmarks.failures import Result, failures_in
 from benchmarks.gpu_report import state
 from benchmarks.gpu_report.items import Item, Session
 from benchmarks.kernels import cases, operations
@@ -139,14 +140,14 @@ def rehearse(case: Case, *, others: bool) -> None:
         program(operations.make_inputs(case, torch.device("cpu")))
 
 
-def measured(case: Case, session: Session, *, others: bool, compiles: bool) -> dict[str, measure.Result]:
+def measured(case: Case, session: Session, *, others: bool, compiles: bool) -> dict[str, Result]:
     """Median, quantiles (on a cold L2) and peak memory of each program, or the reason why it has none."""
     programs = programs_of(case, others=others, backend="inductor" if compiles else None)
     inputs, timer = operations.make_inputs(case, session.device), timing.ColdTimer(session.device)
-    results: dict[str, measure.Result] = {}
+    results: dict[str, Result] = {}
     for name, program in programs.items():
         results[name] = {}
-        with measure.failures_in(results, name):
+        with failures_in(results, name):
             for _ in range(WARMUP):
                 program(inputs)
             operations.free_gradients(inputs)
@@ -155,7 +156,7 @@ def measured(case: Case, session: Session, *, others: bool, compiles: bool) -> d
             results[name] = {"peak_bytes": memory.bytes, "peak_how": memory.how}
 
     def once(name: str) -> float | None:
-        with measure.failures_in(results, name):
+        with failures_in(results, name):
             return timer(functools.partial(programs[name], inputs))
         return None
 
