@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 import threading
@@ -257,7 +258,9 @@ def bytes_of(handle: object, device: torch.device) -> int:
     """Bytes of device memory that a pool holds; 0 where the allocator is not torch's own, which does not tell."""
     if device.type != "cuda" or torch.cuda.get_allocator_backend() != "native":
         return 0
-    segments = torch.cuda.memory_snapshot()
+    # the history of allocations is not read, and takes long in a large process; before torch 2.11 it always comes along
+    options = inspect.signature(torch.cuda.memory_snapshot).parameters
+    segments = torch.cuda.memory_snapshot(**({"include_traces": False} if "include_traces" in options else {}))
     return sum(segment["total_size"] for segment in segments if segment["segment_pool_id"] == handle)
 
 

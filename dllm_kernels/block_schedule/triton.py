@@ -213,14 +213,15 @@ def _advance_kernel(
         proposal = tl.load(proposals_ptr + row * W + offs_w, mask=in_block, other=-1)
         sure = tl.load(confidence_ptr + row * W + offs_w, mask=in_block, other=-_INF) > edit_threshold
         edited = in_block & sure & ~masked & (proposal >= 0) & (proposal != mask_id) & (proposal != current)
+        tl.debug_barrier()  # every thread has read what some replace, and the search below reads what they have written
         tl.store(tokens_ptr + column, proposal, mask=edited)
+        tl.debug_barrier()
         left = _any(masked & in_block) if BLOCK_ONLY else _any(masked)
         # no mask before the step: none is left, and none was filled
         unmasked = active & (left == 0) & (tl.load(committed_ptr + row) == 0)
         unmasked_steps += unmasked.to(tl.int64)
         over |= left & (step >= steps - edit_steps)
         over |= unmasked & ((_any(edited) == 0) | (unmasked_steps >= edit_steps))
-        tl.debug_barrier()  # the search below reads what other threads have replaced
     elif ADAPTS:
         over |= _any(masked & in_block) == 0
     over &= active

@@ -208,6 +208,16 @@ def test_bytes_of_a_pool(monkeypatch):
     assert capture.bytes_of((0, 3), torch.device("cpu")) == 0
 
 
+def test_the_history_of_allocations_is_not_read(monkeypatch):
+    """torch 2.11 and later have a say in it."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(
+        torch.cuda, "memory_snapshot", lambda mempool_id=None, include_traces=True: asked.append(include_traces) or []
+    )
+    assert capture.bytes_of((0, 3), torch.device("cuda", 0)) == 0 and asked == [False]
+
+
 def test_a_compiled_model(captures, monkeypatch):
     """Its graphs are its own, and read the weights that it shares with the model it was made of."""
     monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
