@@ -18,8 +18,6 @@ from dllm.fast.attention import attention_of
 from dllm.fast.head.use import forward_and_hooks, module_settings
 from dllm.fast.model import configuration
 
-# A capture costs about as much as this many eager steps.
-WORTH_CAPTURING = 4
 WARM_UPS = 2
 
 # One thread captures at a time. Captures share a stream, on which another thread's warm-up would be captured too, and
@@ -222,8 +220,8 @@ def _side_stream(device: torch.device, replaying: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def wanted(cuda_graph: bool | None, device: torch.device, forwards: int) -> tuple[bool, str]:
-    """Whether to capture, and if not, why.
+def wanted(cuda_graph: bool | None, device: torch.device) -> tuple[bool, str]:
+    """Whether to capture what comes up often enough, and if not, why.
 
     Raises:
         TypeError: `cuda_graph` is neither None nor a bool.
@@ -234,8 +232,6 @@ def wanted(cuda_graph: bool | None, device: torch.device, forwards: int) -> tupl
         if cuda_graph:
             raise ValueError(f"cuda_graph=True needs a model on a CUDA device, got {device}")
         return False, f"no CUDA graphs on {device.type}"
-    if cuda_graph is None and forwards < WORTH_CAPTURING:
-        return False, f"a capture does not pay for {forwards} steps"
     return cuda_graph is not False, "switched off"
 
 

@@ -40,11 +40,11 @@ class Planner:
             suffix_columns=self.suffix_columns,
         )
 
-    def runs_the_same(self, state: State, passes: list[Pass], steps: range) -> bool:
-        """Whether it is known that all of `steps` run these passes."""
+    def steps_alike(self, state: State, passes: list[Pass], steps: range) -> int:
+        """How many of `steps` are known to run these passes."""
         if self._block_starts is None:
-            return self.policy.cache not in ("prefix", "dual")
-        return all(self.passes(state, step, exact=False) == passes for step in steps)
+            return 0 if self.policy.cache in ("prefix", "dual") else len(steps)
+        return sum(self.passes(state, step, exact=False) == passes for step in steps)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with some of the rows."""
