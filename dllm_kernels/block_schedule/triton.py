@@ -13,8 +13,8 @@ from dllm_kernels import _tuning
 from dllm_kernels.block_schedule.tables import BlockSchedule, Candidates
 
 _INF = tl.constexpr(float("inf"))
-_BLOCK_B = tl.constexpr(1024)  # counts of rows that are summed at a time
-_BLOCK_L = tl.constexpr(1024)  # columns that are searched for an end at a time
+_BLOCK_B = 1024  # counts of rows that are summed at a time
+_BLOCK_L = 1024  # columns that are searched for an end at a time
 _NOT_SPECIAL = ["mask_id", "B", "L", "W", "N", "S", "ROOM", "hidden_rows", "edit_steps", "eos_id", "eot_id"]
 
 
@@ -86,6 +86,7 @@ def _list_kernel(
     W,
     ROOM,
     hidden_rows,
+    BLOCK_B: tl.constexpr,
     BLOCK_W: tl.constexpr,
     RIGHT_SHIFT: tl.constexpr,
 ):
@@ -93,8 +94,8 @@ def _list_kernel(
     row = tl.program_id(0).to(tl.int64)
     offs_w = tl.arange(0, BLOCK_W)
     before, total = 0, 0
-    for first in range(0, B, _BLOCK_B):
-        offs_b = first + tl.arange(0, _BLOCK_B)
+    for first in range(0, B, BLOCK_B):
+        offs_b = first + tl.arange(0, BLOCK_B)
         counts = tl.load(counts_ptr + offs_b, mask=offs_b < B, other=0)
         before += tl.sum(tl.where(offs_b < row, counts, 0), axis=0)
         total += tl.sum(counts, axis=0)
@@ -190,6 +191,7 @@ def _advance_kernel(
     L,
     W,
     N,
+    BLOCK_L: tl.constexpr,
     BLOCK_W: tl.constexpr,
     ADAPTS: tl.constexpr,
     EDITS: tl.constexpr,
@@ -226,7 +228,7 @@ def _advance_kernel(
         over |= _any(masked & in_block) == 0
     over &= active
     if HAS_ENDS:
-        finished = _finished(tokens_ptr, tl.load(first_ptr + row), mask_id, eos_id, eot_id, L)
+        finished = _finished(tokens_ptr, tl.load(first_ptr + row), mask_id, eos_id, eot_id, L, BLOCK_L)
         if BETWEEN_BLOCKS:
             finished &= over
     else:
@@ -244,11 +246,11 @@ def _any(mask):
 
 
 @triton.jit
-def _finished(tokens_ptr, first, mask_id, eos_id, eot_id, L):
+def _finished(tokens_ptr, first, mask_id, eos_id, eot_id, L, BLOCK_L: tl.constexpr):
     """Whether the first end among the columns from `first` on lies before the first mask."""
     end, mask = L, L
-    for begin in range(0, L, _BLOCK_L):
-        offs_l = begin + tl.arange(0, _BLOCK_L)
+    for begin in range(0, L, BLOCK_L):
+        offs_l = begin + tl.arange(0, BLOCK_L)
         generated = (offs_l < L) & (offs_l >= first)
         token = tl.load(tokens_ptr + offs_l, mask=generated, other=0)
         ends = generated & ((token == eos_id) | (token == eot_id))
@@ -321,6 +323,7 @@ def list_candidates(
             W=window,
             ROOM=room,
             hidden_rows=hidden_rows,
+            BLOCK_B=_BLOCK_B,
             BLOCK_W=BLOCK_W,
             RIGHT_SHIFT=right_shift,
             num_warps=num_warps,
@@ -416,6 +419,7 @@ def advance_rows(
             L=tokens.shape[1],
             W=window,
             N=schedule.stop.shape[1],
+            BLOCK_L=_BLOCK_L,
             BLOCK_W=BLOCK_W,
             ADAPTS=adapts,
             EDITS=edit_threshold is not None,

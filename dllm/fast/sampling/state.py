@@ -124,7 +124,7 @@ class State:
     overflow: Tensor  # int64 [1], masked positions for which the head had no room, summed over steps
     start: Tensor  # int64 [B], first column of the last step's window
     proposals: Tensor  # int64 [B, W], tokens that the last step sampled; -1 elsewhere
-    confidence: Tensor  # float32 [B, W], their confidence
+    confidence: Tensor  # float32 [B, W], their confidence; -inf elsewhere
     suppress: Tensor | None  # bool [V], tokens that are never sampled
     begin_suppress: Tensor | None  # bool [V], tokens that are sampled with no confidence
     cells: Tensor | None = None  # int64 [T], flat indices of the cells that are no padding, where rows run packed
