@@ -143,6 +143,13 @@ def transfer_tokens(window: int) -> tuple[int, int]:
     return BLOCK_W, next(warps for widest, warps in table if BLOCK_W <= widest)
 
 
+def block_schedule(window: int, threads: int = 1024) -> tuple[int, int]:
+    """BLOCK_W and the number of warps for a window on the current device: 4 columns a thread, as far as `threads`
+    suffice."""
+    BLOCK_W, (_, warp_size) = max(32, triton.next_power_of_2(window)), _target()
+    return BLOCK_W, max(min(BLOCK_W // 4, threads) // warp_size, 1)
+
+
 # Beside what is written down: what is worth measuring. None of it lets a row's result depend on its batch, and of the
 # fused head none changes a bit. A kept choice that is not among them is ignored.
 _TRANSFER_WARPS = ((1, 2, 4, 8, 16), (1, 4, 8, 16, 16), (2, 4, 8, 16, 16), (1, 1, 2, 4, 8))

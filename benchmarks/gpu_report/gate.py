@@ -27,7 +27,12 @@ FILES: dict[str, tuple[str, ...]] = {
     "position_noise": ("kernels/test_position_noise.py", *NOISE),
     "masked_cross_entropy": ("kernels/test_masked_cross_entropy.py",),
     "linear_cross_entropy": ("kernels/test_linear_cross_entropy.py", "kernels/test_masked_cross_entropy.py"),
-    "sampling": ("fast/test_gpu.py", "fast/test_generate.py", "fast/test_generate_inputs.py"),
+    "sampling": (
+        "kernels/test_block_schedule.py",
+        "fast/test_gpu.py",
+        "fast/test_generate.py",
+        "fast/test_generate_inputs.py",
+    ),
     "training": ("fast/test_training_graphs_gpu.py",),
 }
 # number of processes that share a file
