@@ -32,6 +32,8 @@ RECKONED = {
     "kernels/test_triton.py": 80.0,
     "kernels/test_linear_cross_entropy.py": 65.0,
     "kernels/test_masked_cross_entropy.py": 55.0,
+    "kernels/test_philox.py": 25.0,
+    "kernels/test_position_noise.py": 25.0,
     "fast/test_gpu.py": 60.0,
     "fast/test_training_graphs_gpu.py": 50.0,
 }
