@@ -102,11 +102,11 @@ def gumbel_from_words(w, partner):
 
 @triton.jit
 def scaled_bound(T):
-    """Slope and offset: slope x `exponent_bits` of a word + offset is an upper bound of T g, at most 0.07 T above
-    -T log U; and the share of a sum with it that roundings may be given.
+    """Slope, offset and slack: slope x `exponent_bits` of a word + offset is an upper bound of T g, at most 0.07 T above
+    -T log U, and slack is the share of a sum with it that is given for roundings.
 
-    Where T is so small or so large that products would leave the range of float32, the slope and the share are 0, and
-    the offset is one that no T g exceeds, or infinity.
+    Where T is so small or so large that products would leave the range of float32, slope and slack are 0, and the
+    offset is one that no T g exceeds, or infinity.
     """
     offset = T * _BOUND_OFFSET
     in_range = (offset > 1e-25) & (offset < 1e30)

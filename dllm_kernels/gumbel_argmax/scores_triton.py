@@ -32,8 +32,9 @@ def score_bound(l, slope, seed, block, position, step):
 def rounded_up(bound, offset, slack):
     """An upper bound of the scores of a column, from bound = max(l + slope bits) + offset.
 
-    Without rounding each l + slope bits + offset would be at least l + T g. Roundings of it, of the score and of what
-    is done here take at most 5 / 2^24 of it and of the offset, less than `slack`. All of it is monotone in its argument,
-    so that it may come after the maximum. Where there is no slope nothing is added: rounding l + offset is monotone.
+    Let y be l + slope bits + offset of a token without any rounding, at least l + fl(T g). In units of 2^-24 the score,
+    which is rounded once more, exceeds y by |y| at most. Two roundings make `bound` fall short of y by 2 |y| + offset,
+    two more here by 2 |y|, and `slack` = 8 gives back 8 |y| + 8 offset. It may come after the maximum, since each step
+    is monotone. Without a slope nothing is added: fl(l + offset) >= fl(l + fl(T g)) already.
     """
     return tl.where(slack > 0, tl.fma(tl.abs(bound), slack, bound) + slack * offset, bound)
