@@ -102,8 +102,8 @@ def gumbel_from_words(w, partner):
 
 @triton.jit
 def scaled_bound(T):
-    """Slope, offset and slack: slope x `exponent_bits` of a word + offset is an upper bound of T g, at most 0.07 T above
-    -T log U, and slack is the share of a sum with it that is given for roundings.
+    """Slope, offset and slack of T g: slope x `exponent_bits` of the word + offset is an upper bound, at most 0.07 T
+    above -T log U, and slack is the share of a sum with it that is given for roundings.
 
     Where T is so small or so large that products would leave the range of float32, slope and slack are 0, and the
     offset is one that no T g exceeds, or infinity.
