@@ -25,7 +25,7 @@ import dllm_kernels
 from dllm_kernels import _tuning, _tuning_cache, _workloads, offline, philox, tune
 
 GPU = "NVIDIA H200"
-WIDE = _tuning.GumbelArgmaxShape(16384, 128, 1)
+WIDE = _tuning.GumbelArgmaxShape(32768, 128, 1)
 
 
 @pytest.fixture
