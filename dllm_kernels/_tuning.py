@@ -21,7 +21,8 @@ from dllm_kernels import _impl, _tuning_cache
 class GumbelArgmaxShape(NamedTuple):
     """How a row of logits is cut: chunks of BLOCK_V tokens, one program each, whose tokens lie in COLUMNS columns.
 
-    A column is one thread's, so that nothing is exchanged between threads inside the pass.
+    A column is one thread's, so that nothing is exchanged between threads inside the pass. A pass reads 64 bytes of
+    each column, and a chunk is whole passes: BLOCK_V is a multiple of 32 COLUMNS.
     """
 
     BLOCK_V: int
@@ -29,12 +30,14 @@ class GumbelArgmaxShape(NamedTuple):
     num_stages: int
 
 
-# 8192 tokens in 128 columns are 64 tokens a thread: enough to pay for the reductions at the end of a chunk, and a
-# vocabulary of 126464 tokens still has 16 programs a row.
+# 16384 tokens in 128 columns are 128 tokens a thread. What a chunk costs besides its passes is 600 instructions a
+# thread at temperature 1: a fifth of all here, a third with 8192 tokens, a seventh with 32768. But 64 rows of 126464
+# tokens are 512 programs here, four warps on each of an H200's schedulers, which hide the latency of memory; with 32768
+# tokens, or with 64 columns, they are two.
 _GUMBEL_ARGMAX = {
-    "default": GumbelArgmaxShape(BLOCK_V=8192, COLUMNS=128, num_stages=1),  # origin: default, unmeasured
+    "default": GumbelArgmaxShape(BLOCK_V=16384, COLUMNS=128, num_stages=1),  # origin: default, unmeasured
 }
-# One program combines all chunks of a row. Beyond so many of them (2 million tokens) the chunks widen.
+# One program combines all chunks of a row. Beyond so many of them (4 million tokens) the chunks widen.
 MAX_CHUNKS = 256
 
 # Threads of the program that searches a row for what top-k and top-p keep: few rows fill few multiprocessors, so each
@@ -155,7 +158,7 @@ def block_schedule(window: int, threads: int = 1024) -> tuple[int, int]:
 _TRANSFER_WARPS = ((1, 2, 4, 8, 16), (1, 4, 8, 16, 16), (2, 4, 8, 16, 16), (1, 1, 2, 4, 8))
 CANDIDATES: dict[str, tuple] = {
     "gumbel_argmax": tuple(
-        GumbelArgmaxShape(BLOCK_V, COLUMNS, 1) for BLOCK_V in (4096, 8192, 16384, 32768) for COLUMNS in (128, 256)
+        GumbelArgmaxShape(BLOCK_V, COLUMNS, 1) for BLOCK_V in (8192, 16384, 32768) for COLUMNS in (64, 128)
     ),
     "truncation_floor": (256, 512, 1024),
     "masked_cross_entropy": tuple((threads, loaded) for threads in (512, 1024) for loaded in (16, 32)),

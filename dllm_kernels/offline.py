@@ -132,7 +132,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 noise suppress rows count", gumbel(llada, bf16, **noise, **chosen, **suppress[llada])
     yield "float32 noise ragged suppress rows count", gumbel(bert, torch.float32, **noise, **chosen, **suppress[bert])
     yield "float32 one token", gumbel(1, torch.float32)
-    yield "float32 most chunks", gumbel(2**21, torch.float32)
+    yield "float32 most chunks", gumbel(2**22, torch.float32)
     yield "bfloat16 begin-suppress", gumbel(llada, bf16, **begin[llada])
     yield "bfloat16 noise begin-suppress", gumbel(llada, bf16, **noise, **begin[llada])
     yield "bfloat16 noise tempered", gumbel(llada, bf16, **noise, tempered=True)
