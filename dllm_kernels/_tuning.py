@@ -30,12 +30,12 @@ class GumbelArgmaxShape(NamedTuple):
     num_stages: int
 
 
-# 16384 tokens in 128 columns are 128 tokens a thread. What a chunk costs besides its passes is 600 instructions a thread
-# at temperature 1, a fifth of the whole here, a third with 8192 tokens and a tenth with 32768. But 64 rows of 126464
+# 16384 tokens in 128 columns are 128 tokens a thread. What a chunk costs besides its passes is 600 instructions a
+# thread at temperature 1: a fifth of all here, a third with 8192 tokens, a seventh with 32768. But 64 rows of 126464
 # tokens are 512 programs here, four warps on each of an H200's schedulers, which hide the latency of memory; with 32768
 # tokens, or with 64 columns, they are two.
 _GUMBEL_ARGMAX = {
-    "default": GumbelArgmaxShape(BLOCK_V=16384, COLUMNS=128, num_stages=1),  # origin: instructions counted, unmeasured
+    "default": GumbelArgmaxShape(BLOCK_V=16384, COLUMNS=128, num_stages=1),  # origin: default, unmeasured
 }
 # One program combines all chunks of a row. Beyond so many of them (4 million tokens) the chunks widen.
 MAX_CHUNKS = 256
@@ -146,12 +146,19 @@ def transfer_tokens(window: int) -> tuple[int, int]:
     return BLOCK_W, next(warps for widest, warps in table if BLOCK_W <= widest)
 
 
+def block_schedule(window: int, threads: int = 1024) -> tuple[int, int]:
+    """BLOCK_W and the number of warps for a window on the current device: 4 columns a thread, as far as `threads`
+    suffice."""
+    BLOCK_W, (_, warp_size) = max(32, triton.next_power_of_2(window)), _target()
+    return BLOCK_W, max(min(BLOCK_W // 4, threads) // warp_size, 1)
+
+
 # Beside what is written down: what is worth measuring. None of it lets a row's result depend on its batch, and of the
 # fused head none changes a bit. A kept choice that is not among them is ignored.
 _TRANSFER_WARPS = ((1, 2, 4, 8, 16), (1, 4, 8, 16, 16), (2, 4, 8, 16, 16), (1, 1, 2, 4, 8))
 CANDIDATES: dict[str, tuple] = {
     "gumbel_argmax": tuple(
-        GumbelArgmaxShape(BLOCK_V, COLUMNS, 1) for BLOCK_V in (8192, 16384, 32768) for COLUMNS in (64, 128, 256)
+        GumbelArgmaxShape(BLOCK_V, COLUMNS, 1) for BLOCK_V in (8192, 16384, 32768) for COLUMNS in (64, 128)
     ),
     "truncation_floor": (256, 512, 1024),
     "masked_cross_entropy": tuple((threads, loaded) for threads in (512, 1024) for loaded in (16, 32)),

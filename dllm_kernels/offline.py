@@ -59,6 +59,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         >>> next(configurations())[0]
         'float32'
     """
+    from dllm_kernels.block_schedule import triton as block_schedule
+    from dllm_kernels.block_schedule.tables import BlockSchedule
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
     from dllm_kernels.linear_gumbel_argmax import triton as linear_gumbel_argmax
     from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
@@ -94,6 +96,23 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         arguments = (*operands, meta(vocab_size, dtype=dtype) if bias else None, options.pop("rows", None))
         return partial(linear_gumbel_argmax.fused_head, *arguments, options.pop("count", None), **options)
 
+    def step(window: int, every: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
+        rows, table, cells, name = meta(8), meta(8, 4), meta(8, window), f"window {window}{', every option' * every}"
+        amount = meta(8, 4, 32, dtype=torch.float32 if every else torch.int64)
+        schedule, sure = BlockSchedule(rows, rows, rows, table, table, table, amount), cells.float()
+        where = dict(mask_id=126336, block_only=every)
+        listed = dict(start=rows, overflow=meta(1), window=window, hidden_offset=rows, hidden_rows=8192, room=512)
+        listed |= dict(right_shift=every, editable=meta(8, 8192, dtype=torch.bool) if every else None, multiple=64)
+        placed = dict(proposals=cells, confidence=sure, row_steps=rows, failed=rows)
+        moved = dict(first=rows, row_steps=rows, unmasked_steps=rows, adapts=every, stops_between_blocks=every)
+        moved |= dict(edit_threshold=0.9 if every else None, edit_steps=16, ends=(126081, 126348) if every else None)
+        canvas, noise = meta(8, 8192), meta(512, dtype=torch.float32)
+        yield f"list, {name}", partial(block_schedule.list_candidates, canvas, schedule, rows, **where, **listed)
+        place = partial(block_schedule.place_proposals, cells, meta(512), noise, noise if every else None, schedule)
+        yield f"proposals, {name}", partial(place, **placed)
+        move = partial(block_schedule.advance_rows, canvas, schedule, cells, sure, rows, **where)
+        yield f"move, {name}", partial(move, **moved)
+
     llada, bert = 126464, 30522  # rows aligned to 16 elements; rows that are not
     noise = dict(temperature=meta(1, dtype=torch.float32).expand(8), seeds=meta(8), positions=meta(8), step=meta(8))
     chosen = dict(rows=meta(4), count=meta(1))
@@ -113,7 +132,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 noise suppress rows count", gumbel(llada, bf16, **noise, **chosen, **suppress[llada])
     yield "float32 noise ragged suppress rows count", gumbel(bert, torch.float32, **noise, **chosen, **suppress[bert])
     yield "float32 one token", gumbel(1, torch.float32)
-    yield "float32 most chunks", gumbel(2**21, torch.float32)
+    yield "float32 most chunks", gumbel(2**22, torch.float32)
     yield "bfloat16 begin-suppress", gumbel(llada, bf16, **begin[llada])
     yield "bfloat16 noise begin-suppress", gumbel(llada, bf16, **noise, **begin[llada])
     yield "bfloat16 noise tempered", gumbel(llada, bf16, **noise, tempered=True)
@@ -169,6 +188,9 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"threshold window {window}", transfer(window, threshold=0.9)
         yield f"factor window {window}", transfer(window, factor=1.0)
         yield f"budget window {window}", transfer(window, budget=2**31)
+    for window in (64, 1024, 8192):
+        yield from step(window)
+        yield from step(window, every=True)
     yield "k window 64, 64-bit mask_id", transfer(64, mask_id=2**40, k=meta(8))
 
 

@@ -409,7 +409,7 @@ class TestModels:
 
     def test_decoders_of_transformers_4_are_refused(self, monkeypatch):
         """They stay causal there, and a benchmark of them would measure another model."""
-        monkeypatch.setattr(transformers, "__version__", "4.57.6")
+        monkeypatch.setattr(models.transformers, "__version__", "4.57.6")  # whichever object was first imported
         with pytest.raises(ValueError, match="bidirectional from transformers 5 on, got"):
             models.load("llada-8b", torch.float32, CPU)
 

@@ -25,7 +25,7 @@ from dllm.fast.sampling.cache_layout import CacheLayout, LayoutRecorder
 from dllm.fast.sampling.passes import Pass, run
 from dllm.fast.sampling.plan import plan
 from dllm.fast.sampling.schedule import Block, Schedule
-from dllm.fast.sampling.state import CurrentBlock, Policy, State
+from dllm.fast.sampling.state import Policy, State
 
 CACHES = (None, "block", "dual")
 # Bytes of logits that the head keeps at once, at most (dllm_kernels.linear_gumbel_argmax).
@@ -209,7 +209,7 @@ def _step(
 ) -> StepCost:
     """Run the body of one step, and add the head."""
     with LiveBytes() as memory, FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
-        hidden = run(split, state, policy, CurrentBlock.of(state), cache, passes).hidden
+        hidden = run(split, state, policy, cache, passes).hidden
     (vocabulary, size), batch = split.head.weight.shape, len(state.tokens)
     rows, each = batch * policy.block_length, split.head.weight.element_size()
     head = len(hidden) * rows * size * each + min(rows * vocabulary * each, _LOGITS)

@@ -4,7 +4,7 @@ The result of a row does not depend on its batch: chunks have the same width wha
 program, and a second kernel combines the chunks of a row in a fixed order. Few rows fill the chip all the same.
 
 Within a chunk a thread owns a column of tokens: of each block of 512, which 512 / (4 GROUP) threads read, four groups of
-GROUP adjacent tokens, 128 apart. A group is what a thread loads at once, 16 bytes. So a thread has whole tiles of the
+GROUP adjacent tokens, 128 apart. A group is what a thread loads at once, four tokens or eight. So a thread has whole tiles of the
 draw (:mod:`dllm_kernels.draw`), one or two of a block, and the pass exchanges nothing between threads. Of its column a
 thread keeps
     peak   max l
@@ -95,6 +95,7 @@ def _chunk_kernel(
     stride_ir,
     BLOCK_V: tl.constexpr,
     COLUMNS: tl.constexpr,
+    EVEN_V: tl.constexpr,
     HAS_NOISE: tl.constexpr,
     HAS_SUPPRESS: tl.constexpr,
     HAS_BEGIN_SUPPRESS: tl.constexpr,
@@ -103,7 +104,9 @@ def _chunk_kernel(
     HAS_ROWS: tl.constexpr,
     HAS_COUNT: tl.constexpr,
 ):
-    GROUP: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    # 16 bytes, where rows are aligned and options leave so many registers: 64 keep half an SM's threads at work
+    PLAIN: tl.constexpr = EVEN_V and not (HAS_SUPPRESS or HAS_BEGIN_SUPPRESS or HAS_FLOOR)
+    GROUP: tl.constexpr = 8 if PLAIN and x_ptr.dtype.element_ty.primitive_bitwidth == 16 else 4
     n, chunk = tl.program_id(0), tl.program_id(1)
     if HAS_COUNT:
         if n >= tl.load(count_ptr):
@@ -134,7 +137,7 @@ def _chunk_kernel(
     floor = -INF
     if HAS_FLOOR:
         floor = tl.load(floor_ptr + n)
-    rate, draw_rate = LOG2_E + 0.0, tl.div_rn(LOG2_E, T)
+    rate, draw_rate = LOG2_E, tl.div_rn(LOG2_E, T)
     if TEMPERED:
         rate = draw_rate
 
@@ -533,6 +536,7 @@ def _reduce_slice(
         stride_ir=stride(options.step),
         BLOCK_V=shape.BLOCK_V,
         COLUMNS=shape.COLUMNS,
+        EVEN_V=vocab_size % 16 == 0,
         HAS_NOISE=options.temperature is not None,
         HAS_SUPPRESS=options.suppress is not None,
         HAS_BEGIN_SUPPRESS=options.begin_suppress is not None,

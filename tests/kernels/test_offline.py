@@ -12,7 +12,9 @@ from dllm_kernels import _impl
 pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_impl.why_not_triton()))
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-KERNELS = {f"{name}_kernel" for name in ("chunk", "combine", "floor", "noise", "row", "scale", "tile", "transfer")}
+VOCABULARY = ("chunk", "combine", "floor", "row", "scale", "tile")
+WINDOW = ("advance", "count", "list", "noise", "place", "transfer")
+KERNELS = {f"{name}_kernel" for name in (*VOCABULARY, *WINDOW)}
 HEADS = 11  # configurations of the fused head
 # What `make test` compiles: for sm_90 all of bfloat16, and of other dtypes what is not as in bfloat16; for AMD, whose
 # compiler is another, every kernel once; for the others the fused head, whose matrix instructions are their own.
@@ -21,7 +23,7 @@ ONCE = (*HEAD, "bfloat16 noise tempered", "bfloat16 top_p", "bfloat16 loss and g
 WINDOWS = ("k window 1", "window 64", "window 8192")  # of one warp, and of most
 SOME = {
     ("sm_90",): ("bfloat16", "float32 every option", "float32 noise", "head", *WINDOWS, "noise of positions"),
-    ("gfx942",): (*ONCE, "k window 64", "noise of positions, gumbel"),
+    ("gfx942",): (*ONCE, "k window 64", "window 64, every option", "noise of positions, gumbel"),
     ("sm_80", "sm_100"): HEAD,
 }
 

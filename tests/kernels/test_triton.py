@@ -68,7 +68,7 @@ def same_bits(a, b):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Chunks of 1024 tokens, read 512 at a time: 1600 tokens are two chunks, the last one ragged."""
+    """Chunks of 1024 tokens, read 512 at a time, some in 16 bits at once: 1600 tokens are two, the last one ragged."""
     shape = _tuning.GumbelArgmaxShape(BLOCK_V=1024, COLUMNS=32, num_stages=1)
     monkeypatch.setattr(_tuning, "_GUMBEL_ARGMAX", {"default": shape})
 
@@ -190,9 +190,9 @@ def test_log():
 # gumbel_argmax
 
 
-# one token, one group of four and around it, around one pass (2048 tokens in float32, else 4096); two chunks as they come
+# one token, one group of four and around it, around one pass (2048 tokens, or 4096), two chunks as they come
 @pytest.mark.covering(2)
-@pytest.mark.parametrize("vocab_size", [1, 2, 3, 7, 2049, 4100, 16387])
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 7, 2049, 4112, 16400])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_as_tuned(vocab_size, dtype, temperature):
@@ -219,6 +219,73 @@ def test_many_chunks(narrow, scale, dtype):
     got = fast(logits, **noise)
     assert torch.equal(got.token, reference(logits, **noise).token)
     assert_within_budget(got, logits, **noise)
+
+
+# one chunk, two, one token less and one more, and 16 of them, which leaves rows of 16 bits aligned
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("vocab_size", [1008, 1023, 1024, 1025, 1040, 2047, 2048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_chunks_end(narrow, vocab_size, dtype):
+    logits, noise = make_logits(3, vocab_size, dtype=dtype), make_noise(3, torch.tensor([1.0, 0.0, 1.0]))
+    logits[:, -1] = torch.tensor([-5.0, 30.0, 30.0])  # of two rows the last token wins
+    got = fast(logits, **noise)
+    assert torch.equal(got.token, reference(logits, **noise).token)
+    assert got.token[1:].tolist() == [vocab_size - 1] * 2
+    assert_within_budget(got, logits, **noise)
+
+
+@remarks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_chunks_of_nothing_and_a_last_one_of_anything(narrow, dtype, temperature):
+    """Of three chunks the last, which is ragged, holds +inf, NaN or all there is."""
+    logits = make_logits(4, 2128, dtype=dtype)
+    logits[0, 2100], logits[0, 2101] = INF, NAN
+    logits[1, :2048] = -INF
+    logits[1, 2120] = NAN
+    logits[2, 1024:2048] = -INF
+    logits[2, 2048:] = NAN
+    logits[3, :1024] = NAN
+    logits[3, 1024:] = -INF
+    noise = make_noise(4, temperature)
+    got, expected = fast(logits, **noise), reference(logits, **noise)
+    assert torch.equal(got.token, expected.token) and got.token[3] == -1
+    assert got.token[0] == 2100 and got.token[1] >= 2048 and got.token[2] < 1024
+    for name in STATISTICS:
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_scores_in_two_chunks(narrow, dtype):
+    """Of the same logits in two chunks the first is taken, at temperature 0 and where the noise is less than an ulp."""
+    logits = make_logits(2, 2048, dtype=dtype)
+    logits[:, 1024:] = logits[:, :1024]
+    temperature = torch.tensor([0.0, 1e-20])
+    got = fast(logits, **make_noise(2, temperature))
+    assert torch.equal(got.token, logits[:, :1024].argmax(-1)) and got.margin.tolist() == [0.0] * 2
+
+
+# where a rounding of l log2 e is a quarter; beyond any sum; masks of the lowest number beside them
+@remarks
+@pytest.mark.parametrize("size", [3e6, -3e6, 1e30, torch.finfo(torch.float32).min])
+def test_logits_far_from_0(narrow, size):
+    logits = size + make_logits(3, 1040, scale=3.0)
+    logits[1, :1024] = torch.finfo(torch.float32).min  # a chunk far below the other
+    logits[2, 500:] = make_logits(1, 540)[0]
+    noise = make_noise(3, torch.tensor([1.0, 0.0, 0.5]))
+    got = fast(logits, **noise)
+    assert torch.equal(got.token, reference(logits, **noise).token)
+    assert_within_budget(got, logits, **noise)
+
+
+# where T g is lost in l or l in T g, where the line of the bound is level, and beyond float32
+@remarks
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1e6])
+def test_bounds_hold_at_every_temperature(narrow, scale):
+    temperature = torch.tensor([1e-30, 1e-12, 1e-3, 1e27, 3e38])
+    logits, noise = make_logits(5, 200, scale=1.0) * scale, make_noise(5, temperature)
+    logits[:, 100:] = torch.finfo(torch.float32).min if scale else 0.0
+    assert torch.equal(fast(logits, **noise).token, reference(logits, **noise).token)
 
 
 def test_what_is_measured_does_not_depend_on_what_is_drawn(narrow):
@@ -388,6 +455,10 @@ def test_slices_give_the_bits_of_the_whole(narrow):
     with poisoned_memory():
         got = kernels.over_slices(slices(), 4, 2100, DEVICE, **options)
     assert same_bits([field.cpu() for field in got], whole)
+    half = logits[:, :2096].bfloat16()  # groups of eight
+    with poisoned_memory():
+        got = kernels.over_slices([(i, half[:, i : i + 1024].to(DEVICE)) for i in (0, 1024, 2048)], 4, 2096, DEVICE)
+    assert same_bits([field.cpu() for field in got], fast(half))
     with pytest.raises(ValueError, match="multiples of 1024"):
         kernels.over_slices([(0, logits[:, :600]), (600, logits[:, 600:])], 4, 2100, DEVICE)
 
