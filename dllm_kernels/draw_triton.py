@@ -52,8 +52,10 @@ def word_of(number, w0, w1, w2, w3):
 
 @triton.jit
 def tile_words(seed, tile, position, step):
-    """The four words of each tile's Philox block, and the number of its own: tile t is number t mod 32 of block t div 32,
-    and blocks 32 s + 8 i + g for i in 0..3 share Philox blocks 256 s + 32 g + r."""
+    """The four words of each tile's Philox block, and the number of its own.
+
+    Tile t = 32 b + r; blocks b = 32 s + 8 i + g for i in 0..3 share Philox blocks 256 s + 32 g + r.
+    """
     block = tile // 32
     philox_block = block // 32 * 256 + block % 8 * 32 + tile % 32
     w0, w1, w2, w3 = words(seed, philox_block, position, step, TILE_NOISE)

@@ -94,7 +94,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps([row._asdict() for row in found]))
         return 0
     ceilings = CEILINGS[options.target]
-    columns = ("dtype", "T", "statistics", "BLOCK_V", "COLUMNS", "a logit, pass", "in all", *(f"us, {rows} rows" for rows in ROWS))
+    columns = (
+        "dtype",
+        "T",
+        "statistics",
+        "BLOCK_V",
+        "COLUMNS",
+        "a logit, pass",
+        "in all",
+        *(f"us, {rows} rows" for rows in ROWS),
+    )
     lines = []
     for row in found:
         times = (row.total * rows * options.vocab / ceilings.slots * 1e6 for rows in ROWS)

@@ -2,9 +2,9 @@
 
 A chunk hands on five float32 numbers and a token: its best score, the two largest logits first and second, and over the
 chunk sum 2^d and sum 2^d d with d = (l - first) / T log2 e. Logits that begin_suppress hides are -inf in the last four.
-At T = 0 the score is the largest logit and the token has it. Otherwise they are the score and the first token of the
-best tile (:mod:`dllm_kernels.draw`), whose 16 logits the chunk hands on too; the token of the row is drawn from the best
-tile of all here. Chunks are combined in a fixed order.
+At T = 0 the score is the largest logit, and the token has it. Otherwise they are the score and the first token of the
+best tile (:mod:`dllm_kernels.draw`), whose 16 logits the chunk hands on too; this kernel draws the row's token from the
+best tile of all. Chunks are combined in a fixed order.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 The result of a row does not depend on its batch: chunks have the same width whatever the number of rows, each is one
 program, and a second kernel combines the chunks of a row in a fixed order. Few rows fill the chip all the same.
 
-Within a chunk a thread owns a column of tokens: of each block of 512, which 512 / (4 GROUP) threads read, four groups of
-GROUP adjacent tokens, 128 apart. A group is what a thread loads at once, four tokens or eight. So a thread has whole tiles of the
-draw (:mod:`dllm_kernels.draw`), one or two of a block, and the pass exchanges nothing between threads. Of its column a
-thread keeps
+Within a chunk a thread owns a column: of a block of 512 tokens, which 128 / GROUP threads read, four groups of GROUP
+adjacent tokens, 128 apart; then the same of a later block. A group is what a thread loads at once, four tokens or
+eight. So a thread has whole tiles of the draw (:mod:`dllm_kernels.draw`), and the pass exchanges nothing between
+threads. Of its column a thread keeps
     peak   max l
     shift  -peak log2 e, rounded, at most 2^16
     s      sum 2^d, d = l log2 e + shift in one rounding
@@ -15,9 +15,9 @@ thread keeps
 
 Exact pruning. What decides the draw is specified bit for bit, and costs more than all else. A bound of a tile's score
 needs approximate exponentials only, those of the statistics where their temperature is that of the draw, and no
-logarithm (:mod:`dllm_kernels.gumbel_argmax.bounds_triton`). So scores are computed for the column with the highest bound,
-and for further ones only while their bound reaches the best score: 1.1 columns of 128 on average for normal logits. At
-temperature 0 the bound is the logit itself.
+logarithm (`bounds_triton.py`). So scores are computed for the column with the highest bound, and for further ones only
+while their bound reaches the best score: 1.1 columns of 128 on average for normal logits. At temperature 0 the bound is
+the logit itself.
 
 Statistics. The error of d is relative to d, small where the probability is large, but 2^d and d are those of a peak
 moved by the rounding of shift. That is at most 2^-9, is computed exactly and taken back once per chunk. Where the peak

@@ -8,8 +8,8 @@ the second kernel of :mod:`dllm_kernels.gumbel_argmax.triton` combines. The voca
 The result of a row does not depend on its batch. A logit is one chain of products in steps of BLOCK_K, whatever the
 block of rows, and is kept in float32; the order of every sum over tokens is written out.
 
-A program's 128 tokens are those of eight tiles of the draw (:mod:`dllm_kernels.draw`), four runs of 32 adjacent tokens, so
-that it draws one number for each tile; the second kernel draws the token.
+A program's 128 tokens are eight tiles of the draw (:mod:`dllm_kernels.draw`), four runs of 32 adjacent tokens, in an
+order that gives a warp whole tiles. It draws one number for each tile; the second kernel draws the token.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from tests.goodness_of_fit import P_MIN, chi_square_p
 cpu_kernel = pytest.mark.skipif(_impl.why_not_cpu() is not None, reason=f"no extension: {_impl.why_not_cpu()}")
 IMPL = "cpu" if _impl.why_not_cpu() is None else "reference"
 
-# one token; around a lane's load (4), a row of lanes (128), a block (512), the next word of a Philox block (4096), the next one (16384)
+# one token; around a lane's load (4), a row of lanes (128), a block (512), and where a Philox block has the next word
+# (4096) and ends (16384)
 VOCABULARIES = [1, 3, 4, 5, 127, 129, 513, 2047, 4099, 16388]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
