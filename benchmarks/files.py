@@ -12,3 +12,8 @@ def write_json(path: Path, value: object) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def read_json(path: Path) -> object:
+    """What :func:`write_json` wrote."""
+    return json.loads(path.read_text())

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import statistics
 import time
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from benchmarks import models, providers, report, timing
+from benchmarks.failures import Result, failures_in
 from benchmarks.providers import Case, Provider, Split
-
-Result = dict[str, object]
 
 
 def measure(
@@ -75,16 +72,6 @@ def measure(
                 canvases["judge"] = providers.philox_check(loaded, case, prompt)
     compare(results, canvases, case, why_not=judging.get("judge", {}).get("error"))
     return results
-
-
-@contextlib.contextmanager
-def failures_in(results: dict[str, Result], name: str) -> Iterator[None]:
-    """Turn an exception inside the `with` block into the "error" of result `name`, so that other programs go on."""
-    try:
-        yield
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or "no message"
-        results[name] = results.get(name, {}) | {"error": f"{type(error).__name__}: {reason}"}
 
 
 def first_run(name: str, loaded: models.Loaded, case: Case, prompt: Tensor) -> tuple[Provider, Result]:

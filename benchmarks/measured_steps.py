@@ -17,7 +17,8 @@ from torch import Tensor
 
 from benchmarks import models, providers, report, timing
 from benchmarks.case import Case
-from benchmarks.measure import Result, compare, failures_in, random_prompt
+from benchmarks.failures import Result, failures_in
+from benchmarks.measure import compare, random_prompt
 from benchmarks.providers import Split
 
 

@@ -247,13 +247,20 @@ def load(
 def make_bidirectional(target: nn.Module | transformers.PretrainedConfig) -> None:
     """Make a causal decoder, or its config, bidirectional; encoders stay as they are.
 
-    Without an attention mask, `is_causal` decides: the config's in transformers 5, each attention layer's in 4.57.
+    Without an attention mask, `is_causal` decides: the config's and each attention layer's.
+
+    Raises:
+        ValueError: a decoder's config under transformers 4, which stays causal.
     """
     if isinstance(target, nn.Module):
         for module in target.modules():
             if getattr(module, "is_causal", None) is True:
                 module.is_causal = False
     elif target.model_type in ("llama", "qwen2"):
+        if int(transformers.__version__.partition(".")[0]) < 5:
+            raise ValueError(
+                f"a {target.model_type} is bidirectional from transformers 5 on, got {transformers.__version__}"
+            )
         target.is_causal = False
         target.use_cache = False
 

@@ -24,6 +24,7 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: packages are imported from the repository
@@ -192,8 +193,11 @@ def cells(name: str, result: dict[str, object]) -> list[str]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure every case; 1 where a case could not be measured at all, 2 for invalid options."""
+def main(arguments: list[str] | None = None, load: Callable[..., models.Loaded] = models.load) -> int:
+    """Measure every case; 1 where a case could not be measured at all, 2 for invalid options.
+
+    `load` loads a model; several calls can share one by another function.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     if options.threads:
@@ -224,9 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
             if loaded is None or loaded.source != case.model:
                 loaded = None  # two models may not fit into memory
                 gc.collect()
-                loaded = models.load(
-                    case.model, models.DTYPES[case.dtype], device, seed=case.seed, mask_id=options.mask_id
-                )
+                loaded = load(case.model, models.DTYPES[case.dtype], device, seed=case.seed, mask_id=options.mask_id)
         except (ValueError, OSError, models.NotEnoughMemoryError) as error:
             row["error"] = f"{type(error).__name__}: {error}"
             print(f"{case.title}: {error}", file=sys.stderr)

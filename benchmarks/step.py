@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import losses, timing
+from benchmarks.failures import Result, failures_in
 from benchmarks.losses import PROGRAMS, Batch, Program, Truth
-from benchmarks.measure import Result, failures_in
 
 Begin = Callable[[str], None]  # announces a part, see report.progress
 LEARNING_RATE = 1e-4

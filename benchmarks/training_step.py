@@ -30,8 +30,8 @@ import torch
 from torch import nn
 
 from benchmarks import losses, models, report
+from benchmarks.failures import Result
 from benchmarks.losses import PROGRAMS, Batch
-from benchmarks.measure import Result
 from benchmarks.step import PARTS, Step, WrongLossError, check_losses, measure, measure_memory, still_running
 from dllm.core.trainers.utils.throughput import Flops
 from dllm.exits import exit_code

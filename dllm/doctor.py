@@ -176,6 +176,38 @@ def _linear_cross_entropy(impl: str, device: str) -> Outputs:
     return loss.detach(), nll.detach(), hidden.grad, weight.grad
 
 
+def _block_schedule(device: str) -> dllm_kernels.BlockSchedule:
+    """Two rows of one block of four columns, in the first of two steps."""
+    place, tables = torch.zeros(2, 2, dtype=torch.int64, device=device), torch.zeros(2, 1, dtype=torch.int64)
+    begin, stop, steps = (tables.add(n).to(device) for n in (0, 4, 2))
+    return dllm_kernels.BlockSchedule(*place, stop[:, 0] // 4, begin, stop, steps, stop[:, :, None] // 2)
+
+
+def _list_candidates(impl: str, device: str) -> Outputs:
+    canvas = torch.tensor([[9, 1, 9, 9], [9, 9, 2, 3]], device=device)
+    rows = torch.zeros(3, 2, dtype=torch.int64, device=device)
+    where = dict(start=rows[0], overflow=rows[0, :1].clone(), hidden_offset=rows[1], hidden_rows=8, room=8)
+    schedule = _block_schedule(device)
+    return tuple(dllm_kernels.list_candidates(canvas, schedule, rows[2], mask_id=9, window=4, impl=impl, **where))
+
+
+def _place_proposals(impl: str, device: str) -> Outputs:
+    slot = torch.tensor([[0, -1, 1, 2], [3, 4, -1, -1]], device=device)
+    tokens, rows = torch.arange(5, device=device), torch.zeros(2, 2, dtype=torch.int64, device=device)
+    cells = dllm_kernels.Candidates(tokens, tokens, tokens, tokens, tokens[:1], slot)
+    window = dict(proposals=torch.zeros_like(slot), confidence=slot.float(), row_steps=rows[0], failed=rows[1])
+    k = dllm_kernels.place_proposals(cells, tokens, tokens / 5, None, _block_schedule(device), impl=impl, **window)
+    return k, window["proposals"], window["confidence"]
+
+
+def _advance_rows(impl: str, device: str) -> Outputs:
+    canvas = torch.tensor([[9, 1, 9, 9], [5, 6, 2, 3]], device=device)
+    rows, schedule = torch.zeros(4, 2, dtype=torch.int64, device=device), _block_schedule(device)
+    moved = dict(first=rows[0], row_steps=rows[1], unmasked_steps=rows[2], adapts=True, eos_id=3)
+    dllm_kernels.advance_rows(canvas, schedule, canvas, canvas.float(), rows[3], mask_id=9, impl=impl, **moved)
+    return schedule.block, schedule.step, rows
+
+
 def _transfer_tokens(impl: str, device: str) -> Outputs:
     mask_id = 9
     canvas = torch.tensor([[mask_id, 1, mask_id, mask_id], [mask_id, mask_id, 2, 3]], device=device)
@@ -234,11 +266,14 @@ PARTS = {
 ON_THE_HOST = ("align_tokens",)
 # for each operation of dllm_kernels a function (impl, device) -> results, which runs it on a tiny input
 SELF_TESTS = {
+    "advance_rows": _advance_rows,
     "align_tokens": _align_tokens,
     "gumbel_argmax": _gumbel_argmax,
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_gumbel_argmax": _linear_gumbel_argmax,
+    "list_candidates": _list_candidates,
     "masked_cross_entropy": _masked_cross_entropy,
+    "place_proposals": _place_proposals,
     "position_noise": _position_noise,
     "transfer_tokens": _transfer_tokens,
     "truncation_floor": _truncation_floor,

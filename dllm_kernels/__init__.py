@@ -4,6 +4,14 @@ Importing this package loads neither Triton nor the C++ extension; the first cal
 """
 
 from dllm_kernels.align_tokens import Alignment, align_tokens
+from dllm_kernels.block_schedule import (
+    BlockSchedule,
+    Candidates,
+    CurrentBlock,
+    advance_rows,
+    list_candidates,
+    place_proposals,
+)
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
 from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
@@ -14,13 +22,19 @@ from dllm_kernels.truncation_floor import truncation_floor
 
 __all__ = [
     "Alignment",
+    "BlockSchedule",
+    "Candidates",
     "CrossEntropy",
+    "CurrentBlock",
     "GumbelArgmax",
+    "advance_rows",
     "align_tokens",
     "gumbel_argmax",
     "linear_cross_entropy",
     "linear_gumbel_argmax",
+    "list_candidates",
     "masked_cross_entropy",
+    "place_proposals",
     "position_noise",
     "transfer_tokens",
     "truncation_floor",

@@ -21,7 +21,8 @@ from dllm_kernels import _impl, _tuning_cache
 class GumbelArgmaxShape(NamedTuple):
     """How a row of logits is cut: chunks of BLOCK_V tokens, one program each, whose tokens lie in COLUMNS columns.
 
-    A column is one thread's, so that nothing is exchanged between threads inside the pass.
+    A column is one thread's, so that nothing is exchanged between threads inside the pass. A pass reads 64 bytes of
+    each column, and a chunk is whole passes: BLOCK_V is a multiple of 32 COLUMNS.
     """
 
     BLOCK_V: int
@@ -29,12 +30,14 @@ class GumbelArgmaxShape(NamedTuple):
     num_stages: int
 
 
-# 8192 tokens in 128 columns are 64 tokens a thread: enough to pay for the reductions at the end of a chunk, and a
-# vocabulary of 126464 tokens still has 16 programs a row.
+# 16384 tokens in 128 columns are 128 tokens a thread. What a chunk costs besides its passes is 600 instructions a
+# thread at temperature 1: a fifth of all here, a third with 8192 tokens, a seventh with 32768. But 64 rows of 126464
+# tokens are 512 programs here, four warps on each of an H200's schedulers, which hide the latency of memory; with 32768
+# tokens, or with 64 columns, they are two.
 _GUMBEL_ARGMAX = {
-    "default": GumbelArgmaxShape(BLOCK_V=8192, COLUMNS=128, num_stages=1),  # origin: default, unmeasured
+    "default": GumbelArgmaxShape(BLOCK_V=16384, COLUMNS=128, num_stages=1),  # origin: default, unmeasured
 }
-# One program combines all chunks of a row. Beyond so many of them (2 million tokens) the chunks widen.
+# One program combines all chunks of a row. Beyond so many of them (4 million tokens) the chunks widen.
 MAX_CHUNKS = 256
 
 # Threads of the program that searches a row for what top-k and top-p keep: few rows fill few multiprocessors, so each
@@ -55,21 +58,17 @@ HEAD_TILE = 128
 _HEAD_COLUMN_BYTES = 128
 # One program combines all tiles of a row, at most so many.
 _MAX_TILES = 4096
-# The most rows for which the head is fused. Each tile reads all hidden states from L2, half of what it reads of the
-# weight at 64 rows; and the noise of 64 rows costs what the second pass over logits in L2 does.
-_FUSED_ROWS = {
-    "default": 64,  # origin: default, unmeasured
-    "sm_100": 32,  # 64 spill; with twice the threads its matrix units are not used
-}
-# (most rows, threads, stages): at most 128 registers a thread, or two programs of few rows do not fit a multiprocessor;
-# as many stages as fit its shared memory (with 64 rows for one program), of which unknown devices are taken to have
-# 99 KiB.
+# The most rows for which the head is fused. Each tile reads all hidden states from L2, at 32 rows a quarter of what it
+# reads of the weight. A program of more rows would fill a multiprocessor, and nothing would run beside its epilogue: a
+# library's product and the second pass over its logits are predicted to be as fast there.
+_FUSED_ROWS = {"default": 32}  # origin: default, unmeasured
+# (most rows, threads, stages): at most 128 registers a thread, or two programs do not fit a multiprocessor; as many
+# stages as fit its shared memory, of which unknown devices are taken to have 99 KiB.
 _FUSED_HEAD = {
-    "default": ((16, 256, 4), (32, 256, 4), (64, 512, 4)),  # origin: default, unmeasured
-    "sm_80": ((16, 256, 4), (32, 256, 4), (64, 512, 6)),  # origin: default, unmeasured
-    "sm_90": ((16, 256, 6), (32, 256, 5), (64, 512, 8)),  # origin: default, unmeasured
+    "default": ((16, 256, 4), (32, 256, 4)),  # origin: default, unmeasured
+    "sm_90": ((16, 256, 6), (32, 256, 5)),  # origin: default, unmeasured
     "sm_100": ((16, 256, 6), (32, 256, 5)),  # origin: default, unmeasured
-    "gfx942": ((16, 256, 2), (32, 256, 2), (64, 512, 2)),  # origin: default, unmeasured
+    "gfx942": ((16, 256, 2), (32, 256, 2)),  # origin: default, unmeasured
 }
 
 # (widest window, warps): up to 128 columns are sorted within one warp, then it is 8 to 16 keys a thread.
@@ -92,12 +91,18 @@ _MASKED_CROSS_ENTROPY = {
     "default": (1024, 32),  # origin: default, unmeasured
     "gfx942": (1024, 16),  # 32 spill
 }
+# Rows of at most so many bytes stay in L2 even if two programs run on each multiprocessor (35 MB on 132 of them). So
+# a thread loads 16 bytes at a time there, with 32 registers. Half as many tokens at a time also leave fewer threads
+# without any at the end of a row: of 50368 tokens, 7 x 8192 instead of 4 x 16384.
+_SHORT_ROW = 2**17
 
 
-def masked_cross_entropy(dtype: torch.dtype, plain: bool) -> MaskedCrossEntropyShape:
-    """The shape for logits of `dtype` on the current device. What is not plain, a softcap or rows that are not aligned,
-    needs the registers of the second half of 16."""
+def masked_cross_entropy(dtype: torch.dtype, vocab_size: int, plain: bool) -> MaskedCrossEntropyShape:
+    """The shape for logits [R, vocab_size] of `dtype` on the current device. What is not plain, a softcap or rows that
+    are not aligned, needs the registers of the second half of 16."""
     (threads, loaded), warp_size = _choose("masked_cross_entropy", _MASKED_CROSS_ENTROPY)
+    if vocab_size * dtype.itemsize <= _SHORT_ROW:
+        loaded = min(loaded, 16)
     vector = min(loaded // dtype.itemsize, 16 if plain else 8)
     return MaskedCrossEntropyShape(threads, vector, threads // warp_size)
 
@@ -141,19 +146,25 @@ def transfer_tokens(window: int) -> tuple[int, int]:
     return BLOCK_W, next(warps for widest, warps in table if BLOCK_W <= widest)
 
 
+def block_schedule(window: int, threads: int = 1024) -> tuple[int, int]:
+    """BLOCK_W and the number of warps for a window on the current device: 4 columns a thread, as far as `threads`
+    suffice."""
+    BLOCK_W, (_, warp_size) = max(32, triton.next_power_of_2(window)), _target()
+    return BLOCK_W, max(min(BLOCK_W // 4, threads) // warp_size, 1)
+
+
 # Beside what is written down: what is worth measuring. None of it lets a row's result depend on its batch, and of the
 # fused head none changes a bit. A kept choice that is not among them is ignored.
 _TRANSFER_WARPS = ((1, 2, 4, 8, 16), (1, 4, 8, 16, 16), (2, 4, 8, 16, 16), (1, 1, 2, 4, 8))
 CANDIDATES: dict[str, tuple] = {
     "gumbel_argmax": tuple(
-        GumbelArgmaxShape(BLOCK_V, COLUMNS, 1) for BLOCK_V in (4096, 8192, 16384, 32768) for COLUMNS in (128, 256)
+        GumbelArgmaxShape(BLOCK_V, COLUMNS, 1) for BLOCK_V in (8192, 16384, 32768) for COLUMNS in (64, 128)
     ),
     "truncation_floor": (256, 512, 1024),
     "masked_cross_entropy": tuple((threads, loaded) for threads in (512, 1024) for loaded in (16, 32)),
     "fused_head_16": tuple((threads, stages) for threads in (128, 256) for stages in (3, 4, 5, 6, 8)),
     "fused_head_32": tuple((threads, stages) for threads in (128, 256) for stages in (3, 4, 5, 6)),
-    "fused_head_64": tuple((threads, stages) for threads in (256, 512) for stages in (3, 4, 6, 8)),
-    "fused_rows": (16, 32, 64),
+    "fused_rows": (0, 16, 32),
     "transfer_tokens": tuple(tuple(zip((128, 512, 2048, 4096, 8192), warps, strict=True)) for warps in _TRANSFER_WARPS),
 }
 _instead: Mapping[str, object] | None = None  # set within `using` only

@@ -54,7 +54,7 @@ def works(table: str) -> Iterator[Work]:
     else:
         fused = table != "fused_rows"
         agrees = _same_bits if fused else _same_tokens_but_near_ties
-        for rows in (int(table.rpartition("_")[2]),) if fused else (16, 32, 64):
+        for rows in (int(table.rpartition("_")[2]),) if fused else (16, 32):
             for width, vocab in ((1024, 50368), (4096, 126464), (3584, 152064)):
                 for T in (0.0, 1.0):
                     name = f"{rows} x {width} x {vocab} bfloat16, T {T:g}"

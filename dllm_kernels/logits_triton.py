@@ -20,20 +20,45 @@ def load_logits(
 ):
     """float32 logits, with -inf for NaN and for what is suppressed, below the floor or past the end, and the largest
     finite number for +inf."""
-    mask_v = offs_v < size_v
-    x = tl.load(x_ptr + offs_v, mask=mask_v, other=-INF).to(tl.float32)
-    x = tl.minimum(tl.maximum(x, -INF), HIGHEST)  # of a number and NaN, either takes the number
+    x = load_unbounded(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, True)
+    return tl.minimum(tl.maximum(x, -INF), HIGHEST)  # of a number and NaN, either takes the number
+
+
+@triton.jit
+def load_unbounded(
+    x_ptr,
+    suppress_ptr,
+    offs_v,
+    size_v,
+    floor,
+    HAS_SUPPRESS: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
+    HAS_END: tl.constexpr,
+):
+    """As load_logits, with NaN and +inf as they are. HAS_END: whether some of the tokens may lie past the end."""
+    if HAS_END:
+        x = tl.load(x_ptr + offs_v, mask=offs_v < size_v, other=-INF)
+    else:
+        x = tl.load(x_ptr + offs_v)
+    if x.dtype == tl.bfloat16:
+        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        x = x.to(tl.float32)
     if HAS_SUPPRESS:
-        x = hide(x, suppress_ptr, offs_v, size_v)
+        x = hide(x, suppress_ptr, offs_v, size_v, HAS_END)
     if HAS_FLOOR:
         x = tl.where(x < floor, -INF, x)
     return x
 
 
 @triton.jit
-def hide(l, hidden_ptr, offs_v, size_v):
+def hide(l, hidden_ptr, offs_v, size_v, HAS_END: tl.constexpr = True):
     """Logits with -inf where a flag is set."""
-    return tl.where(tl.load(hidden_ptr + offs_v, mask=offs_v < size_v, other=0), -INF, l)
+    if HAS_END:
+        hidden = tl.load(hidden_ptr + offs_v, mask=offs_v < size_v, other=0)
+    else:
+        hidden = tl.load(hidden_ptr + offs_v)
+    return tl.where(hidden, -INF, l)
 
 
 @triton.jit

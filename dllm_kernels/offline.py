@@ -59,6 +59,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         >>> next(configurations())[0]
         'float32'
     """
+    from dllm_kernels.block_schedule import triton as block_schedule
+    from dllm_kernels.block_schedule.tables import BlockSchedule
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
     from dllm_kernels.linear_gumbel_argmax import triton as linear_gumbel_argmax
     from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
@@ -94,6 +96,23 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         arguments = (*operands, meta(vocab_size, dtype=dtype) if bias else None, options.pop("rows", None))
         return partial(linear_gumbel_argmax.fused_head, *arguments, options.pop("count", None), **options)
 
+    def step(window: int, every: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
+        rows, table, cells, name = meta(8), meta(8, 4), meta(8, window), f"window {window}{', every option' * every}"
+        amount = meta(8, 4, 32, dtype=torch.float32 if every else torch.int64)
+        schedule, sure = BlockSchedule(rows, rows, rows, table, table, table, amount), cells.float()
+        where = dict(mask_id=126336, block_only=every)
+        listed = dict(start=rows, overflow=meta(1), window=window, hidden_offset=rows, hidden_rows=8192, room=512)
+        listed |= dict(right_shift=every, editable=meta(8, 8192, dtype=torch.bool) if every else None, multiple=64)
+        placed = dict(proposals=cells, confidence=sure, row_steps=rows, failed=rows)
+        moved = dict(first=rows, row_steps=rows, unmasked_steps=rows, adapts=every, stops_between_blocks=every)
+        moved |= dict(edit_threshold=0.9 if every else None, edit_steps=16, ends=(126081, 126348) if every else None)
+        canvas, noise = meta(8, 8192), meta(512, dtype=torch.float32)
+        yield f"list, {name}", partial(block_schedule.list_candidates, canvas, schedule, rows, **where, **listed)
+        place = partial(block_schedule.place_proposals, cells, meta(512), noise, noise if every else None, schedule)
+        yield f"proposals, {name}", partial(place, **placed)
+        move = partial(block_schedule.advance_rows, canvas, schedule, cells, sure, rows, **where)
+        yield f"move, {name}", partial(move, **moved)
+
     llada, bert = 126464, 30522  # rows aligned to 16 elements; rows that are not
     noise = dict(temperature=meta(1, dtype=torch.float32).expand(8), seeds=meta(8), positions=meta(8), step=meta(8))
     chosen = dict(rows=meta(4), count=meta(1))
@@ -113,7 +132,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 noise suppress rows count", gumbel(llada, bf16, **noise, **chosen, **suppress[llada])
     yield "float32 noise ragged suppress rows count", gumbel(bert, torch.float32, **noise, **chosen, **suppress[bert])
     yield "float32 one token", gumbel(1, torch.float32)
-    yield "float32 most chunks", gumbel(2**21, torch.float32)
+    yield "float32 most chunks", gumbel(2**22, torch.float32)
     yield "bfloat16 begin-suppress", gumbel(llada, bf16, **begin[llada])
     yield "bfloat16 noise begin-suppress", gumbel(llada, bf16, **noise, **begin[llada])
     yield "bfloat16 noise tempered", gumbel(llada, bf16, **noise, tempered=True)
@@ -131,23 +150,23 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     every = dict(top_k=50, top_p=0.95, **tempered, **chosen)
     yield "bfloat16 top_k top_p every option", cut(llada, bf16, **every, **suppress[llada])
     yield "float32 top_k top_p every option ragged", cut(bert, torch.float32, **every, **suppress[bert])
-    drawn = {n: {name: meta(1, dtype=x.dtype).expand(n) for name, x in noise.items()} for n in (16, 32, 64)}
+    drawn = {n: {name: meta(1, dtype=x.dtype).expand(n) for name, x in noise.items()} for n in (16, 32)}
     bert_large = (1024, 50368)
     flags = {name: meta(50368, dtype=torch.bool) for name in ("suppress", "begin_suppress")}
     yield "bfloat16 head, 16 rows", head(16, 4096, llada, bf16, False)
     yield "bfloat16 head, 16 rows noise", head(16, 4096, llada, bf16, False, **drawn[16])
     yield "bfloat16 head, 16 rows noise ragged", head(16, 100, 997, bf16, True, **drawn[16])
     yield "bfloat16 head, 32 rows noise", head(32, 4096, llada, bf16, False, **drawn[32])
-    yield "bfloat16 head, 64 rows count", head(64, 3584, 152064, bf16, True, count=meta(1))
-    listed = dict(rows=meta(64), count=meta(1))
-    yield "bfloat16 head, 64 rows noise rows count", head(64, 4096, llada, bf16, False, **drawn[64], **listed)
-    yield "bfloat16 head, 64 rows noise bias", head(64, *bert_large, bf16, True, **drawn[64])
-    yield "float16 head, 64 rows noise suppress", head(64, *bert_large, torch.float16, True, **drawn[64], **flags)
+    yield "bfloat16 head, 32 rows count", head(32, 3584, 152064, bf16, True, count=meta(1))
+    listed = dict(rows=meta(32), count=meta(1))
+    yield "bfloat16 head, 32 rows noise rows count", head(32, 4096, llada, bf16, False, **drawn[32], **listed)
+    yield "bfloat16 head, 32 rows noise bias", head(32, *bert_large, bf16, True, **drawn[32])
+    yield "float16 head, 32 rows noise suppress", head(32, *bert_large, torch.float16, True, **drawn[32], **flags)
     yield "float32 head, 16 rows noise", head(16, *bert_large, torch.float32, False, **drawn[16])
     yield "float32 head, 32 rows noise", head(32, *bert_large, torch.float32, True, **drawn[32])
     yield (
-        "float32 head, 64 rows noise suppress tempered",
-        head(64, *bert_large, torch.float32, True, **drawn[64], **flags, tempered=True),
+        "float32 head, 32 rows noise suppress tempered",
+        head(32, *bert_large, torch.float32, True, **drawn[32], **flags, tempered=True),
     )
     scale = meta(1, dtype=torch.float32).expand(8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -158,7 +177,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"{name} loss and gradient ragged", entropy(bert, dtype)
         yield f"{name} scaled", partial(masked_cross_entropy.scale_rows, meta(8, llada, dtype=dtype), scale)
     yield "bfloat16 loss and gradient, smoothing", entropy(llada, bf16, True, 0.1, 0.0, None)
-    yield "bfloat16 loss and gradient, z-loss", entropy(llada, bf16, True, 0.0, 1e-4, None)
+    yield "bfloat16 loss and gradient, z-loss, short rows", entropy(50368, bf16, True, 0.0, 1e-4, None)
     yield "bfloat16 loss and gradient, softcap", entropy(llada, bf16, True, 0.0, 0.0, 30.0)
     yield "float32 loss and gradient, one token", entropy(1, torch.float32)
     for law in ("uniform", "gumbel"):
@@ -169,6 +188,9 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"threshold window {window}", transfer(window, threshold=0.9)
         yield f"factor window {window}", transfer(window, factor=1.0)
         yield f"budget window {window}", transfer(window, budget=2**31)
+    for window in (64, 1024, 8192):
+        yield from step(window)
+        yield from step(window, every=True)
     yield "k window 64, 64-bit mask_id", transfer(64, mask_id=2**40, k=meta(8))
 
 

@@ -7,7 +7,7 @@ rounds once instead of twice, and the last bit of the noise would depend on the 
 import triton
 import triton.language as tl
 
-from dllm_kernels import philox
+from dllm_kernels import _impl, philox
 
 TOKEN_NOISE = tl.constexpr(philox.TOKEN_NOISE)
 RANDOM_CONFIDENCE = tl.constexpr(philox.RANDOM_CONFIDENCE)
@@ -15,13 +15,15 @@ RANDOM_CONFIDENCE = tl.constexpr(philox.RANDOM_CONFIDENCE)
 _MULTIPLIER0, _MULTIPLIER1 = (tl.constexpr(multiplier) for multiplier in philox._MULTIPLIER)
 _WEYL0, _WEYL1 = (tl.constexpr(increment) for increment in philox._WEYL)
 _ALL_BITS = tl.constexpr(philox._MASK)
+_HAS_ASSEMBLY = tl.constexpr(not _impl.interpreting())
 _LN2_HIGH = tl.constexpr(philox._LN2_HIGH)
 _LN2_LOW = tl.constexpr(philox._LN2_LOW)
 _SQRT_HALF_BITS = tl.constexpr(philox._SQRT_HALF_BITS)
 _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8 = (tl.constexpr(coefficient) for coefficient in philox._LOG_POLYNOMIAL)
 
-# gumbel_bound: bits / 2^23 - 127, read off the bits of a float32 x, is at most log2 x and at least log2 x - 0.0861. So
-# -ln U <= ln 2 (32 + 127 - bits / 2^23), where the bits are those of w; the slack 2^-9 covers every rounding.
+# scaled_bound: bits / 2^23 - 127, read off the bits of a float32 x, is at most log2 x and at least log2 x - 0.0861. And
+# E = -log(1 - U) >= U, hence g <= -ln U <= ln 2 (32 + 127 - bits / 2^23), where the bits are those of w; the slack 2^-9
+# covers every rounding of the noise, of slope and of offset.
 _BOUND_SLOPE = tl.constexpr(-0.6931471805599453 * 2.0**-23)
 _BOUND_OFFSET = tl.constexpr(0.6931471805599453 * 159 + 2.0**-9)
 
@@ -37,11 +39,31 @@ def words(seed, block, position, step, STREAM: tl.constexpr):
     c3 = tl.full([], STREAM, tl.uint32)
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
-        product0, product1 = c0.to(tl.uint64) * _MULTIPLIER0, c2.to(tl.uint64) * _MULTIPLIER1
-        c0, c1 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0, product1.to(tl.uint32)
-        c2, c3 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1, product0.to(tl.uint32)
+        low0, high0 = _product(c0, _MULTIPLIER0)
+        low1, high1 = _product(c2, _MULTIPLIER1)
+        c0, c1 = high1 ^ c1 ^ k0, low1
+        c2, c3 = high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + _WEYL0, k1 + _WEYL1
     return c0, c1, c2, c3
+
+
+@triton.jit
+def _product(x, MULTIPLIER: tl.constexpr):
+    """The low and the high 32 bits of a product of uint32.
+
+    On NVIDIA by assembly: LLVM's vectorizer would form one product in three twice, for either half.
+    """
+    if _HAS_ASSEMBLY and tl.target_info.is_cuda():
+        return tl.inline_asm_elementwise(
+            "{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$0, $1}, p; }",
+            "=r,=r,r,r",
+            [x, MULTIPLIER],
+            dtype=(tl.uint32, tl.uint32),
+            is_pure=True,
+            pack=1,
+        )
+    product = x.to(tl.uint64) * MULTIPLIER
+    return product.to(tl.uint32), (product >> 32).to(tl.uint32)
 
 
 @triton.jit
@@ -79,13 +101,23 @@ def gumbel_from_words(w, partner):
 
 
 @triton.jit
-def gumbel_bound(w):
-    """An upper bound of the noise that a word gives, at most 0.07 above -log U: two conversions and one fma.
+def scaled_bound(T):
+    """Slope, offset and slack of T g: slope x `exponent_bits` of the word + offset is an upper bound, at most 0.07 T
+    above -T log U, and slack is the share of a sum with it that is given for roundings.
 
-    E = -log(1 - U) >= U, hence g <= -log U; the logarithm is bounded from the bits of w as a float32.
+    Where T is so small or so large that products would leave the range of float32, slope and slack are 0, and the
+    offset is one that no T g exceeds, or infinity.
     """
-    bits = w.to(tl.float32).to(tl.int32, bitcast=True)
-    return tl.fma(bits.to(tl.float32), _BOUND_SLOPE, _BOUND_OFFSET)
+    offset = T * _BOUND_OFFSET
+    in_range = (offset > 1e-25) & (offset < 1e30)
+    slope = tl.where(in_range, T * _BOUND_SLOPE, 0.0)
+    return slope, tl.where(offset < 1e30, offset, float("inf")), tl.where(in_range, 2.0**-21, 0.0)
+
+
+@triton.jit
+def exponent_bits(w):
+    """The bits of a word's float32 as a number, nearly 2^23 (log2 w + 127)."""
+    return w.to(tl.float32).to(tl.int32, bitcast=True).to(tl.float32)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fill a folder with wheels for a GPU machine without a network: what `python -m benchmarks.gpu_report --wheels DIR`
-# installs there, in versions that constraints.txt has pinned.
+# Fill a folder with wheels for a GPU machine without a network: what `python -m benchmarks.gpu_report` imports there, in
+# versions that constraints.txt has pinned. docs/gpu.md says how to install them.
 #
 #   scripts/fill_wheels.sh DIR [PACKAGE...]     default: what the report's tests, plots and comparisons need
 #

@@ -10,7 +10,7 @@ PYTHON=${PYTHON:-} TORCH=${TORCH:-}
 
 stamp=.venv/ready # written last, so what was interrupted starts afresh; line 1: the choice, line 2: the files
 torch_pin=$(grep '^torch==' constraints.txt)
-files=$(cat pyproject.toml setup.py constraints.txt scripts/setup.sh scripts/older-transformers.txt | cksum)
+files=$(cat pyproject.toml setup.py constraints.txt scripts/setup.sh scripts/transformers/*.txt | cksum)
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 
 # What an interpreter offers: "ok", "old" or "novenv"; its path; the folder and version of its torch, if that fits.
@@ -106,13 +106,17 @@ sys.exit('torch==' + version('torch').split('+')[0] != '$torch_pin')"; then
   .venv/bin/python -c "import dllm.fast"
 }
 
-install_older_transformers() {
-  local folder=.venv/older-transformers
-  rm -rf "$folder"
-  .venv/bin/python -m pip install --quiet --no-deps --no-compile --target "$folder" \
-    --requirement scripts/older-transformers.txt && return
-  rm -rf "$folder"
-  say "scripts/older-transformers.txt could not be installed: its tests are skipped"
+# What depends on the version of transformers is tested under other versions too (tests/test_other_transformers.py).
+install_other_transformers() {
+  local requirements folder
+  rm -rf .venv/transformers
+  for requirements in scripts/transformers/*.txt; do
+    folder=.venv/transformers/$(basename "$requirements" .txt)
+    .venv/bin/python -m pip install --quiet --no-deps --no-compile --target "$folder" \
+      --requirement "$requirements" && continue
+    rm -rf "$folder"
+    say "$requirements could not be installed: its tests are skipped"
+  done
 }
 
 choice="$PWD | $torch_pin | PYTHON=$PYTHON | TORCH=$TORCH"
@@ -125,6 +129,6 @@ fi
 rm -f "$stamp"
 [[ $choice == "$was" ]] || make_venv
 install_project
-install_older_transformers
+install_other_transformers
 printf '%s\n' "$choice" "$files" >"$stamp"
 say "ready: .venv"

@@ -134,11 +134,13 @@ class Sampling:
 
 
 def install_sampling(monkeypatch, size: int = 3) -> Sampling:
-    """Let denoising loops on the CPU be captured by a stand-in, unless they are called with cuda_graph=False."""
+    """Let denoising loops on the CPU be captured by a stand-in, unless they are called with cuda_graph=False: each step
+    at once, whether that pays or not."""
     stand_in = Sampling()
     monkeypatch.setattr(capture, "warm_up", lambda run, device: run())
     monkeypatch.setattr(capture, "record", stand_in.record)
-    monkeypatch.setattr(capture, "wanted", lambda cuda_graph, device, forwards: (cuda_graph is not False, "off"))
+    monkeypatch.setattr(capture, "wanted", lambda cuda_graph, device: (cuda_graph is not False, "off"))
+    monkeypatch.setattr(graphs, "WORTH_CAPTURING", 0)
     monkeypatch.setattr(graphs, "CACHE", graphs.GraphCache(size=size))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     return stand_in

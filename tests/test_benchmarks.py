@@ -407,6 +407,12 @@ class TestModels:
         changed[0, -1] = (tokens[0, -1] + 1) % 64
         assert not torch.equal(model(tokens).logits[0, 0], model(changed).logits[0, 0])
 
+    def test_decoders_of_transformers_4_are_refused(self, monkeypatch):
+        """They stay causal there, and a benchmark of them would measure another model."""
+        monkeypatch.setattr(models.transformers, "__version__", "4.57.6")  # whichever object was first imported
+        with pytest.raises(ValueError, match="bidirectional from transformers 5 on, got"):
+            models.load("llada-8b", torch.float32, CPU)
+
     def test_weights_are_seeded_and_of_the_dtype(self):
         once, again, other = (models.load("minilm", torch.bfloat16, CPU, seed=seed).model for seed in (1, 1, 2))
         weights = [model.get_output_embeddings().weight for model in (once, again, other)]

@@ -1,12 +1,12 @@
-"""Tests of the GPU report on a machine without a GPU: sections, stored states, red tests, and the written report."""
+"""Tests of the GPU report on a machine without a GPU: its order and budgets, what is kept, what tests say of rows."""
 
 from __future__ import annotations
 
 import ast
-import copy
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,10 +16,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import cached_decoding, machine, peers, report, sampler_throughput, table, training_step
+from benchmarks import cached_decoding, files, machine, peers, report, sampler_throughput, table, training_step
 from benchmarks.gpu_report import __main__ as command
 from benchmarks.gpu_report import (
-    ceilings,
     checks,
     gate,
     kernels,
@@ -32,12 +31,12 @@ from benchmarks.gpu_report import (
     state,
     summary,
     targets,
-    wheels,
+    timetable,
 )
-from benchmarks.gpu_report.ceilings import Ceilings
 from benchmarks.gpu_report.gate import TRITON
-from benchmarks.gpu_report.run import Run
-from benchmarks.gpu_report.state import State
+from benchmarks.gpu_report.items import Item, OutOfTime, Session
+from benchmarks.gpu_report.sections import PLANS, SECTIONS
+from benchmarks.gpu_report.state import DONE, FAILED, LEFT_OUT, RUNNING, Result, State
 from benchmarks.kernels import cases, operations
 from benchmarks.kernels.cases import Case
 from dllm_kernels.testing import assert_no_worse
@@ -51,8 +50,7 @@ NOT_ON_GPUS = {
     "kernels/test_testing.py",  # the rule of accuracy itself
     "kernels/test_tune.py",  # what is kept of tuning
 }
-JUNIT = """<testsuites><testsuite><testcase name="one"/><testcase name="two"><skipped/></testcase>
-<testcase name="three"><failure message="assert 1 == 2&#10;more"/></testcase></testsuite></testsuites>"""
+GUMBEL = Case("gumbel_argmax", 64, "llada-8b")
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -60,288 +58,247 @@ pytestmark = [
 ]
 
 
-def named(name: str) -> sections.Section:
-    return next(section for section in sections.SECTIONS if section.name == name)
+def planned(plan: str) -> dict:
+    return command.planned(sections.chosen(PLANS[plan][0]))
 
 
-def make_red(out: Path, file: str) -> None:
-    """Store a failed test of this file."""
-    (out / "tests").mkdir(parents=True, exist_ok=True)
-    (out / "tests" / state.FILE).write_text(json.dumps({file: {"red": ["test_truth: assert 1 == 2"]}}))
+def write_checks(out: Path, sources: str, **changed: Result) -> None:
+    """Store results of the tests behind gumbel_argmax: done, apart from those that are named."""
+    names = [part for file in gate.FILES["gumbel_argmax"] for part in gate.parts(file)]
+    found = {name: Result(DONE, sources=sources) for name in names} | changed
+    State("kernel-tests", "measured", items=found).write(out)
 
 
-@pytest.fixture
-def dry(tmp_path):
-    """A dry run of a section in this process."""
-
-    def make(name: str, seconds: float = 60.0) -> Run:
-        run = Run(named(name), tmp_path, time.monotonic() + seconds, dry=True)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        return run
-
-    return make
+def write_kernel_row(out: Path, sources: str, **changed: object) -> Path:
+    row = {"kind": "kernel", "date": "2026-01-01T00:00:00+00:00", "sources": sources, "settings": {"op": GUMBEL.op}}
+    return report.write_row(row | changed, out / "kernels", "gumbel")
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> list[dict]:
-    """Rows as a GPU would write them, for every operation, measured on tiny shapes on the CPU."""
-    run, found = Run(named("kernels-sampling"), tmp_path_factory.mktemp("out"), time.monotonic() + 600, dry=True), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "REPEATS", 2)
-        for case in dict.fromkeys(cases.tiny(case) for case in cases.on_gpus()):
-            found.append(kernels.row_of(case, run, compiles=False) | {"ceilings": {"copy": 1e9, "product": 1e9}})
-            found[-1]["floor_seconds"] = case.floor_seconds(1e9, 1e9)
-    return found
+class TestTimetable:
+    def test_the_two_calls_fit_and_the_order_is_that_of_importance(self):
+        for plan, names in {"first": ["kernels", "kernel-tests"], "second": ["sampling", "program-tests"]}.items():
+            slots = timetable.plan(planned(plan), PLANS[plan][1], timetable.Durations(Path("nowhere")))
+            assert [slot.section for slot in slots] == names and not any(slot.left_out for slot in slots)
+            assert slots[-1].end <= PLANS[plan][1] - timetable.END
+            assert "Everything fits" in timetable.told(slots, PLANS[plan][1])
+        assert PLANS["first"][1] <= 240 and PLANS["second"][1] <= 300
+        assert next(iter(planned("first").values()))[0].name == "ceilings"
+        last = [name for name in PLANS["all"][0] if "compiled" in name]
+        assert PLANS["all"][0][-len(last) :] == tuple(last) and "sanitizer" not in PLANS["all"][0]
+
+    def test_what_does_not_fit_is_that_of_the_last_sections(self):
+        slots = timetable.plan(planned("first"), 150, timetable.Durations(Path("nowhere")))
+        assert not slots[0].left_out and len(slots[1].left_out) == slots[1].items
+        assert "17 items do not fit" in timetable.told(slots, 150)
+        assert all(slot.left_out for slot in timetable.plan(planned("first"), 60, timetable.Durations(Path("no"))))
+
+    def test_measured_seconds_replace_reckoned_ones(self, tmp_path):
+        slow = {"ceilings": Result(DONE, seconds=50.0), "gumbel_argmax": Result(FAILED, seconds=9.0)}
+        State("kernels", "measured", startup=20.0, items=slow).write(tmp_path)
+        State("training", "dry", items={"modernbert-large, 16 x 1024": Result(DONE, seconds=1.0)}).write(tmp_path)
+        durations = timetable.Durations(tmp_path, results=tmp_path / "none")
+        assert durations.measured == {("kernels", "ceilings"): 50.0} and durations.startup == {"kernels": 20.0}
+        slots = timetable.plan(planned("first"), 400, durations)
+        reckoned = timetable.plan(planned("first"), 400, timetable.Durations(tmp_path / "none"))
+        assert slots[0].measured == 1 and slots[0].end - reckoned[0].end == pytest.approx(50 - 3 + 20 - 10)
+
+    def test_more_time_is_shared_in_proportion(self):
+        todo = {SECTIONS[0]: [Item("a", 82.0, None)], SECTIONS[2]: [Item("b", 36.0, None)]}  # 92 and 46 with the start
+        durations = timetable.Durations(Path("nowhere"))
+        assert [durations.share(todo, left) for left in (300.0, 120.0, 50.0, -1.0)] == pytest.approx([200, 100, 50, 0])
 
 
-@pytest.fixture
-def rows(measured) -> list[dict]:
-    """A copy of the measured rows that a test may change."""
-    return copy.deepcopy(measured)
+class TestGate:
+    def test_green_red_and_unproven(self, tmp_path):
+        said = functools.partial(gate.verdict, ["gumbel_argmax"], "now")
+        assert said({})["state"] == "unproven" and f"{TRITON} 1/5: not run yet" in said({})["why"]
+        write_checks(tmp_path, "now")
+        assert said(gate.results(tmp_path)) == {"state": "green", "why": []}
+        late = Result(LEFT_OUT, why=["did not end within 9 s"], sources="now")
+        write_checks(tmp_path, "now", **{f"{TRITON} 2/5": late})
+        unproven = {"state": "unproven", "why": [f"{TRITON} 2/5: did not end within 9 s"]}
+        assert said(gate.results(tmp_path)) == unproven
+        wrong = Result(FAILED, why=["test_truth: assert 1 == 2"], sources="now")
+        write_checks(tmp_path, "now", **{f"{TRITON} 2/5": late, f"{TRITON} 3/5": wrong})
+        red = {"state": "red", "why": [f"{TRITON} 3/5: test_truth: assert 1 == 2"]}
+        assert said(gate.results(tmp_path)) == red
+        assert gate.verdict(["masked_cross_entropy"], "now", gate.results(tmp_path))["state"] == "unproven"
+        sanitized = {"compute-sanitizer gumbel_argmax": Result(FAILED, why=["exit status 86"], sources="now")}
+        write_checks(tmp_path, "now", **sanitized)
+        assert said(gate.results(tmp_path))["state"] == "red"
+
+    def test_tests_of_other_sources_prove_nothing(self, tmp_path):
+        write_checks(tmp_path, "before", **{TRITON: Result(FAILED, why=["wrong"], sources="before")})
+        said = gate.verdict(["gumbel_argmax"], "now", gate.results(tmp_path))
+        assert said["state"] == "unproven" and said["why"][0].endswith("ran on other sources")
+
+    def test_rows_are_stamped_whenever_their_tests_ran(self, tmp_path):
+        path = write_kernel_row(tmp_path, "now")
+
+        def state_now() -> str:
+            gate.stamp_all(tmp_path)
+            return files.read_json(path)["tests"]["state"]
+
+        assert state_now() == "unproven"
+        write_checks(tmp_path, "now")
+        assert state_now() == "green"
+        write_checks(tmp_path, "after a fix of something else")
+        assert state_now() == "green"
+        write_checks(tmp_path, "now", **{f"{TRITON} 1/5": Result(FAILED, why=["wrong"], sources="now")})
+        assert state_now() == "red"
+
+    def test_what_stands_behind_a_row(self):
+        assert gate.behind({"kind": "ceilings"}) == () and gate.verdict((), None, {})["state"] == "none"
+        assert set(gate.behind({"kind": "training_step"})) == {*sections.LOSS_OPS, "training"}
+        assert set(gate.behind({"kind": "sampler"})) == {*sections.SAMPLING_OPS, "sampling"}
+
+    def test_every_test_for_gpus_stands_behind_something(self):
+        behind = {file for found in gate.FILES.values() for file in found}
+        there = {str(path.relative_to(TESTS)): path for path in TESTS.rglob("test_*.py")}
+        marked = {name for name, path in there.items() if "mark.gpu" in path.read_text() and path != Path(__file__)}
+        of_kernels = {name for name in there if name.startswith("kernels/")} - NOT_ON_GPUS
+        assert marked | of_kernels <= behind <= set(there) and set(gate.SHARED) <= behind
+        assert set(gate.FILES) >= set(operations.OPERATIONS) == {*sections.SAMPLING_OPS, *sections.LOSS_OPS}
 
 
-class TestDryRun:
-    @pytest.mark.parametrize(
-        "asked",
-        [
-            ["ceilings", "kernels-loss"],
-            pytest.param(
-                ["tests", "ceilings", "kernels-sampling", "kernels-loss", "sampling-8b", "sampling-cached", "training"],
-                marks=pytest.mark.exhaustive,
-            ),
-        ],
-        ids=["some", "all"],
-    )
-    def test_sections_run_and_nothing_is_timed(self, asked, tmp_path, capsys):
-        assert command.main(["--out", str(tmp_path), "--section", *asked]) == 0
-        printed = capsys.readouterr().out
-        assert printed.startswith(command.DRY)
-        written = {path.name for path in tmp_path.rglob("*.json")}
-        assert written == ({state.STATE, state.FILE} if "tests" in asked else {state.STATE})
-        text = (tmp_path / summary.FILE).read_text()
-        assert summary.NOTHING in text and text.count("| done, not timed |") == len(asked)
-        assert "tokens/s" not in "".join(path.read_text() for path in tmp_path.rglob(runner.LOG))
-        assert command.main(["--out", str(tmp_path), "--section", *asked]) == 0
-        assert capsys.readouterr().out.count("done before") == len(asked)
-
-    def test_what_was_measured_is_not_replaced(self, tmp_path, capsys):
-        State("ceilings", "done", "measured", False).write(tmp_path)
-        assert command.main(["--out", str(tmp_path), "--section", "ceilings"]) == 2
-        assert "a dry run would replace" in capsys.readouterr().err
-        assert state.read(tmp_path, "ceilings").mode == "measured"
-
-    def test_a_folder_that_cannot_be(self, tmp_path, capsys):
-        (tmp_path / "file").write_text("")
-        for out in ("file", "file/below"):
-            assert command.main(["--out", str(tmp_path / out), "--section", "ceilings"]) == 2
-        assert capsys.readouterr().err.count("gpu_report: [Errno") == 2
-
-    def test_a_section_for_machines_without_a_gpu(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        assert command.main(["--out", str(tmp_path), "--section", "static"]) == 2
-        assert "machines without a GPU" in capsys.readouterr().err
-
-    def test_unknown_section(self, capsys):
-        with pytest.raises(SystemExit):
-            command.main(["--section", "kernels", "weather"])
-        assert "must be among" in capsys.readouterr().err
-        with pytest.raises(ValueError, match="got weather"):
-            sections.chosen(["weather"])
-
-    def test_budgets_add_up_to_nine_minutes(self):
-        assert sum(each.seconds for each in sections.SECTIONS) <= sections.SECONDS == 9 * 60
-        assert sum(each.limit(quick=True) for each in sections.SECTIONS) <= sections.SECONDS / 2
-
-
-class TestMeasuring:
-    """Measurements of a GPU report, with the CPU in place of the GPU."""
+class TestSection:
+    """Work on items of a section, which write rows."""
 
     @pytest.fixture
-    def measuring(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(Run, "device", property(lambda run: CPU))
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-        monkeypatch.setattr(machine, "bandwidth", lambda device: {"read": 2e9, "copy": 1e9})
-        monkeypatch.setattr(machine, "matmul_speed", lambda device, dtype: 1e10)
+    def work(self, tmp_path, monkeypatch):
+        """Run a section with these items, as its process would; the state that it leaves and the names that ran."""
 
-        def make(name: str, seconds: float = 600.0) -> Run:
-            run = Run(named(name), tmp_path, time.monotonic() + seconds, quick=True)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            return run
+        def make(*items: Item, seconds: float = 100.0, at_once: int = 1, sources: str = "now"):
+            ran = []
+
+            def recorded(item: Item, session: Session) -> list[str]:
+                ran.append(item.name)
+                return item.run(session)
+
+            known = [item._replace(run=functools.partial(recorded, item)) for item in items]
+            module = SimpleNamespace(AT_ONCE=at_once, items=lambda name, dry: known, prepare=lambda: None)
+            monkeypatch.setattr(section, "module_of", lambda name: module)
+            monkeypatch.setattr(state, "sources", lambda: sources)
+            try:
+                section.main(["kernels", str(tmp_path), f"--seconds={seconds}"])
+            except SystemExit as error:
+                assert error.code == section.LOST_GPU
+            return state.read(tmp_path, "kernels"), ran
 
         return make
 
-    def test_every_kind_of_section_writes_rows_that_make_a_report(self, measuring, tmp_path, monkeypatch):
-        ceilings.run(measuring("ceilings"))
-        found = [
-            cases.tiny(Case("gumbel_argmax", 64, "llada-8b")),
-            cases.tiny(Case("linear_cross_entropy", 64, "llada-8b")),
-        ]
-        monkeypatch.setattr(cases, "on_gpus", lambda: iter(found))
-        monkeypatch.setattr(operations, "programs", functools.partial(_without_compiler, operations.programs))
-        for name in ("kernels-sampling", "kernels-loss"):
-            kernels.run(measuring(name))
-        with programs.tiny_model(causal=False) as model:
-            sizes = (
-                "--prompt-length 6 --gen-length 4 --block-length 4 --steps 4 --device cpu --providers card ours-eager"
-            )
-            call = programs.Call("sampler_throughput", f"--model {model} {sizes}")
-            monkeypatch.setitem(programs.CALLS, "sampling-8b", (call,))
-            run = measuring("sampling-8b")
-            programs.run(run)
-            assert not run.failures and not run.left_out
-            late = measuring("sampling-compiled", seconds=-1.0)
-            programs.run(late)
-            assert len(late.left_out) == 1
-        written = summary.reportable(tmp_path)
-        assert [row["kind"] for row in written] == ["ceilings", "kernel", "kernel", "sampler"]
-        assert all(
-            row["command"].startswith("python -m benchmarks.gpu_report --section kernels") for row in written[1:3]
-        )
-        assert written[1]["floor_seconds"] == 2 * 300 * 4 / 1e9
-        assert set(written[2]["providers"]) >= {"ours", "eager", "full logits"}
-        text = summary.write(tmp_path, [], dry=False)
-        assert "Not in a table" not in text and "| gumbel_argmax | tiny, 2 x 300 float32, T 0 |" in text
+    def item(self, name: str, result: object = (), seconds: float = 1.0) -> Item:
+        def run(session: Session) -> list[str]:
+            if isinstance(result, BaseException):
+                raise result
+            settings = {"op": GUMBEL.op, "name": name}
+            row = {"kind": "kernel", "date": "2026-01-01T00:00:00+00:00", "settings": settings}
+            report.write_row(row, session.folder, f"{name}{time.monotonic_ns()}")
+            return list(result)
 
-    def test_gradients_count_to_the_memory_of_the_step_that_makes_them(self, measuring, monkeypatch):
-        kept = []
+        return Item(name, seconds, run)
 
-        def step(inputs):
-            kept.append(inputs.weight.grad is not None)
-            inputs.weight.grad = torch.zeros_like(inputs.weight)
+    def test_failures_keep_no_other_out_and_only_what_is_not_done_runs_again(self, work, tmp_path):
+        items = [self.item("a"), self.item("b", ["wrong"]), self.item("c", ValueError("no")), self.item("d")]
+        items.append(self.item("late", OutOfTime("did not end")))
+        found, _ = work(*items)
+        assert [result.status for result in found.items.values()] == [DONE, FAILED, FAILED, DONE, LEFT_OUT]
+        assert found.items["c"].why == ["ValueError: no"] and not found.fine
+        found, ran = work(self.item("a"), self.item("b"), self.item("c"), self.item("d"), self.item("late"))
+        assert ran == ["b", "c", "late"] and found.fine
+        assert [row["settings"]["name"] for row in state.rows(tmp_path, "kernels")] == ["a", "b", "c", "d", "late"]
 
-        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": step})
-        kernels.measured(cases.tiny(Case("linear_cross_entropy", 64, "llada-8b")), measuring("kernels-loss"), False)
-        assert kept[: kernels.WARMUP + 2] == [False, True, False, True]
+    def test_what_there_is_no_time_for_is_left_out_and_taken_up(self, work):
+        items = [self.item("a", seconds=500.0), self.item("b", seconds=500.0), self.item("c")]
+        found, ran = work(*items)
+        assert ran == ["a", "c"] and found.items["b"] == Result(LEFT_OUT, why=["not started"])
+        assert work(*items)[1] == ["b"]
 
-    def test_what_fails_in_a_later_round_has_no_time(self, measuring, monkeypatch):
-        calls = iter(range(kernels.WARMUP + 3))
-        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": lambda inputs: next(calls)})
-        case = cases.tiny(Case("gumbel_argmax", 64, "llada-8b"))
-        found = kernels.measured(case, measuring("kernels-sampling"), False)
-        assert "StopIteration" in found["ours"]["error"] and "seconds" not in found["ours"]
+    def test_rows_are_stamped_and_say_what_ran(self, work, tmp_path, monkeypatch):
+        monkeypatch.setenv(section.CUDNN, "1")
+        write_checks(tmp_path, "now")
+        work(self.item("a"))
+        (row,) = state.rows(tmp_path, "kernels")
+        assert row["tests"] == {"state": "green", "why": []} and row["sources"] == "now"
+        assert row["attention"][section.CUDNN] == "1"
 
-    def test_a_program_that_fails_is_told(self, measuring, monkeypatch):
-        call = programs.Call("training_step", "--model nowhere --device cpu")
-        monkeypatch.setitem(programs.CALLS, "training", (call,))
-        run = measuring("training")
-        programs.run(run)
-        assert run.failures == ["training_step --model nowhere --device cpu: exit status 2"]
+    def test_after_a_fix_rows_that_are_not_green_are_measured_again(self, work, tmp_path):
+        items = [self.item("green"), self.item("red")]
+        work(*items)
+        green, red = state.row_files(tmp_path / "kernels")
+        files.write_json(green, files.read_json(green) | {"tests": {"state": "green", "why": []}})
+        assert work(*items)[1] == []
+        assert work(*items, sources="fixed")[1] == ["red"] and green.exists() and not red.exists()
 
-    def test_a_program_that_raises_keeps_no_other_out(self, measuring, monkeypatch):
-        calls = [programs.Call(name, "--fails") for name in ("training_step", "cached_decoding")]
-        monkeypatch.setitem(programs.CALLS, "training", calls)
-        run, raised = measuring("training"), [torch.OutOfMemoryError("no memory"), SystemExit(2)]
+    def test_a_lost_gpu_ends_the_process(self, work, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        broken = torch.AcceleratorError("an illegal memory access was encountered")
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: (_ for _ in ()).throw(broken))
+        found, _ = work(self.item("a"), self.item("b"))
+        assert found.items["a"].status == FAILED and "illegal memory access" in found.items["a"].why[0]
+        assert found.items["b"].status == LEFT_OUT
 
-        def main(words):
-            assert "--budget" in words
-            raise raised.pop(0)
+    def test_several_at_once_and_red_ones_first(self, work, tmp_path):
+        State("kernels", "measured", items={"red": Result(FAILED)}).write(tmp_path)
+        found, ran = work(*(self.item(name) for name in "ab"), self.item("red"), at_once=2)
+        assert ran[0] == "red" and found.fine
 
-        monkeypatch.setattr(programs, "main_of", lambda program: main)
-        run.quick = False
-        programs.run(run)
-        reasons = ["OutOfMemoryError: no memory", "exit status 2"]
-        wanted = [f"{call.program} --fails: {why}" for call, why in zip(calls, reasons, strict=True)]
-        assert run.failures == wanted
-
-    def test_programs_begin_no_round_after_their_budget(self, tmp_path, capsys):
-        many = ["--repeats", "9", "--budget", "1e-9", "--device", "cpu", "--out", str(tmp_path)]
-        with programs.tiny_model(causal=False) as model:
-            words = "--batch 2 --length 16 --dtype float32 --attention eager --providers ours --model".split()
-            assert training_step.main([*words, model, *many]) == 0
-        words = programs.TINY["cached_decoding"].split()
-        assert cached_decoding.main([*words, *many]) == 0
-        runs = [each["seconds"]["runs"] for row in _rows(tmp_path) for each in row.get("providers", {}).values()]
-        runs += [each["call_seconds"]["runs"] for row in _rows(tmp_path) for each in row.get("results", [])]
-        assert runs == [1] * 5
-        with pytest.raises(SystemExit):
-            training_step.parse(["--budget", "0"])
-
-    def test_checks_are_written_as_they_end(self, measuring, tmp_path, monkeypatch):
-        said = [checks.Check(TRITON, [sys.executable, "-c", "raise SystemExit('broken')"])]
-        said.append(checks.Check("compute-sanitizer truncation_floor", [sys.executable, "-c", ""]))
-        monkeypatch.setattr(checks, "checks", lambda folder, dry: said)
-        run = measuring("tests")
-        checks.run(run)
-        assert run.failures == [f"{TRITON}: exit status 1: broken"] == gate.failed_checks(tmp_path, "truncation_floor")
-        assert gate.failed_checks(tmp_path, "masked_cross_entropy") == []
-        assert not gate.tested(tmp_path, ["truncation_floor"])
-
-    def test_a_section_that_began_is_red_until_it_ends(self, measuring, tmp_path, monkeypatch):
-        stuck = checks.Check(TRITON, [sys.executable, "-c", "import time; time.sleep(60)"])
-        monkeypatch.setattr(checks, "checks", lambda folder, dry: [stuck])
-        checks.run(measuring("tests", seconds=0.2))
-        assert "did not finish" in gate.failed_checks(tmp_path, "gumbel_argmax")[0]
-
-
-def _rows(folder: Path) -> list[dict]:
-    return [report.read_row(path) for path in folder.glob("*.json")]
-
-
-def _without_compiler(programs_of, case, *, impl="auto", backend=None):
-    """Only programs that are not compiled: compiling takes seconds and is tested elsewhere."""
-    return programs_of(case, impl=impl)
+    def test_a_row_with_an_error_replaces_none_without(self, tmp_path):
+        good = write_kernel_row(tmp_path, "now", providers={"ours": {"seconds": {}}})
+        date = "2026-02-01T00:00:00+00:00"
+        worse = write_kernel_row(tmp_path, "now", providers={"ours": {"error": "no"}}, date=date)
+        state.drop_replaced(tmp_path / "kernels")
+        assert good.exists() and not worse.exists()
+        better = write_kernel_row(tmp_path, "now", providers={"ours": {"seconds": {}}}, date=date)
+        state.drop_replaced(tmp_path / "kernels")
+        assert state.row_files(tmp_path / "kernels") == [better]
 
 
 class TestRunner:
     @pytest.fixture
-    def ended(self, monkeypatch):
-        """Sections end with given states, without running; the list of those that were started."""
-        outcomes, started = {}, []
+    def ends(self, monkeypatch):
+        """Processes of a section that leave these states: (items, exit status, whether they were stopped)."""
 
-        def run_section(section, out, seconds, *, dry, quick):
-            started.append((section.name, seconds))
-            status = outcomes.get(section.name, "done")
-            failures = ["it broke"] if status == "failed" else []
-            return State(section.name, status, "dry" if dry else "measured", quick, seconds=10.0, failures=failures)
+        def make(*ends: tuple):
+            left = list(ends)
 
-        monkeypatch.setattr(runner, "run_section", run_section)
-        return outcomes, started
+            def process(name: str, out: Path, *_: object, dry: bool) -> tuple[int, bool]:
+                items, status, stopped = left.pop(0)
+                before = state.in_mode(out, name, dry=dry).items
+                State(name, "measured", items=before | items).write(out)
+                (out / name / runner.LOG).write_text("CUDA error: misaligned address\n")
+                return status, stopped
 
-    def test_finished_sections_are_kept_and_failed_ones_run_again(self, ended, tmp_path, capsys):
-        outcomes, started = ended
-        outcomes["kernels-loss"] = "failed"
-        asked = sections.chosen(["kernels", "training"])
-        states = runner.run(asked, tmp_path)
-        assert [state.fine for state in states] == [True, True, False, True]
-        assert "failures: it broke" in capsys.readouterr().out
-        started.clear()
-        outcomes.clear()
-        assert all(state.fine for state in runner.run(asked, tmp_path))
-        assert [name for name, _ in started] == ["kernels-loss"]
-        started.clear()
-        runner.run(asked, tmp_path, again=True)
-        assert len(started) == 4
+            monkeypatch.setattr(runner, "_process", process)
+            return left
 
-    def test_a_dry_or_quick_run_does_not_stand_for_a_whole_one(self, ended, tmp_path):
-        _, started = ended
-        for how in ({"dry": True}, {"quick": True}, {}):
-            started.clear()
-            runner.run(sections.chosen(["ceilings"]), tmp_path, **how)
-            assert len(started) == 1
+        return make
 
-    def test_a_whole_run_stands_for_a_quick_one(self, ended, tmp_path):
-        _, started = ended
-        for how in ({}, {"quick": True}):
-            runner.run(sections.chosen(["ceilings"]), tmp_path, **how)
-        assert len(started) == 1
+    def test_after_a_crash_another_process_goes_on(self, ends, tmp_path):
+        later = time.time() + 99
+        crash = {"a": Result(DONE, ended=later), "b": Result(RUNNING), "c": Result(LEFT_OUT)}
+        left = ends((crash, -11, False), ({"c": Result(DONE, ended=later)}, 0, False))
+        found = runner.run_section("kernels", tmp_path, 100, dry=False)
+        assert not left and [each.status for each in found.items.values()] == [DONE, FAILED, DONE]
+        assert found.items["b"].why == ["exit status -11: CUDA error: misaligned address"]
 
-    def test_sections_done_before_hand_on_their_seconds(self, ended, tmp_path):
-        outcomes, started = ended
-        outcomes["training"] = "failed"
-        for _ in range(2):
-            runner.run(sections.chosen(["ceilings", "training"]), tmp_path)
-        assert started[-1] == ("training", sections.SECONDS)
+    def test_what_was_stopped_is_left_out_and_not_failed(self, ends, tmp_path):
+        ends(({"a": Result(RUNNING), "b": Result(LEFT_OUT)}, 0, True))
+        found = runner.run_section("kernels", tmp_path, 100, dry=False)
+        assert set(found.having(LEFT_OUT)) == {"a", "b"} and found.reason == "stopped after 100 s"
 
-    def test_words_after_the_notes(self, tmp_path):
-        notes = {name: [] for name in runner.NOTES}
-        log = tmp_path / runner.LOG
-        log.write_text(f'{{"other": 1}}\n{json.dumps(notes)}\nresource_tracker: leaked semaphores\n{{broken\n')
-        assert runner.notes_of(log) == notes
-        log.write_text("Traceback\n[1]\n")
-        assert runner.notes_of(log) is None
+    def test_a_section_that_cannot_begin_is_started_once(self, ends, tmp_path):
+        left = ends(({"a": Result(LEFT_OUT)}, 1, False), ({}, 1, False))
+        found = runner.run_section("kernels", tmp_path, 100, dry=False)
+        assert len(left) == 1 and found.reason.startswith("exit status 1")
 
-    def test_a_section_ends_with_its_report(self, tmp_path):
+    def test_cudnn_comes_last_unless_the_caller_says_otherwise(self, monkeypatch):
+        monkeypatch.delenv(section.CUDNN, raising=False)
+        assert runner.environment(dry=False)[section.CUDNN] == "1"
+        monkeypatch.setenv(section.CUDNN, "0")
+        assert runner.environment(dry=False)[section.CUDNN] == "0"
+
+    def test_a_section_ends_with_its_report(self):
         """A report that was killed leaves no running process."""
         child = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
         part = f"""
@@ -361,147 +318,222 @@ subprocess.run([sys.executable, "-c", {part!r}], start_new_session=True)
         report_.wait()
         assert report_.stdout.read() == ""  # the end of what it writes: it has ended, too, a minute too soon
 
-    def test_seconds_that_are_left_over_are_handed_on(self, ended, tmp_path):
-        _, started = ended
-        runner.run(sections.SECTIONS, tmp_path)
-        assert dict(started)["tests"] == 135 and dict(started)["ceilings"] == 15 + (135 - 10)
-        assert dict(started)["kernels-sampling"] == 65 + (135 - 10) + (15 - 10)
 
-    def test_a_section_asked_for_alone_has_all_the_seconds(self, ended, tmp_path):
-        _, started = ended
-        runner.run(sections.chosen(["tests"]), tmp_path / "whole")
-        runner.run(sections.chosen(["tests"]), tmp_path / "quick", quick=True)
-        assert started == [("tests", sections.SECONDS), ("tests", sections.SECONDS / 2)]
+class TestCommand:
+    def test_a_dry_run_that_is_stopped_and_repeated(self, tmp_path, capsys):
+        words = ["--section", "kernels", "--dry", "--out", str(tmp_path)]
+        whole = [sys.executable, "-m", "benchmarks.gpu_report", *words]
+        running = subprocess.Popen(whole, cwd=machine.ROOT, stdout=subprocess.PIPE, text=True)
+        while not (found := state.read(tmp_path, "kernels")) or not found.having(DONE):
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+        printed = running.communicate()[0]
+        assert running.returncode == 128 + signal.SIGTERM and "left out" in printed
+        done = state.read(tmp_path, "kernels").having(DONE)
+        assert 0 < len(done) < 86 and not state.read(tmp_path, "kernels").having(FAILED)
+        assert command.main(words) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(command.DRY) and f"kernels: {86 - len(done)} items" in printed
+        assert {path.name for path in tmp_path.rglob("*.json")} == {state.STATE}
+        text = (tmp_path / summary.FILE).read_text()
+        assert summary.NOTHING in text and "| kernels | 86 done, not timed |" in text
+        assert command.main(words) == 0
+        assert "done before" in capsys.readouterr().out
 
-    def test_a_section_that_takes_too_long_is_stopped(self, tmp_path):
-        ended = runner.run_section(named("ceilings"), tmp_path, 0.05, dry=True, quick=False)
-        assert ended.status == "failed" and ended.reason == "stopped after 0 s" and not ended.fine
+    @pytest.mark.exhaustive
+    def test_a_dry_run_of_everything(self, tmp_path):
+        assert command.main(["--dry", "--out", str(tmp_path)]) == 0
+        assert "tokens/s" not in "".join(path.read_text() for path in tmp_path.rglob(runner.LOG))
 
-    def test_a_crash_is_told_and_ends_in_an_exit_status(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(runner.sys, "executable", "/bin/false")
-        assert command.main(["--out", str(tmp_path), "--section", "ceilings"]) == 1
-        assert state.read(tmp_path, "ceilings").reason == "exit status 1: no output"
-        assert "| ceilings | failed, not timed |" in capsys.readouterr().out
+    def test_invalid_options(self, tmp_path, capsys, monkeypatch):
+        assert command.main(["--out", str(tmp_path)]) == 2
+        State("kernels", "measured").write(tmp_path)
+        assert command.main(["--dry", "--out", str(tmp_path)]) == 2
+        (tmp_path / "file").write_text("")
+        assert command.main(["--dry", "--out", str(tmp_path / "file")]) == 2
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(checks.shutil, "which", lambda name: None)
+        assert command.main(["--section", "sanitizer", "--out", str(tmp_path)]) == 2
+        said = capsys.readouterr().err.splitlines()
+        wanted = ["no CUDA device", "a dry run would replace", "[Errno", "needs compute-sanitizer on the PATH"]
+        assert all(words in line for words, line in zip(wanted, said, strict=True))
+        for words in (["--section", "kernels", "weather"], ["--seconds", "0"], ["third"]):
+            with pytest.raises(SystemExit):
+                command.parse(words)
 
 
 class TestChecks:
-    def test_every_test_for_gpus_stands_behind_something(self):
-        behind = {file for files in gate.FILES.values() for file in files}
-        files = {str(path.relative_to(TESTS)): path for path in TESTS.rglob("test_*.py")}
-        marked = {name for name, path in files.items() if "mark.gpu" in path.read_text() and path != Path(__file__)}
-        kernels = {name for name in files if name.startswith("kernels/")} - NOT_ON_GPUS
-        assert marked | kernels <= behind <= set(files)
-        assert set(gate.FILES) >= set(operations.OPERATIONS)
-        assert {name for each in sections.SECTIONS for name in each.needs} <= set(gate.FILES)
+    @pytest.fixture
+    def session(self, tmp_path):
+        (tmp_path / "kernel-tests").mkdir()
+        return lambda seconds=60.0: Session("kernel-tests", tmp_path, time.monotonic() + seconds)
 
     def test_what_pytest_wrote(self, tmp_path):
         junit = tmp_path / "a.xml"
-        junit.write_text(JUNIT)
-        found = checks.parsed(junit)
-        assert found == {"passed": 1, "skipped": 1, "red": ["three: assert 1 == 2"]}
+        junit.write_text(
+            '<testsuites><testsuite><testcase name="one"/><testcase name="two"><skipped/></testcase>'
+            '<testcase name="three"><failure message="assert 1 == 2&#10;more"/></testcase></testsuite></testsuites>'
+        )
+        assert checks.parsed(junit) == (1, ["three: assert 1 == 2"])
 
-    def test_a_check_that_fails_or_hangs_is_red(self):
-        failing = checks.Check("a", [sys.executable, "-c", "raise SystemExit('no such device')"])
-        assert checks.outcome(failing, time.monotonic() + 60)["red"] == ["exit status 1: no such device"]
-        hanging = checks.Check("a", [sys.executable, "-c", "import time; time.sleep(60)"])
-        assert "did not finish" in checks.outcome(hanging, time.monotonic() + 0.1)["red"][0]
-        assert "no time" in checks.outcome(hanging, time.monotonic() - 1)["red"][0]
+    def test_what_fails_is_red_and_what_hangs_unproven(self, session):
+        def command_of(code: str) -> checks.Check:
+            return checks.Check("a", [sys.executable, "-c", code])
 
-    def test_shards_share_all_tests(self):
+        assert checks.outcome(command_of("raise SystemExit('no such device')"), session()) == [
+            "exit status 1: no such device"
+        ]
+        with pytest.raises(OutOfTime, match="did not end within"):
+            checks.outcome(command_of("import time; time.sleep(60)"), session(0.2))
+        hanging = command_of("import time; print('a.py::test_b FAILED [1%]', flush=True); time.sleep(60)")
+        assert checks.outcome(hanging, session(2.0))[0] == "test_b: failed"
+
+    def test_a_file_whose_tests_are_all_skipped_proves_nothing(self, session):
+        written = '<testsuite><testcase name="one"><skipped/></testcase></testsuite>'
+        code = f"import sys; open(sys.argv[1].partition('=')[2], 'w').write({written!r})"
+        check = checks.Check("a", [sys.executable, "-c", code], "a.xml")
+        assert checks.outcome(check, session()) == ["no test ran"]
+        assert checks.outcome(check._replace(all_skipped=True), session()) == []
+
+    def test_parts_share_all_tests_and_neighbours_stay_together(self):
         hook = SimpleNamespace(pytest_deselected=lambda items: None)
         ran = []
         for number in (1, 2, 3):
             config, items = SimpleNamespace(getoption=lambda name, n=number: f"{n}/3", hook=hook), list("abcdefgh")
             shard.pytest_collection_modifyitems(config, items)
-            ran += items
-        assert sorted(ran) == list("abcdefgh")
+            ran.append("".join(items))
+        assert ran == ["ab", "cde", "fgh"]
 
-    def test_shared_files_are_named_by_their_part(self, tmp_path):
-        found = {check.name: check.command for check in checks.checks(tmp_path, dry=False)}
-        assert {gate.file_of(name) for name in found} >= {file for files in gate.FILES.values() for file in files}
-        assert "--shard=2/5" in found[f"{TRITON} 2/5"]
-        make_red(tmp_path, f"{TRITON} 2/5")
-        assert gate.failed_checks(tmp_path, "truncation_floor") == [f"{TRITON} 2/5: test_truth: assert 1 == 2"]
-
-    def test_a_file_whose_tests_are_all_skipped_proves_nothing(self, tmp_path):
-        junit = tmp_path / "a.xml"
-        junit.write_text('<testsuite><testcase name="one"><skipped/></testcase></testsuite>')
-        check = checks.Check("a", [sys.executable, "-c", ""], junit)
-        assert checks.outcome(check, time.monotonic() + 60)["red"] == ["no test ran"]
-        assert checks.outcome(check._replace(all_skipped=True), time.monotonic() + 60)["red"] == []
-
-    def test_compute_sanitizer_where_it_is_installed(self, tmp_path, monkeypatch):
-        before = checks.checks(tmp_path, dry=False)
-        monkeypatch.setattr(checks.shutil, "which", lambda name: f"/opt/{name}")
-        added = checks.checks(tmp_path, dry=False)[len(before) :]
-        assert [check.name for check in added] == [f"compute-sanitizer {op}" for op in added_ops()]
-        assert all(check.command[0] == "/opt/compute-sanitizer" for check in added)
-
-    def test_red_tests_withhold_an_operation(self, dry, monkeypatch, tmp_path):
-        make_red(tmp_path, "kernels/test_gumbel_argmax.py")
-        rehearsed = []
-        monkeypatch.setattr(kernels, "rehearse", rehearsed.append)
-        run = dry("kernels-sampling")
-        kernels.run(run)
-        assert {case.op for case in rehearsed} == set(sections.SAMPLING_OPS) - {"gumbel_argmax"}
-        assert run.withheld == ["gumbel_argmax: kernels/test_gumbel_argmax.py: test_truth: assert 1 == 2"]
-
-    def test_red_tests_withhold_a_whole_section(self, monkeypatch, tmp_path, capsys):
-        make_red(tmp_path, TRITON)
-        monkeypatch.setattr(programs, "run", lambda run: pytest.fail("measured in spite of red tests"))
-        assert section.main(["sampling-8b", str(tmp_path), "--seconds", "60", "--dry"]) == 1
-        assert "test_truth" in json.loads(capsys.readouterr().out.splitlines()[-1])["withheld"][0]
-
-    def test_red_tests_keep_rows_out_of_the_report(self, rows, tmp_path):
-        for number, row in enumerate(rows):
-            report.write_row(row, tmp_path / "kernels-sampling", str(number))
-        assert {row["settings"]["op"] for row in summary.reportable(tmp_path)} == set(operations.OPERATIONS)
-        make_red(tmp_path, "kernels/test_gumbel_argmax.py")
-        found = {row["settings"]["op"] for row in summary.reportable(tmp_path)}
-        assert found == set(operations.OPERATIONS) - {"gumbel_argmax"}
-
-    def test_unknown_name(self, tmp_path):
-        with pytest.raises(ValueError, match="got 'softmax'"):
-            gate.failed_checks(tmp_path, "softmax")
-
-
-def added_ops() -> tuple[str, ...]:
-    return (*sections.SAMPLING_OPS, *sections.LOSS_OPS)
+    def test_the_checks_of_the_sections(self):
+        found = {name: checks._checks(name) for name in ("kernel-tests", "program-tests", "compiled-tests")}
+        names = {name: [check.name for check in each] for name, each in found.items()}
+        behind = [part for of_name in gate.FILES.values() for file in of_name for part in gate.parts(file)]
+        assert set(names["kernel-tests"] + names["program-tests"]) == set(behind)
+        commands = {check.name: check.command for each in found.values() for check in each}
+        assert "--shard=2/5" in commands[f"{TRITON} 2/5"] and "gpu" not in commands[f"{TRITON} 2/5"]
+        assert f"not {checks.COMPILED}" in commands["fast/test_gpu.py 4/4"]
+        assert f"def {checks.COMPILED}(" in (TESTS / "fast/test_gpu.py").read_text()
+        sanitized = checks.items("sanitizer", dry=False)[0].run.args[0].command
+        assert sanitized[:5] == ["compute-sanitizer", "--tool", "memcheck", "--report-api-errors", "no"]
 
 
 class TestPrograms:
-    def test_what_stands_for_a_call_in_a_dry_run(self):
-        for calls in programs.CALLS.values():
-            for call in calls:
-                words = programs.rehearsed(call)
-                options = [word for word in words if word.startswith("--")]
-                assert len(set(options)) == len(options)
-                assert words[-2:] == ["--device", "cpu"] and "--model" not in words
-
     def test_programs_take_the_arguments(self, tmp_path):
-        """Every program accepts the arguments of the report, apart from the device."""
+        """Every program accepts the arguments of the report, and those of its rehearsal, apart from the device."""
         parsers = {"sampler_throughput": sampler_throughput, "cached_decoding": cached_decoding}
         parsers["training_step"] = training_step
         for calls in programs.CALLS.values():
+            assert len({call.name for call in calls}) == len(calls)
             for call in calls:
-                for words in (call.arguments, f"{call.arguments} {programs.QUICKLY[call.program]}"):
-                    options = parsers[call.program].parse([*words.split(), "--device", "cpu", "--out", str(tmp_path)])
+                for words in (call.arguments.split(), programs.rehearsed(call)):
+                    options = parsers[call.program].parse([*words, "--device", "cpu", "--out", str(tmp_path)])
                     if call.program == "sampler_throughput":
-                        assert sampler_throughput.cases_of(options)
+                        assert len(sampler_throughput.cases_of(options)) == 1
+                if call.program == "cached_decoding":
+                    assert options.model is None and options.layers == 2
 
-    def test_cases_without_time_are_left_out_and_failures_told(self, dry, tmp_path):
-        run = dry("sampling-8b")
-        row = {"kind": "sampler", "date": "2026-01-01T00:00:00+00:00"}
-        report.write_row(row | {"error": "TimeoutError: not started: the budget of 3 s was used up"}, run.folder, "b8")
-        report.write_row(row | {"providers": {"card": {"error": "OutOfMemoryError: no"}}}, run.folder, "b1")
-        wrong = programs.settle(run)
-        assert wrong == run.failures == ["sampler-b1: card: OutOfMemoryError: no"]
-        assert run.left_out == ["sampler-b8"] and len(list(run.folder.glob("*-b*.json"))) == 1
+    def test_calls_share_a_model(self, tmp_path, monkeypatch):
+        made = []
+        monkeypatch.setattr(programs.models, "load", lambda name, *_, **how: made.append(name) or SimpleNamespace())
+        last = programs.LastModel()
+        found = [last.load(name, torch.float32, CPU, seed=0) for name in ("a", "a", "b")]
+        assert made == ["a", "b"] and found[0] is found[1]
+        last.free()
+        last.load("b", torch.float32, CPU, seed=0)
+        assert made == ["a", "b", "b"]
 
-    def test_a_program_that_fails_says_why(self, monkeypatch):
+    def test_a_program_that_fails_says_why(self):
         with pytest.raises(RuntimeError, match="steps 5 is not a multiple"):
-            words = programs.rehearsed(programs.CALLS["sampling-8b"][0])
+            words = programs.rehearsed(programs.CALLS["sampling-more"][0])
             programs.rehearse("sampler_throughput", [*words, "--gen-length", "8", "--steps", "5"])
+
+    def test_programs_begin_no_round_after_their_budget(self, tmp_path):
+        many = ["--repeats", "9", "--budget", "1e-9", "--device", "cpu", "--out", str(tmp_path)]
+        with programs.tiny_model(causal=False) as model:
+            words = "--batch 2 --length 16 --dtype float32 --attention eager --providers ours --model".split()
+            assert training_step.main([*words, model, *many]) == 0
+        assert cached_decoding.main([*programs.TINY["cached_decoding"].split(), *many]) == 0
+        rows = [report.read_row(path) for path in tmp_path.glob("*.json")]
+        runs = [each["seconds"]["runs"] for row in rows for each in row.get("providers", {}).values()]
+        runs += [each["call_seconds"]["runs"] for row in rows for each in row.get("results", [])]
+        assert runs == [1] * 5
+        with pytest.raises(SystemExit):
+            training_step.parse(["--budget", "0"])
+
+
+class TestMeasuring:
+    """Measurements of a GPU report, with the CPU in place of the GPU."""
+
+    @pytest.fixture
+    def session(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Session, "device", property(lambda session: CPU))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(machine, "bandwidth", lambda device: {"read": 2e9, "copy": 1e9})
+        monkeypatch.setattr(machine, "matmul_speed", lambda device, dtype: 1e10)
+        monkeypatch.setattr(kernels, "REPEATS", 2)
+
+        def make(name: str) -> Session:
+            found = Session(name, tmp_path, time.monotonic() + 600)
+            found.folder.mkdir(parents=True, exist_ok=True)
+            return found
+
+        return make
+
+    def test_rows_of_every_kind_make_a_report(self, session, tmp_path, capsys):
+        kernel = session("kernels")
+        assert kernels.measure_ceilings(kernel) == []
+        for case in dict.fromkeys(cases.tiny(case) for case in cases.on_gpus()):
+            assert kernels.run(case, kernel) == []
+        with programs.tiny_model(causal=False) as model:
+            sizes = "--prompt-length 6 --gen-length 4 --block-length 4 --steps 4 --repeats 1 --device cpu"
+            words = f"--model {model} {sizes} --providers card ours-eager"
+            call = programs.Call("tiny", "sampler_throughput", words, 1.0)
+            assert programs.run(call, programs.LastModel(), session("sampling")) == []
+        wrong = programs.Call("none", "training_step", "--model nowhere --device cpu", 1.0)
+        assert programs.run(wrong, programs.LastModel(), session("training")) == ["exit status 2"]
+        red = {f"{TRITON} 1/5": Result(FAILED, why=["test_truth: assert 1 | 2"], sources="now")}
+        write_checks(tmp_path, "now", **red)
+        for path in state.row_files(kernel.folder):
+            files.write_json(path, files.read_json(path) | {"sources": "now"})
+        gate.stamp_all(tmp_path)
+        text = summary.write(tmp_path, dry=False)
+        assert "Not in a table" not in text and "| gumbel_argmax | tiny, 2 x 300 float32, T 0 |" in text
+        assert f"red: {TRITON} 1/5: test_truth: assert 1 \\| 2 |" in text and f"| {TRITON} 1/5 | red |" in text
+        assert (tmp_path / "kernel.png").read_bytes().startswith(b"\x89PNG")
+        heads = [line for line in text.splitlines() if line.startswith("| head and sampling | seconds / max(")]
+        assert heads and heads[0].endswith("| red: kernels/test_triton.py 1/5: test_truth: assert 1 \\| 2 |")
+        sampler = next(line for line in text.splitlines() if "tmp" in line and line.startswith("| "))
+        assert sampler.endswith("| unproven |")
+        row = next(row for row in state.rows(tmp_path, "kernels") if row["kind"] == "kernel")
+        assert row["command"] == "python -m benchmarks.gpu_report --section kernels" and row["floor_seconds"] > 0
+        assert not {"compiled", *peers.PEERS["gumbel_argmax"]} & set(row["providers"])
+
+    def test_a_row_without_ours_is_told(self, session, tmp_path, monkeypatch):
+        def fails(inputs: object) -> None:
+            raise RuntimeError("no kernel image")
+
+        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": fails, "eager": lambda inputs: None})
+        assert kernels.run(cases.tiny(GUMBEL), session("kernels")) == ["RuntimeError: no kernel image"]
+        assert "Not in a table: a row has no measurement of ours" in summary.write(tmp_path, dry=False)
+
+    def test_gradients_count_to_the_memory_of_the_step_that_makes_them(self, session, monkeypatch):
+        kept = []
+
+        def step(inputs):
+            kept.append(inputs.weight.grad is not None)
+            inputs.weight.grad = torch.zeros_like(inputs.weight)
+
+        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": step})
+        case = cases.tiny(Case("linear_cross_entropy", 64, "llada-8b"))
+        kernels.measured(case, session("kernels"), others=False, compiles=False)
+        assert kept[: kernels.WARMUP + 2] == [False, True, False, True]
+
+    def test_what_fails_in_a_later_round_has_no_time(self, session, monkeypatch):
+        calls = iter(range(kernels.WARMUP + 2))
+        monkeypatch.setattr(operations, "programs", lambda case, **how: {"ours": lambda inputs: next(calls)})
+        found = kernels.measured(cases.tiny(GUMBEL), session("kernels"), others=False, compiles=False)
+        assert "StopIteration" in found["ours"]["error"] and "seconds" not in found["ours"]
 
 
 class TestKernels:
@@ -546,16 +578,20 @@ class TestKernels:
         head = Case("linear_gumbel_argmax", 64, "llada-8b")
         assert head.floor_seconds(4.8e12, 989e12) == pytest.approx(0.216e-3, rel=0.01)  # one read of the weight
 
+    def test_what_compiles_is_measured_apart(self, monkeypatch):
+        slow = kernels.items("kernels-compiled", dry=False)
+        assert [item.run.keywords["compiles"] for item in slow].count(True) == 7
+        monkeypatch.setattr(peers, "installed", lambda package: True)
+        assert len(kernels.items("kernels-compiled", dry=False)) > len(slow)
+        for others, wanted in ((False, {"ours", "eager"}), (True, {"ours", "eager", "compiled", "flashinfer"})):
+            case = Case("gumbel_argmax", 1, "tiny", temperature=1.0)
+            assert set(kernels.programs_of(case, others=others, backend="eager")) == wanted
+
     def test_small_calls(self, capsys):
         assert small.main(["position_noise", "gumbel_argmax"]) == 0
         assert "gumbel_argmax tiny, 2 x 300 float32, T 1" in capsys.readouterr().out
         with pytest.raises(ValueError, match="got softmax"):
             small.main(["softmax"])
-
-    def test_no_time_left(self, dry):
-        run = dry("kernels-loss", seconds=-1.0)
-        kernels.run(run)
-        assert "linear_cross_entropy tiny, 2 x 64 x 300 float32" in run.left_out and not run.withheld
 
     def test_stored_prediction(self, tmp_path):
         case, path = Case("gumbel_argmax", 64, "llada-8b", temperature=1.0), tmp_path / "predicted.json"
@@ -579,29 +615,9 @@ class TestKernels:
             for name, peer in libraries.items():
                 tree = ast.parse((Path(peers.__file__).parent / f"{name}.py").read_text())
                 assert peer.function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-                assert peer.package in wheels.WELCOME
 
 
-class TestSummary:
-    def test_tables_plots_and_targets(self, rows, tmp_path):
-        for number, row in enumerate(rows):
-            report.write_row(row | {"kind": "kernel"}, tmp_path / "kernels-sampling", str(number))
-        ended = [State("kernels-sampling", "done", "measured", False, 12.0, left_out=["a case"])]
-        State("tests", "done", "measured", False, commit="0123").write(tmp_path)
-        text = summary.write(tmp_path, ended, dry=False)
-        assert "| kernels-sampling | done | 12 | left out: a case |" in text
-        for row in rows:
-            assert f"| {row['settings']['op']} | {row['title']} |" in text
-        assert (tmp_path / "kernel.png").read_bytes().startswith(b"\x89PNG")
-        assert "| head and sampling | seconds / max(" in text
-        assert "**The tests were run on commit 0123.**" in text
-        assert "**The tests were not run behind kernels-sampling.**" in text
-
-    def test_row_without_ours_is_told(self, rows, tmp_path):
-        rows[0]["providers"]["ours"] = {"error": "RuntimeError: no"}
-        report.write_row(rows[0], tmp_path / "kernels-sampling", "0")
-        assert "Not in a table: a row has no measurement of ours" in summary.write(tmp_path, [], dry=False)
-
+class TestTargets:
     @pytest.mark.parametrize(("share", "word"), [(0.86, "met"), (0.84, "missed")])
     def test_share_of_copy(self, share, word):
         case = Case("gumbel_argmax", 1024, "llada-8b")
@@ -610,12 +626,12 @@ class TestSummary:
             "title": case.title,
             "settings": {"op": case.op, "rows": 1024, "dtype": "bfloat16", "temperature": 0.0},
             "bytes": case.bytes,
-            "ceilings": Ceilings(copy=4e12, product=7e14)._asdict(),
+            "ceilings": kernels.Ceilings(copy=4e12, product=7e14)._asdict(),
             "providers": {"ours": {"seconds": {"median": case.bytes / (share * 4e12)}}},
         }
         by_name = {verdict.target.what: verdict for verdict in targets.verdicts([row])}
         verdict = by_name["statistics at temperature 0"]
-        assert verdict.word == word and verdict.worst.value == pytest.approx(share)
+        assert verdict.word == word and verdict.worst.value == pytest.approx(share) and verdict.worst.row is row
         assert by_name["statistics and noise, float32"].word == "not measured"
 
     def test_head_and_sampling_beside_other_ways_and_its_memory(self):
@@ -672,20 +688,3 @@ class TestTable:
         (tmp_path / "chosen.txt").write_text("cpu/*.json\n")
         with pytest.raises(ValueError, match="must fit a file"):
             report.chosen(tmp_path)
-
-
-class TestWheels:
-    def test_what_is_there_is_seen(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(wheels, "missing", lambda: [])
-        python = wheels.environment(tmp_path, tmp_path / "venv", print)
-        found = subprocess.run([python, "-c", "import pytest, rich; print('seen')"], capture_output=True, text=True)
-        assert found.stdout == "seen\n", found.stderr
-
-    def test_missing_wheels(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(wheels, "missing", lambda: ["dllm-welcome", "dllm-needed"])
-        monkeypatch.setitem(wheels.NEEDED, "dllm_needed", "dllm-needed")
-        with pytest.raises(RuntimeError, match="dllm-needed is needed"):
-            wheels.environment(tmp_path, tmp_path / "venv", print)
-        assert "dllm-welcome: not installed" in capsys.readouterr().out
-        with pytest.raises(ValueError, match="must be a folder"):
-            wheels.environment(tmp_path / "nowhere", tmp_path / "venv", print)

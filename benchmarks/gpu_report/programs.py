@@ -1,134 +1,206 @@
-"""The sections that call benchmark programs: sampling, cached decoding, training."""
+"""The sections that call benchmark programs: sampling, cached decoding, training. A call is one case, with one row."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import importlib
 import io
 import shlex
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from types import ModuleType
 from typing import NamedTuple
 
-from benchmarks import report
-from benchmarks.gpu_report.run import Run
-from benchmarks.gpu_report.words import without
+import torch
+
+from benchmarks import models, report, sampler_throughput
+from benchmarks.gpu_report import state
+from benchmarks.gpu_report.items import Item, Session
+
+AT_ONCE = 1
 
 
 class Call(NamedTuple):
-    """A program of benchmarks/ and its arguments."""
+    """A program of benchmarks/ and its arguments. seconds: reckoned."""
 
+    name: str
     program: str
     arguments: str
+    seconds: float
 
 
-SAMPLE = "--dtype bfloat16 --providers card ours-eager ours-graph"
-DREAM = "dream-origin dream-maskgit_plus dream-topk_margin dream-entropy"
-SAMPLERS = f"mdlm llada {DREAM} threshold factor llada2 entropy-bound"
+SAMPLE = "--dtype bfloat16 --repeats 3 --providers card ours-eager ours-graph"
+DREAM = ("dream-origin", "dream-maskgit_plus", "dream-topk_margin", "dream-entropy")
+SAMPLERS = ("mdlm", "llada", *DREAM, "threshold", "factor", "llada2", "entropy-bound")
+SHORT = "--model modernbert-base --gen-length 32 --block-length 32 --repeats 2 --dtype bfloat16"
 # random weights give low probabilities, so every program commits one token per forward pass
-CACHED_SAMPLERS = "fast-dllm-dual fast-dllm-prefix"
-FAST_DLLM = "--model llada-8b --prompt-length 128 --gen-length 64 --block-length 32 --repeats 2"
-CACHED = "--model llada-8b --dtype bfloat16 --prompt 128 --new 256 --block 32 --steps 64 --repeats 2"
-STEP = "--model modernbert-large --batch 16 --length 1024 --dtype bfloat16"
-# the most important first; a quick report makes only the first call of each section
+CACHED_SAMPLERS = ("fast-dllm-dual", "fast-dllm-prefix")
+FAST_DLLM = "--model llada-8b --prompt-length 128 --gen-length 64 --block-length 32"
+
+
+def _sampling(model: str, batch: int, temperature: int, seconds: float, more: str = "") -> Call:
+    arguments = f"--model {model} --batch {batch} --temperature {temperature} {SAMPLE}"
+    name = f"{model}, batch {batch}, T {temperature}"
+    return Call(name, "sampler_throughput", f"{arguments} {more}".strip(), seconds)
+
+
+def _sampler(name: str) -> Call:
+    steps = " --steps 16" if sampler_throughput.takes(name, "steps") else ""
+    return Call(name, "sampler_throughput", f"--sampler {name} {SHORT}{steps} --providers card ours-graph", 5)
+
+
+CHECKED = "--check-noise"
+# the most important first; calls of one model in a row share it
 CALLS: dict[str, tuple[Call, ...]] = {
-    "sampling-modernbert": (
-        Call("sampler_throughput", f"--model modernbert-large --temperature 0 1 --check-noise --repeats 3 {SAMPLE}"),
-        Call("sampler_throughput", f"--model modernbert-large --batch 8 64 --temperature 0 1 --steps 16 {SAMPLE}"),
-        Call("sampler_throughput", f"--model modernbert-base --temperature 0 1 --check-noise --repeats 3 {SAMPLE}"),
-        Call("sampler_throughput", f"--model modernbert-base --batch 8 64 --temperature 0 1 --steps 16 {SAMPLE}"),
+    "sampling": (
+        _sampling("modernbert-large", 1, 0, 18),
+        _sampling("modernbert-large", 1, 1, 20, CHECKED),
+        _sampling("llada-8b", 1, 0, 25, "--steps 32"),
+        _sampling("llada-8b", 1, 1, 40, f"--steps 32 {CHECKED}"),
+        _sampling("modernbert-large", 8, 0, 10, "--steps 16"),
+        _sampling("modernbert-large", 64, 0, 15, "--steps 16"),
     ),
-    "sampling-8b": (
-        Call("sampler_throughput", f"--model llada-8b --temperature 0 1 --check-noise --steps 32 {SAMPLE}"),
-        Call("sampler_throughput", f"--model llada-8b --batch 8 --temperature 0 1 --steps 8 {SAMPLE}"),
-        Call("sampler_throughput", f"--model dream-7b --temperature 0 1 --check-noise --steps 32 {SAMPLE}"),
-        Call("sampler_throughput", f"--model dream-7b --batch 8 --temperature 0 1 --steps 8 {SAMPLE}"),
+    "training": (
+        Call(
+            "modernbert-large, 16 x 1024",
+            "training_step",
+            "--model modernbert-large --batch 16 --length 1024 --dtype bfloat16 --repeats 5 "
+            "--providers full ours indexed patched",
+            30,
+        ),
+    ),
+    "sampling-more": (
+        _sampling("llada-8b", 8, 0, 20, "--steps 8"),
+        _sampling("llada-8b", 8, 1, 30, "--steps 8"),
+        _sampling("dream-7b", 1, 0, 25, "--steps 32"),
+        _sampling("dream-7b", 1, 1, 40, f"--steps 32 {CHECKED}"),
+        _sampling("dream-7b", 8, 0, 15, "--steps 8"),
+        _sampling("dream-7b", 8, 1, 25, "--steps 8"),
+        _sampling("modernbert-large", 8, 1, 12, "--steps 16"),
+        _sampling("modernbert-large", 64, 1, 18, "--steps 16"),
+        _sampling("modernbert-base", 1, 0, 12),
+        _sampling("modernbert-base", 1, 1, 16, CHECKED),
+        _sampling("modernbert-base", 8, 0, 7, "--steps 16"),
+        _sampling("modernbert-base", 64, 0, 10, "--steps 16"),
+    ),
+    "samplers": tuple(map(_sampler, SAMPLERS)),
+    "cached": (
+        *(Call(name, "sampler_throughput", f"--sampler {name} {FAST_DLLM} {SAMPLE}", 20) for name in CACHED_SAMPLERS),
+        Call(
+            "cached_decoding, llada-8b",
+            "cached_decoding",
+            "--model llada-8b --dtype bfloat16 --prompt 128 --new 256 --block 32 --steps 64 --repeats 2",
+            30,
+        ),
     ),
     "sampling-compiled": (
         Call(
+            "modernbert-large, compiled",
             "sampler_throughput",
             "--model modernbert-large --dtype bfloat16 --repeats 3 --providers card card-reduce-overhead ours-graph",
+            60,
         ),
-    ),
-    "sampling-samplers": (
-        Call(
-            "sampler_throughput",
-            f"--model modernbert-base --sampler {SAMPLERS} --gen-length 32 --block-length 32 --steps 16 --repeats 2 "
-            "--dtype bfloat16 --providers card ours-graph",
-        ),
-    ),
-    "sampling-cached": (
-        Call("sampler_throughput", f"--sampler {CACHED_SAMPLERS} {FAST_DLLM} {SAMPLE}"),
-        Call("cached_decoding", CACHED),
-    ),
-    "training": (
-        Call("training_step", f"{STEP} --providers full ours --repeats 5"),
-        Call("training_step", f"{STEP} --providers indexed patched --repeats 5"),
     ),
 }
-# options that replace the sizes in a dry run
+# options that replace the sizes in a dry run: of two that are given the last one holds
 TINY = {
-    "sampler_throughput": "--batch 2 --prompt-length 6 --gen-length 4 --block-length 4 --repeats 1 --dtype float32",
+    "sampler_throughput": "--batch 2 --prompt-length 6 --gen-length 4 --block-length 4 --repeats 1 --dtype float32 "
+    "--providers card ours-eager",
     "cached_decoding": "--layers 2 --hidden 32 --heads 2 --vocab 97 --prompt 5 --new 8 --block 4 --steps 4 --repeats 1 "
     "--dtype float32",
-    "training_step": "--batch 2 --length 16 --repeats 1 --dtype float32 --attention eager "
-    "--providers full indexed patched ours",
+    "training_step": "--batch 2 --length 16 --repeats 1 --dtype float32 --attention eager",
 }
-QUICKLY = {"sampler_throughput": "--repeats 1", "cached_decoding": "--repeats 1", "training_step": "--repeats 2"}
-NOT_STARTED = "TimeoutError"  # the error of a case that a program had no time for
 
 
-def run(run: Run) -> None:
-    """Make the section's calls one after the other, each with its share of the remaining time."""
-    calls, before = CALLS[run.section.name], []
-    calls = calls[:1] if run.quick else calls
-    for number, call in enumerate(calls):
-        if not run.may_measure(f"{call.program} {call.arguments}"):
-            continue
-        if run.dry:
-            words = rehearsed(call)
-            if words not in before:
-                rehearse(call.program, words)
-            before.append(words)
-            print(f"{call.program} {call.arguments}: ran on a tiny model, not timed", flush=True)
-            continue
-        words = shlex.split(f"{call.arguments} {QUICKLY[call.program]}" if run.quick else call.arguments)
-        words += ["--budget", f"{max(run.seconds_left / (len(calls) - number), 1):.0f}"]
-        why_not = attempt(call.program, [*words, "--out", str(run.folder)])
-        wrong = settle(run)
-        if why_not and not wrong and not run.left_out:
-            run.failures.append(f"{call.program} {call.arguments}: {why_not}")
+class LastModel:
+    """Loads models as :func:`benchmarks.models.load` does, and keeps the last one for the next call that wants it."""
+
+    def __init__(self):
+        self.key: object = None
+        self.loaded: models.Loaded | None = None
+
+    def load(self, name: str, dtype: torch.dtype, device: torch.device, **how: object) -> models.Loaded:
+        """The model, the kept one where name and arguments are the same."""
+        key = (name, dtype, str(device), sorted(how.items()))
+        if key != self.key:
+            self.free()
+            self.loaded = models.load(name, dtype, device, **how)
+            self.key = key
+        return self.loaded
+
+    def free(self) -> None:
+        """Let the model go: two may not fit into memory."""
+        self.key = self.loaded = None
+        gc.collect()
 
 
-def attempt(program: str, words: list[str]) -> str:
-    """Run a program; the reason of a failure, empty for a success. Nothing is raised, so that later calls are made."""
+def prepare() -> None:
+    """Nothing: programs begin by themselves."""
+
+
+def items(section: str, *, dry: bool) -> list[Item]:
+    """The section's calls; they share their models."""
+    last = LastModel()
+    return [Item(call.name, call.seconds, functools.partial(run, call, last)) for call in CALLS[section]]
+
+
+def run(call: Call, last: LastModel, session: Session) -> list[str]:
+    """Make a call; the errors in its row, or its exit status where it wrote none."""
+    if session.dry:
+        words = rehearsed(call)
+        same = (call.program, str(vars(_program(call.program).parse(words)) | {"model": None}))
+        if same not in session.rehearsed:
+            rehearse(call.program, words)
+        session.rehearsed.add(same)
+        return []
+    before = set(state.row_files(session.folder))
+    budget = max(
+        session.seconds_left / 2, 1
+    )  # for its rounds; runs by part and the check of the tokens come after them
+    words = [*shlex.split(call.arguments), "--budget", f"{budget:.0f}"]
+    status = made(call.program, [*words, "--out", str(session.folder)], last)
+    rows = [report.read_row(path) for path in state.row_files(session.folder) if path not in before]
+    wrong = [f"{name}: {error}" for row in rows for name, error in errors_of(row)]
+    return wrong or ([f"exit status {status}"] if status or not rows else [])
+
+
+def _program(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def made(program: str, words: list[str], last: LastModel) -> object:
+    """Call a program; its exit status."""
+    main = _program(program).main
+    if program == "sampler_throughput":
+        main = functools.partial(main, load=last.load)
+    else:
+        last.free()
     try:
-        status = main_of(program)(words)
+        return main(words)
     except SystemExit as error:
-        status = error.code
-    except Exception as error:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return f"exit status {status}" if status else ""
+        return error.code
 
 
-def main_of(program: str) -> Callable[[list[str]], int]:
-    """The `main` of a program."""
-    return importlib.import_module(f"benchmarks.{program}").main
+def errors_of(row: dict) -> list[tuple[str, str]]:
+    """What failed in a row: the programs, or the whole case, with the reasons."""
+    wrong = [(name, result["error"]) for name, result in row.get("providers", {}).items() if "error" in result]
+    return wrong + ([("all", row["error"])] if "error" in row else [])
 
 
 def rehearsed(call: Call) -> list[str]:
-    """The arguments of a call in a dry run: the same options, but tiny sizes, a tiny model and the CPU."""
-    words, tiny = without(shlex.split(call.arguments), "--model"), shlex.split(TINY[call.program])
-    for option in tiny:
-        words = without(words, option) if option.startswith("--") else words
-    words += tiny
+    """The arguments of a call in a dry run: the same options, but tiny sizes and the CPU."""
+    words = shlex.split(call.arguments)
+    if call.program == "cached_decoding":  # its model is either a preset or has the sizes that are given
+        preset = words.index("--model")
+        del words[preset : preset + 2]
+    words += [*shlex.split(TINY[call.program]), "--device", "cpu"]
     if call.program == "sampler_throughput":
-        words = without(without(words, "--check-noise", values=False), "--providers")
-        words = [*without(words, "--steps"), "--providers", "card", "ours-eager"]
-        words += [] if CACHED_SAMPLERS in call.arguments else ["--steps", "4"]
-    return [*words, "--device", "cpu"]
+        words = [word for word in words if word != CHECKED]
+        named = sampler_throughput.parse(words).sampler
+        words += ["--steps", "4"] if any(sampler_throughput.takes(name, "steps") for name in named) else []
+    return words
 
 
 def rehearse(program: str, words: list[str]) -> None:
@@ -137,11 +209,12 @@ def rehearse(program: str, words: list[str]) -> None:
     Raises:
         RuntimeError: the program failed; the message has the end of its output.
     """
-    with tempfile.TemporaryDirectory() as folder, tiny_model(causal=CACHED_SAMPLERS in " ".join(words)) as model:
+    causal = any(name in words for name in CACHED_SAMPLERS)
+    with tempfile.TemporaryDirectory() as folder, tiny_model(causal=causal) as model:
         words = [*words, "--out", folder, *([] if program == "cached_decoding" else ["--model", model])]
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            status = main_of(program)(words)
+            status = made(program, words, LastModel())
         if status:
             raise RuntimeError(f"{program} ended with status {status}: {said.getvalue().strip()[-500:]}")
 
@@ -159,20 +232,3 @@ def tiny_model(*, causal: bool) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         yield folder
-
-
-def settle(run: Run) -> list[str]:
-    """Delete the rows of cases that were not started, note them as left out, and return the failures of the others."""
-    wrong = []
-    for path in sorted(run.folder.glob("*-*-*.json")):
-        row = report.read_row(path)
-        if str(row.get("error", "")).startswith(NOT_STARTED):
-            run.left_out.append(path.stem.partition("-")[2])
-            path.unlink()
-            continue
-        errors = {name: result["error"] for name, result in row.get("providers", {}).items() if "error" in result}
-        if "error" in row:
-            errors["all"] = row["error"]
-        wrong += [f"{path.stem.partition('-')[2]}: {name}: {error}" for name, error in errors.items()]
-    run.failures += [each for each in wrong if each not in run.failures]
-    return wrong

@@ -1,145 +1,164 @@
-"""Run sections one after the other, each in a separate process, so that a CUDA error in one affects no other."""
+"""Run sections one after the other, each in a process of its own, so that a CUDA error in one affects no other."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.gpu_report import state
-from benchmarks.gpu_report.sections import SECONDS, Section
-from benchmarks.gpu_report.state import State
+from benchmarks import machine, report
+from benchmarks.gpu_report import section as process
+from benchmarks.gpu_report import state, timetable
+from benchmarks.gpu_report.items import Item
+from benchmarks.gpu_report.sections import Section, module_of
+from benchmarks.gpu_report.state import DONE, FAILED, LEFT_OUT, RUNNING, Result, State
 
 LOG = "log.txt"
-TOLD = 300  # most characters printed of a failed section's last line
-DRY_SECONDS = 1800  # generous: on a busy machine a dry run is slow, and it measures nothing
-NOTES = ("left_out", "withheld", "failures")
+DRY_SECONDS = 1800.0  # generous: on a busy machine a dry run is slow, and it measures nothing
+BUILD = "from dllm_kernels import _extension; _extension.load()"
+
+
+def due(sections: Sequence[Section], out: Path, *, dry: bool) -> dict[Section, list[Item]]:
+    """What every section has to do still, in this mode."""
+    sources, found = state.sources(), {}
+    for section in sections:
+        items = module_of(section.name).items(section.name, dry=dry)
+        found[section] = process.due(items, state.in_mode(out, section.name, dry=dry), out, sources=sources)
+    return found
 
 
 def run(
-    sections: Sequence[Section],
-    out: Path,
-    *,
-    dry: bool = False,
-    quick: bool = False,
-    again: bool = False,
-    commit: str | None = None,
-    tell: Callable[[str], None] = print,
-) -> list[State]:
-    """Run the sections that are not done in this mode yet; returns the state of all of them.
+    sections: Sequence[Section], out: Path, deadline: float, *, dry: bool = False, tell: Callable[[str], None] = print
+) -> None:
+    """Run what is due of these sections until `deadline`, a value of ``time.monotonic()``.
 
-    A section may also use the seconds that finished sections left over and those of sections that were not asked for.
-    So a section that was stopped gets more time when the same command is repeated, and most of it when asked for alone.
-
-    Args:
-        again: also run the sections that are done.
-        commit: the commit of the code, stored in each state.
+    A section gets its share of the seconds that earlier ones have left (:meth:`timetable.Durations.share`).
     """
-    mode, states = ("dry" if dry else "measured"), []
-    done = (
-        {}
-        if again
-        else {name: before for name, before in _ended(sections, out) if before.stands_for(mode, quick=quick)}
-    )
-    waiting = sum(section.limit(quick=quick) for section in sections if section.name not in done)
-    spare = 0.0 if dry else SECONDS / (2 if quick else 1) - waiting
-    for section in sections:
-        if before := done.get(section.name):
-            tell(f"{section.name}: done before, {before.seconds:.0f} s; its rows are kept (--again runs it again)")
-            states.append(before)
-            continue
-        share = DRY_SECONDS if dry else section.limit(quick=quick)
-        tell(f"{section.name}: starts, at most {share + spare:.0f} s")
-        ended = run_section(section, out, share + spare, dry=dry, quick=quick)
-        ended.commit = commit
+    todo, durations, commit = due(sections, out, dry=dry), timetable.Durations(out), machine.commit()
+    for section in [section for section, items in todo.items() if not items]:
+        tell(f"{section.name}: done before; its rows are kept (--again runs it again)")
+        del todo[section]
+    with built(meanwhile=not dry and any(section.module == "checks" for section in todo)):
+        while todo:
+            section, items = next(iter(todo.items()))
+            left = deadline - time.monotonic() - timetable.END
+            seconds = DRY_SECONDS if dry else durations.share(todo, left)
+            del todo[section]
+            if not seconds:
+                tell(f"{section.name}: no time is left for it")
+                continue
+            tell(f"{section.name}: {report.count(len(items), 'item')}, at most {seconds:.0f} s")
+            ended = run_section(section.name, out, seconds, dry=dry)
+            ended.commit = commit
+            ended.write(out)
+            tell("\n".join([f"{section.name}: {counts(ended)}, {ended.seconds:.0f} s in all", *told(ended)]))
+
+
+@contextlib.contextmanager
+def built(*, meanwhile: bool) -> Iterator[None]:
+    """Build the C++ extension in the background, once, before the tests ask for it in many processes."""
+    process = subprocess.Popen([sys.executable, "-c", BUILD], cwd=machine.ROOT) if meanwhile else None
+    try:
+        yield
+    finally:
+        if process:
+            process.terminate()
+            process.wait()
+
+
+def run_section(name: str, out: Path, seconds: float, *, dry: bool) -> State:
+    """Run a section in new processes until it has nothing left to do or `seconds` are over; its state.
+
+    A process that ends by itself before its last item, after an illegal access for instance, has failed in that item;
+    another one goes on with the next.
+    """
+    start, since = time.monotonic(), time.time()
+    before = state.in_mode(out, name, dry=dry).seconds
+    while True:
+        begun = time.time()
+        status, timed_out = _process(name, out, seconds - (time.monotonic() - start), since, dry=dry)
+        ended = state.in_mode(out, name, dry=dry)
+        why = f"stopped after {seconds:.0f} s" if timed_out else f"exit status {status}: {last_line(out / name / LOG)}"
+        for item, result in ended.having(RUNNING).items():
+            kind = LEFT_OUT if timed_out else FAILED
+            ended.items[item] = Result(kind, why=[why], sources=result.sources, ended=time.time())
+        ended.reason = why if timed_out or status else ""
+        ended.seconds = before + time.monotonic() - start
         ended.write(out)
-        spare = 0.0 if dry else max(0.0, share + spare - ended.seconds)
-        tell("\n".join([f"{section.name}: {ended.status}, {ended.seconds:.0f} s", *told(ended)]))
-        states.append(ended)
-    return states
+        got_on = any(result.ended >= begun for result in ended.items.values())
+        left = seconds - (time.monotonic() - start)
+        if timed_out or not status or not got_on or not ended.having(LEFT_OUT) or left < timetable.LEAST:
+            return ended
 
 
-def _ended(sections: Sequence[Section], out: Path) -> Iterator[tuple[str, State]]:
-    for section in sections:
-        if before := state.read(out, section.name):
-            yield section.name, before
-
-
-def run_section(section: Section, out: Path, seconds: float, *, dry: bool, quick: bool) -> State:
-    """Run one section in an empty folder and a new process, stopped after `seconds`; returns its state."""
-    folder = out / section.name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    words = [sys.executable, "-m", "benchmarks.gpu_report.section", section.name, str(out), f"--seconds={seconds:.1f}"]
-    words += [f"--report={os.getpid()}"] + ["--dry"] * dry + ["--quick"] * quick
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    environment |= {"HF_HUB_OFFLINE": "1"}
-    if dry:
-        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environment |= {"OMP_NUM_THREADS": "1"}  # on a busy machine threads make tiny models ten times slower
-    else:
-        environment.pop("TRITON_INTERPRET", None)
-    start, reason = time.monotonic(), ""
-    with (folder / LOG).open("w") as log:
+def _process(name: str, out: Path, seconds: float, since: float, *, dry: bool) -> tuple[int, bool]:
+    """Run a process of a section; its exit status, and whether it was stopped."""
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "benchmarks.gpu_report.section", name, str(out), f"--seconds={seconds:.1f}"]
+    words += [f"--begun={time.time()}", f"--since={since}", f"--report={os.getpid()}"] + ["--dry"] * dry
+    with (folder / LOG).open("a") as log:
         process = subprocess.Popen(
-            words, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            words,
+            cwd=machine.ROOT,
+            env=environment(dry=dry),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            reason = f"stopped after {seconds:.0f} s"
+            return 0, True
         finally:
             end(process)
-    notes = notes_of(folder / LOG)
-    ended = State(section.name, "done", "dry" if dry else "measured", quick, time.monotonic() - start)
-    if notes is None:
-        ended.status, ended.reason = "failed", reason or f"exit status {process.returncode}: {last_line(folder / LOG)}"
-        return ended
-    for name in NOTES:
-        setattr(ended, name, notes[name])
-    if ended.failures:
-        ended.status = "failed"
-    elif ended.withheld:
-        ended.status = "withheld"
-    return ended
+    return process.returncode, False
+
+
+def environment(*, dry: bool) -> dict[str, str]:
+    """The environment of a section. cuDNN's attention comes last, for all programs and tests alike.
+
+    It plans each new shape for tens of milliseconds, which would be measured; TORCH_CUDNN_SDPA_DEPRIORITIZED=0 keeps
+    torch's own order. Each row says which was in force.
+    """
+    found = {process.CUDNN: "1"} | os.environ | {"HF_HUB_OFFLINE": "1"}
+    found["PYTHONPATH"] = os.pathsep.join([str(machine.ROOT), os.environ.get("PYTHONPATH", "")])
+    if dry:  # on a busy machine threads make tiny models ten times slower
+        return found | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    found.pop("TRITON_INTERPRET", None)
+    return found
 
 
 def end(process: subprocess.Popen) -> None:
     """Kill a section and all processes that it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
-    except ProcessLookupError:
-        pass
     process.wait()
-
-
-def notes_of(log: Path) -> dict[str, list[str]] | None:
-    """The notes that a section printed at its end; None where it has none. Libraries may print lines after them."""
-    for line in reversed(log.read_text(errors="replace").splitlines()):
-        if line.startswith("{"):
-            with contextlib.suppress(json.JSONDecodeError):
-                notes = json.loads(line)
-                if set(notes) == set(NOTES):
-                    return notes
-    return None
 
 
 def last_line(log: Path) -> str:
     """The last line of a section's output."""
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"
+    return lines[-1][:300] if lines else "no output"
+
+
+def counts(ended: State) -> str:
+    """How many items are done, failed and left out.
+
+    Example:
+        >>> counts(State("kernels", "measured", items={"a": Result("done"), "b": Result("failed")}))
+        '1 done, 1 failed'
+    """
+    left_out = (LEFT_OUT, RUNNING)
+    found = {"done": ended.having(DONE), "failed": ended.having(FAILED), "left out": ended.having(*left_out)}
+    return ", ".join(f"{len(each)} {name}" for name, each in found.items() if each or name == "done")
 
 
 def told(ended: State) -> list[str]:
-    """The lines to print for a section below its status: the reason and the notes."""
-    lines = [f"  {ended.reason[:TOLD]}"] if ended.reason else []
-    for name in NOTES:
-        lines += [f"  {name.replace('_', ' ')}: {note}" for note in getattr(ended, name)]
-    return lines
+    """The lines to print for a section below its counts."""
+    lines = [f"  {ended.reason}"] if ended.reason else []
+    return lines + [f"  {name}: {why}" for name, result in ended.having(FAILED).items() for why in result.why]

@@ -1,6 +1,8 @@
-"""A pytest plugin that runs every n-th test only, so that several processes share a file.
+"""A pytest plugin that runs one part of a file's tests, so that several processes share the file.
 
 pytest -p benchmarks.gpu_report.shard --shard 2/4 FILE
+
+A part is a run of neighbours: the cases of a test compile the same kernels, and so compile them in one process.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shard", default="1/1", help="K/N: run part K of N parts of the tests")
 
 
+@pytest.hookimpl(trylast=True)  # after what the tests' conftest leaves out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests k, k + n, k + 2n, ... for part k of n."""
+    """Keep the k-th of n parts that are equally long."""
     number, count = map(int, config.getoption("--shard").split("/"))
-    kept = items[number - 1 :: count]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    begin, end = (len(items) * part // count for part in (number - 1, number))
+    config.hook.pytest_deselected(items=items[:begin] + items[end:])
+    items[:] = items[begin:end]

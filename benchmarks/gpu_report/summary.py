@@ -1,92 +1,89 @@
-"""Write report.md of a report's folder, with targets, sections and tables, and its plots."""
+"""Write report.md of a report's folder, with targets, sections, tests and rows, and its plots."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import machine, markdown, table
-from benchmarks.gpu_report import ceilings, gate, state, targets
+from benchmarks.gpu_report import gate, kernels, runner, state, targets
 from benchmarks.gpu_report.sections import SECTIONS
-from benchmarks.gpu_report.state import State
+from benchmarks.gpu_report.state import DONE, FAILED, LEFT_OUT, RUNNING, Result
 
 FILE = "report.md"
-NOTHING = "Nothing was timed: this was a dry run, on a machine without a CUDA device."
+NOTHING = "Nothing was timed: this was a dry run, without a GPU."
+WORDS = {DONE: gate.GREEN, FAILED: gate.RED}  # of checks; all others are unproven
+SHOWN = 3  # reasons in a cell
 
 
-def write(out: Path, states: Sequence[State], *, dry: bool) -> str:
-    """Write `out`/report.md and the plots; returns the text.
-
-    Rows whose tests are red are left out, also those of earlier runs.
-    """
-    rows = [] if dry else reportable(out)
-    parts = [
-        "# GPU report",
-        _head(rows, out) if rows else NOTHING if dry else "No row was written.",
-        _sections(states),
-    ]
+def write(out: Path, *, dry: bool) -> str:
+    """Write `out`/report.md and the plots; returns the text. Every row is in it, beside what its tests say."""
+    rows = [] if dry else [row for section in SECTIONS for row in state.rows(out, section.name)]
+    parts = ["# GPU report", _head(rows) if rows else NOTHING if dry else "No row was written."]
     if rows:
-        shown, notes = _with_a_table(rows)
-        parts += ["## Targets and measured values", _targets(rows), "## Rows", table.table(shown), *notes]
-        parts += _utilization(shown, ceilings.read(out)) + _plots(rows, out)
+        parts += ["## Targets", _targets(rows)]
+    parts += ["## Sections", _sections(out, dry=dry)]
+    if checks := gate.results(out):
+        parts += ["## Tests", _tests(checks)]
+    if rows:
+        parts += ["## Rows", *_tables(rows), *_utilization(rows, kernels.ceilings(out)), *_plots(rows, out)]
     text = "\n\n".join(parts)
     (out / FILE).write_text(text + "\n")
     return text
 
 
-def reportable(out: Path) -> list[dict]:
-    """The rows of all sections whose tests are not red."""
-    rows = []
-    for section in SECTIONS:
-        red = {name for name in section.needs if gate.failed_checks(out, name)}
-        for row in state.rows(out, section.name):
-            behind = set(section.needs) if section.whole else {row["settings"]["op"]}
-            if not behind & red:
-                rows.append(row)
-    return rows
-
-
-def _head(rows: Sequence[dict], out: Path) -> str:
-    """Machine, versions and commit of the rows, and warnings where tests did not run or ran on another commit."""
+def _head(rows: Sequence[dict]) -> str:
+    """Machine, versions, commits and attention of the rows, and how many have which tests."""
     machines = dict.fromkeys(machine.short_name(row["machine"]) for row in rows)
     versions = dict.fromkeys(
         ", ".join(f"{name} {version}" for name, version in row["versions"].items() if version) for row in rows
     )
     commits = dict.fromkeys(str(row["commit"]) for row in rows)
-    warnings = []
-    if without := untested(out):
-        warnings.append(f"**The tests were not run behind {', '.join(without)}.**")
-    tests = state.read(out, "tests")
-    if tests is not None and set(commits) != {str(tests.commit)}:
-        warnings.append(f"**The tests were run on commit {tests.commit}.**")
-    return "\n\n".join([f"{'; '.join(machines)}. {'; '.join(versions)}. Commit {', '.join(commits)}.", *warnings])
+    attentions = dict.fromkeys(
+        ", ".join(f"{name}={value}" for name, value in row.get("attention", {}).items()) for row in rows
+    )
+    states = [_state(row) for row in rows]
+    counted = ", ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(states))
+    about = f"{'; '.join(machines)}. {'; '.join(versions)}. Commit {', '.join(commits)}. {'; '.join(attentions)}."
+    return f"{about}\n\nTests behind the {len(rows)} rows: {counted}."
 
 
-def untested(out: Path) -> list[str]:
-    """Sections that have rows, but whose tests were not run."""
-    with_rows = [section for section in SECTIONS if any(state.rows(out, section.name))]
-    return [section.name for section in with_rows if not gate.tested(out, section.needs)]
+def _state(row: Mapping[str, object]) -> str:
+    return row.get("tests", {}).get("state", gate.UNPROVEN)
 
 
-def _sections(states: Sequence[State]) -> str:
+def _verdict(row: Mapping[str, object]) -> str:
+    """What a row's tests say, with the first reasons."""
+    why = row.get("tests", {}).get("why", [])
+    return _cell(f"{_state(row)}: {_first(why)}" if why and _state(row) == gate.RED else _state(row))
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return "; ".join(reasons[:SHOWN]) + f"; and {len(reasons) - SHOWN} more" * (len(reasons) > SHOWN)
+
+
+def _sections(out: Path, *, dry: bool) -> str:
+    lines = []
+    for section in SECTIONS:
+        ended = state.read(out, section.name)
+        if ended and ended.mode == ("dry" if dry else "measured"):
+            failed = [f"{name}: {_first(result.why)}" for name, result in ended.having(FAILED).items()]
+            missing = list(ended.having(LEFT_OUT, RUNNING))
+            notes = ([ended.reason] if ended.reason else []) + failed
+            notes += [f"left out: {_first(missing)}"] if missing else []
+            done = f"{runner.counts(ended)}{', not timed' if dry else ''}"
+            lines.append([section.name, done, f"{ended.seconds:.0f}", "<br>".join(map(_cell, notes))])
+    return markdown.table(("section", "items", "seconds", "failed, left out"), lines)
+
+
+def _tests(checks: Mapping[str, Result]) -> str:
+    """The table of checks: green, red with the failed tests, or unproven with the reason."""
     lines = [
-        [
-            ended.section,
-            ended.status if ended.mode == "measured" else f"{ended.status}, not timed",
-            f"{ended.seconds:.0f}",
-            "<br>".join(_cell(note) for note in _notes(ended)),
-        ]
-        for ended in states
+        [name, WORDS.get(result.status, gate.UNPROVEN), f"{result.seconds:.0f}", "<br>".join(map(_cell, result.why))]
+        for name, result in checks.items()
     ]
-    return markdown.table(("section", "status", "seconds", "left out, withheld, failed"), lines)
-
-
-def _notes(ended: State) -> list[str]:
-    notes = [ended.reason] if ended.reason else []
-    for name in ("left_out", "withheld", "failures"):
-        notes += [f"{name.replace('_', ' ')}: {note}" for note in getattr(ended, name)]
-    return notes
+    return markdown.table(("tests", "", "seconds", "why"), lines)
 
 
 def _cell(text: str) -> str:
@@ -94,7 +91,7 @@ def _cell(text: str) -> str:
 
 
 def _targets(rows: Sequence[dict]) -> str:
-    """The table of targets, each with its worst case."""
+    """The table of targets, each with its worst case and what the tests of that case say."""
     lines = [
         [
             verdict.target.what,
@@ -102,25 +99,30 @@ def _targets(rows: Sequence[dict]) -> str:
             verdict.target.aim,
             f"{verdict.worst.value:.2f} ({verdict.worst.where})" if verdict.worst else "-",
             verdict.word,
+            _verdict(verdict.worst.row) if verdict.worst else "-",
         ]
         for verdict in targets.verdicts(rows)
     ]
-    return markdown.table(("target", "formula", "goal", "measured, worst case", ""), lines)
+    return markdown.table(("target", "formula", "goal", "measured, worst case", "", "tests"), lines)
 
 
-def _with_a_table(rows: Sequence[dict]) -> tuple[list[dict], list[str]]:
-    """The rows that a table can show, and a note for each of the others on what it lacks."""
-    shown, notes = [], []
-    for row in rows:
-        try:
-            table.table([row])
-            shown.append(row)
-        except ValueError as error:
-            notes.append(f"Not in a table: {error}.")
-    return shown, list(dict.fromkeys(notes))
+def _tables(rows: Sequence[dict]) -> list[str]:
+    """A table for each kind of row, with the tests in the last column; then the rows that no table can show."""
+    commands, notes, parts = table.commands_of(rows), [], []
+    for kind, (head, lines_of) in table.KINDS.items():
+        lines = []
+        for row in rows:
+            if row["kind"] == kind:
+                try:
+                    lines += [[*line, _verdict(row)] for line in lines_of(row, commands)]
+                except (ValueError, KeyError) as error:
+                    notes.append(f"Not in a table: {error}.")
+        if lines:
+            parts.append(markdown.table([*head, "tests"], lines))
+    return [*parts, table.numbered(commands), *dict.fromkeys(notes)]
 
 
-def _utilization(rows: Sequence[dict], found: ceilings.Ceilings | None) -> list[str]:
+def _utilization(rows: Sequence[dict], found: kernels.Ceilings | None) -> list[str]:
     """The table of training steps: useful FLOP/s, and their share of the measured speed of a matrix product."""
     lines = []
     for row in rows:
@@ -132,11 +134,11 @@ def _utilization(rows: Sequence[dict], found: ceilings.Ceilings | None) -> list[
                 speed = useful / result["seconds"]["median"]
                 settings = row["settings"]
                 what = f"{settings['model']}, {settings['batch']} x {settings['length']}, {name}"
-                lines.append([what, f"{speed / 1e12:.0f}", f"{speed / found.product:.0%}"])
+                lines.append([what, f"{speed / 1e12:.0f}", f"{speed / found.product:.0%}", _verdict(row)])
     if not lines:
         return []
-    head = ("training step", "useful TFLOP/s (body, attention, head of masked rows)", "of the measured product speed")
-    return [markdown.table(head, lines)]
+    useful = "useful TFLOP/s (body, attention, head of masked rows)"
+    return [markdown.table(("training step", useful, "of the measured product speed", "tests"), lines)]
 
 
 def _plots(rows: Sequence[dict], out: Path) -> list[str]:
@@ -147,7 +149,10 @@ def _plots(rows: Sequence[dict], out: Path) -> list[str]:
 
     made = []
     for kind, draw in (("sampler", plot.sampler_rows), ("kernel", plot.kernel_rows)):
-        of_kind = [row for row in rows if row["kind"] == kind]
+        of_kind = [row for row in rows if row["kind"] == kind and "providers" in row]
         if of_kind:
-            made.append(f"![{kind}]({draw(of_kind, out / f'{kind}.png').name})")
+            try:
+                made.append(f"![{kind}]({draw(of_kind, out / f'{kind}.png').name})")
+            except Exception as error:  # whatever it is, it must not cost the report
+                made.append(f"No plot of {kind}: {type(error).__name__}: {error}.")
     return made

@@ -9,10 +9,11 @@ Rows = Sequence[dict]
 
 
 class Measured(NamedTuple):
-    """A value, and the case that it was measured on."""
+    """A value, the case that it was measured on, and its row."""
 
     value: float
     where: str
+    row: dict
 
 
 class Target(NamedTuple):
@@ -73,7 +74,7 @@ def _kernels(rows: Rows, op: str, /, **settings: object) -> Iterator[tuple[dict,
 
 def _head_over_floor(rows: Rows) -> Iterator[Measured]:
     for row, seconds in _kernels(rows, "linear_gumbel_argmax"):
-        yield Measured(seconds / row["floor_seconds"], row["title"])
+        yield Measured(seconds / row["floor_seconds"], row["title"], row)
 
 
 def _head_over_others(rows: Rows) -> Iterator[Measured]:
@@ -83,56 +84,56 @@ def _head_over_others(rows: Rows) -> Iterator[Measured]:
         del others["ours"]
         if others:
             fastest = min(others, key=others.get)
-            yield Measured(seconds / others[fastest], f"{row['title']}, {fastest}")
+            yield Measured(seconds / others[fastest], f"{row['title']}, {fastest}", row)
 
 
 def _head_memory(rows: Rows) -> Iterator[Measured]:
     for row, _ in _kernels(rows, "linear_gumbel_argmax"):
-        yield Measured(row["providers"]["ours"]["peak_bytes"] / 1e6, row["title"])
+        yield Measured(row["providers"]["ours"]["peak_bytes"] / 1e6, row["title"], row)
 
 
 def _share_of_copy(dtypes: Sequence[str], temperature: float) -> Callable[[Rows], Iterator[Measured]]:
     def values(rows: Rows) -> Iterator[Measured]:
         for dtype in dtypes:
             for row, seconds in _kernels(rows, "gumbel_argmax", rows=1024, dtype=dtype, temperature=temperature):
-                yield Measured(row["bytes"] / seconds / row["ceilings"]["copy"], row["title"])
+                yield Measured(row["bytes"] / seconds / row["ceilings"]["copy"], row["title"], row)
 
     return values
 
 
 def _share_of_product(rows: Rows) -> Iterator[Measured]:
     for row, seconds in _kernels(rows, "linear_cross_entropy", head="llada-8b", rows=4096):
-        yield Measured(row["flops"] / seconds / row["ceilings"]["product"], row["title"])
+        yield Measured(row["flops"] / seconds / row["ceilings"]["product"], row["title"], row)
 
 
-def _large_at_batch_1(rows: Rows) -> Iterator[tuple[str, dict[str, dict]]]:
-    """Rows of ModernBERT-large, model card's sampler, batch 1: the temperature in words, and the timed results."""
+def _large_at_batch_1(rows: Rows) -> Iterator[tuple[dict, str, dict[str, dict]]]:
+    """Rows of ModernBERT-large, model card's sampler, batch 1, each with its temperature in words and timed results."""
     for row in rows:
         settings = row.get("settings", {})
         if row["kind"] != "sampler" or settings["sampler"] != "generate":
             continue
         if settings["model"] == "modernbert-large" and settings["batch"] == 1:
             results = {name: r for name, r in row.get("providers", {}).items() if "tokens_per_second" in r}
-            yield f"temperature {settings['temperature']:g}", results
+            yield row, f"temperature {settings['temperature']:g}", results
 
 
 def _generate_over(provider: str) -> Callable[[Rows], Iterator[Measured]]:
     """Speed-up of the fastest dllm program over another provider."""
 
     def values(rows: Rows) -> Iterator[Measured]:
-        for where, results in _large_at_batch_1(rows):
+        for row, where, results in _large_at_batch_1(rows):
             ours = [r["tokens_per_second"] for name, r in results.items() if name.startswith("ours")]
             if ours and provider in results:
-                yield Measured(max(ours) / results[provider]["tokens_per_second"], where)
+                yield Measured(max(ours) / results[provider]["tokens_per_second"], where, row)
 
     return values
 
 
 def _milliseconds_per_step(rows: Rows) -> Iterator[Measured]:
-    for where, results in _large_at_batch_1(rows):
+    for row, where, results in _large_at_batch_1(rows):
         ours = [r["ms_per_step"]["median"] for n, r in results.items() if n.startswith("ours") and "ms_per_step" in r]
         if ours:
-            yield Measured(min(ours), where)
+            yield Measured(min(ours), where, row)
 
 
 def _cached(rows: Rows) -> Iterator[Measured]:
@@ -145,7 +146,7 @@ def _cached(rows: Rows) -> Iterator[Measured]:
         for name, ours in results.items():
             if published and name.startswith("ours") and ours["forwards"] == published["forwards"]:
                 ratio = ours["tokens_per_second"] / published["tokens_per_second"]
-                yield Measured(ratio, f"{name}, {ours['forwards']} forwards each")
+                yield Measured(ratio, f"{name}, {ours['forwards']} forwards each", row)
 
 
 SHARE = "bytes of the logits / seconds / bytes per second of a copy, 1024 rows of LLaDA's vocabulary"

@@ -14,14 +14,19 @@ import tempfile
 from typing import NamedTuple
 
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
-_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+\S")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?!NOP)\S")
 _BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
 
 
 class Code(NamedTuple):
-    """Number of instructions. loops: of each innermost loop, in the order of the code; straight: of all other code."""
+    """Number of instructions.
+
+    loops: of each innermost loop, in the order of the code. setups: of what runs before each of them, and only if it
+    runs at all. straight: of all other code.
+    """
 
     loops: tuple[int, ...]
+    setups: tuple[int, ...]
     straight: int
 
 
@@ -40,28 +45,38 @@ def disassemble(kernel) -> Code:
 def count(assembly: str) -> Code:
     """Count the instructions of a disassembly.
 
-    A loop extends from a label to a branch back to it. A branch to itself, which ends a kernel, is not a loop.
+    A loop extends from a label to a branch back to it. A branch to itself, which ends a kernel, is not a loop. Its
+    setup begins behind the nearest branch before it that leads past it. NOPs, which fill up a kernel's last line, do
+    not count.
 
     Example:
         >>> count('''.L_x_0:
         ... /*0000*/ IADD R1, R1, 1 ;
         ... /*0010*/ @P0 BRA `(.L_x_0) ;
         ... /*0020*/ EXIT ;''')
-        Code(loops=(2,), straight=1)
+        Code(loops=(2,), setups=(0,), straight=1)
     """
-    number, labels, loops = 0, {}, []
+    number, labels, loops, forward = 0, {}, [], []
     for line in assembly.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = number
         elif _INSTRUCTION.match(line):
             number += 1
             branch = _BRANCH.search(line)
-            if branch and number - labels.get(branch[1], number) > 1:
+            if branch and branch[1] not in labels:
+                forward.append((number, branch[1]))
+            elif branch and number - labels[branch[1]] > 1:
                 loops.append((labels[branch[1]], number))
     inner = [
         (begin, end)
         for begin, end in loops
         if not any(begin <= other[0] and other[1] <= end and other != (begin, end) for other in loops)
     ]
-    lengths = tuple(end - begin for begin, end in sorted(set(inner)))
-    return Code(lengths, number - sum(lengths))
+    inner = sorted(set(inner))
+    guards = [
+        max((behind for behind, label in forward if behind <= begin and labels[label] >= end), default=begin)
+        for begin, end in inner
+    ]
+    lengths = tuple(end - begin for begin, end in inner)
+    setups = tuple(begin - guard for (begin, _), guard in zip(inner, guards, strict=True))
+    return Code(lengths, setups, number - sum(lengths) - sum(setups))

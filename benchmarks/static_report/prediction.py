@@ -118,13 +118,12 @@ def predict(
     for name, value, known in (("dtype", dtype, DTYPES), ("target", target, CEILINGS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    sizes, make_call = CALLS[op]
+    sizes, _ = CALLS[op]
     for name, value, needed in (("hidden", hidden, "hidden" in sizes), ("vocab", vocab, "vocab" in sizes)):
         if needed != (value is not None):
             raise ValueError(f"{op} needs {' and '.join(sizes)}, got {name}={value}")
     shape = {name: value for name, value in (("hidden", hidden), ("vocab", vocab)) if value is not None}
-    call = make_call(rows=rows, dtype=getattr(torch, dtype), noise=_noise(rows, temperature), **shape)
-    found = launches.record(call, target, compiled=compiled)
+    found = launches.record(make_call(op, rows, dtype, temperature, **shape), target, compiled=compiled)
     ceilings = CEILINGS[target]
     bandwidth, issue = bytes_per_second or ceilings.bytes, slots_per_second or ceilings.slots
     multiply = flops_per_second or (ceilings.flops_float32 if dtype == "float32" else ceilings.flops)
@@ -134,6 +133,11 @@ def predict(
         seconds += max(x.bytes / bandwidth, x.flops / multiply, x.slots / (issue * share))
     counts = (sum(getattr(x, name) for x in found) for name in ("bytes", "l2_bytes", "flops", "slots"))
     return Prediction(op, rows, hidden, vocab, dtype, float(temperature), len(found), *counts, seconds)
+
+
+def make_call(op: str, rows: int, dtype: str, temperature: float, **sizes: int) -> Callable[[], object]:
+    """A call of an operation on meta tensors; arguments as in :class:`Prediction`."""
+    return CALLS[op][1](rows=rows, dtype=getattr(torch, dtype), noise=_noise(rows, temperature), **sizes)
 
 
 def cases() -> Iterator[dict[str, object]]:

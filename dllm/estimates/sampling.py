@@ -25,11 +25,11 @@ from dllm.fast.sampling.cache_layout import CacheLayout, LayoutRecorder
 from dllm.fast.sampling.passes import Pass, run
 from dllm.fast.sampling.plan import plan
 from dllm.fast.sampling.schedule import Block, Schedule
-from dllm.fast.sampling.state import CurrentBlock, Policy, State
+from dllm.fast.sampling.state import Policy, State
 
 CACHES = (None, "block", "dual")
 # Bytes of logits that the head keeps at once, at most (dllm_kernels.linear_gumbel_argmax).
-_LOGITS = 2**25
+_LOGITS = 2**27
 
 
 def estimate_sampling(
@@ -41,7 +41,7 @@ def estimate_sampling(
     The head is counted by formula, for N candidates (all positions of a block in each row), hidden size H, vocabulary
     V and s bytes per value:
 
-        memory  N H s for each canvas, and logits for a part of the candidates, min(N V s, 32 MiB)
+        memory  N H s for each canvas, and logits for a part of the candidates, min(N V s, 128 MiB)
         FLOPs   2 N H V
         bytes   V H s
 
@@ -209,7 +209,7 @@ def _step(
 ) -> StepCost:
     """Run the body of one step, and add the head."""
     with LiveBytes() as memory, FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
-        hidden = run(split, state, policy, CurrentBlock.of(state), cache, passes).hidden
+        hidden = run(split, state, policy, cache, passes).hidden
     (vocabulary, size), batch = split.head.weight.shape, len(state.tokens)
     rows, each = batch * policy.block_length, split.head.weight.element_size()
     head = len(hidden) * rows * size * each + min(rows * vocabulary * each, _LOGITS)

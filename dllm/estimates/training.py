@@ -19,13 +19,12 @@ from dllm.estimates.fake import NEEDS_VALUES, model_on_meta, replace_by_fake_ten
 from dllm.estimates.sharding import Shares, units
 from dllm.fast.head.split import output_head
 from dllm.fast.model import check_positions, unwrapped
+from dllm_kernels.linear_cross_entropy.chunked import chunk_rows
 
 # Values that an optimizer stores per trained weight, in the weight's dtype. Other optimizers: unknown.
 _STATE_PER_WEIGHT = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
 # Bytes per weight in NF4 with double quantisation: 4 bits, 8 bits per 64 weights, 32 per 64 x 256 (arXiv:2305.14314).
 _NF4_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)
-# Rows per chunk of the fused head and loss (dllm_kernels.linear_cross_entropy).
-_CHUNK_ROWS = 2048
 
 
 class Memory(NamedTuple):
@@ -199,11 +198,14 @@ def _weight_bytes(model: nn.Module, model_args: ModelArguments) -> int:
 
 
 def _head_bytes(head: nn.Module, tokens: int, args: MDLMConfig) -> int:
-    """Bytes of the head's buffers if all tokens are masked: C V s + 3 C H s, with C rows per chunk, vocabulary V,
-    hidden size H and s bytes per value; plus 4 V H for the float32 gradient if s < 4."""
-    vocabulary, hidden = getattr(head, "base_layer", head).weight.shape
-    size = 2 if _half(args) else next(head.parameters()).element_size()
-    return min(tokens, _CHUNK_ROWS) * (vocabulary + 3 * hidden) * size + (4 * vocabulary * hidden if size < 4 else 0)
+    """Bytes of the head's buffers if all tokens are masked: C V s + 3 C H s, with C rows per chunk
+    (:func:`dllm_kernels.linear_cross_entropy.chunked.chunk_rows`), vocabulary V, hidden size H and s bytes per value;
+    plus 4 V H for the float32 gradient of a trained weight if s < 4, unless bfloat16 takes all tokens at once."""
+    weight = getattr(head, "base_layer", head).weight
+    (vocabulary, hidden), dtype = weight.shape, _half(args) or weight.dtype
+    rows = min(tokens, chunk_rows(dtype, hidden, tokens, weight.requires_grad))
+    summed = weight.requires_grad and dtype.itemsize < 4 and (rows < tokens or dtype == torch.float16)
+    return rows * (vocabulary + 3 * hidden) * dtype.itemsize + (4 * vocabulary * hidden if summed else 0)
 
 
 def _half(args: MDLMConfig) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""Which attention masks a model's attention implementation takes.
+"""Which attention masks a model's attention implementation takes, and which kernels it is to do without.
 
 Of transformers' implementations, "eager", "sdpa" and "flex_attention" take a mask of four dimensions. Flash attention
 does not: it takes rows padded at their ends (a mask [B, L]), and rows packed one after the other.
@@ -6,8 +6,16 @@ does not: it takes rows padded at their ends (a mask [B, L]), and rows packed on
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+
+# Up to so many columns attention runs without cuDNN. At 350 TFLOP/s in place of 500 it takes 2 % of a body of 8B longer
+# then, and twice that with twice the columns; these rates are others', for an H100.
+COLUMNS_WITHOUT_CUDNN = 1024
 
 
 def attention_of(model: nn.Module) -> str | None:
@@ -68,6 +76,51 @@ def full_mask(model: nn.Module, keys: int, device: torch.device) -> Tensor:
         device: of the mask.
     """
     return torch.ones(1, 1, 1, 1 if drops_full_masks(model) else keys, dtype=torch.bool, device=device)
+
+
+class _CudnnSwitch:
+    """torch's switch for cuDNN's attention, which is the process's: off while anybody wants it off, then as before."""
+
+    def __init__(self):
+        self._lock, self._wanting, self._before = threading.Lock(), 0, True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self._lock:
+            if self._wanting == 0:
+                self._before = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(False)
+            self._wanting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanting -= 1
+                if self._wanting == 0:
+                    torch.backends.cuda.enable_cudnn_sdp(self._before)
+
+
+_SWITCH = _CudnnSwitch()
+
+
+@contextmanager
+def without_cudnn(columns: int) -> Iterator[None]:
+    """Within, scaled dot product attention over few columns does without cuDNN, also in other threads.
+
+    From torch 2.11 on cuDNN comes first on an H200. It makes a plan for each shape of its operands, which takes the
+    host 23 to 37 ms. A batch that shrinks row by row, and prompts of any length, ask for one after the other; flash
+    attention needs none. Warm-ups, captures and eager forwards of one shape take the same kernel.
+
+    Example:
+        >>> with without_cudnn(columns=192):
+        ...     torch.backends.cuda.cudnn_sdp_enabled()
+        False
+    """
+    if columns > COLUMNS_WITHOUT_CUDNN:
+        yield
+        return
+    with _SWITCH.off():
+        yield
 
 
 def check_attention(

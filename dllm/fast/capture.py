@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 import threading
@@ -17,8 +18,6 @@ from dllm.fast.attention import attention_of
 from dllm.fast.head.use import forward_and_hooks, module_settings
 from dllm.fast.model import configuration
 
-# A capture costs about as much as this many eager steps.
-WORTH_CAPTURING = 4
 WARM_UPS = 2
 
 # One thread captures at a time. Captures share a stream, on which another thread's warm-up would be captured too, and
@@ -221,8 +220,8 @@ def _side_stream(device: torch.device, replaying: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def wanted(cuda_graph: bool | None, device: torch.device, forwards: int) -> tuple[bool, str]:
-    """Whether to capture, and if not, why.
+def wanted(cuda_graph: bool | None, device: torch.device) -> tuple[bool, str]:
+    """Whether to capture what comes up often enough, and if not, why.
 
     Raises:
         TypeError: `cuda_graph` is neither None nor a bool.
@@ -233,8 +232,6 @@ def wanted(cuda_graph: bool | None, device: torch.device, forwards: int) -> tupl
         if cuda_graph:
             raise ValueError(f"cuda_graph=True needs a model on a CUDA device, got {device}")
         return False, f"no CUDA graphs on {device.type}"
-    if cuda_graph is None and forwards < WORTH_CAPTURING:
-        return False, f"a capture does not pay for {forwards} steps"
     return cuda_graph is not False, "switched off"
 
 
@@ -257,7 +254,9 @@ def bytes_of(handle: object, device: torch.device) -> int:
     """Bytes of device memory that a pool holds; 0 where the allocator is not torch's own, which does not tell."""
     if device.type != "cuda" or torch.cuda.get_allocator_backend() != "native":
         return 0
-    segments = torch.cuda.memory_snapshot()
+    # the history of allocations is not read, and takes long in a large process; before torch 2.11 it always comes along
+    options = inspect.signature(torch.cuda.memory_snapshot).parameters
+    segments = torch.cuda.memory_snapshot(**({"include_traces": False} if "include_traces" in options else {}))
     return sum(segment["total_size"] for segment in segments if segment["segment_pool_id"] == handle)
 
 

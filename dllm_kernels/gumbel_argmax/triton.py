@@ -3,24 +3,28 @@
 The result of a row does not depend on its batch: chunks have the same width whatever the number of rows, each is one
 program, and a second kernel combines the chunks of a row in a fixed order. Few rows fill the chip all the same.
 
-Within a chunk a thread owns a column c, the groups of four tokens 4 (COLUMNS g + c) + 0..3 for g = 0, 1, ...: loads
-are contiguous, one Philox block serves the four tokens of a group, and the pass exchanges nothing between threads. Of
-its column a thread keeps
+Within a chunk a thread owns a column c, the groups GROUP (COLUMNS g + c) + 0, 1, ... for g = 0, 1, ...: a group is what
+a thread loads at once, four tokens or eight with one Philox block or two, and the pass exchanges nothing between
+threads. Of its column a thread keeps
     peak   max l
-    m      max(peak, lowest float32), which keeps l - m free of inf - inf
-    s      sum 2^d, d = (l - m) log2 e
+    shift  -peak log2 e, rounded, at most 2^16
+    s      sum 2^d, d = l log2 e + shift in one rounding
     t      sum 2^d d
-    bound  max over its tokens of an upper bound of the score l + T g
+    bound  max over its tokens of l + slope bits, which an upper bound of the score l + T g is computed from
 
 Exact pruning. The two logarithms of the noise cost more than everything else, and only the winner's matter. A bound of
-the noise needs none (`gumbel_bound`), and rounding is monotone: fl(l + fl(T bound)) >= fl(l + fl(T g)). So scores are
-computed for the column with the highest bound, and for further ones only while their bound reaches the best score: 1.05
-to 1.2 columns of 128 on average for normal logits. At temperature 0 the bound is the logit itself.
+the noise needs none (`scaled_bound`). So scores are computed for the column with the highest bound, and for further
+ones only while their bound reaches the best score: 1.1 columns of 128 on average for normal logits. At temperature 0
+the bound is the logit itself.
+
+Statistics. The error of d is relative to d, small where the probability is large, but 2^d and d are those of a peak
+moved by the rounding of shift. That is at most 2^-9, is computed exactly and taken back once per chunk. Where the peak
+of a chunk is further from 0, or +inf, the chunk is read again for gaps l - peak. Statistics of softmax(l / T) have
+log2 e / T for log2 e.
+
+Instructions decide at half the shapes, and are counted: `python -m benchmarks.static_report.instructions`.
 
 Logits may arrive in slices of the vocabulary: chunks are numbered over the whole of it, so the bits are the same.
-
-Statistics of softmax(l / T) are gathered at the gaps (l - m) / T rather than of quotients l / T: the error is then
-relative to the gap, and small where the probability is large.
 """
 
 from collections.abc import Iterable
@@ -32,26 +36,35 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _checks, _tuning
+from dllm_kernels.gumbel_argmax.combine_triton import (
+    _FIELDS,
+    _FIRST,
+    _LOGIT,
+    _MOMENT,
+    _NO_TOKEN,
+    _SCORE,
+    _SECOND,
+    _SUM,
+    combine,
+)
+from dllm_kernels.gumbel_argmax.scores_triton import rounded_up, score_bound, scores
 from dllm_kernels.logits_triton import (
     HIGHEST,
     INF,
     LOG2_E,
-    NOTHING,
     adjacent,
-    exponent,
     hide,
     load_logits,
+    load_unbounded,
     statistics_temperature,
     stride,
 )
-from dllm_kernels.philox_triton import TOKEN_NOISE, gumbel_bound, gumbel_from_words, log_float32, words
+from dllm_kernels.philox_triton import scaled_bound
 
-_NO_TOKEN = tl.constexpr(2**31 - 1)
 _LN2 = tl.constexpr(0.6931471805599453)
-
-# what a chunk hands to the second kernel, float32 [6, N, chunks]
-_SCORE, _LOGIT, _FIRST, _SECOND, _SUM, _MOMENT = (tl.constexpr(field) for field in range(6))
-_FIELDS = 6
+_FAR = tl.constexpr(2.0**16)
+_LOWEST = tl.constexpr(-256.0)  # 2^-256 is 0 in float32
+_RULED_OUT = tl.constexpr(-(2**31))
 
 
 @triton.jit(do_not_specialize=["R", "first_chunk", "chunks", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
@@ -79,6 +92,7 @@ def _chunk_kernel(
     stride_ir,
     BLOCK_V: tl.constexpr,
     COLUMNS: tl.constexpr,
+    EVEN_V: tl.constexpr,
     HAS_NOISE: tl.constexpr,
     HAS_SUPPRESS: tl.constexpr,
     HAS_BEGIN_SUPPRESS: tl.constexpr,
@@ -87,6 +101,9 @@ def _chunk_kernel(
     HAS_ROWS: tl.constexpr,
     HAS_COUNT: tl.constexpr,
 ):
+    # 16 bytes, where rows are aligned and options leave so many registers: 64 keep half an SM's threads at work
+    PLAIN: tl.constexpr = EVEN_V and not (HAS_SUPPRESS or HAS_BEGIN_SUPPRESS or HAS_FLOOR or TEMPERED)
+    GROUP: tl.constexpr = 8 if PLAIN and x_ptr.dtype.element_ty.primitive_bitwidth == 16 else 4
     n, chunk = tl.program_id(0), tl.program_id(1)
     if HAS_COUNT:
         if n >= tl.load(count_ptr):
@@ -113,199 +130,225 @@ def _chunk_kernel(
         seed = tl.load(seeds_ptr + row * stride_sr)
         position = tl.load(positions_ptr + row * stride_pr)
         step = tl.load(step_ptr + row * stride_ir)
+    slope, offset, slack = scaled_bound(T)
     floor = -INF
     if HAS_FLOOR:
         floor = tl.load(floor_ptr + n)
-    rate = 1.0
+    rate = LOG2_E
     if TEMPERED:
-        rate = tl.div_rn(1.0, statistics_temperature(T))
+        rate = tl.div_rn(LOG2_E, statistics_temperature(T))
 
     offs_c = tl.arange(0, COLUMNS)
-    offs_g = offs_c[:, None] * 4 + tl.arange(0, 4)[None, :]
     peak = tl.full([COLUMNS], -INF, tl.float32)
     bound = tl.full([COLUMNS], -INF, tl.float32)
-    m = tl.full([COLUMNS], -HIGHEST, tl.float32)
+    shift = tl.full([COLUMNS], _FAR, tl.float32)
     s = tl.zeros([COLUMNS], tl.float32)
     t = tl.zeros([COLUMNS], tl.float32)
-    for start in range(0, tl.minimum(BLOCK_V, size_v), 16 * COLUMNS):
-        # four groups at once: four loads in flight, one change of m
-        l0 = load_logits(x_ptr, suppress_ptr, start + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
-        l1 = load_logits(x_ptr, suppress_ptr, start + 4 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
-        l2 = load_logits(x_ptr, suppress_ptr, start + 8 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
-        l3 = load_logits(x_ptr, suppress_ptr, start + 12 * COLUMNS + offs_g, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
-        l = tl.reshape(tl.join(tl.join(l0, l1), tl.join(l2, l3)), [COLUMNS, 16])
-
-        if HAS_BEGIN_SUPPRESS:
-            if not HAS_NOISE:
-                bound = tl.maximum(bound, tl.max(l, axis=1))
-            z0 = hide(l0, begin_suppress_ptr, start + offs_g, size_v)
-            z1 = hide(l1, begin_suppress_ptr, start + 4 * COLUMNS + offs_g, size_v)
-            z2 = hide(l2, begin_suppress_ptr, start + 8 * COLUMNS + offs_g, size_v)
-            z3 = hide(l3, begin_suppress_ptr, start + 12 * COLUMNS + offs_g, size_v)
-            l = tl.reshape(tl.join(tl.join(z0, z1), tl.join(z2, z3)), [COLUMNS, 16])
-
-        peak = tl.maximum(peak, tl.max(l, axis=1))
-        new_m = tl.maximum(m, peak)
-        fall = exponent(m - new_m, rate, TEMPERED)
-        d = exponent(l - new_m[:, None], rate, TEMPERED)
-        e = tl.exp2(d)
-        t = (t + s * fall) * tl.exp2(fall) + tl.sum(e * d, axis=1)
-        s = s * tl.exp2(fall) + tl.sum(e, axis=1)
-        m = new_m
-
-        if HAS_NOISE:
-            block = (first_v + start) // 4 + offs_c
-            bound = tl.maximum(bound, _score_bound(l0, T, seed, block, position, step))
-            bound = tl.maximum(bound, _score_bound(l1, T, seed, block + COLUMNS, position, step))
-            bound = tl.maximum(bound, _score_bound(l2, T, seed, block + 2 * COLUMNS, position, step))
-            bound = tl.maximum(bound, _score_bound(l3, T, seed, block + 3 * COLUMNS, position, step))
-    if not (HAS_NOISE or HAS_BEGIN_SUPPRESS):
-        bound = peak
-
-    # the best score: column by column, in the order of their bounds, for as long as one can still win
-    offs_k = tl.arange(0, BLOCK_V // COLUMNS)
-    best, token = tl.full([], -INF, tl.float32), tl.full([], _NO_TOKEN, tl.int32)
-    highest, column = tl.max(bound, axis=0, return_indices=True)
-    while highest > -INF:
-        offs_v = _column_tokens(offs_k, column, COLUMNS)
-        score = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
-        if HAS_NOISE:
-            score = _scores(score, T, seed, first_v // 4 + offs_v // 4, offs_v % 4, position, step)
-        score_here, k = tl.max(score, axis=0, return_indices=True)  # ties: the first k, which is the lowest token
-        token_here = _column_tokens(k, column, COLUMNS)
-        better = (score_here > best) | ((score_here == best) & (token_here < token))
-        best = tl.where(better, score_here, best)
-        token = tl.where(better, token_here, token)
-        beaten = (bound < best) | ((bound == best) & (4 * offs_c > token))  # 4 c: the lowest token of column c
-        bound = tl.where(beaten | (offs_c == column), -INF, bound)
-        highest, column = tl.max(bound, axis=0, return_indices=True)
+    size = tl.minimum(BLOCK_V, size_v)
+    WIDTH: tl.constexpr = 4 * GROUP * COLUMNS
+    tl.static_assert(BLOCK_V % WIDTH == 0, "a chunk is read in whole passes")
+    whole = size // WIDTH * WIDTH
+    for HAS_END in tl.static_range(2):  # whole passes, which check no bounds, and one over what is left
+        for start in range(whole if HAS_END else 0, size if HAS_END else whole, WIDTH):
+            peak, bound, shift, s, t = _pass(
+                *(x_ptr, suppress_ptr, begin_suppress_ptr, start, first_v, size_v),
+                *(floor, rate, slope, seed, position, step),
+                *(peak, bound, shift, s, t),
+                *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, HAS_END),
+            )
 
     # the two likeliest: the peak, and the better of its column's runner-up and the other columns' peaks
-    first, column = tl.max(peak, axis=0, return_indices=True)
-    offs_v = _column_tokens(offs_k, column, COLUMNS)
+    peak = tl.minimum(peak, HIGHEST)
+    first = _max(peak)
+    column = _lowest(offs_c, peak == first)
+    offs_k = tl.arange(0, BLOCK_V // COLUMNS)
+    offs_v = _column_tokens(offs_k, column, COLUMNS, GROUP)
     l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
     if HAS_BEGIN_SUPPRESS:
         l = hide(l, begin_suppress_ptr, offs_v, size_v)
-    k = tl.argmax(l, axis=0)
-    runner_up = tl.max(tl.where(offs_k == k, -INF, l), axis=0)
-    second = tl.maximum(runner_up, tl.max(tl.where(offs_c == column, -INF, peak), axis=0))
+    token = _lowest(offs_v, l == first)
+    runner_up, rival = tl.where(offs_v == token, -INF, l), tl.where(offs_c == column, -INF, peak)
+    if BLOCK_V == COLUMNS * COLUMNS:  # as many tokens in a column as columns
+        second = _max(tl.maximum(runner_up, rival))
+    else:
+        second = tl.maximum(_max(runner_up), _max(rival))
 
-    fall = exponent(m - tl.maximum(first, -HIGHEST), rate, TEMPERED)
-    moment = tl.sum((t + s * fall) * tl.exp2(fall), axis=0)
-    total = tl.sum(s * tl.exp2(fall), axis=0)
-    logit = tl.minimum(tl.load(x_ptr + token, mask=token < size_v, other=-INF).to(tl.float32), HIGHEST)
+    # the best score: column by column, in the order of their bounds, for as long as one can still win
+    if HAS_NOISE or HAS_BEGIN_SUPPRESS:
+        best, token = tl.full([], -INF, tl.float32), tl.full([], _NO_TOKEN, tl.int32)
+        bound = tl.where(bound > -INF, rounded_up(bound + offset, offset, slack), -INF)
+    else:  # of the column of the peak it is known
+        best = first
+        bound = tl.where(_beaten(peak, GROUP * offs_c, best, token) | (offs_c == column), -INF, peak)
+    next_c = tl.max(_rank(bound, offs_c, COLUMNS), axis=0)
+    while next_c > _RULED_OUT:
+        column = COLUMNS - 1 - (next_c & (COLUMNS - 1))
+        offs_v = _column_tokens(offs_k, column, COLUMNS, GROUP)
+        score = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        if HAS_NOISE:
+            score = scores(score, T, seed, first_v // 4 + offs_v // 4, offs_v % 4, position, step)
+        score_here = _max(score)
+        token_here = _lowest(offs_v, score == score_here)
+        better = (score_here > best) | ((score_here == best) & (token_here < token))
+        best = tl.where(better, score_here, best)
+        token = tl.where(better, token_here, token)
+        bound = tl.where(_beaten(bound, GROUP * offs_c, best, token) | (offs_c == column), -INF, bound)
+        next_c = tl.max(_rank(bound, offs_c, COLUMNS), axis=0)
+    logit = best
+    if HAS_NOISE or HAS_BEGIN_SUPPRESS:
+        logit = tl.minimum(tl.load(x_ptr + token, mask=token < size_v, other=-INF).to(tl.float32), HIGHEST)
     if HAS_BEGIN_SUPPRESS:
         logit = hide(logit, begin_suppress_ptr, token, size_v)
 
+    # the sums at the chunk's peak, whose exponents its rounding moved by `low`
+    far = tl.abs(first * rate) > _FAR
+    lift = tl.where(far, _FAR, -(first * rate))
+    low = tl.where(far, 0.0, tl.fma(first, rate, lift))
+    fall = lift - shift
+    moment = tl.sum(tl.fma(s, fall, t) * tl.exp2(fall), axis=0)
+    total = tl.sum(s * tl.exp2(fall), axis=0)
+    x = -_LN2 * low
+    back = 1.0 + x * (1.0 + 0.5 * x)  # 2^-low
+    total, moment = total * back, (moment - low * total) * back
+    if far & (first > -INF):
+        total, moment = 0.0, 0.0
+        offs_w = tl.arange(0, GROUP * COLUMNS)
+        for start in range(0, size, GROUP * COLUMNS):
+            y = load_logits(x_ptr, suppress_ptr, start + offs_w, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+            if HAS_BEGIN_SUPPRESS:
+                y = hide(y, begin_suppress_ptr, start + offs_w, size_v)
+            d = tl.maximum((y - first) * rate, _LOWEST)
+            total += tl.sum(tl.exp2(d), axis=0)
+            moment += tl.sum(tl.exp2(d) * d, axis=0)
+
+    # one store of a lane each
+    offs_f = tl.arange(0, 8)
+    fields = tl.where(offs_f == _SCORE, best, -INF)
+    fields = tl.where(offs_f == _LOGIT, logit, fields)
+    fields = tl.where(offs_f == _FIRST, first, fields)
+    fields = tl.where(offs_f == _SECOND, second, fields)
+    fields = tl.where(offs_f == _SUM, total, fields)
+    fields = tl.where(offs_f == _MOMENT, moment, fields)
     out = n.to(tl.int64) * chunks + chunk
     stride_f = tl.num_programs(0).to(tl.int64) * chunks
-    tl.store(partial_ptr + _SCORE * stride_f + out, best)
-    tl.store(partial_ptr + _LOGIT * stride_f + out, logit)
-    tl.store(partial_ptr + _FIRST * stride_f + out, first)
-    tl.store(partial_ptr + _SECOND * stride_f + out, second)
-    tl.store(partial_ptr + _SUM * stride_f + out, total)
-    tl.store(partial_ptr + _MOMENT * stride_f + out, moment)
+    tl.store(partial_ptr + out + offs_f * stride_f, fields, mask=offs_f <= _MOMENT)
     tl.store(partial_token_ptr + out, tl.where(token < size_v, first_v + token, _NO_TOKEN))
 
 
-@triton.jit(do_not_specialize=["R", "chunks", "stride_tr"])
-def _combine_kernel(
-    partial_ptr,
-    partial_token_ptr,
-    temperature_ptr,
-    rows_ptr,
-    count_ptr,
-    token_ptr,
-    log_prob_ptr,
-    margin_ptr,
-    neg_entropy_ptr,
-    lse_ptr,
-    R,
-    chunks,
-    stride_tr,
-    BLOCK_C: tl.constexpr,
-    TEMPERED: tl.constexpr,
-    HAS_ROWS: tl.constexpr,
-    HAS_COUNT: tl.constexpr,
+@triton.jit
+def _pass(
+    x_ptr,
+    suppress_ptr,
+    begin_suppress_ptr,
+    start,
+    first_v,
+    size_v,
+    floor,
+    rate,
+    slope,
+    seed,
+    position,
+    step,
+    peak,
+    bound,
+    shift,
+    s,
+    t,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HAS_NOISE: tl.constexpr,
+    HAS_SUPPRESS: tl.constexpr,
+    HAS_BEGIN_SUPPRESS: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
+    HAS_END: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
-    row, written = n, chunks
-    if HAS_COUNT:
-        written = tl.where(n < tl.load(count_ptr), written, 0)
-    if HAS_ROWS:
-        row = tl.load(rows_ptr + n)
-        written = tl.where((row >= 0) & (row < R), written, 0)
-    offs_c = tl.arange(0, BLOCK_C)
-    mask_c = offs_c < written
-    partial_ptr += n * chunks + offs_c
-    stride_f = tl.num_programs(0).to(tl.int64) * chunks
-    score = tl.load(partial_ptr + _SCORE * stride_f, mask=mask_c, other=-INF)
-    logit = tl.load(partial_ptr + _LOGIT * stride_f, mask=mask_c, other=-INF)
-    first = tl.load(partial_ptr + _FIRST * stride_f, mask=mask_c, other=-INF)
-    second = tl.load(partial_ptr + _SECOND * stride_f, mask=mask_c, other=-INF)
-    s = tl.load(partial_ptr + _SUM * stride_f, mask=mask_c, other=0.0)
-    t = tl.load(partial_ptr + _MOMENT * stride_f, mask=mask_c, other=0.0)
-    token = tl.load(partial_token_ptr + n * chunks + offs_c, mask=mask_c, other=_NO_TOKEN)
+    """What columns keep after four more groups: four loads are in flight, and `shift` changes once."""
+    offs_c = tl.arange(0, COLUMNS)
+    offs_0 = start + offs_c[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    offs_1 = offs_0 + GROUP * COLUMNS
+    offs_2, offs_3 = offs_1 + GROUP * COLUMNS, offs_1 + 2 * GROUP * COLUMNS
+    l0 = load_unbounded(x_ptr, suppress_ptr, offs_0, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
+    l1 = load_unbounded(x_ptr, suppress_ptr, offs_1, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
+    l2 = load_unbounded(x_ptr, suppress_ptr, offs_2, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
+    l3 = load_unbounded(x_ptr, suppress_ptr, offs_3, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
+    if HAS_NOISE:
+        block = (first_v + start) // 4 + offs_c * (GROUP // 4)
+        BLOCKS: tl.constexpr = GROUP // 4 * COLUMNS
+        bound = tl.maximum(bound, score_bound(l0, slope, seed, block, position, step))
+        bound = tl.maximum(bound, score_bound(l1, slope, seed, block + BLOCKS, position, step))
+        bound = tl.maximum(bound, score_bound(l2, slope, seed, block + 2 * BLOCKS, position, step))
+        bound = tl.maximum(bound, score_bound(l3, slope, seed, block + 3 * BLOCKS, position, step))
+    if HAS_BEGIN_SUPPRESS:
+        if not HAS_NOISE:
+            bound = tl.maximum(bound, _highest(l0, l1, l2, l3))
+        l0 = hide(l0, begin_suppress_ptr, offs_0, size_v, HAS_END)
+        l1 = hide(l1, begin_suppress_ptr, offs_1, size_v, HAS_END)
+        l2 = hide(l2, begin_suppress_ptr, offs_2, size_v, HAS_END)
+        l3 = hide(l3, begin_suppress_ptr, offs_3, size_v, HAS_END)
 
-    best = tl.max(score, axis=0)
-    winner = tl.min(tl.where(score == best, token, _NO_TOKEN), axis=0)
-    l = tl.max(tl.where(token == winner, logit, -INF), axis=0)
-
-    T, rate = 1.0, 1.0
-    if TEMPERED:
-        T = statistics_temperature(tl.load(temperature_ptr + row * stride_tr, mask=written > 0, other=1.0))
-        rate = tl.div_rn(1.0, T)
-    m, likeliest = tl.max(first, axis=0, return_indices=True)
-    measurable = m > -INF
-    m = tl.where(measurable, m, 0.0)
-    fall = exponent(tl.maximum(first, -HIGHEST) - m, rate, TEMPERED)
-    total = tl.sum(s * tl.exp2(fall), axis=0)
-    moment = tl.sum((t + s * fall) * tl.exp2(fall), axis=0)
-    total = tl.where(measurable, total, 1.0)
-    log_total = log_float32(total)
-    rival = tl.max(tl.where(offs_c == likeliest, second, first), axis=0)
-    gap, behind = l - m, rival - m
-    if TEMPERED:
-        gap, behind, m = tl.div_rn(gap, T), tl.div_rn(behind, T), tl.div_rn(m, T)
-
-    tl.store(token_ptr + n, tl.where(best > -INF, winner, -1).to(tl.int64))
-    tl.store(log_prob_ptr + n, tl.where(measurable, gap - log_total, -INF))
-    tl.store(margin_ptr + n, tl.where(measurable, tl.div_rn(1.0 - _exp(behind), total), 0.0))
-    tl.store(neg_entropy_ptr + n, tl.where(measurable, tl.div_rn(moment, total) * _LN2 - log_total, -INF))
-    tl.store(lse_ptr + n, tl.where(measurable, m + log_total, -INF))
+    peak = tl.maximum(peak, _highest(l0, l1, l2, l3))
+    new_shift = tl.minimum(-(peak * rate), _FAR)
+    d0, d1 = _exponent(l0, rate, new_shift), _exponent(l1, rate, new_shift)
+    d2, d3 = _exponent(l2, rate, new_shift), _exponent(l3, rate, new_shift)
+    e0, e1, e2, e3 = tl.exp2(d0), tl.exp2(d1), tl.exp2(d2), tl.exp2(d3)
+    fall = new_shift - shift
+    shrink = tl.exp2(fall)
+    moment = tl.fma(e3, d3, tl.fma(e2, d2, tl.fma(e1, d1, e0 * d0)))
+    t = tl.fma(tl.fma(s, fall, t), shrink, tl.sum(moment, axis=1))
+    s = tl.fma(s, shrink, tl.sum((e0 + e1) + (e2 + e3), axis=1))
+    return peak, bound, new_shift, s, t
 
 
 @triton.jit
-def _column_tokens(k, column, COLUMNS: tl.constexpr):
+def _exponent(l, rate, shift):
+    """The exponent of 2 of each weight, l rate + shift in one rounding; _LOWEST for NaN and -inf."""
+    return tl.maximum(tl.fma(l, rate, shift[:, None]), _LOWEST)
+
+
+@triton.jit
+def _highest(l0, l1, l2, l3):
+    """Per column the largest of four groups [COLUMNS, 4]; NaN only where all are."""
+    return tl.max(tl.maximum(tl.maximum(l0, l1), tl.maximum(l2, l3)), axis=1)
+
+
+@triton.jit
+def _ordered(x):
+    """The bits of float32 numbers as integers in the order of the numbers; its own inverse. Integers, because sm_80 and
+    later reduce them by one instruction a warp."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _max(x):
+    """The largest of some numbers, none of them NaN."""
+    return _ordered(tl.max(_ordered(x), axis=0)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _rank(bound, offs_c, COLUMNS: tl.constexpr):
+    """Integers whose largest names the column to look at: its bound but for the last bits, and the column in their
+    place, the lowest first."""
+    rank = (_ordered(bound) & -COLUMNS) | (COLUMNS - 1 - offs_c)
+    return tl.where(bound > -INF, rank, _RULED_OUT)
+
+
+@triton.jit
+def _lowest(index, condition):
+    """The lowest index where a condition holds."""
+    return tl.min(tl.where(condition, index, _NO_TOKEN), axis=0)
+
+
+@triton.jit
+def _beaten(bound, lowest, best, token):
+    """Columns that cannot win, of bounds and lowest tokens."""
+    return (bound < best) | ((bound == best) & (lowest > token))
+
+
+@triton.jit
+def _column_tokens(k, column, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
     """Token number k of a column, ascending in k."""
-    return (k // 4 * COLUMNS + column) * 4 + k % 4
-
-
-@triton.jit
-def _score_bound(l, T, seed, block, position, step):
-    """Per column an upper bound of the scores of one group: logits [COLUMNS, 4], Philox blocks [COLUMNS]."""
-    w0, w1, w2, w3 = words(seed, block, position, step, TOKEN_NOISE)
-    w = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), l.shape)  # interleaves: w0 w1 w2 w3
-    return tl.max(l + T * gumbel_bound(w), axis=1)
-
-
-@triton.jit
-def _scores(l, T, seed, block, j, position, step):
-    """l + T g for token number j of each block; what is above -inf stays so whatever T is."""
-    w0, w1, w2, w3 = words(seed, block, position, step, TOKEN_NOISE)
-    w = tl.where(j == 0, w0, tl.where(j == 1, w1, tl.where(j == 2, w2, w3)))
-    partner = tl.where(j == 0, w1, tl.where(j == 1, w2, tl.where(j == 2, w3, w0)))
-    score = l + T * gumbel_from_words(w, partner)
-    return tl.where(l > -INF, tl.maximum(score, -HIGHEST), -INF)
-
-
-@triton.jit
-def _exp(x):
-    """e^x for x <= 0, with the rounding error of x log2 e given back: 2^(high + low) = 2^high (1 + low ln 2)."""
-    x = tl.maximum(x, NOTHING)
-    high = x * LOG2_E
-    low = tl.fma(x, LOG2_E, -high)
-    return tl.exp2(high) * (1.0 + low * _LN2)
+    return (k // GROUP * COLUMNS + column) * GROUP + k % GROUP
 
 
 class _Options(NamedTuple):
@@ -388,48 +431,6 @@ def _reduce(
         return combine(partial, partial_token, options.temperature, options.tempered, options.rows, R, options.count)
 
 
-def combine(
-    partial: Tensor,
-    partial_token: Tensor,
-    temperature: Tensor | None,
-    tempered: bool,
-    rows: Tensor | None,
-    R: int,
-    count: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """The results of rows whose chunks have been reduced, by whatever kernel: partial [6, N, chunks] as a chunk hands
-    it on, partial_token int32 [N, chunks]. One launch."""
-    n, chunks = partial_token.shape
-    token = torch.empty(n, dtype=torch.int64, device=partial.device)
-    statistics = torch.empty(4, n, dtype=torch.float32, device=partial.device).unbind()
-    if n == 0:
-        return token, *statistics
-    BLOCK_C = triton.next_power_of_2(chunks)
-    _combine_kernel[(n,)](
-        partial_ptr=partial,
-        partial_token_ptr=partial_token,
-        temperature_ptr=temperature,
-        rows_ptr=rows,
-        count_ptr=count,
-        token_ptr=token,
-        log_prob_ptr=statistics[0],
-        margin_ptr=statistics[1],
-        neg_entropy_ptr=statistics[2],
-        lse_ptr=statistics[3],
-        R=R,
-        chunks=chunks,
-        stride_tr=stride(temperature),
-        BLOCK_C=BLOCK_C,
-        TEMPERED=tempered,
-        HAS_ROWS=rows is not None,
-        HAS_COUNT=count is not None,
-        num_warps=min(max(BLOCK_C // 256, 1), 8),
-        num_stages=1,
-        enable_fp_fusion=False,
-    )
-    return token, *statistics
-
-
 def _reduce_slice(
     first: int,
     logits: Tensor,
@@ -466,6 +467,7 @@ def _reduce_slice(
         stride_ir=stride(options.step),
         BLOCK_V=shape.BLOCK_V,
         COLUMNS=shape.COLUMNS,
+        EVEN_V=vocab_size % 16 == 0,
         HAS_NOISE=options.temperature is not None,
         HAS_SUPPRESS=options.suppress is not None,
         HAS_BEGIN_SUPPRESS=options.begin_suppress is not None,

@@ -47,14 +47,18 @@ def linear_cross_entropy(
     since the forward where one chunk holds them, three. A gradient that no one asked for is not formed. The weight's is
     accumulated in float32 and rounded once. The same arguments give the same bits.
 
-    Memory beyond the arguments and the gradients, in bytes, with C = min(rows that meet the head, 2048; on a CPU in
-    float32 256), s the size of the matrix products' dtype and R, N, H, V as below:
+    Memory beyond the arguments and the gradients, in bytes, with s the size of the matrix products' dtype, C the rows
+    of a chunk and R, N, H, V as below:
 
-        C V s + 3 C H s + 64 R,   and 4 V H for the weight's gradient in float32, if s < 4, from 2049 rows on and in
+        C V s + 3 C H s + 64 R,   and 4 V H for the weight's gradient in float32, if s < 4, with several chunks and in
                                   float16; there 4 C (H + 2048) besides where no product accumulates in float32 (CPU);
-        4 C 1024                  for a bias on a CPU, if s < 4;
+        4 C 1024                  for a bias on a CPU, if s < 4.
 
-    and under autocast s (N H + V H + V) for operands of another dtype, as much again for gradients in it.
+    A chunk has at most 2048 rows; on a CPU in float32 256. Where bfloat16 forms the weight's gradient, all rows are one
+    chunk as long as this takes no more memory than chunks of 2048 rows and the float32 gradient, up to 2048 + 2 H rows;
+    beyond, and in float16, a chunk has at most max(2048, H) rows.
+
+    Under autocast s (N H + V H + V) besides for operands of another dtype, as much again for gradients in it.
 
     Under autocast the operands are cast as :func:`torch.nn.functional.linear` casts them, and every gradient returns in
     the dtype of what it belongs to.
@@ -69,7 +73,7 @@ def linear_cross_entropy(
         capacity: how many rows may have a weight, at most.
         label_smoothing, z_loss, softcap: as in :func:`masked_cross_entropy`.
         recompute: form gradients in the backward, from logits computed again.
-        keep: form them in the backward, from gradients of logits that take C V s bytes; with more than C rows, in
+        keep: form them in the backward, from gradients of logits that take C V s bytes; with several chunks, in
             float16 and under torch.compile the same as `recompute`.
         impl: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
 

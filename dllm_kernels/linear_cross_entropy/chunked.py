@@ -2,8 +2,8 @@
 
 The same for every kind of device, since only that kernel differs. Chunks hold whole rows of the vocabulary, so that one
 pass over a chunk's logits turns them into their own gradient. They are long, because the float32 gradient of the weight
-is read and written again for each; on a CPU in float32, whose products accumulate in place, they are so short that
-their logits stay in its cache.
+is read and written again for each but the first; on a CPU in float32, whose products accumulate in place, they are so
+short that their logits stay in its cache.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*call[:_TENSORS])
         ctx.settings = call[_TENSORS:]
         ctx.formed = ctx.kept = None
-        if keep and (kept := _save_logit_gradients(call)) is not None:
+        if keep and (kept := _save_logit_gradients(call, NeededGradients(*ctx.needs_input_grad[:3]))) is not None:
             nll, ctx.kept = kept
             return autograd.weighted_sum(call.row_weight, nll), nll
         loss, nll, formed, ctx.factor = _forward(
@@ -211,11 +211,11 @@ def _forward_chunks(call: Call, row_scale: Tensor, wanted: NeededGradients) -> t
     row_scale, factor = autograd.formed_scale(row_scale, call.dtype)
     hidden, weight = call.hidden, call.weight.to(call.dtype)
     bias = None if call.bias is None else call.bias.to(call.dtype)
-    chunks = chosen.split(_chunk_rows(call))
+    chunks = chosen.split(_chunk_rows(call, len(chosen), wanted.weight))
     at_once = len(chunks) == 1 and call.dtype != torch.float16  # float16 could overflow where it sums over rows
     nll = 0.0 * row_weight  # NaN stays
     d_hidden = _zeros(hidden, hidden.dtype) if wanted.hidden else None
-    d_weight = _zeros(weight, torch.float32) if wanted.weight and not at_once else None
+    d_weight = None
     d_bias = _zeros(bias, torch.float32) if wanted.bias else None
     with torch.autocast(hidden.device.type, enabled=False):
         for part in chunks:
@@ -231,7 +231,7 @@ def _forward_chunks(call: Call, row_scale: Tensor, wanted: NeededGradients) -> t
             if wanted.weight and at_once:
                 d_weight = gradient.t() @ h
             elif wanted.weight:
-                _add_product(d_weight, gradient, h)
+                d_weight = _add_product(d_weight, gradient, h)
             if wanted.bias:
                 _add_column_sums(d_bias, gradient)
             del logits, gradient  # before the next chunk's take their place
@@ -248,13 +248,13 @@ class SavedLogitGradients(NamedTuple):
     logit_gradients: Tensor
 
 
-def _save_logit_gradients(call: Call) -> tuple[Tensor, SavedLogitGradients] | None:
+def _save_logit_gradients(call: Call, wanted: NeededGradients) -> tuple[Tensor, SavedLogitGradients] | None:
     """nll [R], and what a backward needs to be three products; None where one chunk does not hold it all."""
     check_values(call.targets, call.row_weight, call.rows, call.capacity, len(call.hidden), len(call.weight))
     chosen, row_weight = _choose(call, call.row_weight)
-    if (
-        len(chosen) > _chunk_rows(call) or call.dtype == torch.float16
-    ):  # it would lose logit_gradients that a loss scale lifts
+    if len(chosen) > _chunk_rows(call, len(chosen), wanted.weight):
+        return None
+    if call.dtype == torch.float16:  # it would lose logit_gradients that a loss scale lifts
         return None
     bias = None if call.bias is None else call.bias.to(call.dtype)
     nll = 0.0 * row_weight  # NaN stays
@@ -311,10 +311,29 @@ def _choose(call: Call, row_scale: Tensor) -> tuple[Tensor, Tensor]:
     return used.logical_not().to(torch.uint8).argsort(stable=True)[:room], row_weight
 
 
-def _chunk_rows(call: Call) -> int:
-    """Rows whose logits exist at a time."""
-    in_cache = _on_host(call.hidden) and call.dtype == torch.float32
-    return CHUNK_ROWS_IN_CACHE if in_cache else CHUNK_ROWS
+def chunk_rows(dtype: torch.dtype, width: int, rows: int, weight_gradient: bool) -> int:
+    """Rows whose logits exist at a time, of `rows` in all, where they need not stay in a cache.
+
+    Several chunks in bfloat16 take 2048 V s bytes of logits and 4 V H of the weight's float32 gradient, which one chunk
+    does not need. So as many rows as fit into both together are one chunk. More are chunks whose logits take at most
+    half of what that gradient does, or 2048 rows. Other dtypes have a float32 gradient in any case.
+
+    Example:
+        >>> [chunk_rows(torch.bfloat16, 4096, rows, True) for rows in (4096, 10240, 10241)]
+        [4096, 10240, 4096]
+    """
+    if not weight_gradient or dtype.itemsize == 4:
+        return CHUNK_ROWS
+    if dtype == torch.bfloat16 and rows <= CHUNK_ROWS + 4 * width // dtype.itemsize:
+        return max(rows, 1)
+    return max(CHUNK_ROWS, 2 * width // dtype.itemsize)
+
+
+def _chunk_rows(call: Call, rows: int, weight_gradient: bool) -> int:
+    """The same for a call: by its shapes and dtype, never by values."""
+    if _on_host(call.hidden) and call.dtype == torch.float32:
+        return CHUNK_ROWS_IN_CACHE
+    return chunk_rows(call.dtype, call.hidden.shape[1], rows, weight_gradient)
 
 
 def _on_host(x: Tensor) -> bool:
@@ -345,16 +364,20 @@ def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
         total.index_add_(0, rows, values)
 
 
-def _add_product(total: Tensor, gradient: Tensor, h: Tensor) -> None:
-    """total += gradient.T @ h, in float32."""
-    if total.dtype == gradient.dtype:
-        total.addmm_(gradient.t(), h)
-    elif total.is_cuda and torch.version.cuda:
-        torch.addmm(total, gradient.t(), h, out_dtype=torch.float32, out=total)
-    else:
-        h = h.float()
-        for part, columns in zip(total.split(BLOCK_V), gradient.split(BLOCK_V, dim=1), strict=True):
-            part.addmm_(columns.float().t(), h)
+def _add_product(total: Tensor | None, gradient: Tensor, h: Tensor) -> Tensor:
+    """total + gradient.T @ h in float32, over `total` where there is one; the first product is written, not added."""
+    if gradient.dtype == torch.float32:
+        return gradient.t() @ h if total is None else total.addmm_(gradient.t(), h)
+    if gradient.is_cuda and torch.version.cuda:
+        if total is None:
+            return torch.mm(gradient.t(), h, out_dtype=torch.float32)
+        return torch.addmm(total, gradient.t(), h, out_dtype=torch.float32, out=total)
+    first, h = total is None, h.float()
+    if first:
+        total = torch.empty(gradient.shape[1], h.shape[1], dtype=torch.float32, device=h.device)
+    for part, columns in zip(total.split(BLOCK_V), gradient.split(BLOCK_V, dim=1), strict=True):
+        torch.addmm(part, columns.float().t(), h, beta=0 if first else 1, out=part)  # 0: not read
+    return total
 
 
 def _add_column_sums(total: Tensor, gradient: Tensor) -> None:

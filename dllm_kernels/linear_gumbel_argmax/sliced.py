@@ -1,6 +1,6 @@
-"""Library products around the kernels of gumbel_argmax: logits exist for a slice of the vocabulary, or of the rows, and
-are consumed while they are in cache. Slices of rows are the same on every kind of device; those of the vocabulary are
-for GPUs (what a CPU does instead: csrc/linear_gumbel_argmax.cpp)."""
+"""Library products around the kernels of gumbel_argmax: logits exist for a slice of the vocabulary, or of the rows.
+Slices of rows are the same on every kind of device; those of the vocabulary are for GPUs (what a CPU does instead:
+csrc/linear_gumbel_argmax.cpp)."""
 
 from __future__ import annotations
 

@@ -28,8 +28,12 @@ _NO_TOKEN = gumbel_argmax._NO_TOKEN
 _SCORE, _LOGIT, _FIRST = gumbel_argmax._SCORE, gumbel_argmax._LOGIT, gumbel_argmax._FIRST
 _SECOND, _SUM, _MOMENT = gumbel_argmax._SECOND, gumbel_argmax._SUM, gumbel_argmax._MOMENT
 
-# Logits of a slice, in bytes: what stays in an L2 of 40 or 50 MB beside the weight that streams through it.
-SLICE_BYTES = 2**25
+# Logits that exist at a time, in bytes. Up to so many rows the product waits for the weight, and would wait for logits
+# that do not stay in an L2 of 40 or 50 MB. With more it multiplies longer than it takes to write them, to read them
+# takes less time than to reduce them, and wide slices have fewer partly filled waves of tiles. Whole rows, of which
+# every block reads the weight again, are many as well.
+FEW_ROWS = 192
+CACHED_BYTES, SLICE_BYTES = 2**25, 2**27
 
 
 @triton.jit(do_not_specialize=["N", "R", "V", "tiles", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
@@ -213,8 +217,9 @@ def linear_gumbel_argmax(
                 hidden, weight, bias, count, block_r, impl="triton", top_k=top_k, top_p=top_p, **options
             )
         chunk = _tuning.gumbel_argmax(vocab_size)[0].BLOCK_V
-        block_r = sliced.fitting(SLICE_BYTES, chunk * hidden.element_size(), 64)
-        width = sliced.fitting(SLICE_BYTES, min(n, block_r) * hidden.element_size(), chunk)
+        slice_bytes = CACHED_BYTES if n <= FEW_ROWS else SLICE_BYTES
+        block_r = sliced.fitting(slice_bytes, chunk * hidden.element_size(), 64)
+        width = sliced.fitting(slice_bytes, min(n, block_r) * hidden.element_size(), chunk)
         return sliced.by_tokens(hidden, weight, bias, count, block_r, width, gumbel_argmax.over_slices, **options)
 
 

@@ -1,9 +1,9 @@
 """Weighted cross-entropy in Triton: one program for each row, which reads it from memory once.
 
 The first pass over a row finds its largest logit and the sum of exponentials; the second writes the gradient, over the
-logits themselves where that is asked for. A program fills a multiprocessor (32 warps), so the rows under way fit into
-the L2 cache together (132 rows of 126464 bfloat16 logits are 33 MB) and the second pass reads from there. Rows with
-weight 0 are not read.
+logits themselves where that is asked for. A program fills a multiprocessor (32 warps; short rows, half of one), so the
+rows under way fit into the L2 cache together (132 rows of 126464 bfloat16 logits are 33 MB) and the second pass reads
+from there. Rows with weight 0 are not read.
 
 Of its tokens, VECTOR at a time, a thread keeps
     m  max l, at least the lowest float32, which keeps l - m free of inf - inf
@@ -55,6 +55,7 @@ def _row_kernel(
     x_ptr += row * stride_xr
     g_ptr += row * stride_gr
     BLOCK_V: tl.constexpr = THREADS * VECTOR
+    LEAVES: tl.constexpr = "evict_last" if HAS_GRADIENT else "evict_first"  # whether there is a second reading
     offs_b = tl.arange(0, THREADS)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     target = tl.load(targets_ptr + row * stride_tr)
     weight = tl.load(weight_ptr + row * stride_wr)
@@ -76,7 +77,7 @@ def _row_kernel(
     for start in range(0, V, BLOCK_V):
         offs_v = start + offs_b
         mask_v = offs_v < V
-        x = tl.load(x_ptr + offs_v, mask=mask_v, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        x = tl.load(x_ptr + offs_v, mask=mask_v, other=0.0, eviction_policy=LEAVES).to(tl.float32)
         l, _ = _capped(x, softcap, HAS_SOFTCAP)
         if HAS_SMOOTHING:
             sum_l += tl.sum(tl.where(mask_v, l, 0.0), axis=1)
@@ -181,7 +182,8 @@ def masked_cross_entropy(
     if len(targets) == 0:
         return nll
     with torch.cuda.device_of(logits):
-        shape = _tuning.masked_cross_entropy(logits.dtype, plain=softcap is None and logits.stride(0) % 16 == 0)
+        plain = softcap is None and logits.stride(0) % 16 == 0
+        shape = _tuning.masked_cross_entropy(logits.dtype, logits.shape[1], plain)
         _row_kernel[(len(targets),)](
             x_ptr=logits,
             g_ptr=logits if gradient is None else gradient,

@@ -45,6 +45,17 @@ def test_weights_gradients_and_optimizer(name, dtype):
     assert [found.memory.weights, found.memory.gradients, found.memory.optimizer] == [sizes[0], *sizes]
 
 
+def test_the_head_needs_a_float32_gradient_with_several_chunks_only():
+    """132 samples of 16 tokens are one chunk of bfloat16, 2048 + 2 x 32 rows; one sample more makes several."""
+    one, several, single = (
+        told("bert", arguments(per_device_train_batch_size=samples, bf16=half)).memory.head
+        for samples, half in ((132, True), (133, True), (133, False))
+    )
+    assert one == 2 * 2112 * (131 + 3 * 32)
+    assert several == 2 * 2048 * (131 + 3 * 32) + 4 * 131 * 32
+    assert single == 4 * 2048 * (131 + 3 * 32)
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("half", [False, True])
 def test_activations_are_those_of_a_forward(name, half):

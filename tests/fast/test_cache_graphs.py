@@ -167,3 +167,30 @@ def test_a_compiled_model(stand_in, name):
     compiled = kind(torch.compile(model, backend="eager"), TOKENIZER)
     eager = kind(model, TOKENIZER).sample([[5, 6], [7]], cuda_graph=False, **options)
     assert torch.equal(compiled.sample([[5, 6], [7]], **options), eager) and stand_in.captured
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_kinds_of_steps_are_captured_that_come_often(stand_in, monkeypatch, cache):
+    """Four blocks of five steps: four steps run the canvas, and sixteen a window. A second call makes up eight."""
+    monkeypatch.setattr(graphs, "WORTH_CAPTURING", 8)
+    sampler = samplers.FastDLLMSampler(causal_model(favoured=3.0), TOKENIZER)
+    options = dict(cache=cache, threshold=None, steps=20, max_new_tokens=20, block_size=5, temperature=0.8, seed=1)
+    eager = sampler.sample([[5, 6]], cuda_graph=False, **options)
+    for kinds, replays in ((1, 16), (2, 17)):  # the schedule tells of the windows; the canvas has come up four times
+        stand_in.replayed.clear()
+        assert torch.equal(sampler.sample([[5, 6]], **options), eager)
+        assert len(stand_in.captured) == kinds and len(stand_in.replayed) >= replays
+    stand_in.replayed.clear()
+    sampler.sample([[5, 6]], **options)
+    assert len(stand_in.captured) == 2 and len(stand_in.replayed) == 20
+
+
+def test_kinds_that_nothing_tells_of_are_captured_after_they_have_come_often(stand_in, monkeypatch):
+    """Beside a threshold blocks end when they may, so only what has been counts."""
+    monkeypatch.setattr(graphs, "WORTH_CAPTURING", 6)
+    sampler = samplers.FastDLLMSampler(causal_model(favoured=3.0), TOKENIZER)
+    options = dict(cache="dual", threshold=1.0, max_new_tokens=16, block_size=8, temperature=0.8, return_dict=True)
+    eager = sampler.sample([[5, 6]], cuda_graph=False, seed=1, **options)
+    graphed = sampler.sample([[5, 6]], seed=1, **options)
+    assert torch.equal(graphed.sequences, eager.sequences) and graphed.stats.forwards == 16
+    assert len(stand_in.captured) == 1 and stand_in.replayed == [1] * 9  # of 14 windows all but the first five

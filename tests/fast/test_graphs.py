@@ -208,6 +208,16 @@ def test_bytes_of_a_pool(monkeypatch):
     assert capture.bytes_of((0, 3), torch.device("cpu")) == 0
 
 
+def test_the_history_of_allocations_is_not_read(monkeypatch):
+    """torch 2.11 and later have a say in it."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(
+        torch.cuda, "memory_snapshot", lambda mempool_id=None, include_traces=True: asked.append(include_traces) or []
+    )
+    assert capture.bytes_of((0, 3), torch.device("cuda", 0)) == 0 and asked == [False]
+
+
 def test_a_compiled_model(captures, monkeypatch):
     """Its graphs are its own, and read the weights that it shares with the model it was made of."""
     monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0)
@@ -437,14 +447,32 @@ def test_a_capture_that_fails(captures, monkeypatch, caplog):
 )
 def test_bad_cuda_graph(value, error, message):
     with pytest.raises(error, match=message):
-        capture.wanted(value, torch.device("cpu"), 8)
+        capture.wanted(value, torch.device("cpu"))
 
 
 def test_when_to_capture():
     cuda = torch.device("cuda", 0)
-    assert capture.wanted(None, cuda, 128)[0] and capture.wanted(True, cuda, 1)[0]
-    assert not capture.wanted(False, cuda, 128)[0] and not capture.wanted(None, cuda, 2)[0]
-    assert not capture.wanted(None, torch.device("cpu"), 128)[0]
+    assert capture.wanted(None, cuda)[0] and capture.wanted(True, cuda)[0]
+    assert not capture.wanted(False, cuda)[0] and not capture.wanted(None, torch.device("cpu"))[0]
+
+
+def test_short_calls_are_captured_once_they_have_come_often(captures, monkeypatch):
+    """Three calls of eight steps: the third makes up twenty."""
+    monkeypatch.setattr(graphs, "WORTH_CAPTURING", 20)
+    model, modes, notes = tiny("bert"), [], []
+    for seed in range(4):
+        options = ARGUMENTS | dict(seed=seed, temperature=1.0)
+        out, stats = generate(model, prompts(2, 5), return_stats=True, **options)
+        assert torch.equal(out, generate(model, prompts(2, 5), cuda_graph=False, **options))
+        modes.append(stats.mode)
+        notes.append(stats.note)
+    assert modes == ["eager", "eager", "graph", "graph"] and len(captures) == 1
+    assert notes[0] == "a capture does not pay for 8 steps of this shape"
+    for columns in range(6, 6 + 8 * graphs.CACHE.size + 4):  # shapes that do not come back
+        generate(model, prompts(1, columns), **ARGUMENTS)
+    assert len(captures) == 1 and len(graphs.CACHE._uncaptured) == 8 * graphs.CACHE.size
+    monkeypatch.setattr(capture, "wanted", lambda cuda_graph, device: (True, ""))
+    assert generate(model, prompts(1, 4), cuda_graph=True, return_stats=True, **ARGUMENTS)[1].mode == "graph"
 
 
 def test_a_recording(monkeypatch):

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from dllm.fast import capture
-from dllm.fast.capture import WORTH_CAPTURING, CaptureError
+from dllm.fast.capture import CaptureError
 from dllm.fast.training import graphs as training_graphs
-from dllm.fast.training.graphs import Batch, TrainingGraphs, forward_and_backward, row_capacity
+from dllm.fast.training.graphs import WORTH_CAPTURING, Batch, TrainingGraphs, forward_and_backward, row_capacity
 from tests.graph_stand_in import install
 from tests.models import tiny
 

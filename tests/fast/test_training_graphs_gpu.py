@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from dllm.core.trainers.base import cuda_graphs
-from dllm.fast.capture import WORTH_CAPTURING
-from dllm.fast.training.graphs import Batch, TrainingGraphs, forward_and_backward
+from dllm.fast.training.graphs import WORTH_CAPTURING, Batch, TrainingGraphs, forward_and_backward
 from dllm.fast.training.loss import MaskedLoss, masked_loss
 from tests.core.runs import losses, model_of, samples_of, trainer_of
 from tests.models import tiny

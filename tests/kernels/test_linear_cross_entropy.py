@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dllm_kernels import linear_cross_entropy
 from dllm_kernels.linear_cross_entropy import chunked, reference
@@ -29,8 +30,8 @@ ROWS = torch.tensor([-9, 0, 3, 1, 3, 2, 6, 5, 0])
 @pytest.fixture
 def short_chunks(monkeypatch):
     """Six rows with a weight are two chunks, and the last block of the vocabulary is a short one."""
-    for name in ("CHUNK_ROWS", "CHUNK_ROWS_IN_CACHE"):
-        monkeypatch.setattr(chunked, name, 4)
+    monkeypatch.setattr(chunked, "CHUNK_ROWS_IN_CACHE", 4)
+    monkeypatch.setattr(chunked, "chunk_rows", lambda *shape: 4)
     monkeypatch.setattr(chunked, "BLOCK_V", 128)
 
 
@@ -361,9 +362,11 @@ def test_without_gradients_there_is_one_product(impl):
     assert len(products.shapes) == 2 and not again.loss.requires_grad and torch.equal(got.nll, again.nll)
 
 
-# one chunk; several; several where the weight's gradient needs a float32 sum beside it
+# one chunk; several; the same where several need a float32 sum of the weight's gradient
 @pytest.mark.parametrize("impl", [CPU])
-@pytest.mark.parametrize(("dtype", "chunk"), [(torch.float32, 256), (torch.float32, 64), (torch.bfloat16, 64)])
+@pytest.mark.parametrize(
+    ("dtype", "chunk"), [(torch.float32, 256), (torch.float32, 64), (torch.bfloat16, 136), (torch.bfloat16, 64)]
+)
 def test_peak_memory_is_the_formula_of_the_docstring(impl, dtype, chunk, monkeypatch):
     if dtype == torch.float32:
         assert chunked.CHUNK_ROWS_IN_CACHE == 256  # as the docstring says
@@ -376,13 +379,84 @@ def test_peak_memory_is_the_formula_of_the_docstring(impl, dtype, chunk, monkeyp
     targets, weight = make_rows(rows, vocab)
     with LiveBytes(*tensors, targets, weight) as memory:
         linear_cross_entropy(*tensors[:2], targets, weight, bias=tensors[2], impl=impl).loss.backward()
-    s, C = dtype.itemsize, min(int((weight != 0).sum()), chunk)
+    s, used = dtype.itemsize, int((weight != 0).sum())
+    one = dtype == torch.bfloat16 and used <= chunk + 2 * width
+    C = used if one else min(used, chunk)
+    assert one == (chunk == 136)
     formula = C * vocab * s + 3 * C * width * s + 64 * rows
-    if s < 4:
+    if s < 4 and not one:
         formula += 4 * vocab * width + 4 * C * (width + 2 * 512)
     gradients = sum(x.grad.nbytes for x in tensors)
     assert C * vocab * s < memory.peak - gradients <= formula + 8 * vocab  # a bias and its float32 sum
     assert memory.peak < rows * vocab * s + gradients or s < 4  # less than logits of all rows
+
+
+CHUNKS = [  # dtype, width, rows, whether the weight's gradient is formed -> rows of a chunk
+    (torch.bfloat16, 4096, 4096, True, 4096),
+    (torch.bfloat16, 4096, 2048 + 2 * 4096, True, 2048 + 2 * 4096),
+    (torch.bfloat16, 4096, 2049 + 2 * 4096, True, 4096),
+    (torch.bfloat16, 1024, 4096, True, 4096),
+    (torch.bfloat16, 1024, 4097, True, 2048),
+    (torch.bfloat16, 4096, 4096, False, 2048),
+    (torch.float16, 4096, 4096, True, 4096),
+    (torch.float16, 1024, 4096, True, 2048),
+    (torch.float32, 4096, 4096, True, 2048),
+    (torch.bfloat16, 4096, 0, True, 1),
+]
+
+
+@pytest.mark.parametrize(("dtype", "width", "rows", "weight_gradient", "expected"), CHUNKS)
+def test_rows_of_a_chunk(dtype, width, rows, weight_gradient, expected):
+    """One chunk takes no more memory for a token of the vocabulary than 2048 rows and its float32 gradient; of several
+    chunks, logits take at most half of the gradient, or 2048 rows."""
+    found = chunked.chunk_rows(dtype, width, rows, weight_gradient)
+    assert found == expected
+    logits, gradient = found * dtype.itemsize, 4 * width
+    if found < rows:
+        assert logits <= max(gradient / 2, 2048 * dtype.itemsize)
+    elif rows:
+        assert logits <= 2048 * dtype.itemsize + gradient
+
+
+@pytest.mark.parametrize("impl", [CPU])
+@pytest.mark.parametrize(("used", "chunks"), [(36, [36]), (37, [16, 16, 5])])
+@pytest.mark.parametrize("how", [FORM, KEEP])
+def test_chunks_follow_from_memory(impl, how, used, chunks, monkeypatch):
+    """And what one chunk holds can be kept for the backward; else the forward forms nothing, 4 rows at a time."""
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 4)
+    targets, weight = torch.arange(used), torch.ones(used)
+
+    def run(hidden, head, bias):
+        return linear_cross_entropy(hidden, head, targets, weight, bias=bias, impl=impl, **how)
+
+    with Products() as products:
+        results(run, make_head(torch.bfloat16, hidden=used), "one")
+    logits = [shape[0] for shape in products.shapes if shape[1] == V]
+    assert logits == (chunks if how == FORM or len(chunks) == 1 else [4] * 9 + [1] + chunks)
+
+
+class Zeros(TorchDispatchMode):
+    """The most elements that were filled with zeros at once."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name.partition("::")[2] in ("zeros", "zero_", "fill_", "new_zeros", "zeros_like"):
+            self.most = max(self.most, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("impl", [CPU])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_first_chunk_writes_the_gradient_of_the_weight(impl, dtype, short_chunks):
+    """Nothing fills it with zeros, to be read back and added to."""
+    tensors = [x.requires_grad_() for x in make_head(dtype)]
+    with Products() as products, Zeros() as zeros:
+        loss, _ = linear_cross_entropy(*tensors[:2], *make_rows(9, V), bias=tensors[2], rows=ROWS, impl=impl)
+        loss.backward()
+    assert len([shape for shape in products.shapes if shape[-1] == V]) > 1  # several chunks
+    assert zeros.most < V * H
 
 
 @KERNELS

@@ -12,16 +12,18 @@ from dllm_kernels import _impl
 pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_impl.why_not_triton()))
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-KERNELS = {f"{name}_kernel" for name in ("chunk", "combine", "floor", "noise", "row", "scale", "tile", "transfer")}
+VOCABULARY = ("chunk", "combine", "floor", "row", "scale", "tile")
+WINDOW = ("advance", "count", "list", "noise", "place", "transfer")
+KERNELS = {f"{name}_kernel" for name in (*VOCABULARY, *WINDOW)}
 HEADS = 11  # configurations of the fused head
 # What `make test` compiles: for sm_90 all of bfloat16, and of other dtypes what is not as in bfloat16; for AMD, whose
 # compiler is another, every kernel once; for the others the fused head, whose matrix instructions are their own.
-HEAD = ("head, 64 rows",)
+HEAD = ("head, 32 rows count", "head, 32 rows noise ")  # noise and something else
 ONCE = (*HEAD, "bfloat16 noise tempered", "bfloat16 top_p", "bfloat16 loss and gradient ragged", "bfloat16 scaled")
 WINDOWS = ("k window 1", "window 64", "window 8192")  # of one warp, and of most
 SOME = {
     ("sm_90",): ("bfloat16", "float32 every option", "float32 noise", "head", *WINDOWS, "noise of positions"),
-    ("gfx942",): (*ONCE, "k window 64", "noise of positions, gumbel"),
+    ("gfx942",): (*ONCE, "k window 64", "window 64, every option", "noise of positions, gumbel"),
     ("sm_80", "sm_100"): HEAD,
 }
 
@@ -63,7 +65,7 @@ def test_no_spills(compiled):
 
 def test_the_fused_head_fits_and_uses_the_matrix_units(compiled):
     """Of each target: in half precision its newest matrix instructions, no spills, and not more than its shared memory;
-    two programs of up to 32 aligned rows fit the registers and shared memory of an sm_90."""
+    two programs of aligned rows fit the registers and shared memory of an sm_90."""
     units = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
     shared = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB a program may have
     heads = [row for row in compiled if row["kernel"] == "tile_kernel"]
@@ -73,8 +75,29 @@ def test_the_fused_head_fits_and_uses_the_matrix_units(compiled):
         in_half = "float32" not in row["configuration"]
         assert not row["spills"] and row["shared"] <= 1024 * shared[row["target"]], row
         assert not in_half or row["matrix"] == units[row["target"]], row
-        if row["target"] == "sm_90" and in_half and not any(w in row["configuration"] for w in ("64 rows", "ragged")):
+        if row["target"] == "sm_90" and in_half and "ragged" not in row["configuration"]:
             assert row["registers"] <= 128 and 2 * (row["shared"] + 1024) <= 1024 * 228, row
+
+
+CACHED = """
+import torch
+from dllm_kernels import offline
+from dllm_kernels.masked_cross_entropy import triton as kernels
+
+logits = torch.empty(8, 126464, device="meta", dtype=torch.bfloat16)
+targets, weight = torch.empty(8, device="meta", dtype=torch.int64), torch.empty(8, device="meta")
+for gradient in (logits, None):
+    with offline._compiling_for("sm_90") as compiled:
+        kernels.masked_cross_entropy(logits, targets, weight, weight, gradient, 0.0, 0.0, None)
+    print("evict_last" in compiled[0].asm["ptx"], "evict_first" in compiled[0].asm["ptx"])
+"""
+
+
+def test_logits_stay_in_cache_only_for_a_gradient():
+    """The first pass marks them as the last to leave where a second one follows, and as the first where none does."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", CACHED], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == ["True True", "False True"], done.stderr
 
 
 def test_occupancy_is_bounded_by_nothing_but_the_work(compiled):

@@ -10,6 +10,7 @@ import transformers
 from dllm.core import samplers
 from dllm.core.schedulers import LinearAlphaScheduler
 from dllm.fast.sampling import cache as caches
+from dllm.fast.sampling import step as steps
 from dllm.fast.sampling.step import denoise_step
 from tests import reference_samplers as judges
 from tests.causal_models import EOS, causal_model
@@ -56,6 +57,29 @@ def test_a_row_alone(name, device):
         alone = call(name, model, [row], seed=3 + i, **options)
         assert torch.equal(both.sequences[i, : len(row) + 20], alone.sequences[0])
         assert both.stats.row_forwards[i] == alone.stats.forwards
+
+
+@every_cache
+def test_no_step_lists_more_positions_than_the_head_has_room_for(name, monkeypatch):
+    """A block in each row, also of a model that leaves masks and where committed tokens are replaced."""
+    rooms, counts = [], []
+
+    def room(policy, rows, of=steps.head_room):
+        rooms.append(of(policy, rows))
+        return rooms[-1]
+
+    def propose(split, hidden, candidates, *rest, of=steps.propose):
+        counts.append(int(candidates.count))
+        return of(split, hidden, candidates, *rest)
+
+    monkeypatch.setattr(steps, "head_room", room)
+    monkeypatch.setattr(steps, "propose", propose)
+    model = favour(causal_model(), MASK_ID, 6.0)
+    options = dict(temperature=1.0, stop_at_eos=False, return_dict=True)
+    found = call(name, model, prompts(model, (8, 8, 8)), seed=3, **options)
+    assert found.stats.masks_left > 0 or name.startswith("bd3lm")  # whose masks are not chosen here
+    assert all(count <= room for count, room in zip(counts, rooms, strict=True))
+    assert max(counts) == max(rooms) == 3 * 8
 
 
 STOPPING = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dllm.fast.attention import without_cudnn
 from dllm.fast.deferred import DeferredHead, no_deferral
 from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.use import find_head_use, hooks_of, is_linear
@@ -48,10 +49,8 @@ class SplitModel:
         inputs = {"input_ids": tokens} | context
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-        if self.kind == "logits":
-            with no_deferral():
-                return logits_of(self.model(**inputs))
-        with replaced_forward(self.head, _hidden):
+        to_the_head = no_deferral() if self.kind == "logits" else replaced_forward(self.head, _hidden)
+        with to_the_head, without_cudnn(tokens.shape[1]):
             return logits_of(self.model(**inputs))
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dllm.fast.sampling.state import CurrentBlock, Policy, State, ends_row
+from dllm.fast.sampling.state import Policy, State, ends_row
+from dllm_kernels import CurrentBlock
 
 Finished = Callable[[int, list[int]], bool]
 
@@ -38,7 +39,7 @@ class EarlyEnds:
             state: of the rows that are still in the batch.
             rows: int64 [b], their indices in the call's batch.
         """
-        now = CurrentBlock.of(state)
+        now = CurrentBlock.of(state.schedule)
         final = torch.where(now.active, count_final_tokens(state, self.policy, now), 0)
         counts = dict(zip(rows.tolist(), final.tolist(), strict=True))
         grown = [place for place, (row, count) in enumerate(counts.items()) if count > self.asked.get(row, 0)]
@@ -67,14 +68,6 @@ def count_final_tokens(state: State, policy: Policy, now: CurrentBlock) -> Tenso
     if policy.edit_threshold is not None:
         stop = torch.minimum(stop, now.begin)
     return (stop - state.first).clamp(min=0)
-
-
-def finished_rows(tokens: Tensor, first: Tensor, mask_id: int, eos_id: int, eot_id: int | None = None) -> Tensor:
-    """bool [B]: rows whose generated part holds an EOS, or an end of turn, with no mask before it: it is final."""
-    generated = torch.arange(tokens.shape[1], device=tokens.device) >= first[:, None]
-    ends = ends_row(tokens, eos_id, eot_id) & generated
-    masks_before = ((tokens == mask_id) & generated).cumsum(1)
-    return (ends & (masks_before == 0)).any(1)
 
 
 def fill_after_end(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int, eot_id: int | None = None) -> Tensor:

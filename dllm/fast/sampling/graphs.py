@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +31,10 @@ from dllm.fast.sampling.passes import Pass
 from dllm.fast.sampling.state import Policy, State
 from dllm.fast.sampling.step import denoise_step
 
+# A capture takes 30 to 100 ms: three steps of the host, a wait for the device, an empty memory cache, a graph of a
+# thousand nodes. A replay saves 2 to 4 ms, what the host takes longer than the device for a step. So a capture pays for
+# steps that come up this often.
+WORTH_CAPTURING = 20
 MAX_GRAPHS = 8  # buckets
 # The share of a device's memory that captured steps may hold before they give way to another shape. One shape needs
 # what a forward needs; the rest is for weights and for eager code.
@@ -51,6 +55,8 @@ class CapturedSteps:
     model: of the bucket.
     pool: memory of the graphs.
     replays: the function that replays a number of steps, by passes and number.
+    earlier: steps of the calls before there was a bucket, of whatever passes.
+    eager: how often steps have come up since then that were not captured, by the same as `replays`.
     seconds: what capturing took, s.
     busy: a call is using the state.
     """
@@ -59,6 +65,8 @@ class CapturedSteps:
     model: weakref.ref
     pool: capture.Pool
     replays: dict[tuple[tuple[Pass, ...], int], Callable[[], None]] = field(default_factory=dict)
+    earlier: int = 0
+    eager: Counter[tuple[tuple[Pass, ...], int]] = field(default_factory=Counter)
     seconds: float = 0.0
     busy: bool = False
 
@@ -66,6 +74,15 @@ class CapturedSteps:
         """Make the captured state equal to `state`, which has the same shapes."""
         for name, tensor in state.tensors().items():
             getattr(self.state, name).copy_(tensor)
+
+    def has(self, passes: Sequence[Pass], count: int) -> bool:
+        """Whether `count` steps with these passes are captured."""
+        return (tuple(passes), count) in self.replays
+
+    def note(self, passes: Sequence[Pass], count: int) -> int:
+        """Note that such steps have come up, and return how often they have, at most."""
+        self.eager[tuple(passes), count] += 1
+        return self.earlier + self.eager[tuple(passes), count]
 
     def replay(
         self,
@@ -141,6 +158,7 @@ class GraphCache:
     def __init__(self, size: int = MAX_GRAPHS, share: float = MEMORY_SHARE):
         self.size, self.share = size, share
         self._steps: OrderedDict[Hashable, CapturedSteps] = OrderedDict()
+        self._uncaptured: OrderedDict[Hashable, int] = OrderedDict()  # steps of buckets that are not captured
         # torch does not accept a pool again of which no graph is left, so only the captured steps keep it
         self._pools: weakref.WeakValueDictionary[tuple[torch.device, int], capture.Pool] = weakref.WeakValueDictionary()
         self._lock = threading.RLock()
@@ -152,6 +170,7 @@ class GraphCache:
         """Forget all captured steps and free their memory."""
         with self._lock:
             self._steps.clear()
+            self._uncaptured.clear()
             self._pools.clear()
 
     def steps_for(
@@ -161,12 +180,17 @@ class GraphCache:
         policy: Policy,
         cache: KeyValueCache | None = None,
         suffix_columns: int = 0,
-    ) -> CapturedSteps:
+        upcoming: int | None = None,
+    ) -> CapturedSteps | None:
         """The captured steps of a bucket, loaded with `state`; a new bucket has none.
 
         Args:
             split, state, policy, cache: as :func:`denoise_step` takes them.
             suffix_columns: as :func:`dllm.fast.sampling.plan.plan` takes it.
+            upcoming: how many steps the call has, at most; None: the bucket is wanted however many.
+
+        Returns:
+            None where the steps of this and of earlier calls do not pay for a capture.
 
         Raises:
             CaptureError: another call is using them, or not all weights lie on the state's device.
@@ -180,9 +204,15 @@ class GraphCache:
             if steps is not None and steps.busy:
                 raise capture.CaptureError("another call is using the captured step of this shape")
             if steps is None:
+                earlier = self._uncaptured.pop(key, 0)
+                if upcoming is not None and earlier + upcoming < WORTH_CAPTURING:
+                    self._note(key, earlier + upcoming)
+                    return None
                 while len(self._steps) >= self.size:
                     self._steps.popitem(last=False)
-                steps = self._steps[key] = CapturedSteps(state.copy(), weakref.ref(split.model), self._pool(*place))
+                steps = self._steps[key] = CapturedSteps(
+                    state.copy(), weakref.ref(split.model), self._pool(*place), earlier=earlier
+                )
             self._steps.move_to_end(key)
             steps.busy = True
         try:
@@ -196,6 +226,12 @@ class GraphCache:
         """Never use these steps again."""
         with self._lock:
             self._drop(lambda kept: kept is steps)
+
+    def _note(self, key: Hashable, steps: int) -> None:
+        """Note the steps of all calls with this key."""
+        self._uncaptured[key] = steps
+        if len(self._uncaptured) > 8 * self.size:  # forget shapes that do not come back
+            self._uncaptured.popitem(last=False)
 
     def _pool(self, device: torch.device, stream: int) -> capture.Pool:
         pool = self._pools.get((device, stream))

@@ -98,7 +98,7 @@ class Denoiser:
         most_steps = max(steps, default=0)
         as_scheduled = self.policy.follows_schedule and self.early_ends is None
         self.rows_end_apart = not (as_scheduled and min(steps, default=0) == most_steps)
-        capturing, self.note = capture.wanted(self.cuda_graph, device, most_steps)
+        capturing, self.note = capture.wanted(self.cuda_graph, device)
         if most_steps == 0:
             return self.canvas
         self.state = batch.state(self.policy)
@@ -113,7 +113,7 @@ class Denoiser:
             if self.policy.cache is not None:
                 self._take_cache()
             if capturing:
-                self._enter_graphs()
+                self._enter_graphs(most_steps)
             self._denoise(most_steps)
             self._retire(torch.ones_like(self.active, dtype=torch.bool))
             self._raise_if_failed()
@@ -205,6 +205,8 @@ class Denoiser:
             return 0
         passes = self._passes(n)
         count = graphs.STEPS_PER_REPLAY if self._replays_several(passes, n, most_steps) else 1
+        if not self._pays(passes, count, n, most_steps):
+            return 0
         try:
             self.captured.replay(self.split, self.policy, self.cache, passes, count)
         except capture.CaptureError as error:
@@ -218,20 +220,31 @@ class Denoiser:
         following = range(n + 1, n + graphs.STEPS_PER_REPLAY)
         if self.on_step is not None or most_steps < graphs.WORTH_SEVERAL or following.stop > most_steps:
             return False
-        return self.planner.runs_the_same(self.state, passes, following)
+        return self.planner.steps_alike(self.state, passes, following) == len(following)
+
+    def _pays(self, passes: list[Pass], count: int, n: int, most_steps: int) -> bool:
+        """Whether such steps, from step n of the call on, are captured, or come up often enough to be."""
+        if self.cuda_graph or self.captured.has(passes, count):
+            return True
+        known = self.planner.steps_alike(self.state, passes, range(n + 1, most_steps))
+        return self.captured.note(passes, count) + known >= graphs.WORTH_CAPTURING
 
     def _passes(self, n: int) -> list[Pass]:
         """The passes of step n of the call."""
         exact = self.canvas.device.type == "cpu" and not self.graphed
         return self.planner.passes(self.state, n, exact=exact)
 
-    def _enter_graphs(self) -> None:
-        """Copy the state into that of captured steps, and go on with it."""
-        suffix_columns = self.planner.suffix_columns
+    def _enter_graphs(self, most_steps: int) -> None:
+        """Copy the state into that of captured steps, and go on with it, where that pays."""
+        upcoming = None if self.cuda_graph else most_steps
+        bucket = self.split, self.state, self.policy, self.cache, self.planner.suffix_columns
         try:
-            self.captured = graphs.CACHE.steps_for(self.split, self.state, self.policy, self.cache, suffix_columns)
+            self.captured = graphs.CACHE.steps_for(*bucket, upcoming=upcoming)
         except capture.CaptureError as error:
             self._leave_graphs(error)
+            return
+        if self.captured is None:
+            self.note = f"a capture does not pay for {most_steps} steps of this shape"
             return
         self.state, self.note = self.captured.state, ""
         self.capture_seconds = -self.captured.seconds  # of earlier calls

@@ -34,7 +34,8 @@ from dllm.fast.attention import full_mask
 from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling import unpadded
 from dllm.fast.sampling.cache import KeyValueCache
-from dllm.fast.sampling.state import CurrentBlock, Policy, State
+from dllm.fast.sampling.state import Policy, State
+from dllm_kernels import CurrentBlock
 
 
 class Pass(NamedTuple):
@@ -71,11 +72,13 @@ def run(
     split: SplitModel,
     state: State,
     policy: Policy,
-    now: CurrentBlock,
     cache: KeyValueCache | None,
     passes: Sequence[Pass],
 ) -> HiddenStates:
     """Run the model's body over the columns of some passes."""
+    if cache is None and policy.block_causal is None:
+        return _run_canvas(split, state, policy)
+    now = CurrentBlock.of(state.schedule)
     outputs, ran, offset, kept_rows = [], 0, torch.zeros_like(now.begin), None
     starts = now.active & (state.step == 0)
     divided = any(window.starting_rows is not None for window in passes)
@@ -97,6 +100,22 @@ def canvas(state: State) -> list[Pass]:
     return [Pass(state.tokens.shape[1], None, None)]
 
 
+def _run_canvas(split: SplitModel, state: State, policy: Policy) -> HiddenStates:
+    """Run all columns, which see each other."""
+    (batch, columns), canvases = state.tokens.shape, _canvases(state, policy)
+    tokens = canvases[0] if len(canvases) == 1 else torch.cat(canvases)
+    hidden = unpadded.run(split, tokens, state.attention_mask, state.cells, state.row_groups)
+    offset = torch.arange(0, batch * columns, columns, device=tokens.device)
+    return HiddenStates([part.flatten(0, 1) for part in hidden.chunk(len(canvases))], offset)
+
+
+def _canvases(state: State, policy: Policy) -> list[Tensor]:
+    """The canvas; under guidance also that without the prompt."""
+    if policy.cfg_scale == 0:
+        return [state.tokens]
+    return [state.tokens, torch.where(state.given, policy.mask_id, state.tokens)]
+
+
 def _run_window(
     split: SplitModel,
     state: State,
@@ -114,15 +133,12 @@ def _run_window(
     Returns:
         Hidden states [b, W, H] for each canvas, the rows int64 [b], and the first column of each one's window [b].
     """
-    batch, columns = state.tokens.shape
-    everyone = torch.arange(batch, device=now.begin.device)
-    canvases = [state.tokens]
-    if policy.cfg_scale > 0:
-        canvases.append(torch.where(state.given, policy.mask_id, state.tokens))
-    if cache is None and policy.block_causal is None:
-        both = unpadded.run(split, torch.cat(canvases), state.attention_mask, state.cells, state.row_groups)
-        return list(both.chunk(len(canvases))), everyone, torch.zeros_like(now.begin)
-    row = everyone if window.starting_rows is None else _first_rows(kept_rows, window.starting_rows)
+    (batch, columns), canvases = state.tokens.shape, _canvases(state, policy)
+    row = (
+        torch.arange(batch, device=now.begin.device)
+        if window.starting_rows is None
+        else _first_rows(kept_rows, window.starting_rows)
+    )
     begin, first, length = (values[row] for values in (now.begin, state.begin[:, 0], state.length))
     origin = torch.zeros_like(begin) if window.back is None else (begin - window.back).clamp(min=0)
     column = origin[:, None] + torch.arange(window.width, device=begin.device)

@@ -6,7 +6,8 @@ import itertools
 
 from dllm.fast.sampling.passes import Pass, canvas
 from dllm.fast.sampling.schedule import Schedule
-from dllm.fast.sampling.state import CurrentBlock, Policy, State
+from dllm.fast.sampling.state import Policy, State
+from dllm_kernels import CurrentBlock
 
 
 class Planner:
@@ -39,11 +40,11 @@ class Planner:
             suffix_columns=self.suffix_columns,
         )
 
-    def runs_the_same(self, state: State, passes: list[Pass], steps: range) -> bool:
-        """Whether it is known that all of `steps` run these passes."""
+    def steps_alike(self, state: State, passes: list[Pass], steps: range) -> int:
+        """How many of `steps` are known to run these passes."""
         if self._block_starts is None:
-            return self.policy.cache not in ("prefix", "dual")
-        return all(self.passes(state, step, exact=False) == passes for step in steps)
+            return 0 if self.policy.cache in ("prefix", "dual") else len(steps)
+        return sum(self.passes(state, step, exact=False) == passes for step in steps)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with some of the rows."""
@@ -88,13 +89,13 @@ def plan(
     if policy.cache is None:
         if policy.block_causal is None:
             return canvas(state)
-        width = int(CurrentBlock.of(state).stop.max()) if exact else columns
+        width = int(CurrentBlock.of(state.schedule).stop.max()) if exact else columns
         return [Pass(max(width, 1), None, None)]
     if policy.cache == "block":
         shift = int(policy.right_shift)  # the column before the block is read for the block's first
         if opening is not None:
             return [Pass(opening, None, None)]
-        stop = CurrentBlock.of(state).stop if exact else None
+        stop = CurrentBlock.of(state.schedule).stop if exact else None
         visible = columns if stop is None else max(int(stop.max()), 1)
         if starting_rows != 0:
             return [Pass(policy.block_causal + policy.window, policy.block_causal, visible)]
@@ -105,7 +106,7 @@ def plan(
         return [whole]
     width = policy.window
     if policy.cache == "prefix":
-        width = int((state.length - CurrentBlock.of(state).begin).max()) if exact else suffix_columns
+        width = int((state.length - CurrentBlock.of(state.schedule).begin).max()) if exact else suffix_columns
     window = Pass(width, 0, columns, all_visible=not padded)
     if starting_rows == 0:
         return [window]

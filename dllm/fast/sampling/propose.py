@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dllm.fast.head.split import SplitModel, guide
-from dllm.fast.sampling.passes import HiddenStates
 from dllm.fast.sampling.state import Policy
-from dllm_kernels import GumbelArgmax, gumbel_argmax, linear_gumbel_argmax, position_noise, truncation_floor
+from dllm_kernels import (
+    Candidates,
+    GumbelArgmax,
+    gumbel_argmax,
+    linear_gumbel_argmax,
+    position_noise,
+    truncation_floor,
+)
 
 # GPU libraries switch algorithms for very few rows, and the last bits with them: the head always gets a multiple of
 # this many rows. On CPUs a row's bits are the same in any number of rows; vectors hold 16.
@@ -21,26 +25,9 @@ ROW_MULTIPLE = {"cpu": 16, "cuda": 64}
 HEAD_ROWS = {"cpu": 64, "cuda": 1024}
 
 
-class Candidates(NamedTuple):
-    """Positions that may be committed, [N] each.
-
-    row: index of the row in the batch.
-    position: the row's own position.
-    seed: of the row.
-    step: of the row, within its block.
-    count: int64 [1]; only the first `count` of the N are real.
-    """
-
-    row: Tensor
-    position: Tensor
-    seed: Tensor
-    step: Tensor
-    count: Tensor
-
-
 def propose(
     split: SplitModel,
-    hidden_states: HiddenStates,
+    hidden: list[Tensor],
     candidates: Candidates,
     policy: Policy,
     suppress: Tensor | None,
@@ -48,15 +35,19 @@ def propose(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sample a token for each candidate.
 
+    Args:
+        split: of the model.
+        hidden: [M, H], the head's input, one for each canvas (two under guidance).
+        candidates: which of the M are read.
+        policy: of the call.
+        suppress, begin_suppress: of the state.
+
     Returns:
         token: int64 [N].
         rank: float32 [N], what orders them.
         uniform: float32 [N], a number in [0, 1) that decides each by itself under the "bernoulli" rule, else None.
     """
-    reads = (candidates.position - 1).clamp(min=0) if policy.right_shift else candidates.position
-    # candidates behind the real ones need not have run
-    index = (hidden_states.offset[candidates.row] + reads).clamp(0, len(hidden_states.hidden[0]) - 1)
-    hidden = [states.index_select(0, index) for states in hidden_states.hidden]
+    hidden = [states.index_select(0, candidates.index) for states in hidden]
     options = dict(
         temperature=policy.temperature,
         statistics="tempered" if policy.tempered else "raw",
@@ -116,8 +107,8 @@ def _sample(
             **_padded_to(len(head.weight), suppressed),
             **options,
         )
-    chunk, found = HEAD_ROWS.get(candidates.row.device.type, HEAD_ROWS["cuda"]), []
-    for begin in range(0, len(candidates.row), chunk):
+    chunk, found = HEAD_ROWS.get(candidates.index.device.type, HEAD_ROWS["cuda"]), []
+    for begin in range(0, len(candidates.index), chunk):
         part = slice(begin, begin + chunk)
         logits = split.logits(hidden[0][part])
         if len(hidden) == 2:

@@ -1,18 +1,17 @@
 """What the steps of one call share, and what each step changes.
 
 `Policy` holds the settings, which stay the same. `State` holds the tensors, which every step reads and updates in
-place. `CurrentBlock` is what the tables of the state say about the block that each row is working on.
+place.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from dllm.fast.sampling.unpadded import RowGroups, real_cells
+from dllm_kernels import BlockSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +124,16 @@ class State:
     overflow: Tensor  # int64 [1], masked positions for which the head had no room, summed over steps
     start: Tensor  # int64 [B], first column of the last step's window
     proposals: Tensor  # int64 [B, W], tokens that the last step sampled; -1 elsewhere
-    confidence: Tensor  # float32 [B, W], their confidence
+    confidence: Tensor  # float32 [B, W], their confidence; -inf elsewhere
     suppress: Tensor | None  # bool [V], tokens that are never sampled
     begin_suppress: Tensor | None  # bool [V], tokens that are sampled with no confidence
     cells: Tensor | None = None  # int64 [T], flat indices of the cells that are no padding, where rows run packed
     row_groups: RowGroups | None = None  # how rows run, where they do not run together; never in captured steps
+
+    @property
+    def schedule(self) -> BlockSchedule:
+        """The tables, and where each row is in them."""
+        return BlockSchedule(self.block, self.step, self.blocks, self.begin, self.stop, self.steps, self.amount)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -161,27 +165,3 @@ _OF_THE_BATCH = ("overflow", "suppress", "begin_suppress", "cells", "row_groups"
 def ends_row(tokens: Tensor, eos_id: int, eot_id: int | None) -> Tensor:
     """Where tokens are an EOS, or an end of turn if there is one; bool, of their shape."""
     return tokens == eos_id if eot_id is None else (tokens == eos_id) | (tokens == eot_id)
-
-
-class CurrentBlock(NamedTuple):
-    """The block that each row is working on, [B] each. A finished row has that of its last block, and stop 0.
-
-    active: whether the row is not finished.
-    block: index of the block.
-    begin, stop: its first column and the one after its last.
-    steps: how many steps it has, at most.
-    """
-
-    active: Tensor
-    block: Tensor
-    begin: Tensor
-    stop: Tensor
-    steps: Tensor
-
-    @classmethod
-    def of(cls, state: State) -> CurrentBlock:
-        active, block = state.block < state.blocks, state.block.clamp(max=state.stop.shape[1] - 1)
-        begin, stop, steps = (
-            table.gather(1, block[:, None]).squeeze(1) for table in (state.begin, state.stop, state.steps)
-        )
-        return cls(active, block, begin, torch.where(active, stop, 0), steps)

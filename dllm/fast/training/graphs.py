@@ -26,12 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast import capture
-from dllm.fast.capture import WORTH_CAPTURING, CaptureError
+from dllm.fast.capture import CaptureError
 from dllm.fast.head.use import forward_and_hooks, hooks_of
 from dllm.fast.training.loss import MaskedLoss, check_arguments, masked_loss
 
 # Only the static inputs belong to one graph alone: memory for activations is shared by all, and many shapes come up.
 MAX_GRAPHS = 32
+# A capture costs about as much as this many eager steps.
+WORTH_CAPTURING = 4
 # Rows come in blocks; at most one position in `_SHARE` of a batch, or one block, is padding.
 _BLOCK, _SHARE = 64, 8
 
