@@ -343,7 +343,7 @@ def test_memory_is_the_formula_of_the_docstring(threads, rows, width, vocab_size
         if memory.bytes is None:
             pytest.skip(memory.how)
         peaks.append(memory.bytes)
-    formula = n_threads * (1600 * min(rows, 64) + 44 * rows + 32 * width) + (4 * width + 140) * rows
+    formula = n_threads * (2112 * min(rows, 64) + 44 * rows + 32 * width) + (4 * width + 140) * rows
     waiting = 40 * rows * 20
     assert min(peaks) <= formula + waiting + 2**17  # pages begun
     if rows >= 64:
