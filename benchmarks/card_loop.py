@@ -4,8 +4,8 @@ Each step runs the model and its head on the whole canvas, adds float64 Gumbel n
 softmax and gather over all positions, and commits the proposals of highest confidence in a Python loop over the rows
 with one ``topk`` each. It is not tuned: it is what a user of a model card runs.
 
-`noise` is the source of random numbers: :class:`TorchNoise` draws as the cards do, :class:`PhiloxNoise` from
-``dllm_kernels.philox``, so that ``dllm.fast.generate`` can be checked token for token at any temperature.
+`noise` is the source of random numbers: :class:`TorchNoise` draws as the cards do, :class:`PhiloxNoise` as
+``dllm_kernels`` does, so that ``dllm.fast.generate`` can be checked token for token at any temperature.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class TorchNoise:
 
 
 class PhiloxNoise:
-    """Noise of ``dllm_kernels.philox``, drawn only for positions that can be committed.
+    """The draw and the noise of ``dllm_kernels``, only for positions that can be committed.
 
     Args:
         seeds: one for each row.
         padding: columns of padding on the left of each row; positions are counted from a row's first token.
-        rows_at_once: rows of noise computed at a time.
+        rows_at_once: rows drawn at a time.
     """
 
     def __init__(self, seeds: list[int], padding: list[int] | None = None, rows_at_once: int = 32):
@@ -86,14 +86,13 @@ class PhiloxNoise:
         return tokens
 
     def draw(self, logits: Tensor, masked: Tensor, step: int, temperature: float = 1.0) -> Tensor:
-        from dllm_kernels import philox
+        from dllm_kernels.draw import draw
 
         row, column = masked.nonzero(as_tuple=True)
         seeds, positions = self.seeds.to(row.device)[row], column - self.padding.to(row.device)[row]
         steps, tokens = torch.tensor([step], device=row.device), []
         for part in torch.arange(len(row), device=row.device).split(self.rows_at_once):
-            noise = philox.gumbel(seeds[part], positions[part], steps, logits.shape[-1])
-            tokens.append((logits[part].to(torch.float32) + temperature * noise).argmax(dim=-1))
+            tokens.append(draw(logits[part], temperature, seeds[part], positions[part], steps))
         return torch.cat(tokens) if tokens else row
 
     def random_confidence(self, masked: Tensor, step: int) -> Tensor:

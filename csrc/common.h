@@ -49,6 +49,7 @@ typedef uint16_t vshort __attribute__((vector_size(kLanes * 2)));
 
 typedef float vfloat8 __attribute__((vector_size(32)));
 typedef float vfloat4 __attribute__((vector_size(16)));
+typedef int32_t vint4 __attribute__((vector_size(16)));
 
 template <typename Vector = vfloat>
 Vector splat(float x) { return x - Vector{}; }  // unlike x + 0, which is 0 for -0, x - 0 needs no instruction
@@ -59,9 +60,17 @@ inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
 inline vfloat as_float(vint v) { return (vfloat)v; }  // the same bits
 inline vint as_int(vfloat v) { return (vint)v; }
 
-// Where `a` is NaN, `b`.
+// Where `a` or `b` is NaN, `b`. (GCC makes two instructions of the comparison.)
+#if defined(__AVX512F__)
+inline vfloat max(vfloat a, vfloat b) { return _mm512_max_ps(a, b); }
+inline vfloat min(vfloat a, vfloat b) { return _mm512_min_ps(a, b); }
+#elif defined(__AVX2__)
+inline vfloat max(vfloat a, vfloat b) { return _mm256_max_ps(a, b); }
+inline vfloat min(vfloat a, vfloat b) { return _mm256_min_ps(a, b); }
+#else
 inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 inline vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
+#endif
 
 #if defined(__AVX512F__)
 inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) { return _mm512_fmadd_ps(a, b, c); }

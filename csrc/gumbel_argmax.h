@@ -4,17 +4,10 @@
 // not depend on which thread has which chunk or on what else is in the batch. Inside a chunk each tile is read once,
 // for the two largest logits and for sums relative to the largest of the tiles before; one that exceeds it by more than
 // a little, which would cost the sums their precision, is read again from cache.
-//
-// Noise is pruned: a token whose logit plus the upper bound of its noise does not exceed the best score so far cannot
-// win, so its logarithms are never taken. Rounding is monotone, hence fl(l + fl(T G)) >= fl(l + fl(T g)) for G >= g and
-// the pruning is exact. Of a vocabulary of 50,000 some twenty tokens are computed.
 
 #pragma once
 
-#include "logits.h"
-#include "philox.h"
-
-#include <algorithm>
+#include "draw.h"
 
 namespace dllm {
 
@@ -24,14 +17,9 @@ struct Partial {
   float max = -kInf, second = -kInf;  // the two largest logits
   double total = 0;                   // sum e^gap, gap = (l - max) rate
   double moment = 0;                  // sum e^gap gap
-  float best = -kInf;                 // largest l + T g, its token and logit
-  float logit = -kInf;
+  float best = -kInf;                 // the best tile's score, or the largest logit where nothing is drawn
+  float logit = -kInf;                // and its token with the token's logit
   int64_t token = -1;
-};
-
-struct Noise {
-  philox::Address address;
-  float temperature;
 };
 
 // Which logits count as -inf: everywhere, in the statistics only (either may be null; both are of the whole row), and
@@ -121,29 +109,8 @@ inline void move_maximum(Partial& p, float max, double rate) {
   p.max = max;
 }
 
-inline void draw(const float* x, int64_t n, int64_t first_token, const Noise& noise, float floor, Partial& out) {
-  const float T = noise.temperature;
-  static_assert(kStride % (philox::kVectors * kLanes) == 0);
-  for (int64_t i = 0; i < n; i += philox::kVectors * kLanes) {
-    vuint words[philox::kVectors];
-    philox::words(noise.address, static_cast<uint32_t>((first_token + i) / 4), words);
-    for (int v = 0; v < philox::kVectors; ++v) {
-      const int64_t begin = i + v * kLanes;
-      const vfloat bound = load(x + begin) + splat(T) * philox::gumbel_bound(words[v]);
-      if (!any_above(bound, std::max(out.best, floor))) continue;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if (!(bound[lane] > std::max(out.best, floor))) continue;
-        const int64_t token = first_token + begin + lane;
-        const float drawn = x[begin + lane] + T * philox::gumbel(noise.address, static_cast<uint32_t>(token));
-        const float noisy = std::max(drawn, -FLT_MAX);  // a logit above -inf stays so whatever T is
-        if (noisy > out.best) out.best = noisy, out.token = token, out.logit = x[begin + lane];
-      }
-    }
-  }
-}
-
-// `logits` are those of tokens `begin` to `end`, a chunk of a row. `floor` is a score that a lower token of the row has
-// reached: no token below or at it can win.
+// `logits` are those of tokens `begin` to `end`, a chunk of a row that begins with a block. `floor` is a score that lower
+// tokens of the row have reached: what is below or at it cannot win.
 template <typename Dtype, bool kTempered>
 Partial reduce_chunk(
     const typename Dtype::type* logits, int64_t begin, int64_t end, const Hidden& hidden, float rate,
@@ -151,9 +118,12 @@ Partial reduce_chunk(
   Partial out;
   Largest seen;
   alignas(64) float x[kTile], shown[kTile];
-  const bool plain = hidden.nothing();
+  const bool plain = hidden.nothing(), drawn = noise.temperature > 0;
+  const int64_t multiple = drawn ? kBlock : kStride;
+  TileNoise tiles(noise);
+  BestTile best;
   for (int64_t tile = begin; tile < end; tile += kTile, logits += kTile) {
-    const int64_t n = std::min(kTile, end - tile), padded = (n + kStride - 1) / kStride * kStride;
+    const int64_t n = std::min(kTile, end - tile), padded = (n + multiple - 1) / multiple * multiple;
     const Largest seen_before = seen;
     const bool whole = n == padded && plain;
     if (!whole) load_tile<Dtype>(x, logits, hidden.suppress ? hidden.suppress + tile : nullptr, n, padded);
@@ -177,8 +147,9 @@ Partial reduce_chunk(
       out.moment += sums.moment;
       move_maximum(out, highest, rate);
     }
-    if (noise.temperature > 0) {
-      draw(x, padded, tile, noise, floor, out);
+    if (drawn) {
+      for (int64_t i = 0; i < padded; i += kBlock)
+        find_tile(x + i, (tile + i) / kBlock, noise, tiles, floor, best);
     } else {
       const float top = hidden.begin_suppress ? maximum<Float32>(x, padded) : highest;
       if (top > std::max(out.best, floor)) {
@@ -186,6 +157,10 @@ Partial reduce_chunk(
         out.token = tile + (std::find(x, x + n, top) - x);
       }
     }
+  }
+  if (best.tile >= 0) {
+    const Drawn drawn = draw_token(best, noise);
+    out.best = best.score, out.token = drawn.token, out.logit = drawn.logit;
   }
   out.second = second_largest(seen);
   if (hidden.begin_suppress && out.token >= 0 && hidden.begin_suppress[out.token]) out.logit = -kInf;
@@ -219,10 +194,10 @@ struct Sampling {
 
   double rate(int64_t row) const { return rate_of(temperature, tempered, row); }
   Noise noise(int64_t row) const {
-    if (!temperature) return {{0, 0, 0}, 0};
+    if (!temperature || !(temperature[row] > 0)) return {{0, 0, 0}, 0};
     return {
         {static_cast<uint64_t>(seeds[row]), static_cast<uint32_t>(positions[row]), static_cast<uint32_t>(step[row])},
-        temperature[row]};
+        clamped(temperature[row])};
   }
 
   // A chunk of `row`, without the logits that are below `below`.

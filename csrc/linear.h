@@ -85,11 +85,11 @@ constexpr int kAccumulators = 12;  // of 16
 constexpr int64_t kChain = 128;         // steps of a sum; such sums are added up, or errors would grow with the width
 constexpr int kVectors = 4;             // of rows in a block
 constexpr int64_t kGroup = 48;          // tokens whose products are turned at a time
-constexpr int64_t kStripe = 384;        // tokens of which a block of rows has logits at a time
+constexpr int64_t kStripe = 512;        // tokens of which a block of rows has logits at a time: a block of a draw's tiles
 constexpr int64_t kRow = kStripe + 16;  // distance of its rows: a power of two would put them into the same cache sets
 template <int V>
 constexpr int kTokens = std::min(8, kAccumulators / V);  // that V vectors meet at a time: more would share cache sets
-static_assert(kStripe % kGroup == 0 && kGroup % kLanes == 0);
+static_assert(kStripe % kLanes == 0 && kGroup % kLanes == 0);
 
 // The products of V vectors of rows with kTokens<V> tokens. `ahead`: the weights to be read after these and the next.
 template <typename Factor, typename Rows, int V>
@@ -261,11 +261,12 @@ class Linear {
     const Number* ahead;  // what will be read after these and the next
   };
 
-  // Those of kTogether tokens, where they lie or, if they must be converted or are fewer, in `converted`.
+  // Those of kTogether tokens, where they lie (also beyond `end`, whose products nobody reads) or, if they must be
+  // converted or the vocabulary ends, in `converted`.
   template <int64_t kTogether>
   Weights weights(int64_t first, int64_t end, std::vector<Number>& converted) const {
     const int64_t tokens = std::min(kTogether, end - first);
-    if (!kConverted && length() == width_ && tokens == kTogether) {
+    if (!kConverted && length() == width_ && first + kTogether <= vocab_size_) {
       const Number* w = reinterpret_cast<const Number*>(weight_) + first * stride_;
       return {w, stride_, w + std::min(2 * kTogether, vocab_size_ - kTogether - first) * stride_};
     }

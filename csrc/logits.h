@@ -24,11 +24,13 @@ void load_tile(float* x, const typename Dtype::type* logits, const bool* suppres
     for (int64_t i = 0; i < n; ++i) x[i] = suppress[i] ? -kInf : x[i];
 }
 
-// What a row's temperature is to its statistics. Inverse temperatures end at 1e30 and 1e-30, far beyond any sense, so
-// that no gap times one is NaN.
+// Temperatures end at 1e-30 and 1e30, far beyond any sense, so that no gap times their inverse is NaN.
+inline float clamped(float temperature) { return std::clamp(temperature, 1e-30f, 1e30f); }
+
+// What a row's temperature is to its statistics.
 inline double rate_of(const PerRow<float>& temperature, bool tempered, int64_t row) {
   if (!tempered || !temperature || !(temperature[row] > 0)) return 1;
-  return 1 / double(std::clamp(temperature[row], 1e-30f, 1e30f));
+  return 1 / double(clamped(temperature[row]));
 }
 
 inline const bool* flags(const std::optional<Tensor>& t) {

@@ -1,7 +1,6 @@
 // The random stream, bit for bit the one that dllm_kernels/philox.py specifies.
 //
-// Scalar code computes one token's noise exactly; vector code computes many tokens' words, from which an upper bound on
-// their noise costs a few instructions. Compiled with -ffp-contract=off: every product and sum is rounded by itself.
+// Compiled with -ffp-contract=off: every product and sum is rounded by itself.
 
 #pragma once
 
@@ -12,9 +11,9 @@ namespace dllm::philox {
 constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
 constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
 constexpr int kRounds = 10;
-constexpr uint32_t kTokenNoise = 0, kRandomConfidence = 1;
+constexpr uint32_t kTokenNoise = 0, kRandomConfidence = 1, kTileNoise = 5;
 
-struct Address {  // everything of a number's address but the token
+struct Address {  // everything of a number's address but the token and the stream
   uint64_t seed;
   uint32_t position, step;
 };
@@ -23,7 +22,7 @@ struct Block {
   uint32_t word[4];
 };
 
-inline Block block(const Address& at, uint32_t index, uint32_t stream = kTokenNoise) {
+inline Block block(const Address& at, uint32_t index, uint32_t stream) {
   uint32_t c0 = index, c1 = at.position, c2 = at.step, c3 = stream;
   uint32_t k0 = static_cast<uint32_t>(at.seed), k1 = static_cast<uint32_t>(at.seed >> 32);
   for (int round = 0; round < kRounds; ++round) {
@@ -74,9 +73,21 @@ inline float gumbel(uint32_t w, uint32_t partner) {
   return -log_float32(series * u);
 }
 
-inline float gumbel(const Address& at, uint32_t token) {
-  const Block four = block(at, token / 4);
-  return gumbel(four.word[token % 4], four.word[(token + 1) % 4]);
+// e^x for x <= 0, exactly 0 for x < -87.
+inline vfloat4 exp_float32(vfloat4 x) {
+  const vfloat4 lowest = splat<vfloat4>(-87.0f), y = x < lowest ? lowest : x;
+  const vfloat4 shifted = y * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const vfloat4 n = shifted - 12582912.0f;
+  const vfloat4 r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
+  vfloat4 p = splat<vfloat4>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const vfloat4 power = (p * (r * r) + r) + 1.0f;
+  const vint4 scaled = (vint4)power + ((vint4)shifted << 23);  // the low bits of `shifted` hold n
+  return x < lowest ? vfloat4{} : (vfloat4)scaled;
 }
 
 // Lanes are 64 bits wide and hold a 32-bit value in their low half; the high half is garbage, which the widening
@@ -91,38 +102,41 @@ inline vlong multiply_wide(vlong a, uint32_t m) {
 #endif
 }
 
-constexpr int kStreams = 2;  // independent vectors of blocks, whose multiplications overlap
-constexpr int kVectors = 2 * kStreams;
-
-// The words of tokens 4 `index` + 0 .. kVectors kLanes - 1, in token order.
-inline void words(const Address& at, uint32_t index, vuint (&out)[kVectors]) {
-  vlong c0[kStreams], c1[kStreams], c2[kStreams], c3[kStreams];
-  for (int s = 0; s < kStreams; ++s) {
-    for (int i = 0; i < kLanes / 2; ++i) c0[s][i] = index + s * (kLanes / 2) + i;
-    c1[s] = vlong{} + at.position;
-    c2[s] = vlong{} + at.step;
-    c3[s] = vlong{} + kTokenNoise;
+// The words of `kBlocks` blocks from `index` on: [word][block].
+template <int kBlocks>
+void words(const Address& at, uint32_t index, uint32_t stream, uint32_t (&out)[4][kBlocks]) {
+  constexpr int kTogether = kLanes / 2, kVectors = kBlocks / kTogether;  // vectors, whose multiplications overlap
+  static_assert(kBlocks % kTogether == 0);
+  vlong c0[kVectors], c1[kVectors], c2[kVectors], c3[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    for (int i = 0; i < kTogether; ++i) c0[v][i] = index + v * kTogether + i;
+    c1[v] = vlong{} + at.position;
+    c2[v] = vlong{} + at.step;
+    c3[v] = vlong{} + stream;
   }
   uint32_t k0 = static_cast<uint32_t>(at.seed), k1 = static_cast<uint32_t>(at.seed >> 32);
   for (int round = 0; round < kRounds; ++round) {
-    for (int s = 0; s < kStreams; ++s) {
-      const vlong product0 = multiply_wide(c0[s], kMultiplier0), product1 = multiply_wide(c2[s], kMultiplier1);
-      c0[s] = (product1 >> 32) ^ c1[s] ^ uint64_t{k0};
-      c1[s] = product1;
-      c2[s] = (product0 >> 32) ^ c3[s] ^ uint64_t{k1};
-      c3[s] = product0;
+    for (int v = 0; v < kVectors; ++v) {
+      const vlong product0 = multiply_wide(c0[v], kMultiplier0), product1 = multiply_wide(c2[v], kMultiplier1);
+      c0[v] = (product1 >> 32) ^ c1[v] ^ uint64_t{k0};
+      c1[v] = product1;
+      c2[v] = (product0 >> 32) ^ c3[v] ^ uint64_t{k1};
+      c3[v] = product0;
     }
     k0 += kWeyl0;
     k1 += kWeyl1;
   }
-  for (int s = 0; s < kStreams; ++s) {
-    const vlong pair01 = (c0[s] & 0xFFFFFFFFull) | (c1[s] << 32), pair23 = (c2[s] & 0xFFFFFFFFull) | (c3[s] << 32);
-    out[2 * s] = (vuint)zip<false>(pair01, pair23);
-    out[2 * s + 1] = (vuint)zip<true>(pair01, pair23);
-  }
+  for (int v = 0; v < kVectors; ++v)
+    for (int i = 0; i < kTogether; ++i) {
+      const int block = v * kTogether + i;
+      out[0][block] = static_cast<uint32_t>(c0[v][i]);
+      out[1][block] = static_cast<uint32_t>(c1[v][i]);
+      out[2][block] = static_cast<uint32_t>(c2[v][i]);
+      out[3][block] = static_cast<uint32_t>(c3[v][i]);
+    }
 }
 
-// An upper bound on the Gumbel noise of tokens with words w.
+// An upper bound on the Gumbel noise of words w.
 // g = -log E and E >= U >= w 2^-32, so g <= 32 ln 2 - ln w. With x = float(w / 2) and i its bits read as an integer,
 // i 2^-23 - 127 <= log2 x (the chord lies below the logarithm), hence g <= ln 2 (32 + 127 - 1 - i 2^-23), and the
 // constant is raised by 2^-10 for the rounding of x, i and g. w < 2 gives i = 0 and a bound of 109, above every g.

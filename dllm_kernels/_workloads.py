@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_kernels import philox
+from dllm_kernels import draw
 
 Call = Callable[[], tuple[Tensor, ...]]
 
@@ -70,28 +70,36 @@ def _same_tokens(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], call: Ca
 
 
 def _same_tokens_but_near_ties(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], call: Call) -> bool:
-    """Of two plans of the head, whose logits are rounded differently: where tokens differ, their scores l + T g are as
-    close as rounding can turn around. Each plan rounds a logit to bfloat16 by at most eps / 2 of it, and takes the
-    token whose score is the larger by its own logits, so that they differ by at most eps / 2 (|l| + |l'|)."""
+    """Of two plans of the head, whose logits are rounded differently: where tokens differ, rounding can have turned
+    them around. Each plan rounds a logit to bfloat16 by at most eps / 2 of it, up or down."""
     (row,) = (got[0] != expected[0]).nonzero(as_tuple=True)
     if (got[0] < 0).any():
         return False
-    (hidden, weight), noise = call.args, call.keywords
-    scores, rounding = [], 0.0
-    for token in (got[0][row], expected[0][row]):
-        logit = (hidden[row].double() * weight[token].double()).sum(dim=1)
-        rounding = rounding + torch.finfo(torch.bfloat16).eps / 2 * logit.abs()
-        scores.append(logit + (_gumbel_of(token, row, len(weight), **noise) if noise else 0.0))
-    return bool(((scores[0] - scores[1]).abs() <= rounding).all())
+    (low, high, one), (low_of_other, high_of_other, other) = (
+        _scores_between(token[row], row, *call.args, **call.keywords) for token in (got[0], expected[0])
+    )
+    return bool((one & other & (low <= high_of_other) & (low_of_other <= high)).all())
 
 
-def _gumbel_of(
-    token: Tensor, row: Tensor, vocab: int, *, temperature: Tensor, seeds: Tensor, positions: Tensor, step: Tensor
-) -> Tensor:
-    """T g of these tokens of these rows, by the stream's specification."""
-    where = [x[row].cpu() for x in (seeds, positions, step)]
-    g = philox.gumbel(*where, vocab).gather(1, token.cpu()[:, None])[:, 0]
-    return temperature[row].double() * g.to(token.device)
+def _scores_between(
+    token: Tensor, row: Tensor, hidden: Tensor, weight: Tensor, **noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The lowest and the highest score that each token's tile can have by rounded logits, and whether the token can be
+    the best of its tile. Without noise of the token's logit, and true."""
+    tile = draw.tile_of(token)[:, None]
+    tokens = draw.tokens_of(tile[:, 0]) if noise else token[:, None]
+    beyond = tokens >= len(weight)
+    logits = (hidden[row, None].double() * weight[tokens.masked_fill(beyond, 0)].double()).sum(dim=-1)
+    rounding = torch.finfo(torch.bfloat16).eps / 2 * logits.abs()
+    low, high = ((logits + change).masked_fill(beyond, -torch.inf) for change in (-rounding, rounding))
+    if not noise:
+        return low[:, 0], high[:, 0], torch.ones_like(token, dtype=torch.bool)
+    T = draw.clamped(noise["temperature"][row].double())
+    where = [noise[name][row] for name in ("seeds", "positions", "step")]
+    G, g = draw.tile_noise(tile, *where)[:, 0], draw.token_noise(tokens, *where)
+    of_rivals, own = draw.token_score(low, T[:, None], g).amax(dim=1), draw.token_score(high, T[:, None], g)
+    possible = own[tokens == token[:, None]] >= of_rivals
+    return draw.tile_score(low, T, G), draw.tile_score(high, T, G), possible
 
 
 def _no_worse(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], call: Call) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Statistics of softmax(l / T) clamp T to these, so that no gap times 1 / T is NaN.
+# Draws and statistics of softmax(l / T) clamp T to these, so that no gap times 1 / T is NaN.
 STATISTICS_TEMPERATURES = (1e-30, 1e30)
 
 

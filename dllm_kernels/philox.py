@@ -1,9 +1,9 @@
 """The random stream: counter-based noise that depends on nothing but its address.
 
 Every random number of this library has an address ``(seed, token, position, step, stream)``: the 64-bit seed of the
-*sample*, the token id, the position in the canvas, the denoising step and one of five streams. The number at an address
+*sample*, the token id, the position in the canvas, the denoising step and one of six streams. The number at an address
 is the same alone or in any batch, on any device and in any implementation. This file is the specification, in plain
-torch; the C++ and Triton kernels compute the same bits.
+torch; the C++ and Triton kernels compute the same bits. What is drawn with them: :mod:`dllm_kernels.draw`.
 
 Words
     Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with
@@ -19,6 +19,8 @@ Gumbel
     w < 2^28   E = U + U^2/2 + ... + U^6/6            relative truncation error below 2^-26, since U < 2^-4
     otherwise  E = -log((~w 2^32 + ~w' + 1/2) 2^-64)  the complement of U, exact in integers
     Every logarithm is :func:`log_float32`: a fixed sequence of IEEE multiplications and additions, never contracted.
+
+Draws need an exponential besides, :func:`exp_float32`, which is as fixed.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ RANDOM_CONFIDENCE = 1
 TRAINING_CORRUPTION = 2
 DIFFUSION_TIME = 3
 LIKELIHOOD_MASKS = 4
+TILE_NOISE = 5
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
@@ -53,6 +56,19 @@ _LOG_POLYNOMIAL = (
 )
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _SQRT_HALF_BITS = 0x3F3504F3
+
+# e^r = 1 + r + r^2 P(r) on [-ln 2 / 2, ln 2 / 2]: Cephes `expf`, highest power first.
+_EXP_POLYNOMIAL = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+_LOG2_E = 1.44269504088896341
+_TO_INTEGER = 12582912.0  # 1.5 2^23: adding it to a number below 2^22 rounds it to an integer, ties to even
+_LOWEST_EXPONENT = -87.0
 
 
 def as_int64(seed: int | Tensor) -> int | Tensor:
@@ -107,7 +123,7 @@ def words(seed: Tensor, block: Tensor, position: Tensor, step: Tensor, stream: i
         block: int64, token id div 4.
         position: int64, position in the canvas.
         step: int64, denoising step.
-        stream: one of the five stream numbers above.
+        stream: one of the six stream numbers above.
 
     The tensors broadcast against each other; counters are taken modulo 2^32.
 
@@ -157,6 +173,27 @@ def log_float32(x: Tensor) -> Tensor:
     return (f + tail) + e * _LN2_HIGH
 
 
+def exp_float32(x: Tensor) -> Tensor:
+    """e^x of float32 numbers x <= 0, the same bits everywhere (relative error below 2^-23); exactly 0 for x < -87.
+
+    n = x log2 e rounded to an integer, r = x - n ln 2 with ln 2 in two parts, e^x = 2^n (1 + r + r^2 P(r)). The bound
+    keeps results away from subnormal numbers, which GPUs may flush; -inf gives 0 and 0 gives 1.
+
+    Example:
+        >>> exp_float32(torch.tensor([0.0, -1.0, -torch.inf]))
+        tensor([1.0000, 0.3679, 0.0000])
+    """
+    y = x.clamp(min=_LOWEST_EXPONENT)
+    n = (y * _LOG2_E + _TO_INTEGER) - _TO_INTEGER
+    r = (y - n * _LN2_HIGH) - n * _LN2_LOW
+    p = torch.full_like(r, _EXP_POLYNOMIAL[0])
+    for coefficient in _EXP_POLYNOMIAL[1:]:
+        p = p * r + coefficient
+    power = (p * (r * r) + r) + 1.0
+    scaled = (power.view(torch.int32) + (n.to(torch.int32) << 23)).view(torch.float32)
+    return torch.where(x < _LOWEST_EXPONENT, 0.0, scaled)
+
+
 def gumbel_from_words(w: Tensor, partner: Tensor) -> Tensor:
     """Standard Gumbel noise, float32, from a token's word and the next word of its block (int64 in [0, 2^32)).
 
@@ -175,25 +212,20 @@ def gumbel_from_words(w: Tensor, partner: Tensor) -> Tensor:
     return -log_float32(torch.where(w < 2**28, near_zero, elsewhere))
 
 
-def gumbel(seed: Tensor, position: Tensor, step: Tensor, vocab_size: int) -> Tensor:
-    """Gumbel noise of every token of a vocabulary: the noise that :func:`dllm_kernels.gumbel_argmax` adds.
+def gumbel(seed: Tensor, position: Tensor, step: Tensor, block: Tensor, own: Tensor, stream: int) -> Tensor:
+    """Standard Gumbel noise of a stream, float32: that of word number `own` (0 to 3) of each block.
 
-    Args:
-        seed, position, step: int64 of shape [R] or broadcasting to it.
-        vocab_size: V.
-
-    Returns:
-        float32 [R, V].
+    The tensors, int64, broadcast against each other; :mod:`dllm_kernels.draw` says which block and word a token has.
 
     Example:
-        >>> seed, position, step = torch.tensor([7, 7]), torch.tensor([0, 1]), torch.tensor([0])
-        >>> gumbel(seed, position, step, vocab_size=5).shape
-        torch.Size([2, 5])
+        >>> seed, token = torch.tensor(7), torch.arange(5)
+        >>> gumbel(seed, torch.tensor(0), torch.tensor(0), token // 4, token % 4, TOKEN_NOISE).shape
+        torch.Size([5])
     """
-    block = torch.arange((vocab_size + 3) // 4, device=seed.device)
-    four = words(seed[:, None], block, position[:, None], step[:, None], TOKEN_NOISE)
-    noise = [gumbel_from_words(four[j], four[(j + 1) % 4]) for j in range(4)]
-    return torch.stack(noise, dim=-1).flatten(-2)[:, :vocab_size]
+    seed, position, step, block, own = torch.broadcast_tensors(seed, position, step, block, own)
+    four = torch.stack(words(seed, block, position, step, stream), dim=-1)
+    w, partner = (four.gather(-1, place[..., None])[..., 0] for place in (own, (own + 1) % 4))
+    return gumbel_from_words(w, partner)
 
 
 def uniform(seed: Tensor, position: Tensor, step: Tensor, stream: int) -> Tensor:

@@ -21,12 +21,6 @@ _LN2_LOW = tl.constexpr(philox._LN2_LOW)
 _SQRT_HALF_BITS = tl.constexpr(philox._SQRT_HALF_BITS)
 _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8 = (tl.constexpr(coefficient) for coefficient in philox._LOG_POLYNOMIAL)
 
-# scaled_bound: bits / 2^23 - 127, read off the bits of a float32 x, is at most log2 x and at least log2 x - 0.0861. And
-# E = -log(1 - U) >= U, hence g <= -ln U <= ln 2 (32 + 127 - bits / 2^23), where the bits are those of w; the slack 2^-9
-# covers every rounding of the noise, of slope and of offset.
-_BOUND_SLOPE = tl.constexpr(-0.6931471805599453 * 2.0**-23)
-_BOUND_OFFSET = tl.constexpr(0.6931471805599453 * 159 + 2.0**-9)
-
 
 @triton.jit
 def words(seed, block, position, step, STREAM: tl.constexpr):
@@ -98,26 +92,6 @@ def gumbel_from_words(w, partner):
     near_zero = series * u
     elsewhere = -log_float32(_unit(w ^ 0xFFFFFFFF, partner ^ 0xFFFFFFFF))
     return -log_float32(tl.where(w < 268435456, near_zero, elsewhere))  # 2^28
-
-
-@triton.jit
-def scaled_bound(T):
-    """Slope, offset and slack of T g: slope x `exponent_bits` of the word + offset is an upper bound, at most 0.07 T
-    above -T log U, and slack is the share of a sum with it that is given for roundings.
-
-    Where T is so small or so large that products would leave the range of float32, slope and slack are 0, and the
-    offset is one that no T g exceeds, or infinity.
-    """
-    offset = T * _BOUND_OFFSET
-    in_range = (offset > 1e-25) & (offset < 1e30)
-    slope = tl.where(in_range, T * _BOUND_SLOPE, 0.0)
-    return slope, tl.where(offset < 1e30, offset, float("inf")), tl.where(in_range, 2.0**-21, 0.0)
-
-
-@triton.jit
-def exponent_bits(w):
-    """The bits of a word's float32 as a number, nearly 2^23 (log2 w + 127)."""
-    return w.to(tl.float32).to(tl.int32, bitcast=True).to(tl.float32)
 
 
 @triton.jit

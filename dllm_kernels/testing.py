@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dllm_kernels import draw
 from dllm_kernels.gumbel_argmax import GumbelArgmax
 from dllm_kernels.gumbel_argmax.reference import gumbel_argmax as reference_gumbel_argmax
 from dllm_kernels.truncation_floor.reference import truncation_floor as reference_truncation_floor
@@ -191,22 +192,30 @@ def _assert_statistics(got: GumbelArgmax, plain: Mapping[str, Tensor], truth: Gu
         _assert_size(name, error, of_plain[None], none, ulp, granted / scale)
 
 
-def near_ties(got: Tensor, expected: Tensor, scores: Tensor) -> int:
-    """How many tokens differ; raises where a difference is more than a near tie.
+def draw_scores(logits: Tensor, temperature: float | Tensor, seeds: Tensor, positions: Tensor, step: Tensor) -> Tensor:
+    """How near each token was to being drawn, [R, V]: no change of the logits by less than half of what a token's score
+    lies below the largest draws it. Arguments as in :func:`dllm_kernels.draw.draw`.
 
-    Two implementations may differ where the float64 scores [R, V] of the two tokens are within 4 float32 ulp.
+    The score of the best tile, less the larger of what the token's tile lies below it and the token below the best of
+    its tile; where T is 0 the logit.
 
     Example:
-        >>> near_ties(torch.tensor([0]), torch.tensor([0]), torch.zeros(1, 2))
-        0
+        >>> where = [torch.tensor([x]) for x in (7, 0, 0)]
+        >>> draw_scores(torch.tensor([[0.0, 3.0]]), 0.0, *where)
+        tensor([[0., 3.]])
     """
-    different = (got != expected).nonzero().flatten().tolist()
-    for row in different:
-        a, b = scores[row, got[row]].item(), scores[row, expected[row]].item()
-        bound = 4 * torch.finfo(torch.float32).eps * max(abs(a), abs(b), 1.0)
-        if not abs(a - b) <= bound:
-            raise AssertionError(f"row {row}: token {int(got[row])} (score {a}) for {int(expected[row])} (score {b})")
-    return len(different)
+    T = draw.clamped(torch.as_tensor(temperature, dtype=torch.float32, device=logits.device).expand(len(logits)))
+    noisy, T = T > 0, torch.where(T > 0, T, 1.0).to(logits.dtype)[:, None]
+    where = [x.expand(len(logits)) for x in (seeds, positions, step)]
+    tiles, l = draw.in_tiles(logits)
+    tile = draw.tile_score(l, T, draw.tile_noise(tiles, *where))
+    noise = draw.token_noise(draw.tokens_of(tiles).flatten(), *where).view(l.shape)
+    token = draw.token_score(l, T[..., None], noise)
+    best = tile.amax(-1)[:, None, None]
+    behind = torch.maximum(best - tile[..., None], token.amax(-1, keepdim=True) - token)
+    score = torch.where(l > -torch.inf, best - behind, -torch.inf).flatten(1)
+    order = draw.tokens_of(tiles).flatten().argsort()[: logits.shape[1]]
+    return torch.where(noisy[:, None], score[:, order], logits)
 
 
 def make_rows(rows: int, vocab_size: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,14 @@ canvas and keeps every logit. What the loop does, for one row (x is its canvas, 
     for each block, left to right; m = number of M in it, S = steps / number of blocks:
         for i in 0 .. S-1:
             l           = logits of the whole canvas; with guidance s > 0: u + (s+1)(c - u), u with the prompt masked
-            proposal    = argmax(l + T g), g Gumbel noise; argmax(l) when T = 0; the lowest token on ties
+            proposal    = a token drawn from softmax(l / T); argmax(l) when T = 0, the lowest token on ties
             confidence  = log softmax(l) at the proposal (no noise, T = 1), or a uniform number for "random"
             commit      the m // S + (1 if i < m mod S else 0) surest positions of x that hold M and lie left of the
                         block's end; the lowest position on ties
 
 Noise comes from one of two sources. "card" is the published formula, exp(l) / (-ln u)^T in float64 with torch's own
-random numbers: the law. "philox" is this library's stream (:mod:`dllm_kernels.philox`), addressed by the row's seed,
-the row's own position, the step within the block and the token: the very numbers.
+random numbers: the law. "philox" is this library's draw (:mod:`dllm_kernels.draw`), addressed by the row's seed, its
+own position and the step within the block: the very tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from dllm_kernels import philox
+from dllm_kernels.draw import draw
+from dllm_kernels.testing import draw_scores
 
 
 class Step(NamedTuple):
@@ -120,8 +122,7 @@ def _denoise(
         m = int((canvas[start:end] == mask_id).sum())
         for step, k in enumerate(schedule(m, steps_per_block)):
             logits = _guided_logits(model, canvas, given, cfg_scale, mask_id)
-            score = draw.score(logits, step)
-            proposal = _lowest_argmax(score)
+            proposal, score = draw.choose(logits, step)
             if remasking == "random":
                 confidence = draw.uniform(len(canvas), step).to(canvas.device)
             else:
@@ -155,29 +156,32 @@ class CardNoise:
         self.generator = torch.Generator().manual_seed(seed)
         self.temperature = temperature
 
-    def score(self, logits: Tensor, step: int) -> Tensor:
+    def choose(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens [L], and what each is the argmax of [L, V]."""
         if self.temperature == 0:
-            return logits
+            return _lowest_argmax(logits), logits
         u = torch.rand(logits.shape, dtype=torch.float64, generator=self.generator).to(logits.device)
-        return logits.double().exp() / (-u.log()) ** self.temperature
+        score = logits.double().exp() / (-u.log()) ** self.temperature
+        return _lowest_argmax(score), score
 
     def uniform(self, length: int, step: int) -> Tensor:
         return torch.rand(length, generator=self.generator)
 
 
 class PhiloxNoise:
-    """This library's stream: l + T g, both terms float32."""
+    """This library's draw."""
 
     def __init__(self, seed: int, temperature: float):
         self.seed = torch.tensor(philox.as_int64(seed))
         self.temperature = temperature
 
-    def score(self, logits: Tensor, step: int) -> Tensor:
+    def choose(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens [L], and how near every token was to being drawn [L, V]: that of each is the largest."""
         if self.temperature == 0:
-            return logits
-        length, vocab_size = logits.shape
-        g = philox.gumbel(self.seed.expand(length), torch.arange(length), torch.full((length,), step), vocab_size)
-        return logits + self.temperature * g.to(logits.device)
+            return _lowest_argmax(logits), logits
+        where = (self.seed[None], torch.arange(len(logits)), torch.tensor([step]))
+        drawn = [choose(logits.cpu(), self.temperature, *where) for choose in (draw, draw_scores)]
+        return tuple(x.to(logits.device) for x in drawn)
 
     def uniform(self, length: int, step: int) -> Tensor:
         seed = self.seed.expand(length)

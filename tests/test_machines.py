@@ -45,6 +45,7 @@ MACHINES = {
 FEW = (
     "kernels/test_gumbel_argmax.py::test_greedy",
     "kernels/test_gumbel_argmax.py::test_sampled",
+    "kernels/test_draw.py::test_the_kernel_with_every_option",
     "kernels/test_testing.py",
     "fast/test_head.py",
     "fast/test_bfloat16_batches.py::test_samplers",
@@ -55,7 +56,7 @@ FEW = (
     "kernels/test_masked_cross_entropy.py::test_a_target_that_is_nearly_certain",
 )
 MANY = (
-    *(f"kernels/test_{name}.py" for name in ("gumbel_argmax", "linear_cross_entropy", "linear_gumbel_argmax")),
+    *(f"kernels/test_{name}.py" for name in ("draw", "gumbel_argmax", "linear_cross_entropy", "linear_gumbel_argmax")),
     *(f"kernels/test_{name}.py" for name in ("masked_cross_entropy", "position_noise", "testing", "truncation_floor")),
     *(f"fast/test_{name}.py" for name in ("bfloat16_batches", "generate", "head", "masked_loss", "patch")),
     *(f"core/test_{name}.py" for name in ("bd3lm", "lora", "mdlm", "memory")),

@@ -13,6 +13,7 @@ import torch
 import tests.reference_samplers as judges
 from dllm.core.schedulers import CosineAlphaScheduler, LinearAlphaScheduler
 from dllm_kernels import philox
+from dllm_kernels.draw import draw
 from tests.goodness_of_fit import P_MIN, binomial_p, chi_square_p
 from tests.reference_loop import _log_softmax, reference_generate
 from tests.reference_samplers import (
@@ -273,7 +274,7 @@ def test_noise_addresses():
         one = [torch.tensor([seed]), torch.tensor([0]), torch.tensor([step])]
         u = [float(philox.uniform(one[0], torch.tensor([p]), one[2], philox.RANDOM_CONFIDENCE)) for p in masked]
         p = masked[u.index(max(u))]
-        canvas[p] = (l[p] + T * philox.gumbel(one[0], torch.tensor([p]), one[2], 5)[0]).argmax()
+        canvas[p] = draw(l[p : p + 1], T, one[0], torch.tensor([p]), one[2])
         assert torch.equal(canvas, trace.history[3 * block + step + 1])
 
 
@@ -397,9 +398,9 @@ def test_dream_time_grid_counts():
     drawn = dream(model, [0], max_new_tokens=10, schedule="B", stochastic_transfer=True, seed=5, **arguments)
     assert [len(c) for c in order(drawn)] == [3, 1, 2, 4] == schedule_b(10, 4, LINEAR, seed=5, start=1)
     late = dream(model, [0], mask_id=M, max_new_tokens=2, steps=4, alg="entropy", temperature=1.0, seed=2)
-    noise = philox.gumbel(torch.tensor([2, 2]), torch.tensor([1, 2]), torch.tensor([0]), 5)  # the first step that runs
     l = model(torch.tensor([[0, M, M]])).logits[0, :2]
-    assert late.canvas[1:].tolist() == (l + noise).argmax(1).tolist()
+    drawn = draw(l, 1.0, torch.tensor([2]), torch.tensor([1, 2]), torch.tensor([0]))  # step 0, the first that runs
+    assert late.canvas[1:].tolist() == drawn.tolist()
 
 
 def test_dream_origin_flips_coins():
@@ -415,7 +416,7 @@ def test_dream_origin_flips_coins():
     assert order(trace) == want and max(map(len, want[:-1])) > 0
     l = model(torch.cat([trace.canvas[:2], torch.full((8,), M)])[None]).logits[0]
     for p in want[0]:
-        assert trace.canvas[p] == (l[p - 1] + philox.gumbel(*(torch.tensor([x]) for x in (seed, p, 0)), 5)[0]).argmax()
+        assert trace.canvas[p] == draw(l[p - 1 : p], 1.0, *(torch.tensor([x]) for x in (seed, p, 0)))
     assert dream(model, [0], mask_id=M, max_new_tokens=8, steps=200).forwards < 200  # ends where no mask is left
     assert not bool((dream(model, [0], mask_id=M, max_new_tokens=8, steps=2, eps=0.5).canvas == M).any())
 

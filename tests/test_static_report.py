@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_
 
 predict = static_report.predict
 H, V = 4096, 126464
-HANDED_ON = 28  # bytes that a row's chunk or tile hands on
+HANDED_ON = 24  # bytes that a row's chunk or tile hands on, without noise
 
 
 def test_one_read_of_the_logits():
@@ -33,7 +33,8 @@ def test_one_read_of_the_logits():
 
 def test_noise_costs_instructions_and_hardly_a_byte():
     cold, hot = (predict("gumbel_argmax", rows=64, vocab=V, temperature=t) for t in (0.0, 1.0))
-    assert hot.slots == 16 * 64 * V
+    # 64 slots for a Philox block: one for 64 logits, and one for each of the 16 tokens that a row draws from
+    assert hot.slots == 64 * (64 * V // 64 + 16 * 64)
     assert 0 < hot.bytes - cold.bytes <= 64 * (3 * 8 + 4) + 4
 
 
@@ -171,10 +172,11 @@ def test_gumbel_argmax_keeps_to_its_instructions():
     """Per logit of 126464 in bfloat16 on sm_90, both kernels in all: memory is as fast as 15.5 at full rate."""
     done = command("--dtype", "bfloat16", "--json", program="benchmarks.static_report.instructions")
     assert done.returncode == 0, done.stderr
-    greedy, sampled = json.loads(done.stdout)
-    assert (greedy["temperature"], sampled["temperature"]) == (0.0, 1.0)
+    greedy, sampled, cold = json.loads(done.stdout)
+    assert (greedy["temperature"], sampled["temperature"], cold["temperature"]) == (0.0, 1.0, 0.7)
     assert 7 < greedy["per_pass"] < greedy["total"] <= 12
-    assert 20 < sampled["per_pass"] < sampled["total"] <= 27
+    assert 8 < sampled["per_pass"] < sampled["total"] <= 18.5
+    assert 12 < cold["per_pass"] < cold["total"] <= 23
 
 
 def test_setups_count_where_their_loop_runs():

@@ -20,8 +20,8 @@ TRITON = "kernels/test_triton.py"
 NOISE = ("kernels/test_philox.py", TRITON)
 # operation or kind of programs: the test files that stand behind it
 FILES: dict[str, tuple[str, ...]] = {
-    "gumbel_argmax": ("kernels/test_gumbel_argmax.py", *NOISE),
-    "linear_gumbel_argmax": ("kernels/test_linear_gumbel_argmax.py", *NOISE),
+    "gumbel_argmax": ("kernels/test_gumbel_argmax.py", "kernels/test_draw.py", *NOISE),
+    "linear_gumbel_argmax": ("kernels/test_linear_gumbel_argmax.py", "kernels/test_draw.py", *NOISE),
     "truncation_floor": ("kernels/test_truncation_floor.py", TRITON),
     "transfer_tokens": ("kernels/test_transfer_tokens.py", TRITON),
     "position_noise": ("kernels/test_position_noise.py", *NOISE),

@@ -9,6 +9,7 @@ divided by the slots a GPU has in a second bound the time from below. No GPU is 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,9 @@ from benchmarks.static_report import launches
 from benchmarks.static_report.prediction import CEILINGS, DTYPES, make_call
 from dllm_kernels import _impl, _tuning
 
-TEMPERATURES = (0.0, 1.0)
+# (temperature, statistics). Raw statistics at T = 1 are those at the draw's temperature, and share its exponentials; at
+# other temperatures they have exponentials of their own.
+DRAWS = ((0.0, "raw"), (1.0, "tempered"), (0.7, "raw"))
 ROWS = (1024, 64)
 PASS_BYTES = 64  # that a thread reads of its column in a pass
 
@@ -32,13 +35,14 @@ class Instructions(NamedTuple):
 
     dtype: str
     temperature: float
+    statistics: str
     block_v: int
     columns: int
     per_pass: float
     total: float
 
 
-def count(dtype: str, temperature: float, vocab: int, target: str) -> Instructions:
+def count(dtype: str, temperature: float, statistics: str, vocab: int, target: str) -> Instructions:
     """Count one case with the shape in use; it compiles two kernels, which takes seconds.
 
     Raises:
@@ -46,12 +50,13 @@ def count(dtype: str, temperature: float, vocab: int, target: str) -> Instructio
     """
     rows = ROWS[0]
     call = make_call("gumbel_argmax", rows, dtype, temperature, vocab=vocab)
-    found = launches.record(call, target, compiled=True)
+    found = launches.record(functools.partial(call, statistics=statistics), target, compiled=True)
     chunk = next(launch for launch in found if launch.name == "_chunk_kernel")
     tokens = PASS_BYTES // getattr(torch, dtype).itemsize
     return Instructions(
         dtype,
         temperature,
+        statistics,
         block_v=chunk.constants["BLOCK_V"],
         columns=chunk.constants["COLUMNS"],
         per_pass=chunk.code.loops[0] / tokens,
@@ -60,11 +65,11 @@ def count(dtype: str, temperature: float, vocab: int, target: str) -> Instructio
 
 
 def counts(dtypes: Sequence[str], vocab: int, target: str, candidates: bool) -> Iterator[Instructions]:
-    """Temperature 0 and 1 of each dtype, with the shape in use or with each candidate of tuning."""
+    """Every draw of each dtype, with the shape in use or with each candidate of tuning."""
     for shape in _tuning.CANDIDATES["gumbel_argmax"] if candidates else (None,):
         with _tuning.using({"gumbel_argmax": shape} if shape else None):
-            for dtype, temperature in product(dtypes, TEMPERATURES):
-                yield count(dtype, temperature, vocab, target)
+            for dtype, draw in product(dtypes, DRAWS):
+                yield count(dtype, *draw, vocab, target)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,11 +94,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps([row._asdict() for row in found]))
         return 0
     ceilings = CEILINGS[options.target]
-    columns = ("dtype", "T", "BLOCK_V", "COLUMNS", "a logit, pass", "in all", *(f"us, {rows} rows" for rows in ROWS))
+    columns = (
+        "dtype",
+        "T",
+        "statistics",
+        "BLOCK_V",
+        "COLUMNS",
+        "a logit, pass",
+        "in all",
+        *(f"us, {rows} rows" for rows in ROWS),
+    )
     lines = []
     for row in found:
         times = (row.total * rows * options.vocab / ceilings.slots * 1e6 for rows in ROWS)
-        sizes = (f"{row.temperature:g}", str(row.block_v), str(row.columns))
+        sizes = (f"{row.temperature:g}", row.statistics, str(row.block_v), str(row.columns))
         lines.append([row.dtype, *sizes, f"{row.per_pass:.2f}", f"{row.total:.2f}", *(f"{us:.3g}" for us in times)])
     title = (
         f"Instructions of gumbel_argmax per logit on {options.target}, and their time if all slots of {ceilings.gpu}"

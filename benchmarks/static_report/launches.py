@@ -220,9 +220,12 @@ def _flops(name: str, grid: tuple[int, ...], arguments: dict[str, object]) -> in
 def _noise_slots(name: str, grid: tuple[int, ...], arguments: dict[str, object]) -> int:
     if name == "_noise_kernel":
         return 4 * PHILOX_SLOTS * arguments["N"]  # each position uses a whole block of four words
-    if name == "_tile_kernel":
-        return PHILOX_SLOTS * grid[0] * arguments["BLOCK_V"] * arguments["BLOCK_R"] * arguments["HAS_NOISE"]
-    return PHILOX_SLOTS * arguments["x_ptr"].numel() if arguments.get("HAS_NOISE") else 0
+    if not arguments.get("HAS_NOISE"):
+        return 0
+    if name == "_tile_kernel":  # a block for each tile of 16 tokens
+        return 4 * PHILOX_SLOTS * grid[0] * arguments["BLOCK_V"] // 16 * arguments["BLOCK_R"]
+    # a block for four tiles; and in the second kernel one for each of the 16 tokens of one tile
+    return 4 * PHILOX_SLOTS * (arguments["x_ptr"].numel() // 64 if name == "_chunk_kernel" else 16 * grid[0])
 
 
 def _all_slots(name: str, grid: tuple[int, ...], arguments: dict[str, object], code: Code) -> int:
@@ -267,7 +270,7 @@ def chunk_turns(chunks: int, arguments: dict[str, object]) -> list[float]:
     peak: in 3 % of chunks in bfloat16.
     """
     plain = arguments["EVEN_V"] and not any(
-        arguments[flag] for flag in ("HAS_SUPPRESS", "HAS_BEGIN_SUPPRESS", "HAS_FLOOR", "TEMPERED")
+        arguments[flag] for flag in ("HAS_SUPPRESS", "HAS_BEGIN_SUPPRESS", "HAS_FLOOR")
     )
     width = 4 * (8 if plain and arguments["x_ptr"].itemsize == 2 else 4) * arguments["COLUMNS"]
     tokens = min(arguments["V"] - arguments["first_chunk"] * arguments["BLOCK_V"], chunks * arguments["BLOCK_V"])

@@ -52,18 +52,22 @@ def gumbel_argmax(
     r"""Draw a token from softmax(logits / temperature) and measure softmax(logits), in one pass over the vocabulary.
 
     .. math::
-        token = \arg\max_v (l_v + T g_v), \qquad
+        tile = \arg\max_t \Bigl(T \log \sum_{v \in t} e^{l_v / T} + T\, G_t\Bigr), \qquad
+        token = \arg\max_{v \in tile} (l_v + T g_v) \\
         log\_prob = (l_{token} - \max l) - \log \sum_v e^{l_v - \max l}
 
-    g is Gumbel noise addressed by (seed, token id, position, step), so a draw is a function of its arguments alone: the
-    same in any batch, on any device, in any implementation (:mod:`dllm_kernels.philox`). At temperature 0 the token is
-    the argmax. Ties go to the lowest token id. NaN counts as -inf and +inf as the largest finite float32. Arithmetic
-    is float32 whatever the dtype of the logits. Nothing is read back to the host.
+    A tile is 16 tokens; G and g are Gumbel noise addressed by (seed, tile or token, position, step). Together the two
+    maxima draw from softmax(l / T), from a sixteenth of the noise that one Gumbel a token takes; formulae, proof and
+    order of every addition: :mod:`dllm_kernels.draw`. So a draw is a function of its arguments alone, the same in any
+    batch, on any device, in any implementation. At temperature 0 the token is the argmax. Ties go to the lowest tile
+    and token. NaN counts as -inf and +inf as the largest finite float32. Arithmetic is float32 whatever the dtype of
+    the logits. Nothing is read back to the host.
 
     Args:
         logits: [R, V], float32, bfloat16 or float16; rows may have any stride, a row's tokens are adjacent.
         temperature: number or tensor, one for all or [R]. A number must be from 0 to 1e30; in a tensor
-            (whose values are not looked at on the host) what is not above 0 means 0.
+            (whose values are not looked at on the host) what is not above 0 means 0. Above 0, a T below 1e-30 counts
+            as 1e-30 and one above 1e30 as 1e30.
         seeds: integer or int64 tensor, one for all or [R]: the seed of the sample that each row belongs to.
             Needed unless `temperature` is the number 0.
         positions: integer or tensor, one for all or [R]: each row's position in its canvas. Needed like `seeds`.
@@ -71,8 +75,7 @@ def gumbel_argmax(
         suppress: bool [V], true where a token must not be chosen; its logit counts as -inf everywhere.
         begin_suppress: bool [V], true where a token may be chosen, but with log_prob -inf: its logit counts as -inf in
             the statistics. If no other token is left, log_prob, neg_entropy and lse are -inf and margin is 0.
-        statistics: "raw", of softmax(logits), or "tempered", of softmax(logits / T) (of softmax(logits) where T is 0);
-            in these a T beyond 1e-30 and 1e30 counts as 1e-30 or 1e30.
+        statistics: "raw", of softmax(logits), or "tempered", of softmax(logits / T) (of softmax(logits) where T is 0).
         top_k, top_p: None, or which tokens are kept, as :func:`dllm_kernels.truncation_floor` has it: the `top_k` with
             the largest logits and of softmax(logits / T) (of softmax(logits) where T is 0) those above which there is
             at most `top_p`. The others' logits count as -inf everywhere, also in raw statistics.
@@ -89,7 +92,7 @@ def gumbel_argmax(
         TypeError, ValueError: an argument breaks a rule above; nothing has run.
         RuntimeError: the implementation asked for is not available.
 
-    Source: the Gumbel-max trick as in the model-card loops of LLaDA (arXiv:2502.09992) and BERT-chat.
+    Source: the Gumbel-max trick as in the model-card loops of LLaDA (arXiv:2502.09992) and BERT-chat, in two levels.
 
     Example:
         >>> logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 2.0]])

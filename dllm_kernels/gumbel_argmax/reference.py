@@ -1,11 +1,11 @@
-"""Gumbel-argmax with confidence in eager PyTorch: the specification. Formulae: `api.py`; noise: `philox.py`."""
+"""Gumbel-argmax with confidence in eager PyTorch: the specification. Formulae: `api.py`; the draw: `draw.py`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from dllm_kernels import philox
+from dllm_kernels.draw import draw
 from dllm_kernels.logits import STATISTICS_TEMPERATURES, as_numbers
 
 
@@ -25,8 +25,7 @@ def gumbel_argmax(
     """token, log_prob, margin, neg_entropy, lse of the chosen rows.
 
     Arguments as in the public function, already checked; per-row ones are [R], and `floor` is [N]: logits below it
-    count as -inf. float64 logits are computed in float64
-    (the noise stays float32): that is the truth of the tests.
+    count as -inf. float64 logits are computed in float64 (the noise stays float32): that is the truth of the tests.
 
     Example:
         >>> token, log_prob, *_ = gumbel_argmax(torch.tensor([[0.0, 1.0]], dtype=torch.float64))
@@ -50,13 +49,9 @@ def gumbel_argmax(
     valid = in_range & (x.amax(-1) > -torch.inf)
     x = torch.where(valid[:, None], x, 0.0)  # keeps rows that are thrown away free of NaN
 
-    score = x
+    token = x.argmax(-1)
     if temperature is not None:
-        T = temperature[safe, None]
-        noise = philox.gumbel(seeds[safe], positions[safe], step[safe], vocab_size)
-        noisy = (x + T * noise).clamp(min=-torch.finfo(torch.float32).max)
-        score = torch.where((T > 0) & (x > -torch.inf), noisy, x)  # what is above -inf stays so whatever T is
-    token = score.argmax(-1)
+        token = draw(x, temperature[safe], seeds[safe], positions[safe], step[safe])
 
     y = x if begin_suppress is None else x.masked_fill(begin_suppress, -torch.inf)
     measurable = valid & (y.amax(-1) > -torch.inf)

@@ -3,19 +3,21 @@
 The result of a row does not depend on its batch: chunks have the same width whatever the number of rows, each is one
 program, and a second kernel combines the chunks of a row in a fixed order. Few rows fill the chip all the same.
 
-Within a chunk a thread owns a column c, the groups GROUP (COLUMNS g + c) + 0, 1, ... for g = 0, 1, ...: a group is what
-a thread loads at once, four tokens or eight with one Philox block or two, and the pass exchanges nothing between
+Within a chunk a thread owns a column: of a block of 512 tokens, which 128 / GROUP threads read, four groups of GROUP
+adjacent tokens, 128 apart; then the same of a later block. A group is what a thread loads at once, four tokens or
+eight. So a thread has whole tiles of the draw (:mod:`dllm_kernels.draw`), and the pass exchanges nothing between
 threads. Of its column a thread keeps
     peak   max l
     shift  -peak log2 e, rounded, at most 2^16
     s      sum 2^d, d = l log2 e + shift in one rounding
     t      sum 2^d d
-    bound  max over its tokens of l + slope bits, which an upper bound of the score l + T g is computed from
+    bound  max over its tiles of what an upper bound of their scores is computed from
 
-Exact pruning. The two logarithms of the noise cost more than everything else, and only the winner's matter. A bound of
-the noise needs none (`scaled_bound`). So scores are computed for the column with the highest bound, and for further
-ones only while their bound reaches the best score: 1.1 columns of 128 on average for normal logits. At temperature 0
-the bound is the logit itself.
+Exact pruning. What decides the draw is specified bit for bit, and costs more than all else. A bound of a tile's score
+needs approximate exponentials only, those of the statistics where their temperature is that of the draw, and no
+logarithm (`bounds_triton.py`). So scores are computed for the column with the highest bound, and for further ones only
+while their bound reaches the best score: 1.1 columns of 128 on average for normal logits. At temperature 0 the bound is
+the logit itself.
 
 Statistics. The error of d is relative to d, small where the probability is large, but 2^d and d are those of a peak
 moved by the rounding of shift. That is at most 2^-9, is computed exactly and taken back once per chunk. Where the peak
@@ -36,18 +38,18 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _checks, _tuning
+from dllm_kernels.draw_triton import BLOCK, exp_float32, tile_of, tile_score, tile_token, tile_words, word_of
+from dllm_kernels.gumbel_argmax.bounds_triton import bound_of_scores, tile_bound
 from dllm_kernels.gumbel_argmax.combine_triton import (
-    _FIELDS,
     _FIRST,
-    _LOGIT,
     _MOMENT,
     _NO_TOKEN,
     _SCORE,
     _SECOND,
     _SUM,
+    Partial,
     combine,
 )
-from dllm_kernels.gumbel_argmax.scores_triton import rounded_up, score_bound, scores
 from dllm_kernels.logits_triton import (
     HIGHEST,
     INF,
@@ -59,12 +61,12 @@ from dllm_kernels.logits_triton import (
     statistics_temperature,
     stride,
 )
-from dllm_kernels.philox_triton import scaled_bound
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _FAR = tl.constexpr(2.0**16)
 _LOWEST = tl.constexpr(-256.0)  # 2^-256 is 0 in float32
 _RULED_OUT = tl.constexpr(-(2**31))
+_PHILOX_SPAN = tl.constexpr(4096)  # tokens between two tiles of a Philox block
 
 
 @triton.jit(do_not_specialize=["R", "first_chunk", "chunks", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
@@ -81,6 +83,7 @@ def _chunk_kernel(
     count_ptr,
     partial_ptr,
     partial_token_ptr,
+    partial_tile_ptr,
     R,
     V,
     first_chunk,
@@ -102,7 +105,7 @@ def _chunk_kernel(
     HAS_COUNT: tl.constexpr,
 ):
     # 16 bytes, where rows are aligned and options leave so many registers: 64 keep half an SM's threads at work
-    PLAIN: tl.constexpr = EVEN_V and not (HAS_SUPPRESS or HAS_BEGIN_SUPPRESS or HAS_FLOOR or TEMPERED)
+    PLAIN: tl.constexpr = EVEN_V and not (HAS_SUPPRESS or HAS_BEGIN_SUPPRESS or HAS_FLOOR)
     GROUP: tl.constexpr = 8 if PLAIN and x_ptr.dtype.element_ty.primitive_bitwidth == 16 else 4
     n, chunk = tl.program_id(0), tl.program_id(1)
     if HAS_COUNT:
@@ -126,20 +129,21 @@ def _chunk_kernel(
     T, seed, position, step = 0.0, 0, 0, 0
     if HAS_NOISE:
         T = tl.load(temperature_ptr + row * stride_tr)
-        T = tl.where(T > 0, T, 0.0)
         seed = tl.load(seeds_ptr + row * stride_sr)
         position = tl.load(positions_ptr + row * stride_pr)
         step = tl.load(step_ptr + row * stride_ir)
-    slope, offset, slack = scaled_bound(T)
+    draws = T > 0
+    T = statistics_temperature(T)
     floor = -INF
     if HAS_FLOOR:
         floor = tl.load(floor_ptr + n)
-    rate = LOG2_E
+    rate, draw_rate = LOG2_E, tl.div_rn(LOG2_E, T)
     if TEMPERED:
-        rate = tl.div_rn(LOG2_E, statistics_temperature(T))
+        rate = draw_rate
 
     offs_c = tl.arange(0, COLUMNS)
     peak = tl.full([COLUMNS], -INF, tl.float32)
+    top = tl.full([COLUMNS], -INF, tl.float32)
     bound = tl.full([COLUMNS], -INF, tl.float32)
     shift = tl.full([COLUMNS], _FAR, tl.float32)
     s = tl.zeros([COLUMNS], tl.float32)
@@ -148,14 +152,32 @@ def _chunk_kernel(
     WIDTH: tl.constexpr = 4 * GROUP * COLUMNS
     tl.static_assert(BLOCK_V % WIDTH == 0, "a chunk is read in whole passes")
     whole = size // WIDTH * WIDTH
-    for HAS_END in tl.static_range(2):  # whole passes, which check no bounds, and one over what is left
-        for start in range(whole if HAS_END else 0, size if HAS_END else whole, WIDTH):
-            peak, bound, shift, s, t = _pass(
-                *(x_ptr, suppress_ptr, begin_suppress_ptr, start, first_v, size_v),
-                *(floor, rate, slope, seed, position, step),
-                *(peak, bound, shift, s, t),
-                *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, HAS_END),
-            )
+    # the tiles of a thread that share a Philox block follow each other, where a chunk is wide enough
+    SPAN: tl.constexpr = 4096  # _PHILOX_SPAN
+    TURNS: tl.constexpr = 4 if HAS_NOISE and BLOCK_V % (4 * SPAN) == 0 and WIDTH <= SPAN else 1
+    PARTS: tl.constexpr = SPAN // WIDTH if TURNS == 4 else 1
+    for span in range(0, whole, TURNS * PARTS * WIDTH):
+        for part in range(PARTS):
+            begin = span + part * WIDTH
+            words = _words(first_v + begin, seed, position, step, COLUMNS, GROUP, HAS_NOISE)
+            for turn in range(tl.minimum(tl.cdiv(whole - begin, SPAN), TURNS)):
+                start = begin + turn * SPAN
+                peak, top, bound, shift, s, t = _pass(
+                    *(x_ptr, suppress_ptr, begin_suppress_ptr, start, first_v, size_v),
+                    *(floor, rate, draw_rate, T, words),
+                    *(peak, top, bound, shift, s, t),
+                    *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, TEMPERED),
+                    HAS_END=False,
+                )
+    for start in range(whole, size, WIDTH):  # what is left, once or not at all: some loads lie past the end
+        words = _words(first_v + start, seed, position, step, COLUMNS, GROUP, HAS_NOISE)
+        peak, top, bound, shift, s, t = _pass(
+            *(x_ptr, suppress_ptr, begin_suppress_ptr, start, first_v, size_v),
+            *(floor, rate, draw_rate, T, words),
+            *(peak, top, bound, shift, s, t),
+            *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, TEMPERED),
+            HAS_END=True,
+        )
 
     # the two likeliest: the peak, and the better of its column's runner-up and the other columns' peaks
     peak = tl.minimum(peak, HIGHEST)
@@ -174,31 +196,31 @@ def _chunk_kernel(
         second = tl.maximum(_max(runner_up), _max(rival))
 
     # the best score: column by column, in the order of their bounds, for as long as one can still win
+    offs_first = _column_tokens(0, offs_c, COLUMNS, GROUP)
     if HAS_NOISE or HAS_BEGIN_SUPPRESS:
         best, token = tl.full([], -INF, tl.float32), tl.full([], _NO_TOKEN, tl.int32)
-        bound = tl.where(bound > -INF, rounded_up(bound + offset, offset, slack), -INF)
+        reach = tl.where(draws, bound_of_scores(bound, T), tl.minimum(top, HIGHEST))
+        reach = tl.where(top > -INF, reach, -INF)
     else:  # of the column of the peak it is known
         best = first
-        bound = tl.where(_beaten(peak, GROUP * offs_c, best, token) | (offs_c == column), -INF, peak)
-    next_c = tl.max(_rank(bound, offs_c, COLUMNS), axis=0)
+        reach = tl.where(_beaten(peak, offs_first, best, token) | (offs_c == column), -INF, peak)
+    next_c = tl.max(_rank(reach, offs_c, COLUMNS), axis=0)
     while next_c > _RULED_OUT:
         column = COLUMNS - 1 - (next_c & (COLUMNS - 1))
         offs_v = _column_tokens(offs_k, column, COLUMNS, GROUP)
-        score = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        score_here = _max(l)
+        token_here = _lowest(offs_v, l == score_here)
         if HAS_NOISE:
-            score = scores(score, T, seed, first_v // 4 + offs_v // 4, offs_v % 4, position, step)
-        score_here = _max(score)
-        token_here = _lowest(offs_v, score == score_here)
+            if draws:
+                score, offs_t = _tile_scores(l, T, seed, position, step, first_v, column, COLUMNS, GROUP)
+                score_here = _max(score)
+                token_here = _lowest(offs_t, score == score_here)
         better = (score_here > best) | ((score_here == best) & (token_here < token))
         best = tl.where(better, score_here, best)
         token = tl.where(better, token_here, token)
-        bound = tl.where(_beaten(bound, GROUP * offs_c, best, token) | (offs_c == column), -INF, bound)
-        next_c = tl.max(_rank(bound, offs_c, COLUMNS), axis=0)
-    logit = best
-    if HAS_NOISE or HAS_BEGIN_SUPPRESS:
-        logit = tl.minimum(tl.load(x_ptr + token, mask=token < size_v, other=-INF).to(tl.float32), HIGHEST)
-    if HAS_BEGIN_SUPPRESS:
-        logit = hide(logit, begin_suppress_ptr, token, size_v)
+        reach = tl.where(_beaten(reach, offs_first, best, token) | (offs_c == column), -INF, reach)
+        next_c = tl.max(_rank(reach, offs_c, COLUMNS), axis=0)
 
     # the sums at the chunk's peak, whose exponents its rounding moved by `low`
     far = tl.abs(first * rate) > _FAR
@@ -224,7 +246,6 @@ def _chunk_kernel(
     # one store of a lane each
     offs_f = tl.arange(0, 8)
     fields = tl.where(offs_f == _SCORE, best, -INF)
-    fields = tl.where(offs_f == _LOGIT, logit, fields)
     fields = tl.where(offs_f == _FIRST, first, fields)
     fields = tl.where(offs_f == _SECOND, second, fields)
     fields = tl.where(offs_f == _SUM, total, fields)
@@ -233,6 +254,11 @@ def _chunk_kernel(
     stride_f = tl.num_programs(0).to(tl.int64) * chunks
     tl.store(partial_ptr + out + offs_f * stride_f, fields, mask=offs_f <= _MOMENT)
     tl.store(partial_token_ptr + out, tl.where(token < size_v, first_v + token, _NO_TOKEN))
+    if HAS_NOISE:
+        offs_t = tl.arange(0, 16)
+        offs_v = tl.where(token < size_v, token, 0) + tile_token(offs_t)
+        l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        tl.store(partial_tile_ptr + out * 16 + offs_t, l)
 
 
 @triton.jit
@@ -245,11 +271,11 @@ def _pass(
     size_v,
     floor,
     rate,
-    slope,
-    seed,
-    position,
-    step,
+    draw_rate,
+    T,
+    words,
     peak,
+    top,
     bound,
     shift,
     s,
@@ -260,43 +286,82 @@ def _pass(
     HAS_SUPPRESS: tl.constexpr,
     HAS_BEGIN_SUPPRESS: tl.constexpr,
     HAS_FLOOR: tl.constexpr,
+    TEMPERED: tl.constexpr,
     HAS_END: tl.constexpr,
 ):
     """What columns keep after four more groups: four loads are in flight, and `shift` changes once."""
     offs_c = tl.arange(0, COLUMNS)
-    offs_0 = start + offs_c[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    offs_1 = offs_0 + GROUP * COLUMNS
-    offs_2, offs_3 = offs_1 + GROUP * COLUMNS, offs_1 + 2 * GROUP * COLUMNS
+    offs_0 = start + _column_tokens(0, offs_c, COLUMNS, GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
+    offs_1, offs_2, offs_3 = offs_0 + 128, offs_0 + 256, offs_0 + 384
     l0 = load_unbounded(x_ptr, suppress_ptr, offs_0, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
     l1 = load_unbounded(x_ptr, suppress_ptr, offs_1, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
     l2 = load_unbounded(x_ptr, suppress_ptr, offs_2, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
     l3 = load_unbounded(x_ptr, suppress_ptr, offs_3, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
-    if HAS_NOISE:
-        block = (first_v + start) // 4 + offs_c * (GROUP // 4)
-        BLOCKS: tl.constexpr = GROUP // 4 * COLUMNS
-        bound = tl.maximum(bound, score_bound(l0, slope, seed, block, position, step))
-        bound = tl.maximum(bound, score_bound(l1, slope, seed, block + BLOCKS, position, step))
-        bound = tl.maximum(bound, score_bound(l2, slope, seed, block + 2 * BLOCKS, position, step))
-        bound = tl.maximum(bound, score_bound(l3, slope, seed, block + 3 * BLOCKS, position, step))
+    z0, z1, z2, z3 = l0, l1, l2, l3  # what the statistics see
+    top = tl.maximum(top, _highest(l0, l1, l2, l3))
+    new_peak = top
     if HAS_BEGIN_SUPPRESS:
-        if not HAS_NOISE:
-            bound = tl.maximum(bound, _highest(l0, l1, l2, l3))
-        l0 = hide(l0, begin_suppress_ptr, offs_0, size_v, HAS_END)
-        l1 = hide(l1, begin_suppress_ptr, offs_1, size_v, HAS_END)
-        l2 = hide(l2, begin_suppress_ptr, offs_2, size_v, HAS_END)
-        l3 = hide(l3, begin_suppress_ptr, offs_3, size_v, HAS_END)
+        z0 = hide(l0, begin_suppress_ptr, offs_0, size_v, HAS_END)
+        z1 = hide(l1, begin_suppress_ptr, offs_1, size_v, HAS_END)
+        z2 = hide(l2, begin_suppress_ptr, offs_2, size_v, HAS_END)
+        z3 = hide(l3, begin_suppress_ptr, offs_3, size_v, HAS_END)
+        new_peak = tl.maximum(peak, _highest(z0, z1, z2, z3))
 
-    peak = tl.maximum(peak, _highest(l0, l1, l2, l3))
-    new_shift = tl.minimum(-(peak * rate), _FAR)
-    d0, d1 = _exponent(l0, rate, new_shift), _exponent(l1, rate, new_shift)
-    d2, d3 = _exponent(l2, rate, new_shift), _exponent(l3, rate, new_shift)
+    new_shift = tl.minimum(-(new_peak * rate), _FAR)
+    d0, d1 = _exponent(z0, rate, new_shift), _exponent(z1, rate, new_shift)
+    d2, d3 = _exponent(z2, rate, new_shift), _exponent(z3, rate, new_shift)
     e0, e1, e2, e3 = tl.exp2(d0), tl.exp2(d1), tl.exp2(d2), tl.exp2(d3)
     fall = new_shift - shift
     shrink = tl.exp2(fall)
     moment = tl.fma(e3, d3, tl.fma(e2, d2, tl.fma(e1, d1, e0 * d0)))
+    total = _tile_sums(e0, e1, e2, e3)
     t = tl.fma(tl.fma(s, fall, t), shrink, tl.sum(moment, axis=1))
-    s = tl.fma(s, shrink, tl.sum((e0 + e1) + (e2 + e3), axis=1))
-    return peak, bound, new_shift, s, t
+    s = tl.fma(s, shrink, tl.sum(total, axis=1))
+
+    if HAS_NOISE:
+        draw_shift = new_shift
+        if HAS_BEGIN_SUPPRESS or not TEMPERED:
+            if HAS_BEGIN_SUPPRESS or T != 1.0:  # other logits than the statistics', or another temperature
+                draw_shift = tl.minimum(-(top * draw_rate), HIGHEST)
+                e0 = tl.exp2(_exponent(l0, draw_rate, draw_shift))
+                e1 = tl.exp2(_exponent(l1, draw_rate, draw_shift))
+                e2 = tl.exp2(_exponent(l2, draw_rate, draw_shift))
+                e3 = tl.exp2(_exponent(l3, draw_rate, draw_shift))
+                total = _tile_sums(e0, e1, e2, e3)
+        word = word_of((first_v + start) // _PHILOX_SPAN % 4, *words)
+        bound = tl.maximum(bound, tile_bound(total, word, draw_shift))
+    return new_peak, top, bound, new_shift, s, t
+
+
+@triton.jit
+def _words(first_v, seed, position, step, COLUMNS: tl.constexpr, GROUP: tl.constexpr, HAS_NOISE: tl.constexpr):
+    """The words of the Philox blocks of the tiles that each thread reads from token `first_v` on: [COLUMNS, tiles]."""
+    w0, w1, w2, w3 = 0, 0, 0, 0
+    if HAS_NOISE:
+        offs_t = tl.arange(0, GROUP // 4)[None, :] * 4
+        offs_v = first_v + _column_tokens(0, tl.arange(0, COLUMNS), COLUMNS, GROUP)[:, None] + offs_t
+        w0, w1, w2, w3, _ = tile_words(seed, tile_of(offs_v), position, step)
+    return w0, w1, w2, w3
+
+
+@triton.jit
+def _tile_sums(e0, e1, e2, e3):
+    """Sums over each tile of a column, [COLUMNS, tiles]."""
+    e = (e0 + e1) + (e2 + e3)
+    return tl.sum(tl.reshape(e, [e.shape[0], e.shape[1] // 4, 4]), axis=2)
+
+
+@triton.jit
+def _tile_scores(l, T, seed, position, step, first_v, column, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """Scores of the tiles of a column, of its logits, and their first tokens."""
+    TILES: tl.constexpr = l.shape[0] // 16
+    x = tl.reshape(l, [TILES, 16])
+    m = tl.max(x, axis=1)
+    e = exp_float32((x - tl.where(m > -INF, m, 0.0)[:, None]) * tl.div_rn(1.0, T))
+    of_j = tl.sum(tl.sum(tl.reshape(e, [TILES, 2, 2, 4]), axis=2), axis=1)
+    total = tl.sum(tl.sum(tl.reshape(of_j, [TILES, 2, 2]), axis=2), axis=1)
+    offs_t = _column_tokens(tl.arange(0, TILES) * 16, column, COLUMNS, GROUP)
+    return tile_score(m, total, T, seed, tile_of(first_v + offs_t), position, step), offs_t
 
 
 @triton.jit
@@ -347,8 +412,12 @@ def _beaten(bound, lowest, best, token):
 
 @triton.jit
 def _column_tokens(k, column, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """Token number k of a column, ascending in k."""
-    return (k // GROUP * COLUMNS + column) * GROUP + k % GROUP
+    """Token number k of a column: tile by tile, and number k mod 16 of its tile."""
+    LANES: tl.constexpr = 128 // GROUP
+    TILES: tl.constexpr = GROUP // 4
+    turn, tile = k // (16 * TILES), k // 16 % TILES
+    first = (turn * (COLUMNS // LANES) + column // LANES) * BLOCK + column % LANES * GROUP
+    return first + tile * 4 + tile_token(k % 16)
 
 
 class _Options(NamedTuple):
@@ -422,27 +491,26 @@ def _reduce(
 ) -> tuple[Tensor, ...]:
     shape, num_warps = _tuning.gumbel_argmax(vocab_size)
     chunks = triton.cdiv(vocab_size, shape.BLOCK_V)
-    partial = torch.empty(_FIELDS, n, chunks, dtype=torch.float32, device=device)
-    partial_token = torch.empty(n, chunks, dtype=torch.int32, device=device)
-    with torch.cuda.device_of(partial):
+    partial = Partial.empty(n, chunks, device, noise=options.temperature is not None)
+    with torch.cuda.device_of(partial.token):
         if n:
             for first, logits in _checks.slices(slices, R, vocab_size, shape.BLOCK_V):
-                _reduce_slice(first, logits, vocab_size, partial, partial_token, options, shape, num_warps)
-        return combine(partial, partial_token, options.temperature, options.tempered, options.rows, R, options.count)
+                _reduce_slice(first, logits, vocab_size, partial, options, shape, num_warps)
+        noise = (options.temperature, options.seeds, options.positions, options.step)
+        return combine(partial, R, *noise, options.begin_suppress, options.tempered, options.rows, options.count)
 
 
 def _reduce_slice(
     first: int,
     logits: Tensor,
     vocab_size: int,
-    partial: Tensor,
-    partial_token: Tensor,
+    partial: Partial,
     options: _Options,
     shape: _tuning.GumbelArgmaxShape,
     num_warps: int,
 ) -> None:
     """The partial results of the chunks that begin in a slice."""
-    n, chunks = partial_token.shape
+    n, chunks = partial.token.shape
     _chunk_kernel[(n, triton.cdiv(logits.shape[1], shape.BLOCK_V))](
         x_ptr=logits,
         temperature_ptr=options.temperature,
@@ -454,8 +522,9 @@ def _reduce_slice(
         floor_ptr=options.floor,
         rows_ptr=options.rows,
         count_ptr=options.count,
-        partial_ptr=partial,
-        partial_token_ptr=partial_token,
+        partial_ptr=partial.numbers,
+        partial_token_ptr=partial.token,
+        partial_tile_ptr=partial.tile,
         R=len(logits),
         V=vocab_size,
         first_chunk=first // shape.BLOCK_V,

@@ -36,7 +36,7 @@ def linear_gumbel_argmax(
 
     .. math::
         l_r = W\, \left((s + 1)\, h_{rows_r} - s\, u_{rows_r}\right) + b, \qquad
-        token_r = \arg\max_v (l_{r,v} + T_r\, g_{r,v})
+        token_r \sim \mathrm{softmax}(l_r / T_r)
 
     There are R result rows. `rows` names the hidden row that each of them reads, the masked positions say; a model with
     a right shift passes `positions - 1`. What is given per row (temperature, seeds, positions, step) is given per
@@ -47,7 +47,7 @@ def linear_gumbel_argmax(
     How: where there are few rows on a GPU (32 and less) one kernel multiplies a tile of 128 tokens and reduces it; its
     logits stay float32. With more of them a library multiplies slices of the vocabulary, with logits rounded to the
     dtype of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them. On a CPU each
-    thread multiplies stripes of 384 tokens with up to 64 rows at a time and reduces them while they are in its cache,
+    thread multiplies stripes of 512 tokens with up to 64 rows at a time and reduces them while they are in its cache,
     the logits rounded as a library's. With `top_k` or `top_p`, which look at whole rows, the product is that of blocks
     of rows instead. Which one follows from shapes and the machine. All products accumulate in float32, so tokens of
     different plans are the same up to near ties in float32, and up to rounded logits in the others. On a CPU and in the
@@ -57,10 +57,11 @@ def linear_gumbel_argmax(
 
     Memory beyond arguments and results, in bytes, with s the size of the dtype and N, R, H, V as below:
 
-        fused         28 R ceil(V / 128)
-        GPU, slices   min(B, R V s) + 28 R ceil(V / 8192) with B = 2^25 up to 192 rows, 2^27 beyond
+        fused         24 R ceil(V / 128), and 64 R ceil(V / 128) where there is noise
+        GPU, slices   min(B, R V s) + 24 R ceil(V / 16384) with B = 2^25 up to 192 rows, 2^27 beyond;
+                      and 64 R ceil(V / 16384) where there is noise
         GPU, top-k/p  max(min(2^27, R V s), 16 V s) and what :func:`gumbel_argmax` takes for its rows
-        CPU, stripes  T (1600 min(R, 64) + 44 R + 32 H) + (4 H + 68) R for T threads, R being at most 512 and rounded up
+        CPU, stripes  T (2112 min(R, 64) + 44 R + 32 H) + (4 H + 68) R for T threads, R being at most 512 and rounded up
                       to 1, 4, 8 or a multiple of 16 (of 16 only, and 64 H for 32 H, where bfloat16 has matrix tiles);
                       and 40 R for each stripe that waits for a lower one whose thread was held up
         CPU, top-k/p  64 V s, what stripes take for 64 rows, and what :func:`gumbel_argmax` takes for its rows

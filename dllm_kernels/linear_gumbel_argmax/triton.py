@@ -6,9 +6,10 @@ the second kernel of :mod:`dllm_kernels.gumbel_argmax.triton` combines. The voca
 [tokens, H] x [H, rows], so that the matrix units are filled from 16 rows on.
 
 The result of a row does not depend on its batch. A logit is one chain of products in steps of BLOCK_K, whatever the
-block of rows, and is kept in float32; of the reductions over a tile only the two sums depend on their order, and theirs
-is written out. Noise is computed for every token: the winner of a row is known to one thread in 64 here, and to prune
-would cost the others as much as they save.
+block of rows, and is kept in float32; the order of every sum over tokens is written out.
+
+A program's 128 tokens are eight tiles of the draw (:mod:`dllm_kernels.draw`), four runs of 32 adjacent tokens, in an
+order that gives a warp whole tiles. It draws one number for each tile; the second kernel draws the token.
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _tuning
+from dllm_kernels.draw_triton import BLOCK, exp_float32, tile_score, tile_token
 from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
+from dllm_kernels.gumbel_argmax.combine_triton import (
+    _FIRST,
+    _MOMENT,
+    _NO_TOKEN,
+    _SCORE,
+    _SECOND,
+    _SUM,
+    Partial,
+    combine,
+)
 from dllm_kernels.linear_gumbel_argmax import sliced
 from dllm_kernels.logits_triton import HIGHEST, INF, adjacent, exponent, statistics_temperature, stride
-from dllm_kernels.philox_triton import TOKEN_NOISE, gumbel_from_words, words
-
-_NO_TOKEN = gumbel_argmax._NO_TOKEN
-_SCORE, _LOGIT, _FIRST = gumbel_argmax._SCORE, gumbel_argmax._LOGIT, gumbel_argmax._FIRST
-_SECOND, _SUM, _MOMENT = gumbel_argmax._SECOND, gumbel_argmax._SUM, gumbel_argmax._MOMENT
 
 # Logits that exist at a time, in bytes. Up to so many rows the product waits for the weight, and would wait for logits
 # that do not stay in an L2 of 40 or 50 MB. With more it multiplies longer than it takes to write them, to read them
@@ -51,6 +58,7 @@ def _tile_kernel(
     count_ptr,
     partial_ptr,
     partial_token_ptr,
+    partial_tile_ptr,
     N,
     R,
     V,
@@ -90,7 +98,7 @@ def _tile_kernel(
         row = tl.load(rows_ptr + offs_r, mask=mask_r, other=-1)
     there = mask_r & (row >= 0) & (row < R)
 
-    offs_v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+    offs_v = _token(tile, tl.arange(0, BLOCK_V))
     mask_v = offs_v < V
     offs_k = tl.arange(0, BLOCK_K)
     hidden_ptr += (row * stride_hr)[None, :] + offs_k[:, None]
@@ -113,28 +121,23 @@ def _tile_kernel(
     l = tl.where(mask_v[:, None] & there[None, :], l, -INF)
 
     T = tl.zeros([BLOCK_R], tl.float32)
+    best = tl.max(l, axis=0)
+    token = tl.min(tl.where(l == best[None, :], offs_v[:, None], _NO_TOKEN), axis=0)
     if HAS_NOISE:
         T = tl.load(temperature_ptr + offs_r * stride_tr, mask=mask_r, other=0.0)
-        T = tl.where(T > 0, T, 0.0)
         seed = tl.load(seeds_ptr + offs_r * stride_sr, mask=mask_r, other=0)
         position = tl.load(positions_ptr + offs_r * stride_pr, mask=mask_r, other=0)
         step = tl.load(step_ptr + offs_r * stride_ir, mask=mask_r, other=0)
-        noise = _noise(seed, tile, position, step, BLOCK_V, BLOCK_R)
-        # what is above -inf stays so whatever T is
-        score = tl.where(l > -INF, tl.maximum(l + T[None, :] * noise, -HIGHEST), -INF)
-        best, winner = tl.max(score, axis=0, return_indices=True)  # ties: the first, which is the lowest token
-        logit = tl.max(tl.where(_is(winner, BLOCK_V), l, -INF), axis=0)
-    else:
-        best, winner = tl.max(l, axis=0, return_indices=True)
-        logit = best
-    token = tile * BLOCK_V + winner
+        logits_ptr = partial_tile_ptr + (offs_r * tiles + tile) * 16
+        score, first_token = _draw(
+            l, logits_ptr, mask_r, tile, statistics_temperature(T), seed, position, step, BLOCK_V, BLOCK_R
+        )
+        best, token = tl.where(T > 0, score, best), tl.where(T > 0, first_token, token)
 
     x = l  # what the statistics see
     if HAS_BEGIN_SUPPRESS:
         hidden = tl.load(begin_suppress_ptr + offs_v, mask=offs_v < V, other=0) != 0
         x = tl.where(hidden[:, None], -INF, l)
-        hidden = tl.load(begin_suppress_ptr + token, mask=token < V, other=0) != 0
-        logit = tl.where(hidden, -INF, logit)
     first, likeliest = tl.max(x, axis=0, return_indices=True)
     second = tl.max(tl.where(_is(likeliest, BLOCK_V), -INF, x), axis=0)
     rate = 1.0
@@ -146,7 +149,6 @@ def _tile_kernel(
     partial_ptr += offs_r * tiles + tile
     stride_f = N.to(tl.int64) * tiles
     tl.store(partial_ptr + _SCORE * stride_f, best, mask=mask_r)
-    tl.store(partial_ptr + _LOGIT * stride_f, logit, mask=mask_r)
     tl.store(partial_ptr + _FIRST * stride_f, first, mask=mask_r)
     tl.store(partial_ptr + _SECOND * stride_f, second, mask=mask_r)
     tl.store(partial_ptr + _SUM * stride_f, _sum(e, BLOCK_V, BLOCK_R), mask=mask_r)
@@ -156,13 +158,43 @@ def _tile_kernel(
 
 
 @triton.jit
-def _noise(seed, tile, position, step, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Gumbel noise [BLOCK_V, BLOCK_R]; one Philox block serves four neighbouring tokens."""
-    block = tile * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)
-    w0, w1, w2, w3 = words(seed[None, :], block[:, None], position[None, :], step[None, :], TOKEN_NOISE)
-    even = tl.join(gumbel_from_words(w0, w1), gumbel_from_words(w2, w3))
-    odd = tl.join(gumbel_from_words(w1, w2), gumbel_from_words(w3, w0))
-    return tl.reshape(tl.permute(tl.join(even, odd), (0, 2, 3, 1)), [BLOCK_V, BLOCK_R])  # interleaves: 0 1 2 3
+def _token(tile, n):
+    """The token number n (0 to 127) of a program: eight tiles of the draw, each of which a warp holds."""
+    return tile // 4 * BLOCK + tile % 4 * 32 + n // 16 * 4 + tile_token(n % 16)
+
+
+@triton.jit
+def _draw(l, logits_ptr, mask_r, tile, T, seed, position, step, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Score and first token of the best of a program's eight tiles; its 16 logits go to `logits_ptr` [BLOCK_R].
+
+    In registers each tile's sum is known to 32 threads, which all would draw its noise. So sums pass through memory:
+    one thread draws for one tile.
+    """
+    TILES: tl.constexpr = BLOCK_V // 16
+    x = tl.reshape(l, [TILES, 16, BLOCK_R])
+    m = tl.max(x, axis=1)
+    gap = x - tl.where(m > -INF, m, 0.0)[:, None, :]
+    e = tl.reshape(exp_float32(gap * tl.div_rn(1.0, T)[None, None, :]), [TILES, 2, 2, 4, BLOCK_R])
+    of_j = tl.reshape(tl.sum(tl.sum(e, axis=2), axis=1), [TILES, 2, 2, BLOCK_R])
+    total = tl.sum(tl.sum(of_j, axis=2), axis=1)
+
+    offs_t, offs_2 = tl.arange(0, TILES), tl.arange(0, 2)
+    sums_ptr = logits_ptr[None, :] + 2 * offs_t[:, None]
+    tl.store(sums_ptr, m, mask=mask_r[None, :])
+    tl.store(sums_ptr + 1, total, mask=mask_r[None, :])
+    tl.debug_barrier()
+    sums = tl.load(sums_ptr[:, :, None] + offs_2[None, None, :], mask=mask_r[None, :, None], other=1.0)
+    m, total = tl.split(sums)
+    tl.debug_barrier()
+    first_t = tile // 4 * 32 + tile % 4 * TILES
+    score = tile_score(
+        m, total, T[None, :], seed[None, :], (first_t + offs_t)[:, None], position[None, :], step[None, :]
+    )
+    score, best = tl.max(score, axis=0, return_indices=True)  # ties: the lowest tile
+
+    x = tl.max(tl.where(offs_t[:, None, None] == best[None, None, :], x, -INF), axis=0)
+    tl.store(logits_ptr[None, :] + tl.arange(0, 16)[:, None], x, mask=mask_r[None, :])
+    return score, _token(tile, 16 * best)
 
 
 @triton.jit
@@ -240,9 +272,9 @@ def fused_head(
     """The five results by one product and reduction, in two launches; temporaries of 28 bytes per row and tile."""
     n, vocab_size, width = len(hidden) if rows is None else len(rows), *weight.shape
     shape, launch = _tuning.fused_head(n, hidden.dtype)
-    tiles = triton.cdiv(vocab_size, shape.BLOCK_V)
-    partial = torch.empty(gumbel_argmax._FIELDS, n, tiles, dtype=torch.float32, device=hidden.device)
-    partial_token = torch.empty(n, tiles, dtype=torch.int32, device=hidden.device)
+    tiles = triton.cdiv(vocab_size, BLOCK.value) * (BLOCK.value // shape.BLOCK_V)
+    partial = Partial.empty(n, tiles, hidden.device, noise=temperature is not None)
+    begin_suppress = adjacent(begin_suppress)
     _tile_kernel[(tiles * triton.cdiv(n, shape.BLOCK_R),)](
         hidden_ptr=hidden,
         weight_ptr=weight,
@@ -252,11 +284,12 @@ def fused_head(
         positions_ptr=positions,
         step_ptr=step,
         suppress_ptr=adjacent(suppress),
-        begin_suppress_ptr=adjacent(begin_suppress),
+        begin_suppress_ptr=begin_suppress,
         rows_ptr=adjacent(rows),
         count_ptr=count,
-        partial_ptr=partial,
-        partial_token_ptr=partial_token,
+        partial_ptr=partial.numbers,
+        partial_token_ptr=partial.token,
+        partial_tile_ptr=partial.tile,
         N=n,
         R=len(hidden),
         V=vocab_size,
@@ -280,4 +313,5 @@ def fused_head(
         **launch,
         enable_fp_fusion=False,  # the bits of the noise are multiplications and additions, each rounded
     )
-    return gumbel_argmax.combine(partial, partial_token, temperature, tempered, None, n, count)
+    noise = (temperature, seeds, positions, step)
+    return combine(partial, n, *noise, begin_suppress, tempered, count=count)

@@ -105,7 +105,7 @@ def test_occupancy_is_bounded_by_nothing_but_the_work(compiled):
     fifths and 80), and exchanges nothing through shared memory but what its reductions need, where rows are aligned."""
     for row in compiled:
         if row["kernel"] == "chunk_kernel" and row["target"].startswith("sm") and "ragged" not in row["configuration"]:
-            most = 80 if "every option" in row["configuration"] else 64
+            most = 96 if "noise" in row["configuration"] else 80 if "every option" in row["configuration"] else 64
             assert row["registers"] <= most and row["shared"] <= 64, row
 
 

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from dllm_kernels import _impl, gumbel_argmax, philox
+from dllm_kernels import _impl, draw, gumbel_argmax, philox
 from tests.goodness_of_fit import P_MIN, binomial_p, chi_square_p, ks_p
 
 ONES = 0xFFFFFFFF
@@ -18,6 +18,10 @@ ONES = 0xFFFFFFFF
 
 def tensor(x: int) -> torch.Tensor:
     return torch.tensor(philox.as_int64(x))
+
+
+def token_noise(seeds: torch.Tensor, positions: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:
+    return draw.token_noise(torch.arange(n), seeds, positions, step)
 
 
 def random_addresses(n: int, seed: int):
@@ -68,14 +72,14 @@ def test_words_equal_unbounded_integers():
 def test_an_address_is_all_that_counts():
     """Broadcast or alone, in any batch; and each coordinate of the address changes the noise."""
     seeds, positions = torch.tensor([5, -1, 2**62]), torch.tensor([0, 7, 2**32 - 1])
-    together = philox.gumbel(seeds, positions, torch.tensor([4]), vocab_size=11)
+    together = token_noise(seeds, positions, torch.tensor([4]), 11)
     for i in range(3):
-        alone = philox.gumbel(seeds[i : i + 1], positions[i : i + 1], torch.tensor([4]), vocab_size=11)
+        alone = token_noise(seeds[i : i + 1], positions[i : i + 1], torch.tensor([4]), 11)
         assert torch.equal(together[i : i + 1], alone)
     base = (torch.tensor([5]), torch.tensor([6]), torch.tensor([4]))
-    assert torch.equal(philox.gumbel(*base, 9), philox.gumbel(*base, 23)[:, :9])
+    assert torch.equal(token_noise(*base, 9), token_noise(*base, 23)[:, :9])
     for other in [(6, 6, 4), (5 + 2**32, 6, 4), (5, 7, 4), (5, 6, 5)]:
-        assert not (philox.gumbel(*(torch.tensor([x]) for x in other), 64) == philox.gumbel(*base, 64)).any()
+        assert not (token_noise(*(torch.tensor([x]) for x in other), 64) == token_noise(*base, 64)).any()
     streams = [float(philox.uniform(*base, stream)) for stream in range(4)]
     assert len(set(streams)) == 4
 
@@ -159,6 +163,19 @@ def test_log_float32():
     assert float(philox.log_float32(torch.ones(1))) == 0.0
 
 
+def test_exp_float32():
+    """Against float64: below 2^-23, and nothing subnormal. n ln 2 in two parts leaves r an error of half an ulp, the
+    polynomial and its last addition one more."""
+    x = -87 * torch.rand(400_000, generator=torch.Generator().manual_seed(0))
+    seams = (torch.arange(-250, 0) + 0.5) * math.log(2) / 2  # where n changes and in between
+    x = torch.cat([x, seams.clamp(min=-87), torch.tensor([-87.0, -1e-3, -1e-30, -1e-45, -0.0, 0.0])])
+    got, truth = philox.exp_float32(x), x.double().exp()
+    assert ((got.double() - truth).abs() <= 2.0**-23 * truth).all() and (got <= 1).all()
+    assert (got >= torch.finfo(torch.float32).tiny).all() and (got[-4:] == 1).all()
+    beyond = torch.tensor([torch.tensor(-87.0).nextafter(torch.tensor(-88.0)), -88.0, -1e30, -torch.inf])
+    assert philox.exp_float32(beyond).tolist() == [0.0] * 4
+
+
 def test_uniform_is_uniform():
     n = 200_000
     u = philox.uniform(torch.tensor([1]), torch.arange(n), torch.tensor([0]), philox.RANDOM_CONFIDENCE)
@@ -174,7 +191,7 @@ def test_uniform_is_uniform():
 
 def test_gumbel_law_and_independence_of_neighbours():
     """exp(-exp(-g)) is uniform; tokens of one block share words pairwise and must not show it."""
-    g = philox.gumbel(torch.arange(2_000), torch.tensor([3]), torch.tensor([2]), vocab_size=128).double()
+    g = token_noise(torch.arange(2_000), torch.tensor([3]), torch.tensor([2]), 128).double()
     u = (-(-g).exp()).exp()
     assert ks_p(u.flatten()) > P_MIN
     n = u[:, 1:].numel()

@@ -22,7 +22,7 @@ if _impl.why_not_triton():
 import torch
 
 import dllm_kernels
-from dllm_kernels import _tuning, _tuning_cache, _workloads, offline, philox, tune
+from dllm_kernels import _tuning, _tuning_cache, _workloads, draw, offline, tune
 
 GPU = "NVIDIA H200"
 WIDE = _tuning.GumbelArgmaxShape(32768, 128, 1)
@@ -262,32 +262,37 @@ def test_a_candidate_that_cannot_be_launched_is_out():
 
 
 class TestNearTies:
-    """Two tokens whose logits differ by far, and whose noise makes up for it."""
+    """Two tokens whose logits differ by far, and whose noise makes up for it: 0 and 1 of one tile, 0 and 4 of two."""
 
     vocab = 300
 
-    def call(self, gap: float):
-        """One row of one hidden column; tokens 0 and 1 lead, `gap` between their scores."""
+    def call(self, other: int, gap: float):
+        """One row of one hidden column; tokens 0 and `other` lead, `gap` between their scores or their tiles'."""
         per_row = torch.zeros(1, dtype=torch.int64)
         noise = dict(temperature=torch.ones(1), seeds=per_row, positions=per_row, step=per_row)
-        g = philox.gumbel(per_row, per_row, per_row, self.vocab)[0]
+        of_two = draw.token_noise if other == 1 else draw.tile_noise
+        first, second = of_two(torch.arange(2), per_row, per_row, per_row)[0].tolist()
         weight = torch.full((self.vocab, 1), -50.0, dtype=torch.float64)
-        weight[0], weight[1] = 20.0, 20.0 + g[0].double() - g[1].double() - gap
+        weight[0], weight[other] = 20.0, 20.0 + first - second - gap
         return functools.partial(lambda *_: None, torch.ones(1, 1), weight, **noise), weight
 
-    def agree(self, gap: float) -> bool:
-        call, _ = self.call(gap)
-        got, expected = ((torch.tensor([token]), torch.tensor([-float(token)])) for token in (0, 1))
+    def agree(self, other: int, gap: float) -> bool:
+        call, _ = self.call(other, gap)
+        got, expected = ((torch.tensor([token]), torch.tensor([-float(token)])) for token in (0, other))
         return _workloads._same_tokens_but_near_ties(got, expected, call)
 
-    def test_what_rounding_turns_around_agrees_whatever_the_probabilities(self):
-        _, weight = self.call(0.0)
-        assert abs(weight[0] - weight[1]) > 0.1  # so their probabilities differ
+    @pytest.mark.parametrize("other", [1, 4])
+    def test_what_rounding_turns_around_agrees_whatever_the_probabilities(self, other):
+        _, weight = self.call(other, 0.0)
+        assert abs(weight[0] - weight[other]) > 0.1  # so their probabilities differ
         eps = torch.finfo(torch.bfloat16).eps
-        assert self.agree(0.0) and self.agree(0.9 * eps * 19) and not self.agree(2 * eps * 21)
+        assert self.agree(other, 0.0) and self.agree(other, 0.9 * eps * 18) and not self.agree(other, 2 * eps * 22)
+        call, _ = self.call(other, 0.0)
+        third = (torch.tensor([2]),)  # of the first tile, and far behind
+        assert not _workloads._same_tokens_but_near_ties(third, (torch.tensor([0]),), call)
 
     def test_no_token_is_no_near_tie(self):
-        call, _ = self.call(0.0)
+        call, _ = self.call(1, 0.0)
         none = (torch.tensor([-1]),)
         assert not _workloads._same_tokens_but_near_ties(none, none, call)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.reference_loop import PhiloxNoise, _log_softmax, _lowest_argmax
+from tests.reference_loop import PhiloxNoise, _log_softmax
 from tests.reference_samplers.rules import Choice, Confidence, ulps
 
 
@@ -79,7 +79,7 @@ class Step(NamedTuple):
     committed: list[int]
     proposal: Tensor
     score64: Tensor
-    """float64 [L, V], what each proposal is the argmax of."""
+    """float64 [L, V], how near each token was to being proposed (:func:`dllm_kernels.testing.draw_scores`)."""
     token_gap: float
     """The narrowest distance between the two best scores of an eligible position."""
     transfer_gap: float
@@ -130,15 +130,15 @@ class Row:
         l, r = self._logits(), self.reading
         eligible = self.masks(start, end)
         kept, filter_gap = _filter(l / r.temperature if r.temperature > 0 else l, r.top_p, r.top_k, eligible)
-        score = self.noise.score(l, step).masked_fill(~kept, -torch.inf)
-        if bool((score[eligible].amax(1) == -torch.inf).any()):
+        left = l.masked_fill(~kept, -torch.inf)
+        if bool((left[eligible].amax(1) == -torch.inf).any()):
             raise ValueError("a position that must be filled has no finite logit")
         return Look(
             block,
             step,
             eligible,
-            proposal=_lowest_argmax(score),
-            score64=self.noise.score(l.double(), step).masked_fill(~kept, -torch.inf),
+            proposal=self.noise.choose(left, step)[0],
+            score64=self.noise.choose(left.double(), step)[1],
             law=self._law(l, kept),
             law64=self._law(l.double(), kept),
             filter_gap=filter_gap,
