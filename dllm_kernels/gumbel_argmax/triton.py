@@ -66,7 +66,6 @@ _LN2 = tl.constexpr(0.6931471805599453)
 _FAR = tl.constexpr(2.0**16)
 _LOWEST = tl.constexpr(-256.0)  # 2^-256 is 0 in float32
 _RULED_OUT = tl.constexpr(-(2**31))
-_PHILOX_SPAN = tl.constexpr(4096)  # tokens between two tiles of a Philox block
 
 
 @triton.jit(do_not_specialize=["R", "first_chunk", "chunks", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
@@ -152,19 +151,21 @@ def _chunk_kernel(
     WIDTH: tl.constexpr = 4 * GROUP * COLUMNS
     tl.static_assert(BLOCK_V % WIDTH == 0, "a chunk is read in whole passes")
     whole = size // WIDTH * WIDTH
-    # the tiles of a thread that share a Philox block follow each other, where a chunk is wide enough
-    SPAN: tl.constexpr = 4096  # _PHILOX_SPAN
-    TURNS: tl.constexpr = 4 if HAS_NOISE and BLOCK_V % (4 * SPAN) == 0 and WIDTH <= SPAN else 1
+    # tiles that share a Philox block are so many tokens apart; a thread has them in turns, where a chunk is wide enough
+    SPAN: tl.constexpr = 4096
+    tl.static_assert(SPAN % WIDTH == 0, "the tiles of a pass have the same word of their Philox blocks")
+    TURNS: tl.constexpr = 4 if HAS_NOISE and BLOCK_V % (4 * SPAN) == 0 else 1
     PARTS: tl.constexpr = SPAN // WIDTH if TURNS == 4 else 1
     for span in range(0, whole, TURNS * PARTS * WIDTH):
         for part in range(PARTS):
             begin = span + part * WIDTH
             words = _words(first_v + begin, seed, position, step, COLUMNS, GROUP, HAS_NOISE)
+            own = (first_v + begin) // SPAN
             for turn in range(tl.minimum(tl.cdiv(whole - begin, SPAN), TURNS)):
                 start = begin + turn * SPAN
                 peak, top, bound, shift, s, t = _pass(
-                    *(x_ptr, suppress_ptr, begin_suppress_ptr, start, first_v, size_v),
-                    *(floor, rate, draw_rate, T, words),
+                    *(x_ptr, suppress_ptr, begin_suppress_ptr, start, size_v),
+                    *(floor, rate, draw_rate, T, words, (own + turn) % 4),
                     *(peak, top, bound, shift, s, t),
                     *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, TEMPERED),
                     HAS_END=False,
@@ -172,8 +173,8 @@ def _chunk_kernel(
     for start in range(whole, size, WIDTH):  # what is left, once or not at all: some loads lie past the end
         words = _words(first_v + start, seed, position, step, COLUMNS, GROUP, HAS_NOISE)
         peak, top, bound, shift, s, t = _pass(
-            *(x_ptr, suppress_ptr, begin_suppress_ptr, start, first_v, size_v),
-            *(floor, rate, draw_rate, T, words),
+            *(x_ptr, suppress_ptr, begin_suppress_ptr, start, size_v),
+            *(floor, rate, draw_rate, T, words, (first_v + start) // SPAN % 4),
             *(peak, top, bound, shift, s, t),
             *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, TEMPERED),
             HAS_END=True,
@@ -267,13 +268,13 @@ def _pass(
     suppress_ptr,
     begin_suppress_ptr,
     start,
-    first_v,
     size_v,
     floor,
     rate,
     draw_rate,
     T,
     words,
+    own,
     peak,
     top,
     bound,
@@ -289,7 +290,10 @@ def _pass(
     TEMPERED: tl.constexpr,
     HAS_END: tl.constexpr,
 ):
-    """What columns keep after four more groups: four loads are in flight, and `shift` changes once."""
+    """What columns keep after four more groups: four loads are in flight, and `shift` changes once.
+
+    `words` are those of the tiles' Philox blocks, and number `own` is the tiles'.
+    """
     offs_c = tl.arange(0, COLUMNS)
     offs_0 = start + _column_tokens(0, offs_c, COLUMNS, GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
     offs_1, offs_2, offs_3 = offs_0 + 128, offs_0 + 256, offs_0 + 384
@@ -328,8 +332,7 @@ def _pass(
                 e2 = tl.exp2(_exponent(l2, draw_rate, draw_shift))
                 e3 = tl.exp2(_exponent(l3, draw_rate, draw_shift))
                 total = _tile_sums(e0, e1, e2, e3)
-        word = word_of((first_v + start) // _PHILOX_SPAN % 4, *words)
-        bound = tl.maximum(bound, tile_bound(total, word, draw_shift))
+        bound = tl.maximum(bound, tile_bound(total, word_of(own, *words), draw_shift))
     return new_peak, top, bound, new_shift, s, t
 
 

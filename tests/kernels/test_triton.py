@@ -606,6 +606,20 @@ def test_a_head_with_every_option(narrow, monkeypatch, plan):
             torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
 
 
+@PLANS
+def test_a_head_prefers_the_lowest_tile_of_equal_scores(monkeypatch, plan):
+    """Scores near 1e10 are all rounded alike. Token 128 is of tile 0 and of the first program, token 36 of tile 9."""
+    take(plan, monkeypatch)
+    hidden, weight = torch.ones(2, 1), torch.full((700, 1), 1e10)
+    suppress = torch.ones(700, dtype=torch.bool).index_fill(0, torch.tensor([36, 128, 129, 600]), False)
+    noise = make_noise(2, torch.tensor([1.0, 0.0]))
+    for impl in ("reference", "triton"):
+        got = linear_gumbel_argmax(
+            hidden.to(DEVICE), weight.to(DEVICE), **here(noise), suppress=suppress.to(DEVICE), impl=impl
+        )
+        assert got.token.tolist() == [128, 36]
+
+
 def test_a_head_cut_by_top_k_and_top_p(narrow, monkeypatch):
     monkeypatch.setattr(head_kernels, "SLICE_BYTES", 1)  # 16 rows at a time
     head, noise = make_head(18, 24, 300), make_noise(18, torch.linspace(0, 2, 18))
