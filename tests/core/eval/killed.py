@@ -10,10 +10,12 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from dllm.core.eval.journal import Journal
 from dllm.core.eval.model_classes import BertLM
@@ -32,6 +34,7 @@ def main(folder: Path, tasks: str, count: int) -> None:
     an_answer = (time.perf_counter() - started) / len(lm.journal.entries)  # seconds
     rng, kept, lost, known, file = random.Random(0), [], 0, set(), folder / "rank-0.jsonl"
     for _ in range(count):
+        assert threading.active_count() == 1, "a lock that another thread holds would stay locked in the fork"
         child = os.fork()
         if child == 0:
             sys.stdout = sys.stderr = open(os.devnull, "w")
@@ -74,4 +77,5 @@ def lines_of(file: Path) -> list[bytes]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # no thread that watches bars
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
