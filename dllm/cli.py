@@ -126,6 +126,12 @@ def _add_sampling(command: argparse.ArgumentParser, *, remasking: str) -> None:
     add("--remasking", default=None, help=f"{remasking} (default: low_confidence where the sampler has a choice)")
     add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
     add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
+    add(
+        "--compile-body",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="the model's body through torch.compile (default: where it pays for the number of forward passes)",
+    )
     add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
 
 

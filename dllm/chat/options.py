@@ -18,6 +18,7 @@ SETTINGS = {
     "temperature": "temperature",
     "cfg_scale": "cfg_scale",
     "remasking": "remasking",
+    "compile_body": "compile_body",
 }
 
 

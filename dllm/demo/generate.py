@@ -71,6 +71,7 @@ def _by_model_card(options: argparse.Namespace, model: nn.Module, tokenizer: Any
             [question],
             **_settings_of_card(options),
             seed=options.seed,
+            compile_body=options.compile_body,
             eos_token_id=tokenizer.eos_token_id,
             on_step=show,
         )

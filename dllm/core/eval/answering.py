@@ -23,6 +23,8 @@ _INDIFFERENT = {
     ("eval", "seed"),  # each request's own is in its key
     ("likelihood", "tokens_per_forward"),
     ("sampler", "cuda_graph"),
+    ("sampler", "compile_body"),  # changes no more than rounding, as another number of rows does
+    ("likelihood", "compile_body"),
 }
 
 

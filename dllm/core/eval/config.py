@@ -29,6 +29,7 @@ LIKELIHOOD = (
     "right_shift_logits",
     "tokens_per_forward",
     "impl",
+    "compile_body",
 )
 # a list as it is written where commas separate settings
 _LIST = re.compile(r"\[.*\]", re.DOTALL)

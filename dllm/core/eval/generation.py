@@ -13,6 +13,7 @@ from torch import Tensor
 from dllm.core.eval.stopping import Stopping
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig, canvas
 from dllm.core.samplers.config import at_least
+from dllm.fast.compiled.decision import repeated
 from dllm.fast.model import position_limit
 from dllm_kernels import philox
 
@@ -130,12 +131,14 @@ def generate_requests(
     jobs = _checked_jobs(sampler, list(requests), config, max_length, keep_special_tokens)
     results: dict[int, Generated] = {}
     for group in _groups(jobs):
-        for first in range(0, len(group), batch_size):
-            batch = group[first : first + batch_size]
-            for job, result in zip(batch, _run(sampler, batch), strict=True):
-                results[job.number] = result
-                if on_generated is not None:
-                    on_generated(job.number, result)
+        starts = range(0, len(group), batch_size)
+        with repeated(len(starts)):
+            for first in starts:
+                batch = group[first : first + batch_size]
+                for job, result in zip(batch, _run(sampler, batch), strict=True):
+                    results[job.number] = result
+                    if on_generated is not None:
+                        on_generated(job.number, result)
     return [results[number] for number in range(len(results))]
 
 

@@ -46,6 +46,8 @@ class LikelihoodConfig:
     cache: for models that attend block by block: keep keys and values of the text before a block.
     tokens_per_forward: rows times columns of a forward; None: chosen for the device.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
+    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards, True
+        required, False never.
 
     Raises:
         TypeError, ValueError: a setting breaks a rule.
@@ -71,6 +73,7 @@ class LikelihoodConfig:
     cache: bool = True
     tokens_per_forward: int | None = None
     impl: str = "auto"
+    compile_body: bool | None = None
 
     def __post_init__(self) -> None:
         choices = {"likelihood": LIKELIHOODS, "form": FORMS, "blocks_from": BLOCKS_FROM, "impl": IMPLS}
@@ -86,9 +89,9 @@ class LikelihoodConfig:
         if _checks.finite_at_least_zero("sampling_eps", self.sampling_eps) >= 1:
             raise ValueError(f"sampling_eps must be below 1, got {self.sampling_eps}")
         _checks.finite_at_least_zero("cfg_scale", self.cfg_scale)
-        for name in ("check_greedy", "cache", "right_shift_logits"):
+        for name in ("check_greedy", "cache", "right_shift_logits", "compile_body"):
             value = getattr(self, name)
-            if not (isinstance(value, bool) or (name == "right_shift_logits" and value is None)):
+            if not (isinstance(value, bool) or (name in ("right_shift_logits", "compile_body") and value is None)):
                 raise TypeError(f"{name} must be True or False, got {value!r}")
         if self.likelihood == "as-published" and self.masks % self.published_rows:
             raise ValueError(f"mc_num must be a multiple of batch_size, got {self.masks} and {self.published_rows}")

@@ -16,6 +16,7 @@ from dllm.core.likelihood.design import Design, conclude, design, is_exact
 from dllm.core.likelihood.forwards import Forwards, Job
 from dllm.core.likelihood.masks import Mask
 from dllm.core.likelihood.rows import Piece, Row, check_targets, pieces_of, row_of
+from dllm.fast.compiled.decision import check_compile_body
 from dllm.fast.head.split import output_head
 from dllm.fast.model import block_size_of, evaluation_mode, find_mask_id, input_embedding
 from dllm_kernels import _checks, _impl
@@ -60,7 +61,7 @@ def log_likelihoods(
         TypeError: `targets` holds something else, or `on_estimate` cannot be called.
         ValueError: a target is empty or too long, a part holds the mask token or a token outside of the vocabulary, or
             the model is causal. No target has run then.
-        RuntimeError: logits were NaN, or the implementation asked for is not available.
+        RuntimeError: logits were NaN, or the implementation or the compiler asked for is not available.
 
     Source: LLaDA (arXiv:2502.09992) and Dream (arXiv:2508.15487) for the sums.
 
@@ -81,12 +82,16 @@ def log_likelihoods(
     output_head(model)
     mask_id = find_mask_id(model, mask_id, tokenizer)
     checked, cuts = check_targets(model, targets, config, mask_id)
-    _impl.choose(config.impl, input_embedding(model).device)
+    device = input_embedding(model).device
+    _impl.choose(config.impl, device)
+    check_compile_body(config.compile_body, device)
     if not checked:
         return []
     size = block_size_of(model)
     states = [_TargetState(list(pieces_of(i, target, config, size)), cuts[i]) for i, target in enumerate(checked)]
-    longest = max(piece.length for state in states for piece in state.pieces)
+    pieces = [piece for state in states for piece in state.pieces]
+    longest = max(piece.length for piece in pieces)
+    tokens = sum(count_rows(max(piece.maskable, 1), config) * piece.length for piece in pieces)
     estimates: list[Estimate | None] = [None] * len(states)
 
     def finish(owner: int) -> None:
@@ -95,7 +100,7 @@ def log_likelihoods(
             on_estimate(owner, estimates[owner])
 
     with evaluation_mode(model), torch.no_grad():
-        forwards = Forwards(model, config, mask_id, longest=longest, proposals=config.check_greedy)
+        forwards = Forwards(model, config, mask_id, longest=longest, proposals=config.check_greedy, tokens=tokens)
         for owner in _run(forwards, states, config, mask_id):
             if not config.check_greedy or states[owner].decide_greedy():
                 finish(owner)

@@ -22,6 +22,7 @@ from dllm.core.likelihood.blocks import BlockBody
 from dllm.core.likelihood.config import LikelihoodConfig
 from dllm.core.likelihood.rows import Row
 from dllm.fast import visibility
+from dllm.fast.compiled import decision
 from dllm.fast.head.split import SplitModel, guide
 from dllm.fast.model import block_size_of, input_embedding, right_shift_of
 from dllm.fast.sampling import unpadded
@@ -74,9 +75,11 @@ class Forwards:
         mask_id: its mask token.
         longest: columns of the longest row.
         proposals: find each job's `surest`, too.
+        tokens: of all rows that will run, at most; by them it is decided whether the body is compiled.
 
     Raises:
         ValueError: the model sees tokens on one side only, or has no head.
+        RuntimeError: `compile_body` is True, and the model's body cannot be compiled.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
@@ -90,7 +93,14 @@ class Forwards:
     """
 
     def __init__(
-        self, model: nn.Module, config: LikelihoodConfig, mask_id: int, *, longest: int, proposals: bool = False
+        self,
+        model: nn.Module,
+        config: LikelihoodConfig,
+        mask_id: int,
+        *,
+        longest: int,
+        proposals: bool = False,
+        tokens: int = 0,
     ):
         self.config, self.mask_id, self.proposals = config, mask_id, proposals
         self.device = input_embedding(model).device
@@ -109,6 +119,10 @@ class Forwards:
         else:
             visibility.check_bidirectional(model, self.device)
         self.budget = config.tokens_per_forward or TOKENS.get(self.device.type, TOKENS["cuda"])
+        work = tokens * self.canvases
+        how = dict(forwards=-(-work // self.budget), tokens=min(work, self.budget), device=self.device)
+        self.compiling = decision.decide(model, config.compile_body, **how)
+        self.split.body_context = self.compiling.context
 
     @property
     def canvases(self) -> int:

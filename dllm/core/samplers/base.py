@@ -25,6 +25,7 @@ from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, la
 from dllm.core.samplers.run import BaseSamplerOutput, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
+from dllm.fast.compiled.decision import check_compile_body
 from dllm.fast.model import input_embedding, right_shift_of
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.ends import EarlyEnds, Finished
@@ -210,6 +211,7 @@ class BaseSampler(ABC):
         needs = dict(block_causal=policy.block_causal, cache=policy.cache, padded=padded, columns=tokens.shape[1])
         check_attention(model, **needs)
         _impl.choose(config.impl, device)
+        check_compile_body(config.compile_body, device)
         return functools.partial(
             run,
             model,

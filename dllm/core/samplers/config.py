@@ -35,6 +35,8 @@ class BaseSamplerConfig:
         (`eot_token_id`) if it has one, and no mask before it; the rest of the row becomes EOS.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
     cuda_graph: steps as CUDA graphs: None where possible and worthwhile, True required, False never.
+    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards, True
+        required, False never.
     keep_histories: with `return_dict`, keep the canvas of every step; False returns the stats alone beside the
         sequences, without the cost of a look at every step.
     """
@@ -52,6 +54,7 @@ class BaseSamplerConfig:
     stop_at_eos: bool = False
     impl: str = "auto"
     cuda_graph: bool | None = None
+    compile_body: bool | None = None
     keep_histories: bool = True
 
     steps_of: ClassVar[str] = "row"  # or "block": what the setting `steps` counts, where there is one
@@ -89,8 +92,9 @@ class BaseSamplerConfig:
             _checks.finite_at_least_zero(name, getattr(self, name))
         for name in ("return_dict", "keep_histories", "stop_at_eos"):
             true_or_false(name, getattr(self, name))
-        if self.right_shift_logits is not None:
-            true_or_false("right_shift_logits", self.right_shift_logits)
+        for name in ("right_shift_logits", "compile_body"):
+            if getattr(self, name) is not None:
+                true_or_false(name, getattr(self, name))
 
 
 def settings_of(kind: type[Settings], config: Settings | None, overrides: Mapping[str, Any]) -> Settings:

@@ -25,6 +25,8 @@ class EditFlowSamplerConfig:
     max_length: the most tokens of a text; None: as many as the model has positions, if they end.
     suppress_tokens: never put in.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
+    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards, True
+        required, False never.
     """
 
     return_dict: bool = False
@@ -38,6 +40,7 @@ class EditFlowSamplerConfig:
     max_length: int | None = None
     suppress_tokens: list[int] | None = None
     impl: str = "auto"
+    compile_body: bool | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -57,6 +60,8 @@ class EditFlowSamplerConfig:
             _checks.finite_at_least_zero(name, getattr(self, name))
         for name in ("return_dict", "edit_prompt"):
             true_or_false(name, getattr(self, name))
+        if self.compile_body is not None:
+            true_or_false("compile_body", self.compile_body)
         if not 0 < _checks.number("tau", self.tau) <= 1:
             raise ValueError(f"tau must lie in (0, 1], got {self.tau}")
         if not 0 < _checks.number("time_epsilon", self.time_epsilon) < 1:

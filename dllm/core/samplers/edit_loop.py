@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ class EditLoopSettings(NamedTuple):
     suppress: bool [V], tokens that are never put in, or None.
     apart: run one text at a time.
     impl: of the kernels.
+    body_context: a function that makes the context in which the model's body runs.
     """
 
     weights: Sequence[float]
@@ -33,6 +35,7 @@ class EditLoopSettings(NamedTuple):
     suppress: Tensor | None
     apart: bool
     impl: str
+    body_context: Callable[[], AbstractContextManager] = nullcontext
 
 
 class Predictions(NamedTuple):
@@ -114,7 +117,8 @@ class EditLoop:
             longest, shortest = int(lengths.max()), int(lengths.min())
             tokens = texts.tokens[rows, :longest]
             mask = None if longest == shortest else texts.real[rows, :longest].long()
-            hidden = self.model.hidden_states(tokens, mask)
+            with self.settings.body_context():
+                hidden = self.model.hidden_states(tokens, mask)
             made, columns = (hidden, self.model.rates(hidden)), texts.tokens.shape[1]
             old = (None, None) if before is None else before
             parts = zip(old, made, strict=True)

@@ -21,6 +21,7 @@ from dllm.core.samplers.edit_texts import EditedTexts
 from dllm.core.samplers.layout import Seed
 from dllm.core.samplers.run import BaseSamplerOutput
 from dllm.core.schedulers import BaseKappaScheduler, LinearKappaScheduler, make_kappa_scheduler
+from dllm.fast.compiled import decision
 from dllm.fast.model import evaluation_mode, input_embedding, position_limit
 from dllm.fast.sampling.inputs import check_eos, row_seeds
 from dllm.fast.sampling.live import Step
@@ -175,6 +176,7 @@ class EditFlowSampler:
             raise ValueError("texts of different length need a tokenizer with an eos_token_id or a pad_token_id")
         seeds = row_seeds(seed, len(rows), device)
         _impl.choose(config.impl, device)
+        decision.check_compile_body(config.compile_body, device)
         texts = _texts(rows, edited, device, opens_at_end)
         steps, histories = self._step_weights(config), [_returned(texts, added, pad)]
 
@@ -189,17 +191,26 @@ class EditFlowSampler:
             if rows:
                 check_bidirectional(model, device)
             apart = len(rows) > 1 and bool(why_not_padded(model, device) or why_not_batched(model, device))
-            loop = EditLoop(
-                model,
-                EditLoopSettings(
-                    steps, config.temperature, config.min_edits, limit, suppress, apart=apart, impl=config.impl
-                ),
+            how = dict(forwards=len(steps), tokens=texts.tokens.numel(), device=device)
+            compiling = decision.decide(model.backbone, config.compile_body, **how)
+            settings = EditLoopSettings(
+                weights=steps,
+                temperature=config.temperature,
+                min_edits=config.min_edits,
+                limit=limit,
+                suppress=suppress,
+                apart=apart,
+                impl=config.impl,
+                body_context=compiling.context,
             )
+            loop = EditLoop(model, settings)
             texts = loop.run(texts, seeds, show if config.return_dict or on_step is not None else None)
         sequences = _returned(texts, added, pad)
         if not config.return_dict:
             return sequences
-        return BaseSamplerOutput(sequences, histories, _stats(loop, rows, edited, texts, mask_id, start_time))
+        return BaseSamplerOutput(
+            sequences, histories, _stats(loop, compiling, rows, edited, texts, mask_id, start_time)
+        )
 
     def _limit(self, config: EditFlowSamplerConfig, rows: Sequence[Tensor]) -> int | None:
         """The most tokens of a text."""
@@ -271,7 +282,13 @@ def _returned(texts: EditedTexts, added: Tensor, pad: int) -> Tensor:
 
 
 def _stats(
-    loop: EditLoop, rows: list[Tensor], edited: list[Tensor], texts: EditedTexts, mask_id: int, start_time: float
+    loop: EditLoop,
+    compiling: decision.Decision,
+    rows: list[Tensor],
+    edited: list[Tensor],
+    texts: EditedTexts,
+    mask_id: int,
+    start_time: float,
 ) -> Stats:
     given = sum(int((~flags).sum()) for flags in edited)
     tokens = int(texts.lengths.sum()) - given
@@ -285,6 +302,8 @@ def _stats(
         tokens=tokens,
         useful_tokens=tokens,
         mode="eager",
-        note=f"{loop.steps} steps of edits",
+        note="; ".join(filter(None, (f"{loop.steps} steps of edits", compiling.note))),
+        compiled=compiling.compiled,
+        compile_seconds=compiling.seconds,
         masks_left=int(((texts.tokens == mask_id) & texts.editable & texts.real).sum()),
     )

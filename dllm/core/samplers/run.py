@@ -82,6 +82,7 @@ def run(
         model,
         policy,
         cuda_graph=config.cuda_graph,
+        compile_body=config.compile_body,
         on_step=show if watched else None,
         timed=config.return_dict,
         early_ends=early_ends,

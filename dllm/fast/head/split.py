@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 from torch import Tensor, nn
 
 from dllm.fast.attention import without_cudnn
@@ -26,6 +29,8 @@ class SplitModel:
 
     Several threads may share a model: only the calling thread's forwards stop at the head.
 
+    body_context: a function that makes the context in which bodies run, such as that of a compiled one.
+
     Args:
         model: a module with `get_output_embeddings()` whose output has `.logits`, or is a tuple that begins with them.
         example: int64 [1, n], a few valid token ids for that forward.
@@ -36,6 +41,7 @@ class SplitModel:
 
     def __init__(self, model: nn.Module, example: Tensor):
         self.model = model
+        self.body_context: Callable[[], AbstractContextManager] = nullcontext
         self.head = output_head(model)
         self.kind = find_head_use(model, self.head, {"input_ids": example}).kind
         if self.kind == "linear" and not _weight_at_hand(self.head):
@@ -50,7 +56,7 @@ class SplitModel:
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         to_the_head = no_deferral() if self.kind == "logits" else replaced_forward(self.head, _hidden)
-        with to_the_head, without_cudnn(tokens.shape[1]):
+        with to_the_head, self.body_context(), without_cudnn(tokens.shape[1]):
             return logits_of(self.model(**inputs))
 
     def logits(self, hidden: Tensor) -> Tensor:

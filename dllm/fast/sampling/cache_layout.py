@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,7 @@ def find_layout(split: SplitModel) -> Found:
     """
     eager = copy.copy(split)
     eager.model = getattr(split.model, "_orig_mod", split.model)  # torch.compile need not compile for these few tokens
+    eager.body_context = nullcontext
     state = split.kind, run_settings(eager.model)
     known = _layouts.get(eager.model)
     if known is not None and known[0] == state:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.compiled.decision import check_compile_body
 from dllm.fast.head.split import output_head
 from dllm.fast.model import find_mask_id, right_shift_of
 from dllm.fast.sampling.batch import DenoisingBatch
@@ -41,6 +42,7 @@ def generate(
     return_stats: bool = False,
     impl: str = "auto",
     cuda_graph: bool | None = None,
+    compile_body: bool | None = None,
 ) -> Tensor | tuple[Tensor, Stats]:
     """Append `gen_length` tokens to each prompt by masked diffusion: start from masks, commit the most confident in
     steps.
@@ -80,6 +82,8 @@ def generate(
         return_stats: also return :class:`Stats`.
         impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
         cuda_graph: None captures the step as a CUDA graph where that works and pays, True insists, False never does.
+        compile_body: the model's body through torch.compile: None where that works and pays for so many steps, True
+            insists, False never does. A compiled body rounds otherwise (docs/samplers.md).
 
     Returns:
         int64 [B, P + gen_length], the prompts with what was generated; with `return_stats` a pair with :class:`Stats`.
@@ -89,7 +93,7 @@ def generate(
             positions; the model has not run.
         ValueError: the model is causal, which was tried on a few tokens, or attends block by block (LLaDA2).
         RuntimeError: a row's logits had no finite number (names row and step), an explicit `impl` is not available,
-            or cuda_graph=True and the step cannot be captured.
+            cuda_graph=True and the step cannot be captured, or compile_body=True and the body cannot be compiled.
 
     Source: the sampling loop of the ModernBERT-chat model card, after LLaDA (arXiv:2502.09992).
 
@@ -132,8 +136,11 @@ def generate(
     )
     padding = prompt.shape[1] - lengths
     show = None if on_step is None else lambda step: on_step(_left_padded(step, padding))
-    denoiser = Denoiser(model, policy, cuda_graph=cuda_graph, on_step=show, timed=return_stats)
+    denoiser = Denoiser(
+        model, policy, cuda_graph=cuda_graph, compile_body=compile_body, on_step=show, timed=return_stats
+    )
     _impl.choose(impl, prompt.device)
+    check_compile_body(compile_body, prompt.device)
     canvas = _rotate(denoiser.run(_batch(prompt, lengths, seeds, settings, mask_id)), -padding)
     if not return_stats:
         return canvas

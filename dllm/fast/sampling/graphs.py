@@ -19,6 +19,7 @@ import time
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -257,4 +258,6 @@ def bucket(
     shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in state.tensors().items())
     memory = () if cache is None else (cache.kind, *(t.data_ptr() for t in cache.memory))
     conditions = capture.forward_settings(split.model), capture.capture_conditions(split.model, state.tokens.device)
-    return id(split.head), split.kind, policy, shapes, memory, suffix_columns, conditions
+    # a compiled body is other kernels
+    compiled = split.body_context is not nullcontext
+    return id(split.head), split.kind, compiled, policy, shapes, memory, suffix_columns, conditions

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast import capture, visibility
+from dllm.fast.compiled import decision
 from dllm.fast.head.split import SplitModel
 from dllm.fast.model import block_size_of
 from dllm.fast.sampling import graphs, live, unpadded
@@ -43,6 +44,7 @@ class Denoiser:
     clock: seconds of the parts of a step, with `timed`.
     graphed: whether steps were graph replays; `note` says why not.
     rows_note: how rows of unequal length ran.
+    compiling: whether the body runs compiled, and why.
     capture_seconds, graph_bytes, cache_bytes: what graphs and KV cache cost.
     masks_left: masks that are left in the canvases.
 
@@ -50,6 +52,7 @@ class Denoiser:
         model: as :func:`dllm.fast.generate` takes it.
         policy: the settings.
         cuda_graph: None captures steps as CUDA graphs where that works and pays, True insists, False never does.
+        compile_body: None compiles the model's body where that works and pays, True insists, False never does.
         on_step: called with a :class:`Step` after each step.
         timed: whether the parts of each step are timed.
         early_ends: asked, where the host looks for finished rows, which others end; None: no others do.
@@ -61,13 +64,15 @@ class Denoiser:
         policy: Policy,
         *,
         cuda_graph: bool | None = None,
+        compile_body: bool | None = None,
         on_step: Callable[[Step], object] | None = None,
         timed: bool = False,
         early_ends: EarlyEnds | None = None,
     ):
         self.model, self.policy = model, policy
-        self.cuda_graph, self.on_step, self.timed, self.early_ends = cuda_graph, on_step, timed, early_ends
-        self.forwards, self.note, self.rows_note = 0, "", ""
+        self.cuda_graph, self.compile_body = cuda_graph, compile_body
+        self.on_step, self.timed, self.early_ends = on_step, timed, early_ends
+        self.forwards, self.note, self.rows_note, self.compiling = 0, "", "", decision.EAGER
         self.captured: graphs.CapturedSteps | None = None
         self.cache: KeyValueCache | None = None
         self.capture_seconds, self.graph_bytes, self.cache_bytes = 0.0, 0, 0
@@ -88,7 +93,8 @@ class Denoiser:
             ValueError: the model is causal, does not follow a block-causal mask, or attends by blocks and the policy
                 does not.
             NoFiniteLogit: a row's logits had no finite number; a FloatingPointError and a RuntimeError.
-            RuntimeError: cuda_graph=True and the step cannot be captured.
+            RuntimeError: cuda_graph=True and the step cannot be captured, or compile_body=True and the body cannot be
+                compiled.
         """
         self.batch, self.canvas, device = batch, batch.tokens.clone(), batch.tokens.device
         self.clock = Clock(device, on=self.timed)
@@ -112,6 +118,7 @@ class Denoiser:
         try:
             if self.policy.cache is not None:
                 self._take_cache()
+            self._decide_to_compile(most_steps)
             if capturing:
                 self._enter_graphs(most_steps)
             self._denoise(most_steps)
@@ -157,6 +164,14 @@ class Denoiser:
             shift_column=hidden if self.policy.keeps_shift_column else None,
         )
         self.cache_bytes = self.cache.bytes
+
+    def _decide_to_compile(self, most_steps: int) -> None:
+        """Let the body run compiled where that is asked for, or pays; after all that is found out on a few tokens."""
+        columns = self.canvas.shape[1] if self.cache is None else self.policy.window
+        tokens = self._canvases * len(self.canvas) * columns
+        how = dict(forwards=most_steps, tokens=tokens, device=self.canvas.device)
+        self.compiling = decision.decide(self.model, self.compile_body, **how)
+        self.split.body_context = self.compiling.context
 
     def _give_back(self) -> None:
         """Let later calls have the graphs and the cache."""

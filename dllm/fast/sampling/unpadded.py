@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -178,6 +179,7 @@ def _why_not_packed(split: SplitModel) -> str | None:
         return known[1]
     eager = copy.copy(split)
     eager.model = model  # torch.compile need not compile for these few tokens
+    eager.body_context = nullcontext
     with no_deferral(), torch.no_grad():
         why, finite = _inspect(eager)
     if finite:
