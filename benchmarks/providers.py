@@ -13,6 +13,7 @@ from benchmarks.case import Case
 from benchmarks.models import Loaded
 
 NAMES = ("card", "card-compile", "card-reduce-overhead", "full-canvas", "ours-eager", "ours-graph")
+NAMES += ("ours-compiled", "ours-graph-compiled")  # the body through torch.compile, inside dllm's loop
 # mode of torch.compile; the second captures CUDA graphs and takes longest to start
 COMPILED = {"card-compile": "default", "card-reduce-overhead": "reduce-overhead"}
 OnStep = Callable[[object], None] | None  # called after each step
@@ -67,7 +68,7 @@ def build(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
     if name in COMPILED:
         torch._dynamo.reset()  # else a later case, of another shape, would be compiled with dynamic shapes
         return _card(name, loaded, case, prompt, torch.compile(loaded.model, mode=COMPILED[name]))
-    if name in ("ours-eager", "ours-graph"):
+    if name.startswith("ours-"):
         return _ours(name, loaded, case, prompt)
     raise ValueError(f"provider must be one of {', '.join(NAMES)}, got {name!r}")
 
@@ -141,11 +142,13 @@ def _card(name: str, loaded: Loaded, case: Case, prompt: Tensor, model: Callable
 
 
 def _ours(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
-    """`dllm.fast.generate` or a sampler of dllm, eager or with CUDA graphs; there is no fallback between the two."""
+    """`dllm.fast.generate` or a sampler of dllm, with CUDA graphs or without, the body compiled or not; there is no
+    fallback between these."""
     from dllm.fast.sampling import graphs
 
-    graph = name == "ours-graph"
-    run = _generate(loaded, case, prompt, graph) if case.sampler == "generate" else _sample(loaded, case, prompt, graph)
+    graph = name.startswith("ours-graph")
+    how = {"cuda_graph": graph, "compile_body": name.endswith("-compiled")}
+    run = (_generate if case.sampler == "generate" else _sample)(loaded, case, prompt, how)
     if graph:
         graphs.CACHE.clear()  # so that the first run captures and its memory is measured
 
@@ -156,7 +159,7 @@ def _ours(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
         counts = {"forwards": stats.forwards, "row_forwards": sum(stats.row_forwards), "canvas": canvas}
         if case.cfg_scale:
             canvas = torch.cat([canvas, canvas])
-        body = stats.forwards * graphed_body_seconds(loaded, canvas)
+        body = stats.forwards * graphed_body_seconds(loaded, canvas, compiled=how["compile_body"])
         note = "body replayed alone; head+sampling includes the transfer"
         return Split(body, stats.seconds - body, None, **counts, note=note)
 
@@ -183,11 +186,11 @@ def _ours(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
     return Provider(name, lambda steps: run(steps, False), split, captures=graph)
 
 
-def _generate(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable[..., object]:
+def _generate(loaded: Loaded, case: Case, prompt: Tensor, how: dict[str, bool]) -> Callable[..., object]:
     """`dllm.fast.generate` as a function of the number of steps, of whether to return stats too, and of `on_step`."""
     from dllm.fast import generate
 
-    fixed = {"mask_id": loaded.mask_id, "seed": case.seed, "cuda_graph": graph}
+    fixed = {"mask_id": loaded.mask_id, "seed": case.seed, **how}
 
     def run(steps: int | None, stats: bool, on_step: OnStep = None) -> object:
         shared = case.loop_arguments(steps) | fixed
@@ -196,23 +199,26 @@ def _generate(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callab
     return run
 
 
-def _sample(loaded: Loaded, case: Case, prompt: Tensor, graph: bool) -> Callable[..., object]:
+def _sample(loaded: Loaded, case: Case, prompt: Tensor, how: dict[str, bool]) -> Callable[..., object]:
     """The case's sampler as a function of the same arguments."""
     sampler = loops.our_sampler(case, loaded)
 
     def run(steps: int | None, stats: bool, on_step: OnStep = None) -> object:
         settings = loops.our_settings(case, steps)
-        output = sampler.sample(prompt, cuda_graph=graph, return_dict=stats, on_step=on_step, **settings)
+        output = sampler.sample(prompt, **how, return_dict=stats, on_step=on_step, **settings)
         return (output.sequences, output.stats) if stats else output
 
     return run
 
 
-def graphed_body_seconds(loaded: Loaded, canvas: Tensor, replays: int = 20) -> float:
+def graphed_body_seconds(loaded: Loaded, canvas: Tensor, replays: int = 20, *, compiled: bool = False) -> float:
     """Mean seconds of a replay of the transformer's body alone, captured as a CUDA graph, over `replays` in a row."""
+    from dllm.fast.compiled.body import CompiledBody
     from dllm.fast.head.split import SplitModel
 
     tap = SplitModel(loaded.model, canvas[:1])
+    if compiled:
+        tap.body_context = CompiledBody(loaded.model, required=True).in_place
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(side):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import dllm_kernels
+from dllm.fast.compiled.decision import why_not_compile
 from dllm_kernels import _extension, _impl
 
 _CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
@@ -79,6 +80,17 @@ def extension() -> dict[str, str]:
         "compiler": status.compiler or "none found",
         "sources": str(status.source),
     }
+
+
+def compiler() -> dict[str, str]:
+    """Whether a model's body can go through torch.compile (`compile_body`), for each device type.
+
+    Example:
+        >>> "cpu" in compiler()
+        True
+    """
+    found = {device: why_not_compile(torch.device(device)) for device in _device_types()}
+    return {device: f"unavailable: {why}" if why else "available" for device, why in found.items()}
 
 
 def picked() -> list[dict[str, str]]:
@@ -259,6 +271,7 @@ PARTS = {
     "versions": versions,
     "devices": devices,
     "extension": extension,
+    "torch.compile": compiler,
     "picked": picked,
     "self-test": self_test,
 }

@@ -46,8 +46,8 @@ class LikelihoodConfig:
     cache: for models that attend block by block: keep keys and values of the text before a block.
     tokens_per_forward: rows times columns of a forward; None: chosen for the device.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
-    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards, True
-        required, False never.
+    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards,
+        True required, False never.
 
     Raises:
         TypeError, ValueError: a setting breaks a rule.

@@ -35,8 +35,8 @@ class BaseSamplerConfig:
         (`eot_token_id`) if it has one, and no mask before it; the rest of the row becomes EOS.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
     cuda_graph: steps as CUDA graphs: None where possible and worthwhile, True required, False never.
-    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards, True
-        required, False never.
+    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards,
+        True required, False never.
     keep_histories: with `return_dict`, keep the canvas of every step; False returns the stats alone beside the
         sequences, without the cost of a look at every step.
     """

@@ -25,8 +25,8 @@ class EditFlowSamplerConfig:
     max_length: the most tokens of a text; None: as many as the model has positions, if they end.
     suppress_tokens: never put in.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
-    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards, True
-        required, False never.
+    compile_body: the model's body through torch.compile: None where that works and pays for the number of forwards,
+        True required, False never.
     """
 
     return_dict: bool = False

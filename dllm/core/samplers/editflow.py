@@ -302,8 +302,9 @@ def _stats(
         tokens=tokens,
         useful_tokens=tokens,
         mode="eager",
-        note="; ".join(filter(None, (f"{loop.steps} steps of edits", compiling.note))),
+        note=f"{loop.steps} steps of edits",
         compiled=compiling.compiled,
+        compile_note=compiling.note,
         compile_seconds=compiling.seconds,
         masks_left=int(((texts.tokens == mask_id) & texts.editable & texts.real).sum()),
     )

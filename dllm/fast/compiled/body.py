@@ -27,7 +27,7 @@ from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.split import output_head
 from dllm.fast.model import unwrapped
 
-# Graphs of one body. A model that takes more ways than this is not made for dynamic shapes: each graph takes 10 to 50 s.
+# Graphs of one body. A model that needs more is not made for dynamic shapes, and each takes 10 to 50 s.
 MOST_GRAPHS = 16
 _BACKEND: str | Callable[..., object] = "inductor"  # tests take a cheaper one
 
@@ -117,7 +117,7 @@ class CompiledBody:
         began, graphs, outer = time.perf_counter(), self.graphs, getattr(_here, "body", None)
         _here.body = self
         try:
-            with _room_for_graphs():
+            with _torch_settings():
                 result = self._compiled.call(original, args, kwargs)
         except Exception as error:
             if not _is_compilers(error):
@@ -216,16 +216,17 @@ def _compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
 
 
 @contextmanager
-def _room_for_graphs() -> Iterator[None]:
-    """torch's limit of graphs, for the forward of a body alone: beyond it torch gives up."""
+def _torch_settings() -> Iterator[None]:
+    """torch's settings for a body's forward alone: room for its graphs, beyond which torch gives up; and numbers like a
+    scale or an epsilon are constants, or torch would find that out in a first attempt and trace all of it again."""
     import torch._dynamo.config as dynamo
 
-    before = dynamo.recompile_limit
-    dynamo.recompile_limit = max(before, MOST_GRAPHS)
+    limit, constants = dynamo.recompile_limit, dynamo.specialize_float
+    dynamo.recompile_limit, dynamo.specialize_float = max(limit, MOST_GRAPHS), True
     try:
         yield
     finally:
-        dynamo.recompile_limit = before
+        dynamo.recompile_limit, dynamo.specialize_float = limit, constants
 
 
 def _is_compilers(error: BaseException) -> bool:

@@ -3,14 +3,16 @@
 The decision depends on the arguments and the model alone: not on clocks, on earlier calls or on what is cached. So a
 call that is repeated decides as before.
 
-What a compiled body saves is mostly memory traffic between products and, on a GPU, launches: so many seconds for each
-number that a linear layer puts out, and for each linear layer. Compiling takes so many seconds for each linear layer.
-Both are measured for bodies with rotary positions and gates (ModernBERT, Llama); a BERT with exact GELU saves less.
+What a compiled body saves is memory traffic between products and, on a GPU, launches: so many seconds for each byte
+that a linear layer puts out, and for each linear layer. Compiling takes so many seconds for each linear layer. Both are
+measured with ModernBERT, which has rotary positions, gates and layer norms. A BERT with exact GELU saves nothing on a
+CPU: there None costs a long run some seconds.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shlex
 import shutil
@@ -27,12 +29,13 @@ from torch import nn
 
 from dllm.fast.compiled.body import CannotCompile, CompiledBody, find_body, why_compiled_already
 
-# Seconds saved for each number that a linear layer puts out, and for each linear layer of a forward. CPU: measured on
-# two cores (benchmarks/LOG.md). GPU: reckoned from 4 bytes less of traffic at 3.3 TB/s, and three launches less.
-SAVED_PER_NUMBER = {"cpu": 1.3e-9, "cuda": 1.2e-12}
+# Seconds saved for each byte that a linear layer puts out, and for each linear layer of a forward. CPU: measured on two
+# cores (benchmarks/LOG.md). GPU: reckoned, from two bytes less of traffic for each at 3.3 TB/s and three launches less.
+SAVED_PER_BYTE = {"cpu": 3.3e-10, "cuda": 6e-13}
 SAVED_PER_LINEAR = {"cpu": 1e-5, "cuda": 1.2e-5}
 # Seconds that a cold compile takes, and for each linear layer; measured on two cores.
 COMPILE_SECONDS, COMPILE_SECONDS_PER_LINEAR = 4.0, 0.5
+MARGIN = 2  # it pays where it saves this many times what it costs
 
 _repeats: ContextVar[int] = ContextVar("calls of a run", default=1)
 
@@ -130,17 +133,19 @@ def why_it_does_not_pay(model: nn.Module, forwards: int, tokens: int, device: to
         >>> from transformers import BertConfig, BertForMaskedLM
         >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> why_it_does_not_pay(BertForMaskedLM(BertConfig(**size)), 100, 64, torch.device("cpu"))
-        'compiling the body pays from 166667 forwards on, and this run has at most 100'
+        'compiling the body pays from 218563 forwards on, and this run has at most 100'
     """
     forwards *= _repeats.get()
     body = find_body(model)
     widths = [] if body is None else [width for module in body.modules() if (width := _width(module))]
     if not widths:
         return "the body has no linear layer of its own"
-    if device.type not in SAVED_PER_NUMBER:
+    if device.type not in SAVED_PER_BYTE:
         return f"what a compiled body saves on {device.type} is not known"
-    saved = tokens * sum(widths) * SAVED_PER_NUMBER[device.type] + len(widths) * SAVED_PER_LINEAR[device.type]
-    least = -int(-(COMPILE_SECONDS + COMPILE_SECONDS_PER_LINEAR * len(widths)) // saved)
+    size = next(body.parameters()).element_size()
+    saved = tokens * sum(widths) * size * SAVED_PER_BYTE[device.type] + len(widths) * SAVED_PER_LINEAR[device.type]
+    costs = COMPILE_SECONDS + COMPILE_SECONDS_PER_LINEAR * len(widths)
+    least = math.ceil(MARGIN * costs / saved)
     if forwards >= least:
         return None
     return f"compiling the body pays from {least} forwards on, and this run has at most {forwards}"

@@ -26,10 +26,10 @@ class Stats:
     useful_tokens: generated tokens up to the first EOS of each row, that one included.
     masks_left: generated tokens that are still the mask token: the model chose it, or the steps were too few.
     mode: "eager" or "graph".
-    note: why not "graph"; why the body ran compiled, or did not; whether rows of unequal length ran without their padding, or apart, and why.
+    note: why not "graph"; whether rows of unequal length ran without their padding, or apart, and why.
     cache_bytes: memory of the keys and values that the steps kept, 0 without a cache.
     capture_seconds: what of `seconds` went into capturing graphs, s: 0 where earlier calls have captured all.
-    compiled: whether the model's body ran compiled, as `compile_body` says.
+    compiled: whether the model's body ran compiled, as `compile_body` says; `compile_note` says why, or why not.
     compile_seconds: what of `seconds` went into compiling it, s: 0 where earlier calls have compiled all.
     graph_bytes: memory that graphs work in, those of other shapes on the device too, as they share it; 0 without one,
         and where the memory allocator is not torch's own.
@@ -50,6 +50,7 @@ class Stats:
     graph_bytes: int = 0
     masks_left: int = 0
     compiled: bool = False
+    compile_note: str = ""
     compile_seconds: float = 0.0
 
     @property
@@ -88,11 +89,12 @@ def stats_of(
         tokens=total,
         useful_tokens=useful,
         mode="graph" if denoiser.graphed else "eager",
-        note="; ".join(filter(None, (denoiser.note, denoiser.rows_note, denoiser.compiling.note))),
+        note="; ".join(filter(None, (denoiser.note, denoiser.rows_note))),
         cache_bytes=denoiser.cache_bytes,
         capture_seconds=denoiser.capture_seconds,
         graph_bytes=denoiser.graph_bytes,
         masks_left=denoiser.masks_left,
         compiled=denoiser.compiling.compiled,
+        compile_note=denoiser.compiling.note,
         compile_seconds=denoiser.compiling.seconds,
     )
