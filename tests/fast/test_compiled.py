@@ -15,14 +15,19 @@ import pytest
 import torch
 from torch import nn
 
+from dllm.core.eval.config import read_settings
+from dllm.core.eval.generation import GenerationRequest, generate_requests
+from dllm.core.eval.models import model_named
 from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
-from dllm.core.samplers import BD3LMSampler, FastDLLMSampler
+from dllm.core.samplers import BD3LMSampler, FastDLLMSampler, MDLMSampler
+from dllm.demo.shipped import load_shipped
 from dllm.fast import generate
 from dllm.fast.compiled import body as bodies
 from dllm.fast.compiled import decision
 from dllm.fast.compiled.body import CompiledBody, find_body
 from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling import graphs
+from tests import graph_stand_in
 from tests.causal_models import EOS, causal_model
 from tests.models import MASK_ID, tiny
 
@@ -331,6 +336,32 @@ def test_graphs_of_compiled_bodies_are_their_own():
         split.body_context = decision.decide(model, compile_body, forwards=1, tokens=2, device=CPU).context
         keys.add(graphs.bucket(split, state, None))
     assert len(keys) == 2
+
+
+def test_a_warm_up_does_not_swallow_the_failure(compiled, monkeypatch):
+    graph_stand_in.install_sampling(monkeypatch)
+    with pytest.raises(RuntimeError, match=r"torch\.compile cannot compile it"):
+        generate(with_body(Branching), prompts(2, 5), compile_body=True, **ARGUMENTS)
+
+
+def test_an_evaluation_decides_by_all_of_its_batches(monkeypatch):
+    model, tokenizer = load_shipped()
+    asked = []
+
+    def pays(model, forwards, tokens, device):
+        asked.append(decision._repeats.get())
+        return "no"
+
+    monkeypatch.setattr(decision, "why_it_does_not_pay", pays)
+    requests = [GenerationRequest([5, 6]) for _ in range(5)]
+    settings = MDLMSampler.config_class(max_new_tokens=4, steps=2, block_size=4)
+    generate_requests(MDLMSampler(model, tokenizer), requests, settings, batch_size=2)
+    assert asked == [3, 3, 3] and decision._repeats.get() == 1
+
+
+def test_settings_of_an_evaluation():
+    settings = read_settings(model_named("bert"), {"pretrained": "some/model", "compile_body": "true"})
+    assert settings.sampler.compile_body is True and settings.likelihood.compile_body is True
 
 
 def test_likelihoods(compiled):

@@ -103,9 +103,11 @@ class CompiledBody:
         """Within this context the calling thread's forwards of the model run the body compiled.
 
         Raises:
-            CannotCompile: the compiler fails in the first forward, and `required`.
+            CannotCompile: the compiler has failed in the first forward, or fails now, and `required`.
         """
         if self.why_not is not None:
+            if self.required and not self._ran:  # also where a capture's warm-up has swallowed the error
+                raise CannotCompile(self.why_not)
             yield
             return
         with replaced_forward(self._body, self._run):
