@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm.fast.sampling.merge import padding_mask
 from dllm.fast.sampling.schedule import Schedule
 from dllm.fast.sampling.state import Policy, State
 
@@ -35,13 +36,13 @@ class DenoisingBatch:
     begin_suppress: Tensor | None = None
 
     def state(self, policy: Policy) -> State:
-        """The state before the first step."""
+        """The state before the first step. Padding holds the mask token, so that no end of text stands in it."""
         (batch, columns), device = self.tokens.shape, self.tokens.device
-        padded = bool((self.length < columns).any())
-        mask = (torch.arange(columns, device=device) < self.length[:, None]).long() if padded else None
+        window, mask = min(policy.window, max(columns, 1)), padding_mask(self.length, columns)
+        tokens = self.tokens if mask is None else self.tokens.masked_fill(mask == 0, policy.mask_id)
         zeros = torch.zeros(batch, dtype=torch.int64, device=device)
         return State(
-            tokens=self.tokens.clone(),
+            tokens=tokens.clone(),
             given=self.given,
             editable=None if policy.edit_threshold is None else self.tokens == policy.mask_id,
             attention_mask=mask,
@@ -60,8 +61,8 @@ class DenoisingBatch:
             failed=zeros - 1,
             overflow=torch.zeros(1, dtype=torch.int64, device=device),
             start=zeros.clone(),
-            proposals=self.tokens.new_full((batch, policy.window), -1),
-            confidence=torch.zeros(batch, policy.window, dtype=torch.float32, device=device),
+            proposals=self.tokens.new_full((batch, window), -1),
+            confidence=torch.zeros(batch, window, dtype=torch.float32, device=device),
             suppress=self.suppress,
             begin_suppress=self.begin_suppress,
         )

@@ -94,6 +94,11 @@ class Policy:
         return self.right_shift and self.cache in ("prefix", "dual")
 
     @property
+    def canvases(self) -> int:
+        """How many canvases of each row run: the second one is that without the prompt, under guidance."""
+        return 1 if self.cfg_scale == 0 else 2
+
+    @property
     def keeps_to_blocks(self) -> bool:
         """Whether a step commits tokens in the row's current block only."""
         return self.block_causal is not None or self.cache is not None

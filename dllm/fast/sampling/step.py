@@ -68,7 +68,7 @@ def _candidates(state: State, policy: Policy, hidden_states: HiddenStates) -> Ca
         mask_id=policy.mask_id,
         start=state.start,
         overflow=state.overflow,
-        window=policy.window,
+        window=state.proposals.shape[1],
         hidden_offset=hidden_states.offset,
         hidden_rows=len(hidden_states.hidden[0]),
         right_shift=policy.right_shift,
