@@ -8,7 +8,8 @@ import torch
 from dllm.core import samplers
 from dllm.core.samplers.layout import lay_out_texts
 from dllm.fast.sampling import merge
-from dllm.fast.sampling.running import NoFiniteLogit, Running
+from dllm.fast.sampling.rows import NoFiniteLogit
+from dllm.fast.sampling.running import Running
 from tests.causal_models import causal_model
 from tests.models import MASK_ID, shared, tiny
 

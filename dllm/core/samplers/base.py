@@ -193,6 +193,7 @@ class BaseSampler(ABC):
             length=length,
             seeds=layout.seeds.to(device),
             schedule=self._schedule(layout, config, policy, device),
+            temperature=_row_temperatures(config.temperature, len(layout.rows), device),
             suppress=canvas.token_flags(suppress, model),
             begin_suppress=canvas.token_flags(begin_suppress, model),
         )
@@ -204,14 +205,14 @@ class BaseSampler(ABC):
 
     def _policy(self, layout: RowLayout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, RowLayout]:
         """The loop's policy, and the layout without the blocks that take no steps under it."""
-        fields = self.policy(config)
+        fields, own = self.policy(config), config.temperature
         block_causal = "block_causal" in fields
         layout = layout.without_idle_blocks(keep_between=block_causal)
         policy = Policy(
             mask_id=layout.mask_id,
             window=layout.window(by_block=block_causal or "cache" in fields),
             block_length=layout.most_masks,
-            temperature=config.temperature,
+            temperature=max(own, default=0.0) if isinstance(own, (list, tuple)) else own,
             cfg_scale=config.cfg_scale,
             right_shift=self._right_shift(config),
             eos_id=eos_id if config.stop_at_eos else None,
@@ -262,3 +263,12 @@ def _check_callable(**calls: object) -> None:
     for name, call in calls.items():
         if call is not None and not callable(call):
             raise TypeError(f"{name} must be callable, got {type(call).__name__}")
+
+
+def _row_temperatures(temperature: float | Sequence[float], rows: int, device: torch.device) -> Tensor | None:
+    """float32 [B] of a temperature for each row; None of one number for all."""
+    if not isinstance(temperature, (list, tuple)):
+        return None
+    if len(temperature) != rows:
+        raise ValueError(f"temperature must be one number or one per row, got {len(temperature)} for {rows} rows")
+    return torch.tensor(temperature, dtype=torch.float32, device=device)

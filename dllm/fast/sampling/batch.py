@@ -23,6 +23,7 @@ class DenoisingBatch:
     length: int64 [B], columns of each row; the rest is padding.
     seeds: int64 [B].
     schedule: of the rows.
+    temperature: float32 [B], of each row; None: the policy's.
     suppress, begin_suppress: bool [V], tokens that are never sampled, or sampled with no confidence.
     """
 
@@ -32,6 +33,7 @@ class DenoisingBatch:
     length: Tensor
     seeds: Tensor
     schedule: Schedule
+    temperature: Tensor | None = None
     suppress: Tensor | None = None
     begin_suppress: Tensor | None = None
 
@@ -63,6 +65,7 @@ class DenoisingBatch:
             start=zeros.clone(),
             proposals=self.tokens.new_full((batch, window), -1),
             confidence=torch.zeros(batch, window, dtype=torch.float32, device=device),
+            temperature=self.temperature,
             suppress=self.suppress,
             begin_suppress=self.begin_suppress,
         )

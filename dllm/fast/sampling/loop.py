@@ -12,7 +12,8 @@ from dllm.fast.sampling import live
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.ends import EarlyEnds
 from dllm.fast.sampling.live import Step
-from dllm.fast.sampling.running import FinishedRow, NoFiniteLogit, Running
+from dllm.fast.sampling.rows import FinishedRow, NoFiniteLogit
+from dllm.fast.sampling.running import Running
 from dllm.fast.sampling.state import Policy
 
 _log = logging.getLogger("dllm.fast")

@@ -29,7 +29,7 @@ _PADDED: dict[str, tuple[tuple[str, ...], float]] = {
     "proposals": (("window",), -1),
     "confidence": (("window",), -torch.inf),
 }
-_OF_THE_BATCH = ("attention_mask", "overflow", "suppress", "begin_suppress", "cells", "row_groups")
+_OF_THE_BATCH = ("attention_mask", "overflow", "temperature", "suppress", "begin_suppress", "cells", "row_groups")
 
 
 class Sizes(NamedTuple):
@@ -89,7 +89,7 @@ def narrowed(state: State, sizes: Sizes, mask_id: int) -> State:
 
 
 def joined(states: Sequence[State]) -> State:
-    """The rows of states of the same sizes, one after the other; how rows run is left out.
+    """The rows of states of the same sizes, one after the other; how rows run, and their temperatures, are left out.
 
     Example:
         >>> joined([])
@@ -107,6 +107,7 @@ def joined(states: Sequence[State]) -> State:
         **found,
         attention_mask=padding_mask(found["length"], found["tokens"].shape[1]),
         overflow=sum(state.overflow for state in states),
+        temperature=None,
         suppress=first.suppress,
         begin_suppress=first.begin_suppress,
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dllm.fast.head.split import SplitModel
 from dllm.fast.model import position_limit
@@ -20,7 +19,8 @@ from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.ends import EarlyEnds, ended
 from dllm.fast.sampling.plan import Planner
 from dllm.fast.sampling.replay import Replays
-from dllm.fast.sampling.row_layout import lay_out, rounded_up
+from dllm.fast.sampling.row_layout import lay_out
+from dllm.fast.sampling.rows import FinishedRow, Row, rows_of, sizes_of, with_temperatures
 from dllm.fast.sampling.state import Policy, State
 from dllm.fast.sampling.step import denoise_step
 
@@ -28,37 +28,6 @@ from dllm.fast.sampling.step import denoise_step
 POLL_EVERY = {"cpu": 1, "cuda": 8}
 
 _log = logging.getLogger("dllm.fast")
-
-
-class NoFiniteLogit(FloatingPointError, RuntimeError):
-    """A model's logits were NaN or infinite where a token had to be chosen."""
-
-
-class FinishedRow(NamedTuple):
-    """A row that has left, because it is finished or because of an error.
-
-    id: of :meth:`Running.join`.
-    tokens: int64 [length], its columns, with EOS after the first end of text where the policy has one.
-    forwards: how many forwards it took part in.
-    error: its logits had no finite number; None: it is finished.
-    """
-
-    id: int
-    tokens: Tensor
-    forwards: int
-    error: NoFiniteLogit | None
-
-
-@dataclass(slots=True)
-class _Row:
-    """What the host knows of a row: its sizes, and how many steps it has left, at most."""
-
-    id: int
-    length: int
-    width: int
-    blocks: int
-    steps: int
-    left: int
 
 
 class Running:
@@ -131,7 +100,7 @@ class Running:
         self.forwards, self.cache_bytes, self.overflow, self.rows_note = 0, 0, 0, ""
         self.clock: Clock | None = None
         self.replays: Replays | None = None
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._next_id = 0
         self._state: State | None = None
         self._split: SplitModel | None = None
@@ -154,8 +123,8 @@ class Running:
 
         Args:
             batch: the rows.
-            policy: under which they were planned, which may differ from the others' in `window` and `block_length`;
-                None: the same as theirs.
+            policy: under which they were planned, which may differ from the others' in `window`, `block_length` and
+                `temperature`; None: the same as theirs.
 
         Returns:
             Their ids, which go on from 0.
@@ -166,9 +135,9 @@ class Running:
                 Nothing has joined then.
             RuntimeError: cuda_graph=True and the step cannot be captured.
         """
+        new = self._described(batch, self.policy if policy is None else policy)
         policy = self._common(policy)
         self._check_company(batch)
-        new = self._described(batch)
         if not new:
             return []
         split, device = self._split, batch.tokens.device
@@ -179,10 +148,10 @@ class Running:
         else:
             self._leave_graphs("rows have joined a batch that runs")
         rows = self._rows + new
-        sizes = _sizes(rows, policy)
+        sizes = sizes_of(rows, policy)
         states = [] if self._state is None else [self._state]
         states = [merge.resized(state, sizes, policy.mask_id) for state in (*states, batch.state(policy))]
-        state = merge.joined(states)
+        state, policy = with_temperatures(merge.joined(states), policy, rows)
         sized = [(row.length, row.width) for row in rows]
         by_width = self.width_multiple is not None
         state.cells, state.row_groups, note = lay_out(split, policy, sized, device, by_width=by_width)
@@ -292,7 +261,8 @@ class Running:
             window=max(policy.window, self.policy.window),
             block_length=max(policy.block_length, self.policy.block_length),
         )
-        if replace(policy, window=wider.window, block_length=wider.block_length) != wider:
+        own = dict(window=wider.window, block_length=wider.block_length, temperature=wider.temperature)
+        if replace(policy, **own) != wider:
             raise ValueError(f"rows of one policy run together, got {policy} beside {self.policy}")
         return wider
 
@@ -309,19 +279,13 @@ class Running:
             if (own is None) != (new is None) or (own is not None and not torch.equal(own, new)):
                 raise ValueError(f"{name} must be that of the rows that run, got another")
 
-    def _described(self, batch: DenoisingBatch) -> list[_Row]:
+    def _described(self, batch: DenoisingBatch, policy: Policy) -> list[Row]:
         """What the host must know of new rows; waits for the device."""
-        steps, lengths = batch.schedule.steps.tolist(), batch.length.tolist()
-        ids, widths = range(self._next_id, self._next_id + len(lengths)), lengths
+        limit = None
         if self.width_multiple is not None:
             positions, is_hard = position_limit(self.model)
             limit = positions if is_hard else None
-            widths = [rounded_up(length, self.width_multiple, limit) for length in lengths]
-        blocks = batch.schedule.blocks.tolist()
-        return [
-            _Row(id_, length, width, count, max(own), sum(own))
-            for id_, length, width, count, own in zip(ids, lengths, widths, blocks, steps, strict=True)
-        ]
+        return rows_of(batch, policy, self._next_id, multiple=self.width_multiple, limit=limit)
 
     def _begin(self, device: torch.device) -> None:
         """Take the cache and the captured steps of rows that are the first."""
@@ -369,11 +333,7 @@ class Running:
         tokens = ended(state, self.policy, state.tokens)[index]
         leaving = set(places)
         self._keep([place for place in range(len(self._rows)) if place not in leaving])
-        errors = [None if step < 0 else NoFiniteLogit(_no_finite_logit(step)) for step in failed]
-        return [
-            FinishedRow(row.id, own[: row.length], count, error)
-            for row, own, count, error in zip(rows, tokens, forwards, errors, strict=True)
-        ]
+        return [FinishedRow.of(*each) for each in zip(rows, tokens, failed, forwards, strict=True)]
 
     def _keep(self, places: list[int]) -> None:
         """Go on with the rows at `places` (ascending), which need no more room than they need."""
@@ -388,7 +348,9 @@ class Running:
         self._rows = [self._rows[place] for place in places]
         state = self._state.rows(torch.tensor(places, device=self._device))
         if self.policy.cache is None:  # a cache keeps its columns
-            state = merge.narrowed(state, _sizes(self._rows, self.policy), self.policy.mask_id)
+            state = merge.narrowed(state, sizes_of(self._rows, self.policy), self.policy.mask_id)
+        if state.temperature is not None:
+            state, self.policy = with_temperatures(state, self.policy, self._rows)
         self._state = state
 
     def _leave_graphs(self, why: str) -> None:
@@ -396,17 +358,6 @@ class Running:
         if self.graphed:
             self._state = self._state.copy()
             self.replays.leave(why)
-
-
-def _sizes(rows: Sequence[_Row], policy: Policy) -> merge.Sizes:
-    """What rows need room for."""
-    columns = max(row.width for row in rows)
-    blocks, steps = max(row.blocks for row in rows), max(row.steps for row in rows)
-    return merge.Sizes(columns, max(blocks, 1), max(steps, 1), min(policy.window, columns))
-
-
-def _no_finite_logit(step: int) -> str:
-    return f"no logit was finite at step {step}, so no token could be chosen"
 
 
 def _warn_of_dropout(model: nn.Module) -> None:

@@ -74,6 +74,7 @@ def _candidates(state: State, policy: Policy, hidden_states: HiddenStates) -> Ca
         right_shift=policy.right_shift,
         block_only=policy.keeps_to_blocks,
         editable=state.editable,
+        temperature=state.temperature,
         room=None if device == "cpu" else room,
         multiple=ROW_MULTIPLE.get(device, ROW_MULTIPLE["cuda"]),
         impl=policy.impl,
