@@ -202,7 +202,7 @@ def test_as_tuned(vocab_size, dtype, temperature):
     assert_within_budget(got, logits, **{**noise, "temperature": torch.full((2,), temperature)})
 
 
-@pytest.mark.parametrize("statistics", STATISTICS)
+@pytest.mark.parametrize("statistics", ["raw", "tempered"])
 def test_rows_of_other_temperatures_have_the_bits_that_they_have_alone(statistics):
     """Also at T = 0, where a call with that one number draws no noise and compiles another kernel."""
     logits, head = make_logits(2, 4112), make_head(2, 32, 300)

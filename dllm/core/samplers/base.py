@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
-from dllm.core.samplers.config import BaseSamplerConfig, settings_of
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, settings_of
 from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts
+from dllm.core.samplers.many import SampledRow, run_many
 from dllm.core.samplers.run import BaseSamplerOutput, Plan, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
@@ -34,7 +35,7 @@ from dllm.fast.sampling.schedule import Block, Schedule
 from dllm.fast.sampling.state import Policy
 from dllm_kernels import _impl
 
-__all__ = ["BaseSampler", "BaseSamplerConfig", "BaseSamplerOutput", "Plan", "Span"]
+__all__ = ["BaseSampler", "BaseSamplerConfig", "BaseSamplerOutput", "Plan", "SampledRow", "Span"]
 
 
 @dataclass
@@ -113,10 +114,53 @@ class BaseSampler(ABC):
         start_time = time.perf_counter()
         _check_callable(on_step=on_step, finished=finished)
         plan = self.plan(inputs, config, seed=seed, **overrides)
-        if finished is not None and plan.eos_id is None:
-            raise ValueError("finished needs a tokenizer with an eos_token_id")
+        _check_ends(finished, plan)
         early_ends = None if finished is None else EarlyEnds(finished, plan.policy, plan.eos_id)
         return run(self.model, plan, on_step, start_time=start_time, early_ends=early_ends)
+
+    def sample_many(
+        self,
+        inputs: canvas.Rows,
+        config: BaseSamplerConfig | None = None,
+        *,
+        rows: int = 16,
+        seed: Seed = None,
+        width_multiple: int | None = None,
+        finished: Finished | None = None,
+        on_row: Callable[[int, SampledRow], object] | None = None,
+        **overrides: Any,
+    ) -> list[SampledRow]:
+        """Continue many prompts, some at a time: the next one takes the place of one that is finished.
+
+        A row's tokens are those that :meth:`sample` gives it, as far as the width of the canvas does not change their
+        last bits; with `width_multiple` they are the same bits in any company.
+
+        Args:
+            inputs, config, seed, finished, overrides: as :meth:`sample` takes them. `return_dict` is not used.
+            rows: how many run together, at most.
+            width_multiple: as :class:`dllm.fast.sampling.running.Running` takes it.
+            on_row: called with the number of a prompt and its row as soon as that is finished.
+
+        Returns:
+            The rows, in the order of the prompts.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :meth:`sample`. What is wrong with an argument is said before the
+                model runs; a row without a finite logit ends the call at once.
+
+        Example:
+            >>> from dllm.core.samplers import MDLMSampler
+            >>> from dllm.demo.shipped import load_shipped
+            >>> sampler = MDLMSampler(*load_shipped())
+            >>> done = sampler.sample_many([[5, 6, 7], [8], [9, 10]], rows=2, seed=0, steps=2, max_new_tokens=4)
+            >>> [(len(row.tokens), row.forwards) for row in done]
+            [(7, 2), (5, 2), (6, 2)]
+        """
+        at_least(1, "rows", rows)
+        _check_callable(finished=finished, on_row=on_row)
+        plan = self.plan(inputs, config, seed=seed, **overrides)
+        _check_ends(finished, plan)
+        return run_many(self.model, plan, rows=rows, width_multiple=width_multiple, finished=finished, on_row=on_row)
 
     def plan(
         self, inputs: canvas.Rows, config: BaseSamplerConfig | None = None, *, seed: Seed = None, **overrides: Any
@@ -272,3 +316,8 @@ def _row_temperatures(temperature: float | Sequence[float], rows: int, device: t
     if len(temperature) != rows:
         raise ValueError(f"temperature must be one number or one per row, got {len(temperature)} for {rows} rows")
     return torch.tensor(temperature, dtype=torch.float32, device=device)
+
+
+def _check_ends(finished: object, plan: Plan) -> None:
+    if finished is not None and plan.eos_id is None:
+        raise ValueError("finished needs a tokenizer with an eos_token_id")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +37,14 @@ class DenoisingBatch:
     temperature: Tensor | None = None
     suppress: Tensor | None = None
     begin_suppress: Tensor | None = None
+
+    def rows(self, index: Sequence[int]) -> DenoisingBatch:
+        """Some of the rows."""
+        chosen = torch.tensor(index, dtype=torch.int64, device=self.tokens.device)
+        per_row = ("tokens", "given", "first", "length", "seeds", "temperature")
+        values = {name: getattr(self, name) for name in per_row}
+        own = {name: None if value is None else value[chosen] for name, value in values.items()}
+        return replace(self, schedule=self.schedule.rows(chosen), **own)
 
     def state(self, policy: Policy) -> State:
         """The state before the first step. Padding holds the mask token, so that no end of text stands in it."""

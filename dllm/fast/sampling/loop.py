@@ -96,22 +96,32 @@ class Denoiser:
         for row in sorted(finished, key=lambda row: row.id):
             if row.error is not None:
                 raise NoFiniteLogit(f"row {row.id}: {row.error}")
-        if overflow := self.running.overflow:
-            _log.warning(
-                "the model chooses its mask token so often that masked positions had to wait for the head %d times; "
-                "on a CPU none waits, and the tokens may differ",
-                overflow,
-            )
+        warn_of_waiting(self.running.overflow)
 
     def _count_masks(self, batch: DenoisingBatch) -> None:
-        """Count the masks left in the canvases: the model chose the mask token, or steps were too few."""
+        """Count the masks left in the canvases."""
         column = torch.arange(self.canvas.shape[1], device=self.canvas.device)
         left = (self.canvas == self.policy.mask_id) & (column < batch.length[:, None])
-        if masks := int(left.sum()):
-            self.masks_left = masks
-            _log.warning(
-                "%d of the generated tokens are still the mask token, the first in row %d: the model chose it, or the "
-                "steps were too few; suppress_tokens of a sampler keeps it from being chosen",
-                masks,
-                int(left.any(1).int().argmax()),
-            )
+        self.masks_left = int(left.sum())
+        if self.masks_left:
+            warn_of_masks(self.masks_left, int(left.any(1).int().argmax()))
+
+
+def warn_of_waiting(times: int) -> None:
+    """Tell that masked positions had to wait for the head, if they had."""
+    if times:
+        _log.warning(
+            "the model chooses its mask token so often that masked positions had to wait for the head %d times; "
+            "on a CPU none waits, and the tokens may differ",
+            times,
+        )
+
+
+def warn_of_masks(masks: int, row: int) -> None:
+    """Tell of masks that are left: the model chose the mask token, or steps were too few."""
+    _log.warning(
+        "%d of the generated tokens are still the mask token, the first in row %d: the model chose it, or the "
+        "steps were too few; suppress_tokens of a sampler keeps it from being chosen",
+        masks,
+        row,
+    )

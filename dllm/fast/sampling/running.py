@@ -23,6 +23,7 @@ from dllm.fast.sampling.row_layout import lay_out
 from dllm.fast.sampling.rows import FinishedRow, Row, rows_of, sizes_of, with_temperatures
 from dllm.fast.sampling.state import Policy, State
 from dllm.fast.sampling.step import denoise_step
+from dllm_kernels import _checks
 
 # To ask a GPU whether rows are finished means to wait for it: do so every so many steps only.
 POLL_EVERY = {"cpu": 1, "cuda": 8}
@@ -91,7 +92,7 @@ class Running:
         early_ends: EarlyEnds | None = None,
         watched: bool = False,
     ):
-        if width_multiple is not None and width_multiple < 1:
+        if width_multiple is not None and _checks.int64("width_multiple", width_multiple) < 1:
             raise ValueError(f"width_multiple must be at least 1, got {width_multiple}")
         if width_multiple is not None and policy.keeps_to_blocks:
             raise ValueError("width_multiple needs attention to whole rows, got a cache or block-causal attention")
@@ -118,6 +119,7 @@ class Running:
         """The rows that run, in order."""
         return [row.id for row in self._rows]
 
+    @torch.no_grad()
     def join(self, batch: DenoisingBatch, policy: Policy | None = None) -> list[int]:
         """Let rows take part from the next step on.
 
@@ -162,6 +164,7 @@ class Running:
             self._begin(device)
         return [row.id for row in new]
 
+    @torch.no_grad()
     def leave(self, ids: Sequence[int]) -> None:
         """Give rows up: they cost nothing more and are not reported.
 
@@ -180,6 +183,7 @@ class Running:
         self.advance()
         return self.collect()
 
+    @torch.no_grad()
     def view(self, ids: Sequence[int]) -> list[live.RowView]:
         """How rows look now.
 
@@ -191,6 +195,7 @@ class Running:
             raise ValueError(f"no such rows run: {sorted(unknown)}; those that do: {self.ids}")
         return live.view(self._state, self.policy, [places[id_] for id_ in ids])
 
+    @torch.no_grad()
     def advance(self) -> None:
         """Run one step, or one replay of several; rows that are finished stay for :meth:`collect`."""
         most, before = max((row.left for row in self._rows), default=0), self._taken
@@ -213,6 +218,7 @@ class Running:
         if self._looks and self.early_ends is not None:
             self.early_ends.end_rows(self._state, self.ids)
 
+    @torch.no_grad()
     def collect(self) -> list[FinishedRow]:
         """Take the finished rows out."""
         if all(row.left <= 0 for row in self._rows):
@@ -226,6 +232,11 @@ class Running:
         if self._cache is not None:
             SPARE.give_back(self._cache)
         self._rows, self._state, self._split, self._planner, self._cache = [], None, None, None, None
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether rows may join: beside a cache, and while steps are captured, only where none runs."""
+        return not self._rows or (self.policy.cache is None and not self.graphed)
 
     @property
     def state(self) -> State:
