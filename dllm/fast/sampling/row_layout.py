@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dllm.fast import visibility
 from dllm.fast.head.split import SplitModel
@@ -13,6 +14,8 @@ from dllm.fast.model import block_size_of
 from dllm.fast.sampling import unpadded
 from dllm.fast.sampling.state import Policy
 from dllm.fast.sampling.unpadded import RowGroups
+
+_log = logging.getLogger("dllm.fast")
 
 
 def lay_out(
@@ -55,6 +58,12 @@ def lay_out(
     if groups is None and by_width:
         groups = RowGroups(widths, one_by_one=False, padded=True)
     return None, groups, note
+
+
+def warn_of_dropout(model: nn.Module) -> None:
+    """Warn if dropout is active: the model then samples other tokens in each call, whatever the seed."""
+    if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in model.modules()):
+        _log.warning("dropout of %s is active while it samples: call its eval() first", type(model).__name__)
 
 
 def rounded_up(length: int, multiple: int, limit: int | None) -> int:

@@ -100,3 +100,33 @@ def with_temperatures(state: State, policy: Policy, rows: Sequence[Row]) -> tupl
     if len(set(temperatures)) > 1:
         own = torch.tensor(temperatures, dtype=torch.float32, device=state.tokens.device)
     return replace(state, temperature=own), replace(policy, temperature=max(temperatures))
+
+
+def common_policy(own: Policy, new: Policy) -> Policy:
+    """The policy of rows that run and of new ones, which may differ in what follows from their lengths, and in the
+    temperature, which rows bring themselves.
+
+    Raises:
+        ValueError: they differ in more.
+    """
+    wider = replace(own, window=max(own.window, new.window), block_length=max(own.block_length, new.block_length))
+    theirs = dict(window=wider.window, block_length=wider.block_length, temperature=wider.temperature)
+    if replace(new, **theirs) != wider:
+        raise ValueError(f"rows of one policy run together, got {new} beside {own}")
+    return wider
+
+
+def check_company(state: State, policy: Policy, batch: DenoisingBatch) -> None:
+    """Check that rows may join those of a state; waits for the device.
+
+    Raises:
+        ValueError: there is a cache, or the rows lie on another device or suppress other tokens.
+    """
+    if policy.cache is not None:
+        raise ValueError("beside a KV cache rows join only while none runs")
+    if batch.tokens.device != state.tokens.device:
+        raise ValueError(f"rows must be on {state.tokens.device}, got {batch.tokens.device}")
+    for name in ("suppress", "begin_suppress"):
+        own, new = getattr(state, name), getattr(batch, name)
+        if (own is None) != (new is None) or (own is not None and not torch.equal(own, new)):
+            raise ValueError(f"{name} must be that of the rows that run, got another")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,16 +17,22 @@ from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.ends import EarlyEnds, ended
 from dllm.fast.sampling.plan import Planner
 from dllm.fast.sampling.replay import Replays
-from dllm.fast.sampling.row_layout import lay_out
-from dllm.fast.sampling.rows import FinishedRow, Row, rows_of, sizes_of, with_temperatures
+from dllm.fast.sampling.row_layout import lay_out, warn_of_dropout
+from dllm.fast.sampling.rows import (
+    FinishedRow,
+    Row,
+    check_company,
+    common_policy,
+    rows_of,
+    sizes_of,
+    with_temperatures,
+)
 from dllm.fast.sampling.state import Policy, State
 from dllm.fast.sampling.step import denoise_step
 from dllm_kernels import _checks
 
 # To ask a GPU whether rows are finished means to wait for it: do so every so many steps only.
 POLL_EVERY = {"cpu": 1, "cuda": 8}
-
-_log = logging.getLogger("dllm.fast")
 
 
 class Running:
@@ -138,15 +142,16 @@ class Running:
             RuntimeError: cuda_graph=True and the step cannot be captured.
         """
         new = self._described(batch, self.policy if policy is None else policy)
-        policy = self._common(policy)
-        self._check_company(batch)
+        policy = self.policy if policy is None else common_policy(self.policy, policy)
+        if self._rows:
+            check_company(self._state, policy, batch)
         if not new:
             return []
         split, device = self._split, batch.tokens.device
         if not self._rows:
             self.replays = Replays(self.cuda_graph, device, watched=self.watched)
             split = SplitModel(self.model, batch.tokens[:1, : min(16, batch.tokens.shape[1])])
-            _warn_of_dropout(self.model)
+            warn_of_dropout(self.model)
         else:
             self._leave_graphs("rows have joined a batch that runs")
         rows = self._rows + new
@@ -178,8 +183,11 @@ class Running:
             self._keep([place for place, row in enumerate(self._rows) if row.id not in leaving])
 
     def step(self) -> list[FinishedRow]:
-        """Run one step of all rows, and return those that are finished now. On a GPU they are looked for every few
-        steps."""
+        """Run one step of all rows, and return those that are finished now, or have an error.
+
+        To look for them a GPU must be waited for: that happens every few steps, and only where rows may be finished
+        apart. After an exception, which the model may raise, the rows are no longer whole: :meth:`close` gives them up.
+        """
         self.advance()
         return self.collect()
 
@@ -263,33 +271,6 @@ class Running:
         as_scheduled = self.policy.follows_schedule and self.early_ends is None
         return not as_scheduled or self._device.type == "cpu" or len({row.left for row in self._rows}) > 1
 
-    def _common(self, policy: Policy | None) -> Policy:
-        """The policy of the running rows and new ones."""
-        if policy is None:
-            return self.policy
-        wider = replace(
-            self.policy,
-            window=max(policy.window, self.policy.window),
-            block_length=max(policy.block_length, self.policy.block_length),
-        )
-        own = dict(window=wider.window, block_length=wider.block_length, temperature=wider.temperature)
-        if replace(policy, **own) != wider:
-            raise ValueError(f"rows of one policy run together, got {policy} beside {self.policy}")
-        return wider
-
-    def _check_company(self, batch: DenoisingBatch) -> None:
-        """Check that rows may join those that run."""
-        if not self._rows:
-            return
-        if self.policy.cache is not None:
-            raise ValueError("beside a KV cache rows join only while none runs")
-        if batch.tokens.device != self._device:
-            raise ValueError(f"rows must be on {self._device}, got {batch.tokens.device}")
-        for name in ("suppress", "begin_suppress"):
-            own, new = getattr(self._state, name), getattr(batch, name)
-            if (own is None) != (new is None) or (own is not None and not torch.equal(own, new)):
-                raise ValueError(f"{name} must be that of the rows that run, got another")
-
     def _described(self, batch: DenoisingBatch, policy: Policy) -> list[Row]:
         """What the host must know of new rows; waits for the device."""
         limit = None
@@ -369,9 +350,3 @@ class Running:
         if self.graphed:
             self._state = self._state.copy()
             self.replays.leave(why)
-
-
-def _warn_of_dropout(model: nn.Module) -> None:
-    """Warn if dropout is active: the model then samples other tokens in each call, whatever the seed."""
-    if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in model.modules()):
-        _log.warning("dropout of %s is active while it samples: call its eval() first", type(model).__name__)
