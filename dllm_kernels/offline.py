@@ -103,6 +103,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         where = dict(mask_id=126336, block_only=every)
         listed = dict(start=rows, overflow=meta(1), window=window, hidden_offset=rows, hidden_rows=8192, room=512)
         listed |= dict(right_shift=every, editable=meta(8, 8192, dtype=torch.bool) if every else None, multiple=64)
+        listed |= dict(temperature=meta(8, dtype=torch.float32) if every else None)
         placed = dict(proposals=cells, confidence=sure, row_steps=rows, failed=rows)
         moved = dict(first=rows, row_steps=rows, unmasked_steps=rows, adapts=every, stops_between_blocks=every)
         moved |= dict(edit_threshold=0.9 if every else None, edit_steps=16, ends=(126081, 126348) if every else None)

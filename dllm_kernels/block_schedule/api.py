@@ -31,6 +31,7 @@ def list_candidates(
     right_shift: bool = False,
     block_only: bool = False,
     editable: Tensor | None = None,
+    temperature: Tensor | None = None,
     room: int | None = None,
     multiple: int = 1,
     impl: str = "auto",
@@ -58,6 +59,7 @@ def list_candidates(
         right_shift: the logits of a column are read one column before; those of the first in its own place.
         block_only: masks left of the block stay.
         editable: bool [B, L], cells that may be filled again while their block lasts.
+        temperature: float32 [B], of each row, listed beside its seed; None: rows have none of their own.
         room: places of the list; None: as many as there are cells, which waits for the device of `tokens`.
         multiple: N is rounded up to a multiple of this, and at least that.
         impl: "auto", "reference", "triton" or "cpu", which is the reference here: a CPU spends no time to speak of.
@@ -86,6 +88,8 @@ def list_candidates(
     _check("overflow", overflow, (1,), tokens.device)
     if editable is not None:
         _check("editable", editable, (batch, columns), tokens.device, torch.bool)
+    if temperature is not None:
+        _check("temperature", temperature, (batch,), tokens.device, torch.float32)
     _check_window(window, columns)
     for name, value in (("hidden_rows", hidden_rows), ("multiple", multiple), ("room", 1 if room is None else room)):
         if _checks.int64(name, value) < 1:
@@ -103,6 +107,7 @@ def list_candidates(
         right_shift=right_shift,
         block_only=block_only,
         editable=editable,
+        temperature=temperature,
         room=room,
         multiple=multiple,
     )

@@ -22,6 +22,7 @@ def list_candidates(
     right_shift: bool,
     block_only: bool,
     editable: Tensor | None,
+    temperature: Tensor | None,
     room: int | None,
     multiple: int,
 ) -> Candidates:
@@ -60,7 +61,8 @@ def list_candidates(
     read = (column - 1).clamp(min=0) if right_shift else column
     hidden = (hidden_offset[:, None] + read).clamp(0, hidden_rows - 1)
     lists = hidden.flatten()[cells], column.flatten()[cells], seeds[row], schedule.step[row]
-    return Candidates(*torch.stack(lists) * used, count, slot.view_as(eligible))
+    own = None if temperature is None else temperature[row] * used
+    return Candidates(*torch.stack(lists) * used, count, slot.view_as(eligible), own)
 
 
 def place_proposals(

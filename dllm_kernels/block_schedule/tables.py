@@ -60,6 +60,7 @@ class Candidates(NamedTuple):
     seed, step: int64 [N], of its row.
     count: int64 [1], how many cells there are; more than N if not all have a place in the list.
     slot: int64 [B, W], each cell's place in the list; -1 for cells that have none.
+    temperature: float32 [N], of its row; None where rows have none of their own.
     """
 
     index: Tensor
@@ -68,3 +69,4 @@ class Candidates(NamedTuple):
     step: Tensor
     count: Tensor
     slot: Tensor
+    temperature: Tensor | None = None

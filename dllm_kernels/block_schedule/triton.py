@@ -75,11 +75,13 @@ def _list_kernel(
     slot_ptr,
     seeds_ptr,
     step_ptr,
+    temperature_ptr,
     offset_ptr,
     index_ptr,
     position_ptr,
     seed_ptr,
     step_of_ptr,
+    temperature_of_ptr,
     count_ptr,
     overflow_ptr,
     B,
@@ -89,6 +91,7 @@ def _list_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_W: tl.constexpr,
     RIGHT_SHIFT: tl.constexpr,
+    HAS_TEMPERATURE: tl.constexpr,
 ):
     """Write the candidates of a row behind those of the rows before it."""
     row = tl.program_id(0).to(tl.int64)
@@ -111,6 +114,9 @@ def _list_kernel(
     tl.store(position_ptr + slot, column.to(tl.int64), mask=listed)
     tl.store(seed_ptr + slot, tl.zeros([BLOCK_W], tl.int64) + tl.load(seeds_ptr + row), mask=listed)
     tl.store(step_of_ptr + slot, tl.zeros([BLOCK_W], tl.int64) + tl.load(step_ptr + row), mask=listed)
+    if HAS_TEMPERATURE:
+        T = tl.zeros([BLOCK_W], tl.float32) + tl.load(temperature_ptr + row)
+        tl.store(temperature_of_ptr + slot, T, mask=listed)
     # each row fills its share of the places that are left with zeros
     share = (ROOM + B - 1) // B
     zero, end = tl.zeros([BLOCK_W], tl.int64), tl.minimum((row + 1) * share, ROOM)
@@ -121,6 +127,8 @@ def _list_kernel(
         tl.store(position_ptr + offs_n, zero, mask=left)
         tl.store(seed_ptr + offs_n, zero, mask=left)
         tl.store(step_of_ptr + offs_n, zero, mask=left)
+        if HAS_TEMPERATURE:
+            tl.store(temperature_of_ptr + offs_n, zero.to(tl.float32), mask=left)
     if row == 0:
         tl.store(count_ptr, total.to(tl.int64))
         tl.store(overflow_ptr, tl.load(overflow_ptr) + tl.maximum(total - ROOM, 0))
@@ -273,6 +281,7 @@ def list_candidates(
     right_shift: bool,
     block_only: bool,
     editable: Tensor | None,
+    temperature: Tensor | None,
     room: int | None,
     multiple: int,
 ) -> Candidates:
@@ -306,17 +315,20 @@ def list_candidates(
             room = max(int(counts.sum()), 1)
         room = -(-room // multiple) * multiple
         index, position, seed, step = tokens.new_empty(4, room)
+        own = None if temperature is None else temperature.new_empty(room)
         _list_kernel[(batch,)](
             start_ptr=start,
             counts_ptr=counts,
             slot_ptr=slot,
             seeds_ptr=seeds,
             step_ptr=schedule.step,
+            temperature_ptr=temperature,
             offset_ptr=hidden_offset,
             index_ptr=index,
             position_ptr=position,
             seed_ptr=seed,
             step_of_ptr=step,
+            temperature_of_ptr=own,
             count_ptr=count,
             overflow_ptr=overflow,
             B=batch,
@@ -326,10 +338,11 @@ def list_candidates(
             BLOCK_B=_BLOCK_B,
             BLOCK_W=BLOCK_W,
             RIGHT_SHIFT=right_shift,
+            HAS_TEMPERATURE=temperature is not None,
             num_warps=num_warps,
             num_stages=1,
         )
-    return Candidates(index, position, seed, step, count, slot)
+    return Candidates(index, position, seed, step, count, slot, own)
 
 
 def place_proposals(

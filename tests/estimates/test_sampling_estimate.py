@@ -21,7 +21,7 @@ from dllm.estimates.experts import mixture_of
 from dllm.estimates.fake import LiveBytes, model_on_meta
 from dllm.estimates.sampling import estimate_sampling
 from dllm.fast import generate
-from dllm.fast.sampling import loop
+from dllm.fast.sampling import running
 from dllm.fast.sampling.inputs import Settings
 from dllm.fast.sampling.plan import Planner
 from dllm.models import bidirectional
@@ -92,14 +92,14 @@ def test_the_kv_cache_by_its_formula(name, layers, heads):
 @pytest.fixture
 def peaks(monkeypatch) -> list[int]:
     """Live bytes at the peak of each step that runs, beside what lived before."""
-    found, real = [], loop.denoise_step
+    found, real = [], running.denoise_step
 
     def measured(*args):
         with LiveBytes() as memory:
             real(*args)
         found.append(memory.peak)
 
-    monkeypatch.setattr(loop, "denoise_step", measured)
+    monkeypatch.setattr(running, "denoise_step", measured)
     return found
 
 

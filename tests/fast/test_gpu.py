@@ -7,6 +7,7 @@ from dllm.fast import capture, generate
 from dllm.fast.sampling import graphs
 from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.loop import Denoiser
+from dllm.fast.sampling.running import Running
 from dllm.fast.sampling.step import denoise_step
 from tests.causal_models import causal_model
 from tests.fast.test_cache_graphs import CALLS
@@ -100,7 +101,7 @@ def test_a_step_never_waits_for_the_host(monkeypatch, name):
         return generate(tiny("modernbert").cuda(), prompts(2, 8), cuda_graph=False, temperature=1.0, **ARGUMENTS)
 
     first = call()  # kernels are compiled by now
-    monkeypatch.setattr("dllm.fast.sampling.loop.denoise_step", lambda *given: within("error", denoise_step, *given))
+    monkeypatch.setattr("dllm.fast.sampling.running.denoise_step", lambda *given: within("error", denoise_step, *given))
     assert torch.equal(call(), first) and not bool((first == MASK_ID).any())
 
 
@@ -124,9 +125,10 @@ def test_a_loop_waits_only_where_it_polls(monkeypatch, name, stops):
 
     eager = call(False)
     assert torch.equal(call(True), eager)  # all is captured by now
-    denoise, poll = Denoiser._denoise, Denoiser._poll
-    monkeypatch.setattr(Denoiser, "_denoise", lambda self, steps: within("error", denoise, self, steps))
-    monkeypatch.setattr(Denoiser, "_poll", lambda self: within("default", poll, self))
+    denoise, finished, retire = Denoiser._denoise, Running._finished, Running._retire
+    monkeypatch.setattr(Denoiser, "_denoise", lambda self: within("error", denoise, self))
+    monkeypatch.setattr(Running, "_finished", lambda self: within("default", finished, self))
+    monkeypatch.setattr(Running, "_retire", lambda self, places: within("default", retire, self, places))
     assert torch.equal(call(True), eager)
     assert torch.equal(call(False), eager)
 

@@ -81,6 +81,7 @@ def listing(draw, rows, columns, window, room):
         editable=draw.one(None, draw.integers(0, 2, rows, columns).bool()),
         room=room,
         multiple=draw.one(1, 16),
+        temperature=draw.one(None, draw.integers(0, 8, rows) / 4),
     )
 
 
@@ -219,6 +220,8 @@ def test_the_list_is_what_the_docstring_says():
         assert cells.position.tolist() == [column for _, column in expected][:places] + filler
         assert cells.seed.tolist() == [int(arguments["seeds"][row]) for row, _ in expected][:places] + filler
         assert cells.step.tolist() == [int(arguments["schedule"].step[row]) for row, _ in expected][:places] + filler
+        if (own := arguments["temperature"]) is not None:
+            assert cells.temperature.tolist() == [float(own[row]) for row, _ in expected][:places] + filler
         for place, (row, column) in enumerate(expected[:places]):
             assert cells.slot[row, column - int(arguments["start"][row])] == place
             read = int(arguments["hidden_offset"][row]) + max(column - arguments["right_shift"], 0)
@@ -266,6 +269,7 @@ BAD = [
     (list_candidates, dict(tokens=torch.zeros(2, 8)), TypeError, "tokens must be int64, got float32"),
     (list_candidates, dict(seeds=torch.zeros(3).long()), ValueError, r"seeds must have shape \[2\], got \[3\]"),
     (list_candidates, dict(window=9), ValueError, "a window must have from 1 to 8 columns, got 9"),
+    (list_candidates, dict(temperature=torch.zeros(2).double()), TypeError, "temperature must be float32, got float64"),
     (list_candidates, dict(room=0), ValueError, "room must be at least 1, got 0"),
     (list_candidates, dict(multiple=1.5), TypeError, "multiple must be an integer, got float"),
     (list_candidates, dict(editable=torch.zeros(2, 8)), TypeError, "editable must be bool, got float32"),

@@ -105,6 +105,19 @@ def test_temperature_per_row_and_what_is_not_above_zero_is_greedy(impl):
 
 
 @BOTH
+@pytest.mark.parametrize("options", [{}, dict(statistics="tempered"), dict(statistics="tempered", top_k=40, top_p=0.8)])
+def test_a_row_among_other_temperatures_has_the_bits_that_it_has_alone(impl, options):
+    """Also at T = 0, where a call with that one number draws no noise and takes another way."""
+    temperatures = [0.0, 1.0, 0.25, 0.0, 4.0]
+    logits, noise = make_logits(5, 20000), make_noise(5, torch.tensor(temperatures))
+    together = gumbel_argmax(logits, **noise, **options, impl=impl)
+    for row, T in enumerate(temperatures):
+        one = {name: value[row : row + 1] for name, value in noise.items()} | dict(temperature=T)
+        alone = gumbel_argmax(logits[row : row + 1], **one, **options, impl=impl)
+        assert all(torch.equal(a[row : row + 1], b) for a, b in zip(together, alone, strict=True))
+
+
+@BOTH
 def test_a_row_is_the_same_alone_in_any_batch_and_with_any_threads(impl):
     logits, noise = make_logits(9, 20000), make_noise(9, 1.0)
     together = gumbel_argmax(logits, **noise, impl=impl)

@@ -410,3 +410,16 @@ BAD = [
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         linear_gumbel_argmax(**{"hidden": HIDDEN, "weight": WEIGHT, "bias": BIAS, **arguments})
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, dict(statistics="tempered"), dict(statistics="tempered", top_k=40, top_p=0.8)])
+def test_a_row_among_other_temperatures_has_the_bits_that_it_has_alone(impl, dtype, options):
+    temperatures = [0.0, 1.0, 0.25, 0.0, 4.0]
+    head, noise = make_head(5, 64, 1500, dtype=dtype), make_noise(5, torch.tensor(temperatures))
+    together = linear_gumbel_argmax(*head, **noise, **options, impl=impl)
+    for row, T in enumerate(temperatures):
+        one = {name: value[row : row + 1] for name, value in noise.items()} | dict(temperature=T)
+        alone = linear_gumbel_argmax(head[0][row : row + 1], *head[1:], **one, **options, impl=impl)
+        assert same_bits((field[row : row + 1] for field in together), alone)

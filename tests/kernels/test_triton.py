@@ -202,6 +202,20 @@ def test_as_tuned(vocab_size, dtype, temperature):
     assert_within_budget(got, logits, **{**noise, "temperature": torch.full((2,), temperature)})
 
 
+@pytest.mark.parametrize("statistics", ["raw", "tempered"])
+def test_rows_of_other_temperatures_have_the_bits_that_they_have_alone(statistics):
+    """Also at T = 0, where a call with that one number draws no noise and compiles another kernel."""
+    logits, head = make_logits(2, 4112), make_head(2, 32, 300)
+    noise = make_noise(2, torch.tensor([0.0, 1.0])) | dict(statistics=statistics)
+    together = fast(logits, **noise), fast_head(*head, **noise)
+    for row, T in enumerate((0.0, 1.0)):
+        one = {name: x[row : row + 1] if isinstance(x, torch.Tensor) else x for name, x in noise.items()}
+        one["temperature"] = T
+        alone = fast(logits[row : row + 1], **one), fast_head(head[0][row : row + 1], *head[1:], **one)
+        for many, single in zip(together, alone, strict=True):
+            assert all(torch.equal(a[row : row + 1], b) for a, b in zip(many, single, strict=True))
+
+
 # from flat to saturated; rows at a temperature where the noise hides the logits, and where it breaks near ties only
 @pytest.mark.parametrize(
     ("scale", "dtype"),

@@ -236,7 +236,7 @@ def test_a_step_waits_for_nothing(name, monkeypatch):
             denoise_step(*arguments)
         seen.extend(watch.seen)
 
-    monkeypatch.setattr("dllm.fast.sampling.loop.denoise_step", watched)
+    monkeypatch.setattr("dllm.fast.sampling.running.denoise_step", watched)
     model = causal_model()
     call(name, model, prompts(model))
     assert not seen

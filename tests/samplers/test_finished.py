@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dllm.core import samplers
-from dllm.fast.sampling import graphs, loop
+from dllm.fast.sampling import graphs, running
 from tests import graph_stand_in
 from tests.causal_models import EOS, causal_model
 from tests.models import FIRST_WORD, MASK_ID, favour, tiny
@@ -103,7 +103,7 @@ def test_replays(name, count, monkeypatch):
     sampler = sampler_of(name, "cpu")
     eager = call(name, sampler, finished=stops, cuda_graph=False)
     whole = call(name, sampler, cuda_graph=False)
-    monkeypatch.setitem(loop.POLL_EVERY, "cpu", 3)
+    monkeypatch.setitem(running.POLL_EVERY, "cpu", 3)
     monkeypatch.setattr(graphs, "WORTH_SEVERAL", 0 if count > 1 else 1000)
     stand_in = graph_stand_in.install_sampling(monkeypatch)
     call(name, sampler, keep_histories=False)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dllm.core.eval.stopping import Stopping
-from dllm.core.samplers import BaseSampler, BaseSamplerConfig, canvas
+from dllm.core.samplers import BaseSampler, BaseSamplerConfig, SampledRow, canvas
 from dllm.core.samplers.config import at_least
 from dllm.fast.compiled.decision import repeated
 from dllm.fast.model import position_limit
@@ -42,7 +42,8 @@ class Generated(NamedTuple):
     text: up to the end of the answer.
     tokens: generated tokens up to that end, with those that end it.
     forwards: runs of the model that the row took part in.
-    seconds: the row's share of its batch's wall time, s: by forwards, so that all add up to the time of the call.
+    seconds: the row's share of the wall time, s: that of a forward is divided among its rows, so that all add up to the
+        time of the call.
     cut: tokens that the prompt lost on the left, because the model has no room for more.
     """
 
@@ -89,8 +90,9 @@ def generate_requests(
 ) -> list[Generated]:
     """Generate a text for each request.
 
-    Requests of equal settings share batches; the longest come first, so that memory is at its highest in the first
-    batch. A row ends at an end of sequence or of turn, or when its text holds a stop string, and costs nothing more.
+    Requests of equal settings run together; the longest come first, so that memory is at its highest at the start. A
+    row ends at an end of sequence or of turn, or when its text holds a stop string, costs nothing more, and leaves its
+    place to the next request (:meth:`dllm.core.samplers.BaseSampler.sample_many`).
     A request's text, tokens and forwards do not depend on the batch size, on its order or on the other requests; on a
     GPU a row may take part in a few forwards after its end.
 
@@ -103,8 +105,8 @@ def generate_requests(
         keep_special_tokens: texts keep special tokens, also the one that ends a turn (:class:`Stopping`).
         max_length: most tokens of prompt and answer together; None: the positions of the model. A longer prompt loses
             its first tokens; that is logged and counted in `Generated.cut`.
-        on_generated: called with the number of a request and its result, as soon as its batch is finished: of an
-            interrupted call that is what is left.
+        on_generated: called with the number of a request and its result, as soon as it is finished: of an interrupted
+            call that is what is left.
 
     Returns:
         The results, in the order of the requests.
@@ -130,15 +132,15 @@ def generate_requests(
         raise TypeError(f"on_generated must be callable, got {type(on_generated).__name__}")
     jobs = _checked_jobs(sampler, list(requests), config, max_length, keep_special_tokens)
     results: dict[int, Generated] = {}
+
+    def keep(job: Job, row: SampledRow) -> None:
+        results[job.number] = _read(job, row)
+        if on_generated is not None:
+            on_generated(job.number, results[job.number])
+
     for group in _groups(jobs):
-        starts = range(0, len(group), batch_size)
-        with repeated(len(starts)):
-            for first in starts:
-                batch = group[first : first + batch_size]
-                for job, result in zip(batch, _run(sampler, batch), strict=True):
-                    results[job.number] = result
-                    if on_generated is not None:
-                        on_generated(job.number, result)
+        with repeated(-(-len(group) // batch_size)):
+            _run(sampler, group, batch_size, keep)
     return [results[number] for number in range(len(results))]
 
 
@@ -243,19 +245,21 @@ def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def _run(sampler: BaseSampler, batch: Sequence[Job]) -> list[Generated]:
-    """Denoise one batch."""
-    output = sampler.sample(
-        [job.prompt for job in batch],
-        batch[0].config,
-        seed=[job.seed for job in batch],
-        finished=lambda row, tokens: batch[row].stopping.is_over(tokens),
+def _run(
+    sampler: BaseSampler, group: Sequence[Job], batch_size: int, on_row: Callable[[Job, SampledRow], object]
+) -> None:
+    """Denoise the jobs of equal settings, `batch_size` at a time."""
+    sampler.sample_many(
+        [job.prompt for job in group],
+        group[0].config,
+        rows=batch_size,
+        seed=[job.seed for job in group],
+        finished=lambda row, tokens: group[row].stopping.is_over(tokens),
+        on_row=lambda number, row: on_row(group[number], row),
     )
-    forwards, seconds = output.stats.row_forwards, output.stats.seconds
-    share = seconds / max(1, sum(forwards))
-    results = []
-    for job, row, own in zip(batch, output.sequences.tolist(), forwards, strict=True):
-        begin = len(row) - job.config.max_new_tokens if sampler.pads_left else len(job.prompt)
-        answer = job.stopping.read(row[begin : begin + job.config.max_new_tokens])
-        results.append(Generated(answer.text, answer.tokens, own, own * share, job.cut))
-    return results
+
+
+def _read(job: Job, row: SampledRow) -> Generated:
+    """What a row answers."""
+    answer = job.stopping.read(row.tokens[len(job.prompt) :].tolist())
+    return Generated(answer.text, answer.tokens, row.forwards, row.seconds, job.cut)

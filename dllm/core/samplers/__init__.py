@@ -1,6 +1,6 @@
 """Samplers: each one a schedule and a policy for the denoising loop of :mod:`dllm.fast.sampling`."""
 
-from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerOutput
+from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerOutput, Plan, SampledRow
 from dllm.core.samplers.bd3lm import BD3LMSampler, BD3LMSamplerConfig
 from dllm.core.samplers.dream import DreamSampler, DreamSamplerConfig
 from dllm.core.samplers.editflow import EditFlowSampler, EditFlowSamplerConfig
@@ -37,8 +37,10 @@ __all__ = [
     "LLaDASamplerConfig",
     "MDLMSampler",
     "MDLMSamplerConfig",
+    "Plan",
     "RND1Sampler",
     "RND1SamplerConfig",
+    "SampledRow",
     "SamplerChoice",
     "ThresholdSampler",
     "ThresholdSamplerConfig",

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
-from dllm.core.samplers.config import BaseSamplerConfig, settings_of
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, settings_of
 from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts
-from dllm.core.samplers.run import BaseSamplerOutput, run
+from dllm.core.samplers.many import SampledRow, run_many
+from dllm.core.samplers.run import BaseSamplerOutput, Plan, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
 from dllm.fast.attention import check_attention
 from dllm.fast.compiled.decision import check_compile_body
@@ -35,7 +36,7 @@ from dllm.fast.sampling.schedule import Block, Schedule
 from dllm.fast.sampling.state import Policy
 from dllm_kernels import _impl
 
-__all__ = ["BaseSampler", "BaseSamplerConfig", "BaseSamplerOutput", "Span"]
+__all__ = ["BaseSampler", "BaseSamplerConfig", "BaseSamplerOutput", "Plan", "SampledRow", "Span"]
 
 
 @dataclass
@@ -111,7 +112,78 @@ class BaseSampler(ABC):
             ValueError: the model is causal; this is checked on a few tokens.
             RuntimeError: as :func:`dllm.fast.generate`.
         """
-        return self._prepare_prompts(inputs, config, seed, on_step, finished, overrides)()
+        start_time = time.perf_counter()
+        _check_callable(on_step=on_step, finished=finished)
+        plan = self.plan(inputs, config, seed=seed, **overrides)
+        _check_ends(finished, plan)
+        early_ends = None if finished is None else EarlyEnds(finished, plan.policy, plan.eos_id)
+        return run(self.model, plan, on_step, start_time=start_time, early_ends=early_ends)
+
+    def sample_many(
+        self,
+        inputs: canvas.Rows,
+        config: BaseSamplerConfig | None = None,
+        *,
+        rows: int = 16,
+        seed: Seed = None,
+        width_multiple: int | None = None,
+        finished: Finished | None = None,
+        on_row: Callable[[int, SampledRow], object] | None = None,
+        **overrides: Any,
+    ) -> list[SampledRow]:
+        """Continue many prompts, some at a time: the next one takes the place of one that is finished.
+
+        A row's tokens are those that :meth:`sample` gives it, as far as the width of the canvas does not change their
+        last bits; with `width_multiple` they are the same bits in any company.
+
+        Args:
+            inputs, config, seed, finished, overrides: as :meth:`sample` takes them. `return_dict` is not used.
+            rows: how many run together, at most.
+            width_multiple: as :class:`dllm.fast.sampling.running.Running` takes it.
+            on_row: called with the number of a prompt and its row as soon as that is finished.
+
+        Returns:
+            The rows, in the order of the prompts.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :meth:`sample`. What is wrong with an argument is said before the
+                model runs; a row without a finite logit ends the call at once.
+
+        Example:
+            >>> from dllm.core.samplers import MDLMSampler
+            >>> from dllm.demo.shipped import load_shipped
+            >>> sampler = MDLMSampler(*load_shipped())
+            >>> done = sampler.sample_many([[5, 6, 7], [8], [9, 10]], rows=2, seed=0, steps=2, max_new_tokens=4)
+            >>> [(len(row.tokens), row.forwards) for row in done]
+            [(7, 2), (5, 2), (6, 2)]
+        """
+        at_least(1, "rows", rows)
+        _check_callable(finished=finished, on_row=on_row)
+        plan = self.plan(inputs, config, seed=seed, **overrides)
+        _check_ends(finished, plan)
+        return run_many(self.model, plan, rows=rows, width_multiple=width_multiple, finished=finished, on_row=on_row)
+
+    def plan(
+        self, inputs: canvas.Rows, config: BaseSamplerConfig | None = None, *, seed: Seed = None, **overrides: Any
+    ) -> Plan:
+        """Check a call of :meth:`sample` and lay out its rows, without running the model. Any thread may do this, while
+        another one runs rows that were planned before (:class:`dllm.fast.sampling.running.Running`).
+
+        Raises:
+            TypeError, ValueError, RuntimeError: all that `sample` would raise before it runs the model.
+        """
+        config = self._settings(config, overrides)
+        mask_id = canvas.mask_token(self.model, self.tokenizer)
+        layout = lay_out_prompts(
+            canvas.token_rows(inputs),
+            mask_id,
+            seed,
+            max_new_tokens=config.max_new_tokens,
+            max_length=config.max_length,
+            block_size=config.block_size,
+            first_column=functools.partial(self.first_column, config),
+        )
+        return self._plan(layout, config, continues=True)
 
     def check(self, inputs: canvas.Rows, config: BaseSamplerConfig | None = None, **overrides: Any) -> None:
         """Check a call of :meth:`sample` without running the model.
@@ -119,7 +191,7 @@ class BaseSampler(ABC):
         Raises:
             TypeError, ValueError, RuntimeError: all that `sample` would raise before it runs the model.
         """
-        self._prepare_prompts(inputs, config, 0, None, None, overrides)
+        self.plan(inputs, config, seed=0, **overrides)
 
     def infill(
         self,
@@ -135,65 +207,27 @@ class BaseSampler(ABC):
         The first block of each row begins at column 0. `max_new_tokens` and `max_length` are not used.
         """
         start_time, config = time.perf_counter(), self._settings(config, overrides)
+        _check_callable(on_step=on_step)
         if config.stop_at_eos:
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
         mask_id = canvas.mask_token(self.model, self.tokenizer)
         layout = lay_out_texts(canvas.token_rows(inputs), mask_id, seed, block_size=config.block_size)
-        return self._prepare(layout, config, on_step, start_time, ends_at_eos=False)()
-
-    def _prepare_prompts(
-        self,
-        inputs: canvas.Rows,
-        config: BaseSamplerConfig | None,
-        seed: Seed,
-        on_step: Callable[[Step], object] | None,
-        finished: Finished | None,
-        overrides: dict[str, Any],
-    ) -> Callable[[], Tensor | BaseSamplerOutput]:
-        """Check the arguments of :meth:`sample`. Returns the function that then runs the loop."""
-        start_time, config = time.perf_counter(), self._settings(config, overrides)
-        mask_id = canvas.mask_token(self.model, self.tokenizer)
-        layout = lay_out_prompts(
-            canvas.token_rows(inputs),
-            mask_id,
-            seed,
-            max_new_tokens=config.max_new_tokens,
-            max_length=config.max_length,
-            block_size=config.block_size,
-            first_column=functools.partial(self.first_column, config),
-        )
-        return self._prepare(layout, config, on_step, start_time, ends_at_eos=True, finished=finished)
+        return run(self.model, self._plan(layout, config, continues=False), on_step, start_time=start_time)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
         return settings_of(self.config_class, config, overrides)
 
-    def _prepare(
-        self,
-        layout: RowLayout,
-        config: BaseSamplerConfig,
-        on_step: Callable[[Step], object] | None,
-        start_time: float,
-        *,
-        ends_at_eos: bool,
-        finished: Finished | None = None,
-    ) -> Callable[[], Tensor | BaseSamplerOutput]:
-        """Check everything. Returns the function that then runs the loop.
-
-        With `ends_at_eos` the stats count no token after a generated EOS.
-        """
+    def _plan(self, layout: RowLayout, config: BaseSamplerConfig, *, continues: bool) -> Plan:
+        """Check everything, and lay out rows that continue prompts or fill texts."""
         model, mask_id, device = self.model, layout.mask_id, input_embedding(self.model).device
         canvas.check_rows(model, layout.rows, mask_id)
         tokens_of = functools.partial(canvas.check_tokens, model=model)
         keep = tokens_of("cfg_keep_tokens", config.cfg_keep_tokens)
         suppress = tokens_of("suppress_tokens", config.suppress_tokens)
         begin_suppress = tokens_of("begin_suppress_tokens", config.begin_suppress_tokens)
-        for name, call in {"on_step": on_step, "finished": finished}.items():
-            if call is not None and not callable(call):
-                raise TypeError(f"{name} must be callable, got {type(call).__name__}")
         eos_id = check_eos(model, getattr(self.tokenizer, "eos_token_id", None), mask_id)
-        for name, wanted in {"stop_at_eos": config.stop_at_eos, "finished": finished is not None}.items():
-            if wanted and eos_id is None:
-                raise ValueError(f"{name} needs a tokenizer with an eos_token_id")
+        if config.stop_at_eos and eos_id is None:
+            raise ValueError("stop_at_eos needs a tokenizer with an eos_token_id")
         policy, layout = self._policy(layout, config, eos_id)
         tokens = canvas.stack_rows(layout.rows, self._pad(layout.rows, eos_id, mask_id), device)
         length = torch.tensor([len(row) for row in layout.rows], dtype=torch.int64, device=device)
@@ -204,6 +238,7 @@ class BaseSampler(ABC):
             length=length,
             seeds=layout.seeds.to(device),
             schedule=self._schedule(layout, config, policy, device),
+            temperature=_row_temperatures(config.temperature, len(layout.rows), device),
             suppress=canvas.token_flags(suppress, model),
             begin_suppress=canvas.token_flags(begin_suppress, model),
         )
@@ -212,29 +247,18 @@ class BaseSampler(ABC):
         check_attention(model, **needs)
         _impl.choose(config.impl, device)
         check_compile_body(config.compile_body, device)
-        return functools.partial(
-            run,
-            model,
-            batch,
-            policy,
-            config,
-            on_step,
-            pads_left=self.pads_left,
-            eos_id=eos_id if ends_at_eos else None,
-            start_time=start_time,
-            early_ends=None if finished is None else EarlyEnds(finished, policy, eos_id),
-        )
+        return Plan(batch, policy, config, eos_id, continues=continues, pads_left=self.pads_left)
 
     def _policy(self, layout: RowLayout, config: BaseSamplerConfig, eos_id: int | None) -> tuple[Policy, RowLayout]:
         """The loop's policy, and the layout without the blocks that take no steps under it."""
-        fields = self.policy(config)
+        fields, own = self.policy(config), config.temperature
         block_causal = "block_causal" in fields
         layout = layout.without_idle_blocks(keep_between=block_causal)
         policy = Policy(
             mask_id=layout.mask_id,
             window=layout.window(by_block=block_causal or "cache" in fields),
             block_length=layout.most_masks,
-            temperature=config.temperature,
+            temperature=max(own, default=0.0) if isinstance(own, (list, tuple)) else own,
             cfg_scale=config.cfg_scale,
             right_shift=self._right_shift(config),
             eos_id=eos_id if config.stop_at_eos else None,
@@ -279,3 +303,23 @@ class BaseSampler(ABC):
         if pad == mask_id:
             raise ValueError(f"rows cannot be padded with the mask token, got {pad} for both")
         return canvas.check_tokens("pad_token_id", [pad], self.model)[0]
+
+
+def _check_callable(**calls: object) -> None:
+    for name, call in calls.items():
+        if call is not None and not callable(call):
+            raise TypeError(f"{name} must be callable, got {type(call).__name__}")
+
+
+def _row_temperatures(temperature: float | Sequence[float], rows: int, device: torch.device) -> Tensor | None:
+    """float32 [B] of a temperature for each row; None of one number for all."""
+    if not isinstance(temperature, (list, tuple)):
+        return None
+    if len(temperature) != rows:
+        raise ValueError(f"temperature must be one number or one per row, got {len(temperature)} for {rows} rows")
+    return torch.tensor(temperature, dtype=torch.float32, device=device)
+
+
+def _check_ends(finished: object, plan: Plan) -> None:
+    if finished is not None and plan.eos_id is None:
+        raise ValueError("finished needs a tokenizer with an eos_token_id")

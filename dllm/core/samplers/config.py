@@ -22,7 +22,7 @@ class BaseSamplerConfig:
     max_length: prompt and generated tokens of a row together; used if `max_new_tokens` is None.
     block_size: tokens of a block; blocks are filled from left to right and begin at the end of each row's own prompt.
         None: all tokens are one block.
-    temperature: T of the proposals; 0 takes the most probable token.
+    temperature: T of the proposals, one number or a list of one for each row; 0 takes the most probable token.
     cfg_scale: classifier-free guidance u + (cfg_scale + 1) (c - u), where u are the logits with the given tokens
         masked; 0 is off.
     cfg_keep_tokens: given tokens that guidance does not mask.
@@ -45,7 +45,7 @@ class BaseSamplerConfig:
     max_new_tokens: int | None = 128
     max_length: int | None = None
     block_size: int | None = 128
-    temperature: float = 0.0
+    temperature: float = 0.0  # or a list: HfArgumentParser reads no such union
     cfg_scale: float = 0.0
     cfg_keep_tokens: list[int] | None = None
     suppress_tokens: list[int] | None = None
@@ -88,8 +88,9 @@ class BaseSamplerConfig:
         for name in ("max_new_tokens", "max_length", "block_size"):
             if getattr(self, name) is not None:
                 at_least(1, name, getattr(self, name))
-        for name in ("temperature", "cfg_scale"):
-            _checks.finite_at_least_zero(name, getattr(self, name))
+        for temperature in self.temperature if isinstance(self.temperature, (list, tuple)) else [self.temperature]:
+            _checks.finite_at_least_zero("temperature", temperature)
+        _checks.finite_at_least_zero("cfg_scale", self.cfg_scale)
         for name in ("return_dict", "keep_histories", "stop_at_eos"):
             true_or_false(name, getattr(self, name))
         for name in ("right_shift_logits", "compile_body"):

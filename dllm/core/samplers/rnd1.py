@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from dllm.core.samplers import canvas
-from dllm.core.samplers.base import BaseSampler, BaseSamplerOutput
+from dllm.core.samplers.base import BaseSampler, Plan
 from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_filters, true_or_false
 from dllm.core.samplers.layout import RowLayout, Span
 from dllm.core.samplers.schedules import falling_counts
-from dllm.fast.sampling.ends import Finished
 
 
 @dataclass
@@ -93,20 +90,11 @@ class RND1Sampler(BaseSampler):
             "confidence": "neg_entropy",
         }
 
-    def _prepare(
-        self,
-        layout: RowLayout,
-        config: RND1SamplerConfig,
-        on_step: Callable[..., object] | None,
-        start_time: float,
-        *,
-        ends_at_eos: bool,
-        finished: Finished | None = None,
-    ) -> Callable[[], Tensor | BaseSamplerOutput]:
-        """As :meth:`BaseSampler._prepare`, with the last column of each row reserved if prompts are continued."""
-        if ends_at_eos:
+    def _plan(self, layout: RowLayout, config: RND1SamplerConfig, *, continues: bool) -> Plan:
+        """As :meth:`BaseSampler._plan`, with the last column of each row reserved if prompts are continued."""
+        if continues:
             layout = _with_last_column(layout, self._last_token(layout.mask_id, add_eos=config.add_eos_at_end))
-        return super()._prepare(layout, config, on_step, start_time, ends_at_eos=ends_at_eos, finished=finished)
+        return super()._plan(layout, config, continues=continues)
 
     def _last_token(self, mask_id: int, *, add_eos: bool) -> int:
         name = "eos_token_id" if add_eos else "pad_token_id"

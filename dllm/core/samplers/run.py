@@ -1,10 +1,11 @@
-"""One run of the denoising loop over a batch, and the output of a sampler."""
+"""The plan of a sampler's call, its run by the denoising loop, and its output."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,40 +33,50 @@ class BaseSamplerOutput:
     stats: Stats | None = None
 
 
+class Plan(NamedTuple):
+    """A call that is checked and laid out: nothing of it is known only when it runs.
+
+    batch: rows that begin at column 0.
+    policy: of the loop.
+    config: of the call.
+    eos_id: the tokenizer's; None: it has none.
+    continues: rows continue prompts, so tokens after a generated EOS do not count in the stats.
+    pads_left: padding comes before the tokens of a row in what is returned and shown.
+    """
+
+    batch: DenoisingBatch
+    policy: Policy
+    config: BaseSamplerConfig
+    eos_id: int | None
+    continues: bool
+    pads_left: bool
+
+
 @torch.no_grad()
 def run(
     model: nn.Module,
-    batch: DenoisingBatch,
-    policy: Policy,
-    config: BaseSamplerConfig,
+    plan: Plan,
     on_step: Callable[[Step], object] | None,
     *,
-    pads_left: bool,
-    eos_id: int | None,
     start_time: float,
     early_ends: EarlyEnds | None = None,
 ) -> Tensor | BaseSamplerOutput:
     """Denoise a batch.
 
-    The loop's rows begin at column 0. With `pads_left` the returned canvases, and those of histories and `on_step`, are
-    shifted so that rows end at the last column.
-
     Args:
         model: of the sampler.
-        batch: rows that begin at column 0.
-        policy: of the loop.
-        config: of the call.
+        plan: of the call. With `pads_left` the returned canvases, and those of histories and `on_step`, are shifted so
+            that rows end at the last column.
         on_step: called after each forward pass.
-        pads_left: padding comes before the tokens of a row.
-        eos_id: tokens after it in the generated part of a row do not count in the stats; None: all count.
         start_time: of the call, by `time.perf_counter`.
         early_ends: ends rows where the caller says so.
 
     Returns:
         The canvases; with `config.return_dict` a :class:`BaseSamplerOutput`.
     """
+    batch, policy, config = plan.batch, plan.policy, plan.config
     masked = batch.tokens == policy.mask_id
-    shift = batch.tokens.shape[1] - batch.length if pads_left else torch.zeros_like(batch.length)
+    shift = batch.tokens.shape[1] - batch.length if plan.pads_left else torch.zeros_like(batch.length)
     keeps = config.return_dict and config.keep_histories
     histories = [_shifted(batch.tokens, shift)] if keeps else None
 
@@ -91,6 +102,7 @@ def run(
     sequences = _shifted(tokens, shift)
     if not config.return_dict:
         return sequences
+    eos_id = plan.eos_id if plan.continues else None
     stats = stats_of(denoiser, tokens, masked, eos_id, time.perf_counter() - start_time, policy.eot_id)
     return BaseSamplerOutput(sequences, histories, stats)
 

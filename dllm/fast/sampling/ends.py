@@ -32,26 +32,27 @@ class EarlyEnds:
         self.finished, self.policy, self.eos_id = finished, policy, eos_id
         self.asked: dict[int, int] = {}  # by row: how many tokens the caller has seen
 
-    def end_rows(self, state: State, rows: Tensor) -> None:
+    def end_rows(self, state: State, rows: list[int]) -> None:
         """Ask for each row that has new final tokens, and end those that are finished, in place. Waits for the device.
 
         Args:
             state: of the rows that are still in the batch.
-            rows: int64 [b], their indices in the call's batch.
+            rows: their indices in the call's batch.
         """
         now = CurrentBlock.of(state.schedule)
         final = torch.where(now.active, count_final_tokens(state, self.policy, now), 0)
-        counts = dict(zip(rows.tolist(), final.tolist(), strict=True))
+        counts = dict(zip(rows, final.tolist(), strict=True))
         grown = [place for place, (row, count) in enumerate(counts.items()) if count > self.asked.get(row, 0)]
         if not grown:
             return
         self.asked |= counts
-        index = torch.tensor(grown, device=rows.device)
-        asked = zip(rows[index].tolist(), state.tokens[index].tolist(), state.first[index].tolist(), strict=True)
+        device = state.tokens.device
+        index, own = torch.tensor(grown, device=device), [rows[place] for place in grown]
+        asked = zip(own, state.tokens[index].tolist(), state.first[index].tolist(), strict=True)
         ended = [self.finished(row, tokens[first : first + counts[row]]) for row, tokens, first in asked]
         over = torch.zeros_like(now.active)
-        over[index] = torch.tensor([bool(one) for one in ended], device=rows.device)
-        column = torch.arange(state.tokens.shape[1], device=rows.device)
+        over[index] = torch.tensor([bool(one) for one in ended], device=device)
+        column = torch.arange(state.tokens.shape[1], device=device)
         rest = (column >= (state.first + final)[:, None]) & (column < state.length[:, None])
         state.tokens.masked_fill_(rest & over[:, None], self.eos_id)
         state.block.copy_(torch.where(over, state.blocks, state.block))
@@ -68,6 +69,13 @@ def count_final_tokens(state: State, policy: Policy, now: CurrentBlock) -> Tenso
     if policy.edit_threshold is not None:
         stop = torch.minimum(stop, now.begin)
     return (stop - state.first).clamp(min=0)
+
+
+def ended(state: State, policy: Policy, tokens: Tensor) -> Tensor:
+    """Tokens [B, L] as they are once the rows are finished: where rows end early, with EOS after each row's end."""
+    if policy.eos_id is None:
+        return tokens
+    return fill_after_end(tokens, state.first, state.length, policy.eos_id, policy.eot_id)
 
 
 def fill_after_end(tokens: Tensor, first: Tensor, stop: Tensor, eos_id: int, eot_id: int | None = None) -> Tensor:

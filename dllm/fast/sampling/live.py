@@ -1,14 +1,16 @@
-"""Step: what the `on_step` callback is given after each denoising step."""
+"""How rows look between steps: all of a call, as the `on_step` callback is given them, or single ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dllm.fast.sampling.ends import ended
 from dllm.fast.sampling.state import Policy, State
+from dllm_kernels import CurrentBlock
 
 
 class Step(NamedTuple):
@@ -49,34 +51,67 @@ class Progress(NamedTuple):
         return cls(block, int(state.blocks[row]), int(state.step[row]), int(state.steps[row, block]))
 
 
-def show(
-    canvas: Tensor,
-    state: State,
-    policy: Policy,
-    rows: Tensor,
-    progress: Progress,
-    end: Callable[[Tensor, Tensor], Tensor],
-) -> Step:
+class RowView(NamedTuple):
+    """One row between two steps. Tensors are copies, of the row's own columns.
+
+    canvas: int64 [length], masks where nothing is committed yet.
+    tentative: int64 [length], with the tokens that the last step sampled in place of masks.
+    confidence: float32 [length], of the tokens that the last step sampled, NaN elsewhere.
+    block, blocks: index of the block that comes next, and the number of blocks.
+    step, steps: index of the step that comes next within that block, and how many it has at most.
+    """
+
+    canvas: Tensor
+    tentative: Tensor
+    confidence: Tensor
+    block: int
+    blocks: int
+    step: int
+    steps: int
+
+
+def show(canvas: Tensor, state: State, policy: Policy, rows: Tensor, progress: Progress) -> Step:
     """The last step of a call.
 
     Args:
         canvas: int64 [B, L], of all rows; those that have left the batch are final.
-        state: of the rows `rows`, int64 [b].
+        state: of the rows `rows`, int64 [b], with at most L columns.
         policy: of the call.
         rows: which of the B rows the state holds.
         progress: before the step.
-        end: called with canvases and row indices; fills finished rows with EOS.
     """
     canvas, tentative = canvas.clone(), canvas.clone()
     confidence = torch.full(canvas.shape, torch.nan, dtype=torch.float32, device=canvas.device)
-    column = state.start[:, None] + torch.arange(policy.window, device=canvas.device)
-    current = state.tokens.gather(1, column)
-    proposed = state.proposals >= 0
-    still_masked = (current == policy.mask_id) & proposed
-    filled = state.tokens.scatter(1, column, torch.where(still_masked, state.proposals, current))
-    done = (state.block >= state.blocks)[:, None]
-    for shown, tokens in ((canvas, state.tokens), (tentative, filled)):
-        shown[rows] = torch.where(done, end(tokens, rows), tokens)
-    ranked = torch.where(proposed, state.confidence, torch.nan)
-    confidence[rows] = confidence[rows].scatter(1, column, ranked)
+    columns = min(state.tokens.shape[1], canvas.shape[1])
+    real = torch.arange(columns, device=canvas.device) < state.length[:, None]
+    for shown, values in zip((canvas, tentative, confidence), _layers(state, policy), strict=True):
+        shown[rows, :columns] = torch.where(real, values[:, :columns], shown[rows, :columns])
     return Step(canvas, tentative, confidence, *progress)
+
+
+def view(state: State, policy: Policy, places: Sequence[int]) -> list[RowView]:
+    """Rows of a state, by their places in it. Waits for the device."""
+    rows = state.rows(torch.tensor(places, dtype=torch.int64, device=state.tokens.device))
+    layers, found = _layers(rows, policy), []
+    now = CurrentBlock.of(rows.schedule)
+    numbers = torch.stack([rows.length, rows.block, rows.blocks, rows.step, now.steps]).T.tolist()
+    for place, (length, *progress) in enumerate(numbers):
+        found.append(RowView(*(layer[place, :length].clone() for layer in layers), *progress))
+    return found
+
+
+def _layers(state: State, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
+    """Canvas, tentative tokens and confidences [B, L] after the last step; finished rows are filled with EOS."""
+    columns = state.tokens.shape[1]
+    column = state.start[:, None] + torch.arange(state.proposals.shape[1], device=state.tokens.device)
+    proposed, column = (state.proposals >= 0) & (column < columns), column.clamp(max=columns - 1)
+    filled = state.tokens.clone()
+    row, place = proposed.nonzero(as_tuple=True)
+    column, tokens = column[row, place], state.proposals[row, place]
+    masked = filled[row, column] == policy.mask_id
+    filled[row[masked], column[masked]] = tokens[masked]
+    confidence = torch.full(filled.shape, torch.nan, dtype=torch.float32, device=filled.device)
+    confidence[row, column] = state.confidence[row, place]
+    done = (state.block >= state.blocks)[:, None]
+    canvas, tentative = (torch.where(done, ended(state, policy, tokens), tokens) for tokens in (state.tokens, filled))
+    return canvas, tentative, confidence

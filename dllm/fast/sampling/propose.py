@@ -49,7 +49,7 @@ def propose(
     """
     hidden = [states.index_select(0, candidates.index) for states in hidden]
     options = dict(
-        temperature=policy.temperature,
+        temperature=policy.temperature if candidates.temperature is None else candidates.temperature,
         statistics="tempered" if policy.tempered else "raw",
         top_k=policy.top_k,
         top_p=policy.top_p,
@@ -115,10 +115,12 @@ def _sample(
             logits = guide(logits, split.logits(hidden[1][part]), cfg_scale)
         logits = logits.float() if logits.dtype == torch.float64 else logits
         tables, filters = _padded_to(logits.shape[-1], suppressed), options
+        if isinstance(options["temperature"], Tensor):
+            filters = options | {"temperature": options["temperature"][part]}
         if nested:
             cut = dict(top_k=options["top_k"], suppress=tables["suppress"], impl=options["impl"])
             logits = logits.masked_fill(logits < truncation_floor(logits, **cut)[:, None], -torch.inf)
-            filters = options | {"top_k": None}
+            filters = filters | {"top_k": None}
         found.append(
             gumbel_argmax(
                 logits,

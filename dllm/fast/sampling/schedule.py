@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -60,3 +60,7 @@ class Schedule:
         blocks = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         tables = dict(blocks=blocks, begin=begin, stop=stop, steps=steps, amount=amount)
         return cls(**{name: table.to(device) for name, table in tables.items()})
+
+    def rows(self, index: Tensor) -> Schedule:
+        """The tables of the rows `index`, int64 [b]."""
+        return Schedule(**{field.name: getattr(self, field.name)[index] for field in fields(self)})

@@ -22,7 +22,7 @@ class Policy:
     window: a step looks at this many columns, up to the end of the row's block. No mask may lie left of them.
     block_length: the most masked positions that a row has in one block.
     temperature, top_k, top_p, cfg_scale: of the sampled tokens, as :func:`dllm_kernels.linear_gumbel_argmax` takes
-        them.
+        them. Where rows have temperatures of their own (:attr:`State.temperature`), the highest.
     top_k_first: top_p counts the mass within the top_k tokens (RND1); else within all tokens (Dream). It matters only
         where both are on.
     greedy: the most probable token is taken whatever the temperature, which then only serves the confidence.
@@ -94,6 +94,11 @@ class Policy:
         return self.right_shift and self.cache in ("prefix", "dual")
 
     @property
+    def canvases(self) -> int:
+        """How many canvases of each row run: the second one is that without the prompt, under guidance."""
+        return 1 if self.cfg_scale == 0 else 2
+
+    @property
     def keeps_to_blocks(self) -> bool:
         """Whether a step commits tokens in the row's current block only."""
         return self.block_causal is not None or self.cache is not None
@@ -125,6 +130,7 @@ class State:
     start: Tensor  # int64 [B], first column of the last step's window
     proposals: Tensor  # int64 [B, W], tokens that the last step sampled; -1 elsewhere
     confidence: Tensor  # float32 [B, W], their confidence; -inf elsewhere
+    temperature: Tensor | None  # float32 [B]; None where that of the policy is every row's
     suppress: Tensor | None  # bool [V], tokens that are never sampled
     begin_suppress: Tensor | None  # bool [V], tokens that are sampled with no confidence
     cells: Tensor | None = None  # int64 [T], flat indices of the cells that are no padding, where rows run packed

@@ -78,9 +78,10 @@ def stats_of(
     if eos_id is not None:
         ends = ends_row(tokens, eos_id, eot_id) & generated
         useful = int((generated & (ends.cumsum(1) - ends.long() == 0)).sum())
-    parts = {} if denoiser.graphed else denoiser.clock.seconds()
+    running = denoiser.running
+    parts = {} if running.graphed or running.clock is None else running.clock.seconds()
     return Stats(
-        forwards=denoiser.forwards,
+        forwards=running.forwards,
         row_forwards=denoiser.row_steps.tolist(),
         seconds=seconds,
         body_seconds=parts.get("body"),
@@ -88,13 +89,13 @@ def stats_of(
         transfer_seconds=parts.get("transfer"),
         tokens=total,
         useful_tokens=useful,
-        mode="graph" if denoiser.graphed else "eager",
-        note="; ".join(filter(None, (denoiser.note, denoiser.rows_note))),
-        cache_bytes=denoiser.cache_bytes,
-        capture_seconds=denoiser.capture_seconds,
-        graph_bytes=denoiser.graph_bytes,
+        mode="graph" if running.graphed else "eager",
+        note=running.note,
+        cache_bytes=running.cache_bytes,
+        capture_seconds=0.0 if running.replays is None else running.replays.seconds,
+        graph_bytes=0 if running.replays is None else running.replays.bytes,
         masks_left=denoiser.masks_left,
-        compiled=denoiser.compiling.compiled,
-        compile_note=denoiser.compiling.note,
-        compile_seconds=denoiser.compiling.seconds,
+        compiled=running.compiling.compiled,
+        compile_note=running.compiling.note,
+        compile_seconds=running.compiling.seconds,
     )

@@ -45,29 +45,31 @@ def real_cells(attention_mask: Tensor) -> Tensor:
 
 
 class RowGroups(NamedTuple):
-    """Groups of rows that run in one forward, where padded rows cannot: rows of one length, or single rows.
+    """Groups of rows that run in one forward: rows of one width, or single rows.
 
-    lengths: of each row.
+    widths: how many columns of each row run; its length, unless rows are padded.
     one_by_one: each row runs alone.
+    padded: some columns of each row may be padding, which a mask hides.
 
     Example:
         >>> RowGroups((5, 3, 5), one_by_one=False).groups(copies=1)
         {5: [0, 2], 3: [1]}
     """
 
-    lengths: tuple[int, ...]
+    widths: tuple[int, ...]
     one_by_one: bool
+    padded: bool = False
 
     def groups(self, copies: int) -> dict[object, list[int]]:
         """Row numbers by group, for `copies` canvases of each row, all rows of the first canvas first."""
         found: dict[object, list[int]] = {}
-        for number, length in enumerate(self.lengths * copies):
-            found.setdefault(number if self.one_by_one else length, []).append(number)
+        for number, width in enumerate(self.widths * copies):
+            found.setdefault(number if self.one_by_one else width, []).append(number)
         return found
 
     def rows(self, index: list[int]) -> RowGroups:
         """The same for the rows `index`."""
-        return RowGroups(tuple(self.lengths[row] for row in index), self.one_by_one)
+        return self._replace(widths=tuple(self.widths[row] for row in index))
 
 
 def run(
@@ -91,7 +93,7 @@ def run(
     """
     rows, columns = tokens.shape
     if groups is not None:
-        return _run_groups(split, tokens, groups)
+        return _run_groups(split, tokens, groups, attention_mask)
     mask = None if attention_mask is None else attention_mask.repeat(rows // len(attention_mask), 1)
     if cells is None:
         return split.body(tokens, mask)
@@ -149,17 +151,18 @@ def _log_once(split: SplitModel, note: str) -> str:
     return note
 
 
-def _run_groups(split: SplitModel, tokens: Tensor, groups: RowGroups) -> Tensor:
-    """Hidden states [n B, L, H] of tokens [n B, L], zeros in padding."""
-    copies, result = len(tokens) // len(groups.lengths), None
-    for rows in groups.groups(copies).values():
-        length, row = groups.lengths[rows[0] % len(groups.lengths)], torch.tensor(rows, device=tokens.device)
-        if length == 0:
+def _run_groups(split: SplitModel, tokens: Tensor, groups: RowGroups, attention_mask: Tensor | None) -> Tensor:
+    """Hidden states [n B, L, H] of tokens [n B, L], zeros in columns that do not run."""
+    count, result = len(groups.widths), None
+    for rows in groups.groups(len(tokens) // count).values():
+        width, row = groups.widths[rows[0] % count], torch.tensor(rows, device=tokens.device)
+        if width == 0:
             continue
-        hidden = split.body(tokens[row, :length], None)
+        mask = attention_mask[row % count, :width] if groups.padded and attention_mask is not None else None
+        hidden = split.body(tokens[row, :width], mask)
         if result is None:
             result = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
-        result[row, :length] = hidden
+        result[row, :width] = hidden
     return result
 
 

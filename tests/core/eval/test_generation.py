@@ -1,6 +1,7 @@
 """Requests of unequal length to texts: the same in any batch, ended early, and refused before the model runs."""
 
 import functools
+import itertools
 import logging
 import random
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import torch
 from dllm.core import samplers
 from dllm.core.eval.generation import GenerationRequest, generate_requests
 from dllm.core.eval.stopping import Stopping
+from dllm.core.samplers import many
+from dllm.fast.sampling.running import Running
 from tests.causal_models import causal_model
 from tests.core.eval.letters import END_OF_TURN, LetterTokenizer
 from tests.models import FIRST_WORD, MASK_ID, favour, tiny
@@ -102,40 +105,30 @@ def test_texts_are_those_of_whole_rows(name):
     assert saved > 0
 
 
-def test_the_longest_come_first_and_equal_settings_share_batches(monkeypatch):
-    sampler, requests, batches = sampler_of("mdlm"), requests_of(20), []
-    sample = sampler.sample
-
-    def noted(rows, *args, **options):
-        batches.append(rows)
-        return sample(rows, *args, **options)
-
-    monkeypatch.setattr(sampler, "sample", noted)
-    seen = {}
+def test_the_longest_come_first_and_places_are_taken_at_once(monkeypatch):
+    sampler, requests, seen, running = sampler_of("mdlm"), requests_of(20), {}, []
+    step = Running.step
+    monkeypatch.setattr(Running, "step", lambda self: running.append((id(self), len(self))) or step(self))
     done = generate_requests(sampler, requests, config_of("mdlm", sampler), batch_size=4, on_generated=seen.__setitem__)
-    sizes = [sum(request.overrides == kind for request in requests) for kind in OVERRIDES]
-    assert len(batches) == sum(-(-size // 4) for size in sizes)
     columns = [len(request.prompt) + request.overrides.get("max_new_tokens", NEW) for request in requests]
-    assert columns[next(iter(seen))] == max(columns)
     assert [seen[i] for i in range(20)] == done
     for overrides in ({}, {"max_new_tokens": 13}):
-        own = [columns[i] for i in seen if requests[i].overrides == overrides]
-        assert own == sorted(own, reverse=True)
+        own = [i for i in range(20) if requests[i].overrides == overrides]
+        assert max(own, key=columns.__getitem__) in list(filter(own.__contains__, seen))[:4]
+    for call in dict(running):  # of equal settings: four rows run until fewer are left
+        rows = [count for own, count in running if own == call]
+        assert rows == sorted(rows, reverse=True) and max(rows) <= 4
+    assert sum(count for _, count in running) == sum(one.forwards for one in done)
 
 
 def test_seconds_add_up(monkeypatch):
-    """By forwards, to those of the batches."""
-    sampler, spent = sampler_of("mdlm"), []
-    sample = sampler.sample
-
-    def noted(*args, **options):
-        output = sample(*args, **options)
-        spent.append(output.stats.seconds)
-        return output
-
-    monkeypatch.setattr(sampler, "sample", noted)
+    """By rows that run, to those of all steps."""
+    sampler, steps, step = sampler_of("mdlm"), [], Running.step
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)  # a second passes in each
+    monkeypatch.setattr(many, "time", clock)
+    monkeypatch.setattr(Running, "step", lambda self: steps.append(1) or step(self))
     done = generate_requests(sampler, requests_of(9), config_of("mdlm", sampler), batch_size=4)
-    assert sum(one.seconds for one in done) == pytest.approx(sum(spent))
+    assert sum(one.seconds for one in done) == pytest.approx(sum(steps))
 
 
 def test_an_interrupt_leaves_what_was_generated():
