@@ -1,6 +1,6 @@
 """Programs for a model's body, from tokens [B, L] to the LM head's input [B, L, H], by name.
 
-Every program is prepared for one shape [B, L]. Libraries are optional: their adapters are modules of `benchmarks.peers`.
+Every program is prepared for one shape [B, L]. Libraries are optional; `benchmarks.peers` has their adapters.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def head_name(model: nn.Module) -> str:
 class OtherBody(nn.Module):
     """A model whose body is another program, for sampling loops: its own LM head on what `run` gives.
 
-    The program takes one `shape` [B, L]; other tokens, as in a loop's check before its first step, take the model itself.
+    The program takes one `shape` [B, L]. Other tokens, as in a loop's check at its start, take the model itself.
     """
 
     def __init__(self, model: nn.Module, run: Run, shape: torch.Size):

@@ -60,6 +60,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name, least in (("repeats", 1), ("threads", 1), ("loop_steps", 0)):
         if getattr(options, name) is not None and getattr(options, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    if options.plot and len(options.shapes) < 3:
+        parser.error(f"--plot draws a line through at least 3 shapes, got {len(options.shapes)}")
     if any(length < 2 for _, length in options.shapes):
         parser.error("a canvas must have at least 2 tokens, one of them a prompt")
     return options
