@@ -49,7 +49,7 @@ def draw_growth(points: Sequence[dict[str, object]]) -> Figure:
     by_batch.set(xlabel=f"batch, canvas of {length} tokens")
     figure.legend(*by_length.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     machines = ", ".join(dict.fromkeys(point["machine"] for point in points))
-    figure.suptitle(f"The body of a step, and the products that it cannot do without ({machines})", fontsize=11)
+    figure.suptitle(f"Time of the body and of its linear layers alone ({machines})", fontsize=11)
     return figure
 
 
