@@ -5,12 +5,14 @@
 
 `benchmarks/peers/llama_cpp.py` says how the example is built. The weights are random and exact in bfloat16, so that
 GGUF files in f32 and bf16 and the models of transformers hold the same numbers; q8_0 rounds them. Before anything is
-timed, the logits of a canvas are compared with float64: "error", and "of eager's" in multiples of that of PyTorch.
+timed, the logits of a canvas are compared with float64: "error", and "of eager's" in multiples of PyTorch's. A file in
+f32 or bf16 with more than twice PyTorch's error is not timed; of the others the error is only reported. In f32, flash
+attention is off, since it rounds keys and values to float16.
 
 All programs complete one canvas in so many steps, with the same number of tokens in each step: those of a step in the
-middle of a run with one token per step. At temperature 0 the example commits from left to right (see
-:func:`benchmarks.peers.llama_cpp.complete`), so its tokens are compared with those of a loop in that order. It runs the
-LM head on every position, as the published loops do. Runs are interleaved. Memory is the weights and the growth of
+middle of a run with one token per step. At temperature 0 the example commits from left to right, see
+:func:`benchmarks.peers.llama_cpp.complete`, so its tokens are compared with those of a float32 loop in that order. Like
+the published loops, it runs the LM head on every position. Runs are interleaved. Memory is the weights and the growth of
 resident memory in a run; of the example, the peak of its process.
 
 Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results folder.
@@ -145,25 +147,34 @@ class Comparison:
         return timing.host_seconds(complete)
 
     def _examples(self, folder: Path) -> dict[str, Callable[[], float]]:
-        from benchmarks.peers import llama_cpp
-
-        calls, example = {}, Path(self.options.example).resolve()
-        truth = self._last_logits("float64")
+        truth, calls = self._last_logits("float64"), {}
         for precision in self.options.precisions:
-            name, path = f"llama.cpp, {precision}", folder / f"{precision}.gguf"
+            name = f"llama.cpp, {precision}"
             self.begin(f"checking {name}")
             self.results[name] = {}
             with failures_in(self.results, name):
-                llama_cpp.write_gguf(
-                    self.by_dtype["bfloat16"].model, self.by_dtype["bfloat16"].mask_id, path, precision
+                calls[name] = functools.partial(
+                    self._example_seconds, name, self._example(name, precision, folder, truth)
                 )
-                logits = llama_cpp.last_logits(example.parent / LOGITS, path, self.tokens[0].tolist(), folder)
-                self.results[name] |= self._errors(logits, truth, precision)
-                settings = (self.prompt[0].tolist(), self.options.length, self.run.steps, self.run.temperature)
-                complete = functools.partial(llama_cpp.complete, example, path, *settings)
-                self.results[name] |= self._checked(complete(), precision)
-                calls[name] = functools.partial(self._example_seconds, name, complete)
         return calls
+
+    def _example(self, name: str, precision: str, folder: Path, truth: Tensor) -> Callable[[], object]:
+        """A run of the example in one precision, after the checks of its logits and of a first run's tokens."""
+        from benchmarks.peers import llama_cpp
+
+        loaded, example, path = (
+            self.by_dtype["bfloat16"],
+            Path(self.options.example).resolve(),
+            folder / f"{precision}.gguf",
+        )
+        flash = precision != "f32"  # it rounds keys and values to float16
+        llama_cpp.write_gguf(loaded.model, loaded.mask_id, path, precision)
+        logits = llama_cpp.last_logits(example.parent / LOGITS, path, self.tokens[0].tolist(), folder, flash)
+        self.results[name] |= self._errors(logits, truth, precision)
+        settings = (self.prompt[0].tolist(), self.options.length, self.run.steps, self.run.temperature, flash)
+        complete = functools.partial(llama_cpp.complete, example, path, *settings)
+        self.results[name] |= self._checked(complete())
+        return complete
 
     def _example_seconds(self, name: str, complete: Callable[[], object]) -> float:
         self.begin(name)
@@ -175,21 +186,34 @@ class Comparison:
         return model(self.tokens).logits[0, -1].double()
 
     def _errors(self, logits: Tensor, truth: Tensor, precision: str) -> Result:
-        """The error of the logits, root mean square over that of the true ones, and in multiples of PyTorch's."""
+        """The error of the logits, root mean square over that of the true ones, and in multiples of PyTorch's.
+
+        Raises:
+            ValueError: it is more than twice PyTorch's, so the file holds another model.
+        """
         found = {"relative_error": _relative_error(logits, truth)}
         if precision in SAME_PRECISION:
             eager = _relative_error(self._last_logits(SAME_PRECISION[precision]), truth)
             found["times_eager_error"] = found["relative_error"] / eager
+            if not found["times_eager_error"] <= 2:
+                raise ValueError(
+                    f"the error must be at most twice PyTorch's in {SAME_PRECISION[precision]}, "
+                    f"got {found['times_eager_error']:.3g} times it"
+                )
         return found
 
-    def _checked(self, run: object, precision: str) -> Result:
+    @functools.cached_property
+    def expected(self) -> Tensor:
+        """The canvas of :func:`left_to_right` in float32."""
+        loaded = self.by_dtype["float32"]
+        return left_to_right(loaded.model, self.prompt, self.run, loaded.mask_id, self.shifted)
+
+    def _checked(self, run: object) -> Result:
         """Facts of the example's first run, which does not count: tokens, memory, the choice of tokens."""
         found = {"memory_bytes": run.peak_bytes, "sampling_seconds_per_step": run.sampling_seconds / run.forwards}
         if self.run.temperature == 0:
-            loaded = self.by_dtype[SAME_PRECISION.get(precision, "bfloat16")]
-            expected = left_to_right(loaded.model, self.prompt, self.run, loaded.mask_id, self.shifted)[0]
             new = slice(self.run.prompt_length, None)
-            found["same_tokens"] = (run.canvas[new] == expected[new]).float().mean().item()
+            found["same_tokens"] = (run.canvas[new] == self.expected[0, new]).float().mean().item()
         return found
 
 

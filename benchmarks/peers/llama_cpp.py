@@ -10,9 +10,9 @@ The example is `llama-diffusion-cli`, built from the sources that are in the sou
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -99,13 +99,18 @@ class Run(NamedTuple):
     peak_bytes: int
 
 
-def complete(program: Path, model: Path, prompt: Sequence[int], length: int, steps: int, temperature: float) -> Run:
+def complete(
+    program: Path, model: Path, prompt: Sequence[int], length: int, steps: int, temperature: float, flash: bool = True
+) -> Run:
     """Complete one prompt in one block that reaches to the end of a canvas of `length` tokens.
 
     The example commits the masks divided evenly over the steps, those of highest confidence first. Its temperature 0 is
     no argmax but a draw at temperature 1, so the argmax is asked for as top-k 1. Every confidence is then 1, and tokens
     are committed from left to right. Above 0 it draws from softmax(l / T), and the confidence is the token's
     probability there.
+
+    Args:
+        flash: flash attention, which rounds keys and values to float16.
 
     Raises:
         RuntimeError: the example failed, or its output cannot be read.
@@ -116,6 +121,7 @@ def complete(program: Path, model: Path, prompt: Sequence[int], length: int, ste
         "-c": length,
         "-b": length,
         "-ub": length,  # the length of the canvas
+        "-fa": "on" if flash else "off",
         "-t": torch.get_num_threads(),
         "-tb": torch.get_num_threads(),
         "--temp": temperature,
@@ -138,7 +144,7 @@ def complete(program: Path, model: Path, prompt: Sequence[int], length: int, ste
     return Run(torch.tensor([*prompt, *new]), steps, total, sampling * steps, peak)
 
 
-def last_logits(program: Path, model: Path, tokens: Sequence[int], folder: Path) -> Tensor:
+def last_logits(program: Path, model: Path, tokens: Sequence[int], folder: Path, flash: bool = True) -> Tensor:
     """Logits [V] of the last of the given tokens, by `llama-debug`, which writes them into `folder`."""
     options = {
         "-m": model,
@@ -146,6 +152,7 @@ def last_logits(program: Path, model: Path, tokens: Sequence[int], folder: Path)
         "-c": len(tokens),
         "-b": len(tokens),
         "-ub": len(tokens),
+        "-fa": "on" if flash else "off",
         "-t": torch.get_num_threads(),
         "--logits-output-dir": folder,
     }
@@ -153,15 +160,21 @@ def last_logits(program: Path, model: Path, tokens: Sequence[int], folder: Path)
     return torch.from_numpy(numpy.fromfile(folder / f"llamacpp-{model.stem}.bin", dtype=numpy.float32))
 
 
+# a small process between: a program's peak counts what its parent had in use when it was started
+_WITH_PEAK = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stderr=subprocess.STDOUT)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
 def _run(command: Sequence[object]) -> tuple[str, int]:
     """Output of a program, and the peak of its resident memory in bytes."""
-    process = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    output = process.stdout.read()
-    process.stdout.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{Path(str(command[0])).name} ended with status {process.returncode}: {output[-300:]}")
-    return output, usage.ru_maxrss * 1024
+    measured = [sys.executable, "-c", _WITH_PEAK, *map(str, command)]
+    done = subprocess.run(measured, capture_output=True, text=True, errors="replace", check=False)
+    output, _, peak = done.stdout.rstrip().rpartition("\n")
+    if done.returncode:
+        reason = (output or done.stderr)[-300:]
+        raise RuntimeError(f"{Path(str(command[0])).name} ended with status {done.returncode}: {reason}")
+    return output, int(peak) * 1024
