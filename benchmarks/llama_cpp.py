@@ -11,8 +11,8 @@ attention is off, since it rounds keys and values to float16.
 
 All programs complete one canvas in so many steps, with the same number of tokens in each step: those of a step in the
 middle of a run with one token per step. At temperature 0 the example commits from left to right, see
-:func:`benchmarks.peers.llama_cpp.complete`, so its tokens are compared with those of a float32 loop in that order. Like
-the published loops, it runs the LM head on every position. Runs are interleaved. Memory is the weights and the growth of
+:func:`benchmarks.peers.llama_cpp.complete`, so its tokens are compared with a float32 loop in that order. Like the
+published loops, it runs the LM head on every position. Runs are interleaved. Memory is the weights and the growth of
 resident memory in a run; of the example, the peak of its process.
 
 Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results folder.
