@@ -1,7 +1,7 @@
 """A model's body on a CPU by several programs, against the floor of its linear layers; alone and inside sampling loops.
 
     python benchmarks/cpu_bodies.py --model minilm --dtype float32
-    python benchmarks/cpu_bodies.py --model minilm --bodies eager --loop-steps 0 --shapes 1x64 1x256 1x1024 4x192 16x192
+    python benchmarks/cpu_bodies.py --model minilm --bodies eager --loop-steps 0 --shapes 1x64 1x192 1x512 4x192 16x192
 
 The body gives the LM head's input [B, L, H] for tokens [B, L]. Programs: transformers' own class, eager and under
 torch.compile, and those of ONNX Runtime and OpenVINO where they are installed. The floor is the time of the body's own
@@ -34,6 +34,7 @@ from benchmarks import bodies, body_case, models, report
 from benchmarks.body_case import LOOPS, OWN_LOOPS, BodyCase
 from benchmarks.failures import Result
 from dllm.exits import exit_code
+from dllm.fast.model import check_positions
 
 CPU = torch.device("cpu")
 COLUMNS = ("body", "ms (10-90 %)", "floor/body", "error", "of eager's", "loaded MB", "peak MB", "prepared s")
@@ -76,13 +77,14 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None, load: Callable[..., models.Loaded] = models.load) -> int:
-    """Measure every shape, print, and write the row; 2 for a model that cannot be loaded."""
+    """Measure every shape, print, and write the row; 2 for a model that cannot be loaded or has too few positions."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
         loaded = load(options.model, models.DTYPES[options.dtype], CPU, seed=options.seed)
+        check_positions(loaded.model, max(length for _, length in options.shapes), "a canvas must fit")
     except (ValueError, OSError, models.NotEnoughMemoryError) as error:
         print(f"cpu_bodies: {error}", file=sys.stderr)
         return 2

@@ -128,6 +128,11 @@ def test_a_model_that_does_not_exist(capsys):
     assert "a local folder, got 'nowhere'" in capsys.readouterr().err
 
 
+def test_a_canvas_longer_than_the_model(capsys):
+    assert cpu_bodies.main(["--model", "bert", "--shapes", "1x12", "1x97"], load=load) == 2
+    assert "a canvas must fit the model's 96 positions, got 97" in capsys.readouterr().err
+
+
 def test_an_unknown_body(tmp_path):
     with pytest.raises(ValueError, match="a body must be one of eager"):
         bodies.prepare("tensorrt", Body(tiny("bert")), TOKENS, tmp_path)
