@@ -159,6 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         "LM head and sampling, with and without stored logits",
         COLUMNS,
         [cells(result) for result in row["results"]],
+        notes=[f"slower than the stored product: {case_of(r)}" for r in row["results"] if r["speedup"]["stored"] < 1],
     )
     path = report.write_row(row, options.out, "-".join(f"{rows}" for rows in options.rows))
     report.print_last_line({"row": str(path), "results": row["results"]})
@@ -169,12 +170,17 @@ def cells(result: dict[str, object]) -> list[str]:
     """A line of the table."""
     seconds, peaks, share = result["seconds"], result["peak_bytes"], result["share_of_memory"]
     return [
-        f"{result['head']}, {report.count(result['rows'], 'row')}, {result['dtype']}",
+        case_of(result),
         *(f"{1000 * seconds[name]['median']:.1f}" for name in PROGRAMS),
         *(f"{factor:.2f}x" for factor in result["speedup"].values()),
         *("n/a" if peaks[name] is None else f"{peaks[name] / 1e6:.1f}" for name in PROGRAMS),
         "n/a" if share is None else f"{share:.0%}",
     ]
+
+
+def case_of(result: dict[str, object]) -> str:
+    """Head, rows and dtype of a result."""
+    return f"{result['head']}, {report.count(result['rows'], 'row')}, {result['dtype']}"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from benchmarks import kernel_tables, machine, markdown, report, sampling_tables, training_tables
+from benchmarks import body_tables, kernel_tables, machine, markdown, report, sampling_tables, training_tables
 from benchmarks.summary_table import SUMMARY_HEAD, summary_lines
 from dllm.exits import exit_code
 
@@ -41,6 +41,8 @@ KINDS = {
     "cpu_head": (kernel_tables.HEAD_HEAD, kernel_tables.head_lines),
     "cpu_cross_entropy": (training_tables.ENTROPY_HEAD, training_tables.entropy_lines),
     "training_step": (training_tables.TRAINING_HEAD, training_tables.training_lines),
+    "cpu_bodies": (body_tables.BODY_HEAD, body_tables.body_lines),
+    "llama_cpp": (body_tables.LLAMA_HEAD, body_tables.llama_lines),
     "cached_decoding": (sampling_tables.CACHED_HEAD, sampling_tables.cached_lines),
     "quality": (sampling_tables.QUALITY_HEAD, sampling_tables.quality_lines),
 }

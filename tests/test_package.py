@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.bodies import PROGRAMS
 from benchmarks.peers import PEERS
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,7 @@ def modules(*packages: str) -> list[str]:
     """Every module of `packages`, except those that need Triton where it is not installed, or a peer's library."""
     no_triton = importlib.util.find_spec("triton") is None
     adapters = {peer for offered in PEERS.values() for peer in offered}
+    adapters |= {"llama_cpp", *(program.library for program in PROGRAMS.values())}
     names = []
     for package in packages:
         for file in sorted((ROOT / package).rglob("*.py")):

@@ -1,7 +1,8 @@
 """Peers: other programs for the same operations, in plain PyTorch, eager and compiled, and in installed libraries.
 
 Each library has an adapter module here, imported at its first call, so that a library that is installed but broken
-fails alone. `lacks` names what the library cannot do and dllm does: its time is then that of less work.
+fails alone. `lacks` names what the library cannot do and dllm does: its time is then that of less work. Libraries that
+run a whole body on a CPU are in `benchmarks.bodies`, llama.cpp in `benchmarks.llama_cpp`.
 """
 
 from __future__ import annotations
