@@ -13,6 +13,7 @@ from dllm_kernels.block_schedule import (
     place_proposals,
 )
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
+from dllm_kernels.int8_linear import int8_linear
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
 from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
 from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
@@ -30,6 +31,7 @@ __all__ = [
     "advance_rows",
     "align_tokens",
     "gumbel_argmax",
+    "int8_linear",
     "linear_cross_entropy",
     "linear_gumbel_argmax",
     "list_candidates",
