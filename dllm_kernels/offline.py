@@ -181,7 +181,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "int8 head, 32 rows noise bias", head(32, *bert_large, torch.float32, True, **drawn[32], **scaled[50368])
     for n in (16, 32, 64, 4096):
         yield f"int8 layer, {n} rows", layer(n, 4096, 12288, bf16, False)
-        yield f"int8 layer, {n} rows ragged bias", layer(n, 100, 997, torch.float32, True)
+        yield f"int8 layer, {n} rows ragged bias", layer(n, 112, 997, torch.float32, True)
     scale = meta(1, dtype=torch.float32).expand(8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
