@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
+from types import ModuleType
 
 import torch
 
@@ -50,6 +52,22 @@ def choose(impl: str, device: torch.device) -> str:
 # torch.compile calls `choose` and keeps its answer. torch.compiler.assume_constant_result does no more than this, but
 # imports the whole compiler for it, and Triton.
 choose._dynamo_marked_constant = True
+
+
+def module_of(operation: str, impl: str, device: torch.device) -> ModuleType:
+    """The module of an operation's implementation for tensors on `device`; torch.compile keeps it, too.
+
+    Raises:
+        ValueError, RuntimeError: as :func:`choose`.
+
+    Example:
+        >>> module_of("int8_linear", "reference", torch.device("cpu")).__name__
+        'dllm_kernels.int8_linear.reference'
+    """
+    return importlib.import_module(f"dllm_kernels.{operation}.{choose(impl, device)}")
+
+
+module_of._dynamo_marked_constant = True
 
 
 def pick(device: torch.device) -> tuple[str, str]:

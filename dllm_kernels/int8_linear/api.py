@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
@@ -62,18 +60,7 @@ def int8_linear(
         _checks.tensor("bias", bias, dtypes=(torch.float32,), shape=(len(weight),), device=device)
     if torch.is_grad_enabled() and hidden.requires_grad:
         raise RuntimeError("int8_linear has no gradient, and hidden needs one: train with weights that are not int8")
-    module = _implementation(_impl.choose(impl, device))
+    module = _impl.module_of("int8_linear", impl, device)
     rows, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (rows, weight))
     out = module.int8_linear(rows, weight, scale.contiguous(), None if bias is None else bias.contiguous())
     return out.view(*hidden.shape[:-1], len(weight))
-
-
-def _implementation(name: str) -> ModuleType:
-    """Imported by a statement each: torch.compile follows those, and a compiled model has layers of this kind."""
-    if name == "cpu":
-        from dllm_kernels.int8_linear import cpu as module
-    elif name == "triton":
-        from dllm_kernels.int8_linear import triton as module
-    else:
-        from dllm_kernels.int8_linear import reference as module
-    return module

@@ -205,12 +205,8 @@ def _measure_and_print(options: argparse.Namespace) -> None:
         loaded = load(SHIPPED if source is None else source, device_named(device), getattr(torch, dtype), quantized)
         score = measure(*loaded, **settings)
     _print(score, settings)
-    row = {
-        "approximate": samplers.is_approximate(sampler) or quantized is not None,
-        "quantize": quantized,
-        "model": source or "shipped",
-        "device": str(device),
-    }
+    approximate = samplers.is_approximate(sampler) or quantized is not None
+    row = {"approximate": approximate, "model": source or "shipped", "device": str(device), "quantize": quantized}
     print(json.dumps({**settings, **row, "dtype": dtype} | score.row()))
 
 
