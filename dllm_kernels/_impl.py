@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import logging
 import os
-from types import ModuleType
 
 import torch
 
@@ -54,20 +53,21 @@ def choose(impl: str, device: torch.device) -> str:
 choose._dynamo_marked_constant = True
 
 
-def module_of(operation: str, impl: str, device: torch.device) -> ModuleType:
-    """The module of an operation's implementation for tensors on `device`; torch.compile keeps it, too.
+def imported(operation: str, impl: str, device: torch.device) -> str:
+    """The name of the module, imported by now, that implements an operation for tensors on `device`: torch.compile does
+    not trace imports, keeps this answer, and finds the module in sys.modules.
 
     Raises:
         ValueError, RuntimeError: as :func:`choose`.
 
     Example:
-        >>> module_of("int8_linear", "reference", torch.device("cpu")).__name__
+        >>> imported("int8_linear", "reference", torch.device("cpu"))
         'dllm_kernels.int8_linear.reference'
     """
-    return importlib.import_module(f"dllm_kernels.{operation}.{choose(impl, device)}")
+    return importlib.import_module(f"dllm_kernels.{operation}.{choose(impl, device)}").__name__
 
 
-module_of._dynamo_marked_constant = True
+imported._dynamo_marked_constant = True
 
 
 def pick(device: torch.device) -> tuple[str, str]:
