@@ -122,7 +122,9 @@ Quantised quantise(const typename Dtype::type* row, int64_t width, Number* out) 
   for (int64_t k = 0; k < width; k += kLanes) {
     const vint q = as_int(at(k) / splat(scale) + shift) - as_int(shift);
     sums += q;
-    for (int64_t i = 0; i < std::min<int64_t>(kLanes, width - k); ++i) out[k + i] = static_cast<Number>(q[i]);
+    typedef Number Numbers __attribute__((vector_size(kLanes * sizeof(Number))));
+    const Numbers narrow = __builtin_convertvector(q, Numbers);
+    std::memcpy(out + k, &narrow, std::min<int64_t>(kLanes, width - k) * sizeof(Number));
   }
   int32_t sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += sums[i];
