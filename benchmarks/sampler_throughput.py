@@ -111,7 +111,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
             parser.error(f"--{name.replace('_', '-')} is no option of {', '.join(options.sampler)}")
     told_apart = ("card", "full-canvas", "ours-eager", "ours-int8")
     if options.measured_steps and not {*(options.providers or [])} <= {*told_apart}:
-        parser.error(f"--measured-steps is for {', '.join(told_apart)}, whose steps can be told apart")
+        parser.error(f"--measured-steps is for the providers {', '.join(told_apart)}, whose steps can be told apart")
     for name in ("repeats", "threads", "budget", "measured_steps"):
         value = getattr(options, name)
         if value is not None and not value > 0:
