@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from benchmarks import card_loop, loops, models, timing
 from benchmarks.case import Case
 from benchmarks.models import Loaded
+from dllm.fast import quantize
 
 NAMES = ("card", "card-compile", "card-reduce-overhead", "full-canvas", "ours-eager", "ours-graph")
 NAMES += ("ours-compiled", "ours-graph-compiled")  # the body through torch.compile, inside dllm's loop
+NAMES += ("ours-int8",)
 # mode of torch.compile; the second captures CUDA graphs and takes longest to start
 COMPILED = {"card-compile": "default", "card-reduce-overhead": "reduce-overhead"}
 OnStep = Callable[[object], None] | None  # called after each step
@@ -68,6 +71,9 @@ def build(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
     if name in COMPILED:
         torch._dynamo.reset()  # else a later case, of another shape, would be compiled with dynamic shapes
         return _card(name, loaded, case, prompt, torch.compile(loaded.model, mode=COMPILED[name]))
+    if name == "ours-int8":  # approximate: other tokens than those of the weights in full
+        quantized = replace(loaded, model=quantize(copy.deepcopy(loaded.model)))
+        return replace(_ours("ours-eager", quantized, case, prompt), name=name)
     if name.startswith("ours-"):
         return _ours(name, loaded, case, prompt)
     raise ValueError(f"provider must be one of {', '.join(NAMES)}, got {name!r}")

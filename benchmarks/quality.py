@@ -34,6 +34,7 @@ COLUMNS = (
     "asked",
     "sampler",
     "T",
+    "quantised",
     "tokens per step",
     "exact answers",
     "95 % interval",
@@ -78,6 +79,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--batch-size", type=int, default=gauge.BATCH_SIZE)
     add("--seed", type=int, default=0)
     add("--dtype", choices=list(DTYPES), default="float32")
+    add(
+        "--quantize", nargs="+", choices=["none", "int8"], default=["none"], help="int8: weights of 8 bits, approximate"
+    )
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--plot", type=Path, default=None, help="write accuracy against forward passes as a plot")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
@@ -100,10 +104,10 @@ def axes(sampler: str, options: argparse.Namespace) -> dict[str, list[object]]:
 
 
 def cases(options: argparse.Namespace) -> list[dict[str, object]]:
-    """The cases to measure, in order, as arguments of `gauge.measure`."""
+    """The cases to measure, in order: arguments of `gauge.measure`, and how the model is quantised."""
     found = []
     for task, sampler in itertools.product(options.task, options.sampler):
-        values = axes(sampler, options)
+        values = axes(sampler, options) | {"quantize": options.quantize}
         for chosen in itertools.product(*values.values()):
             found.append({"task": task, "sampler": sampler} | dict(zip(values, chosen, strict=True)))
     return found
@@ -111,20 +115,23 @@ def cases(options: argparse.Namespace) -> list[dict[str, object]]:
 
 def measure(options: argparse.Namespace, begin: Callable[[str], None]) -> list[dict[str, object]]:
     """The result of each case."""
-    model, tokenizer = load(options.model or SHIPPED, options.device, DTYPES[options.dtype])
+    where = options.model or SHIPPED, options.device, DTYPES[options.dtype]
+    loaded = {kind: load(*where, None if kind == "none" else kind) for kind in options.quantize}
     results = []
     for case in cases(options):
         begin(", ".join(f"{name} {value}" for name, value in case.items()))
         score = gauge.measure(
-            model,
-            tokenizer,
-            **case,
+            *loaded[case["quantize"]],
+            **{name: value for name, value in case.items() if name != "quantize"},
             questions=options.questions,
             block_length=options.block_length,
             batch_size=options.batch_size,
             seed=options.seed,
         )
-        results.append(case | {"approximate": samplers.is_approximate(case["sampler"])} | score.row())
+        model = loaded[case["quantize"]][0]
+        of_model = {"model_bytes": sum(t.nbytes for t in (*model.parameters(), *model.buffers()))}
+        approximate = case["quantize"] != "none" or samplers.is_approximate(case["sampler"])
+        results.append(case | {"approximate": approximate} | of_model | score.row())
     for result in results:
         if (exact := one_a_step(result, results)) and exact["correct"]:
             result["share_of_one_a_step"] = round(result["correct"] / exact["correct"], 4)
@@ -187,6 +194,7 @@ def cells(result: dict[str, object]) -> list[str]:
         result["task"],
         sampler_in_words(result["sampler"], result, result["approximate"]) + order,
         f"{result['temperature']:g}",
+        result["quantize"],
         str(result.get("tokens_per_step", "-")),
         f"{result['accuracy']:.1%}",
         f"{low:.1%} to {high:.1%}",

@@ -109,10 +109,9 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     for name in ("steps", *samplers.OPTIONS):
         if getattr(options, name) is not None and not any(takes(sampler, name) for sampler in options.sampler):
             parser.error(f"--{name.replace('_', '-')} is no option of {', '.join(options.sampler)}")
-    if options.measured_steps and not {*(options.providers or [])} <= {"card", "full-canvas", "ours-eager"}:
-        parser.error(
-            "--measured-steps is for the providers card, full-canvas and ours-eager, whose steps can be told apart"
-        )
+    told_apart = ("card", "full-canvas", "ours-eager", "ours-int8")
+    if options.measured_steps and not {*(options.providers or [])} <= {*told_apart}:
+        parser.error(f"--measured-steps is for the providers {', '.join(told_apart)}, whose steps can be told apart")
     for name in ("repeats", "threads", "budget", "measured_steps"):
         value = getattr(options, name)
         if value is not None and not value > 0:

@@ -191,10 +191,14 @@ def way_to_sample(result: dict) -> str:
         '8'
         >>> way_to_sample({"sampler": "mdlm", "approximate": False, "tokens_per_step": 2})
         'mdlm, 2'
+        >>> way_to_sample({"tokens_per_step": 8, "quantize": "int8"})
+        '8, weights of int8 (approximate)'
     """
     counted = [str(result["tokens_per_step"])] if "tokens_per_step" in result else []
+    if result.get("quantize", "none") != "none":
+        counted.append(f"weights of {result['quantize']} (approximate)")
     if result.get("sampler", "generate") == "generate":
-        return counted[0]
+        return ", ".join(counted)
     return ", ".join([sampler_in_words(result["sampler"], result, result["approximate"]), *counted])
 
 

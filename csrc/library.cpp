@@ -9,9 +9,10 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
       "Tensor? suppress, Tensor? begin_suppress, bool tempered, Tensor? floor, Tensor? rows, Tensor? count, "
       "Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, Tensor(d!) neg_entropy, Tensor(e!) lse) -> ()");
   m.def("linear(Tensor hidden, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def("int8_linear(Tensor hidden, Tensor weight, Tensor scale, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
-      "linear_gumbel_argmax(Tensor hidden, Tensor weight, Tensor? bias, Tensor? temperature, Tensor? seeds, "
-      "Tensor? positions, Tensor? step, Tensor? suppress, Tensor? begin_suppress, bool tempered, "
+      "linear_gumbel_argmax(Tensor hidden, Tensor weight, Tensor? bias, Tensor? weight_scale, Tensor? temperature, "
+      "Tensor? seeds, Tensor? positions, Tensor? step, Tensor? suppress, Tensor? begin_suppress, bool tempered, "
       "Tensor? count, Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, Tensor(d!) neg_entropy, "
       "Tensor(e!) lse) -> ()");
   m.def(

@@ -9,7 +9,7 @@ namespace {
 void linear(Tensor hidden, Tensor weight, std::optional<Tensor> bias, Tensor out) {
   with_dtype_of(hidden, [&](auto dtype) {
     using Dtype = decltype(dtype);
-    const Linear<Dtype> linear(hidden, hidden.size(0), weight, bias);
+    const Linear<Dtype> linear(hidden, 0, hidden.size(0), weight, bias);
     auto* to = static_cast<typename Dtype::type*>(out.mutable_data_ptr());
     const int64_t stride = out.stride(0);
     for_each_stripe(weight.size(0), [&] {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "common.h"
+#include "int8.h"
 #include "tiles.h"
 
 #include <algorithm>
@@ -27,10 +28,16 @@ struct Single {
   static Vector multiply_add(const float* w, Vector h, Vector sum) {
     return dllm::multiply_add(splat<Vector>(*w), h, sum);
   }
+
+  template <typename Vector>
+  static Vector add(Vector a, Vector b) { return a + b; }
 };
 
 template <typename Dtype>
 struct Factor : Single {};  // other dtypes are converted
+
+template <>
+struct Factor<Int8> : Bytes {};
 
 #if defined(__AVX512BF16__)
 template <>
@@ -47,6 +54,9 @@ struct Factor<BFloat16> {
       return _mm256_dpbf16_ps(sum, (__m256bh)_mm256_set1_epi32(pair), (__m256bh)h);
     else return _mm_dpbf16_ps(sum, (__m128bh)_mm_set1_epi32(pair), (__m128bh)h);
   }
+
+  template <typename Vector>
+  static Vector add(Vector a, Vector b) { return a + b; }
 };
 #endif
 
@@ -108,7 +118,7 @@ void multiply(
               weight + t * stride + k * Factor::kStep, Rows::load(rows + v * Rows::kStored), sums[t][v]);
     }
     for (int t = 0; t < kTokens<V>; ++t)
-      for (int v = 0; v < V; ++v) out[t][v] = k <= kChain ? sums[t][v] : out[t][v] + sums[t][v];
+      for (int v = 0; v < V; ++v) out[t][v] = k <= kChain ? sums[t][v] : Factor::add(out[t][v], sums[t][v]);
   }
 }
 
@@ -124,31 +134,41 @@ inline void transpose(std::array<vfloat, kLanes>& m) {
   }
 }
 
-// hidden [n, H] and the head, weight [V, H] and bias [V], of the same dtype.
-template <typename Dtype>
+// Rows of hidden states [n, H] of the dtype Hidden, and the head: weight [V, H] and bias [V] of the same dtype; or a
+// weight of numbers of 8 bits with scale [V] and bias [V] in float32, where rows are quantised and logits not rounded.
+template <typename Dtype, typename Hidden = Dtype>
 class Linear {
   using Factor = dllm::Factor<Dtype>;
   using Input = typename Dtype::type;
   using Number = typename Factor::type;
+  static constexpr bool kQuantised = std::is_same_v<Dtype, Int8>;
+  using Bias = std::conditional_t<kQuantised, Float32, Dtype>;
   static constexpr bool kConverted = !std::is_same_v<Input, Number>;
   static constexpr int64_t kLane = sizeof(vfloat) / kLanes;  // bytes
   static_assert(kLane == Factor::kStep * sizeof(Number));
 
  public:
-  Linear(const Tensor& hidden, int64_t n, const Tensor& weight, const std::optional<Tensor>& bias)
+  // Of the rows from `first` on, `n` are taken.
+  Linear(
+      const Tensor& hidden, int64_t first, int64_t n, const Tensor& weight, const std::optional<Tensor>& bias,
+      const std::optional<Tensor>& scale = std::nullopt)
       : n_(n), width_(hidden.size(1)), steps_(steps(width_)),
         stride_(weight.stride(0)), vocab_size_(weight.size(0)),
         weight_(static_cast<const Input*>(weight.const_data_ptr())),
-        bias_(bias ? static_cast<const Input*>(bias->const_data_ptr()) : nullptr),
+        bias_(bias ? static_cast<const typename Bias::type*>(bias->const_data_ptr()) : nullptr),
+        scale_(scale ? static_cast<const float*>(scale->const_data_ptr()) : nullptr),
         lanes_(lanes(n)), vectors_((n + lanes_ - 1) / lanes_),
         rows_((vectors_ * steps_ * lanes_ + kLanes - 1) / kLanes) {
-    const auto* h = static_cast<const Input*>(hidden.const_data_ptr());
+    const auto* h = static_cast<const typename Hidden::type*>(hidden.const_data_ptr()) + first * hidden.stride(0);
     std::vector<Number> row(length());
+    if constexpr (kQuantised) quantised_.resize(n);
     auto* out = reinterpret_cast<char*>(rows_.data());
     for (int64_t block = 0; block < blocks(); ++block) {  // [steps, rows, kStep]
       const int64_t rows = (vector(block + 1) - vector(block)) * lanes_;
       for (int64_t i = 0; i < std::min(rows, n - first_row(block)); ++i) {
-        convert(h + (first_row(block) + i) * hidden.stride(0), row.data());
+        const int64_t at = first_row(block) + i;
+        if constexpr (kQuantised) quantised_[at] = quantise<Hidden>(h + at * hidden.stride(0), width_, row.data());
+        else convert(h + at * hidden.stride(0), row.data());
         for (int64_t k = 0; k < steps_; ++k)
           std::memcpy(out + (k * rows + i) * kLane, &row[k * Factor::kStep], kLane);
       }
@@ -211,7 +231,7 @@ class Linear {
 
   // A row of numbers as they are multiplied, with zeros up to whole steps.
   void convert(const Input* in, Number* out) const {
-    if constexpr (kConverted) {
+    if constexpr (kConverted && !kQuantised) {
       Input last[kLanes] = {};
       const int64_t whole = width_ / kLanes * kLanes;
       for (int64_t k = 0; k < whole; k += kLanes) store(out + k, Dtype::load(in + k));
@@ -232,7 +252,7 @@ class Linear {
     for (int64_t group = begin; group < end; group += together) {
       const int64_t group_end = std::min(group + together, end);
       multiply_group<Rows>(rows, group, group_end, to.converted, products);
-      turn_group(products, group, group_end, first_row(block + 1) - first_row(block), &to.logits[group - begin]);
+      turn_group(products, group, group_end, first_row(block), first_row(block + 1), &to.logits[group - begin]);
     }
     return to.logits.data();
   }
@@ -275,32 +295,51 @@ class Linear {
     return {converted.data(), length(), converted.data()};
   }
 
-  // Tokens into lanes, with the bias, rounded as a library's product is.
+  // Tokens into lanes, with scales and bias.
   template <typename Vector, int V>
-  void turn_group(const Vector (&products)[kGroup][V], int64_t begin, int64_t end, int64_t rows, float* out) const {
+  void turn_group(
+      const Vector (&products)[kGroup][V], int64_t begin, int64_t end, int64_t row, int64_t rows_end, float* out) const {
     for (int64_t first = 0; first < end - begin; first += kLanes) {
-      const vfloat offsets = bias(begin + first, end);
+      const vfloat offsets = of_tokens<Bias>(bias_, begin + first, end);
+      const vfloat scales = kQuantised ? of_tokens<Float32>(scale_, begin + first, end) : splat(1);
       for (int v = 0; v < V; ++v) {
         std::array<vfloat, kLanes> square = {};
         for (int i = 0; i < kLanes; ++i) std::memcpy(&square[i], &products[first + i][v], sizeof(Vector));
         transpose(square);
-        for (int64_t i = 0; i < std::min<int64_t>(kLanes, rows - v * kLanes); ++i)
-          store(out + (v * kLanes + i) * kRow + first, rounded<Dtype>(square[i] + offsets));
+        const int64_t beyond = v * kLanes;
+        for (int64_t i = 0; i < std::min<int64_t>(kLanes, rows_end - row - beyond); ++i)
+          store(out + (beyond + i) * kRow + first, logit(square[i], row + beyond + i, scales, offsets));
       }
     }
   }
 
-  vfloat bias(int64_t first, int64_t end) const {
-    if (!bias_) return splat(0);
-    Input numbers[kLanes] = {};
-    std::copy(bias_ + first, bias_ + std::min<int64_t>(first + kLanes, end), numbers);
-    return Dtype::load(numbers);
+  // Logits of a row from its products, rounded as a library's product is or (s_row dot) s_token + bias.
+  vfloat logit(vfloat product, int64_t row, vfloat scales, vfloat offsets) const {
+    if constexpr (kQuantised) {
+      const Quantised& q = quantised_[row];
+      const vint dot = as_int(product) - Factor::kExcess * q.sum;
+      return __builtin_convertvector(dot, vfloat) * splat(q.scale) * scales + offsets;
+    } else {
+      return rounded<Dtype>(product + offsets);
+    }
+  }
+
+  // Numbers of tokens `first` to `end`, kLanes at most; zeros where there are none.
+  template <typename Numbers>
+  vfloat of_tokens(const typename Numbers::type* all, int64_t first, int64_t end) const {
+    if (!all) return splat(0);
+    typename Numbers::type numbers[kLanes] = {};
+    std::copy(all + first, all + std::min<int64_t>(first + kLanes, end), numbers);
+    return Numbers::load(numbers);
   }
 
   int64_t n_, width_, steps_, stride_, vocab_size_;
-  const Input *weight_, *bias_;
+  const Input* weight_;
+  const typename Bias::type* bias_;
+  const float* scale_;
   int64_t lanes_, vectors_;  // `lanes_` of rows are stored of a vector
   std::vector<vfloat> rows_;
+  std::vector<Quantised> quantised_;
 };
 
 // Every thread takes the next stripe of tokens until there is none, and calls with (stripe, begin, end) what `start`

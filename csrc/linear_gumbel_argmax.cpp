@@ -36,12 +36,12 @@ class Known {
   int64_t next_ = 0;
 };
 
-template <typename Dtype>
-void by_stripes(const Linear<Dtype>& linear, int64_t vocab_size, const Sampling& sampling, Known& known) {
+template <typename Linear>
+void by_stripes(const Linear& linear, int64_t vocab_size, const Sampling& sampling, Known& known) {
   const int64_t n = known.rows.size();
   for_each_stripe(vocab_size, [&] {
     // `best`: in this thread's stripes so far, which are of lower tokens
-    return [&, best = std::vector<float>(n, -kInf), workspace = typename Linear<Dtype>::Workspace(linear)](
+    return [&, best = std::vector<float>(n, -kInf), workspace = typename Linear::Workspace(linear)](
                int64_t stripe, int64_t begin, int64_t end) mutable {
       std::vector<Partial> partials(n);
       for (int64_t block = 0; block < linear.blocks(); ++block) {
@@ -57,7 +57,8 @@ void by_stripes(const Linear<Dtype>& linear, int64_t vocab_size, const Sampling&
 }
 
 void linear_gumbel_argmax(
-    Tensor hidden, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> temperature,
+    Tensor hidden, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> weight_scale,
+    std::optional<Tensor> temperature,
     std::optional<Tensor> seeds, std::optional<Tensor> positions, std::optional<Tensor> step,
     std::optional<Tensor> suppress, std::optional<Tensor> begin_suppress, bool tempered, std::optional<Tensor> count,
     Tensor token, Tensor log_prob, Tensor margin, Tensor neg_entropy, Tensor lse) {
@@ -67,7 +68,9 @@ void linear_gumbel_argmax(
   if (n > 0)
     with_dtype_of(hidden, [&](auto dtype) {
       using Dtype = decltype(dtype);
-      by_stripes(Linear<Dtype>(hidden, n, weight, bias), vocab_size, sampling, known);
+      if (weight_scale)
+        by_stripes(Linear<Int8, Dtype>(hidden, 0, n, weight, bias, weight_scale), vocab_size, sampling, known);
+      else by_stripes(Linear<Dtype>(hidden, 0, n, weight, bias), vocab_size, sampling, known);
     });
   const Results out(token, log_prob, margin, neg_entropy, lse);
   for (int64_t i = 0; i < wanted; ++i) out.write(i, i < n ? known.rows[i] : Partial(), i < n ? sampling.rate(i) : 1);

@@ -118,6 +118,7 @@ def _add_sampling(command: argparse.ArgumentParser, *, remasking: str) -> None:
         default=None,
         help="mdlm, llada, llada2, llada2.1, dream, ... (default: that of the model's family)",
     )
+    add("--quantize", choices=("int8",), default=None, help="weights of 8 bits: faster on a CPU, approximate")
     add("--steps", type=int, default=None, help="denoising steps, of a block for LLaDA 2 (default: one per token)")
     add("--gen-length", type=int, default=64, help="maximum number of tokens of an answer (default: %(default)s)")
     add("--block-length", type=int, default=None, help="tokens per block (default: the family's, else all)")

@@ -66,7 +66,8 @@ class ModelArguments:
     """The model, and how to load it.
 
     Raises:
-        ValueError: `model_name_or_path` is empty, or `bias` is unknown to LoRA.
+        ValueError: `model_name_or_path` is empty, `bias` is unknown to LoRA, or `quantize` is unknown or stands beside
+            `load_in_4bit` or `lora`.
 
     Example:
         >>> ModelArguments(model_name_or_path="answerdotai/ModernBERT-base").dtype
@@ -76,6 +77,9 @@ class ModelArguments:
     model_name_or_path: str = field(default="", metadata={"help": "A folder, or a name on the Hugging Face Hub."})
     dtype: str = field(default="bfloat16", metadata={"help": "Dtype of the weights: float32, bfloat16 or float16."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the weights (needs bitsandbytes)."})
+    quantize: str | None = field(
+        default=None, metadata={"help": "int8: weights and products of 8 bits, approximate; not for training."}
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flex_attention, flash_attention_2, ..."}
     )
@@ -99,6 +103,11 @@ class ModelArguments:
         self.model_name_or_path = resolve_with_base_env(str(self.model_name_or_path), "BASE_MODELS_DIR")
         if self.bias not in ("none", "all", "lora_only"):
             raise ValueError(f"bias must be one of none, all, lora_only, got {self.bias!r}")
+        if self.quantize not in (None, "int8"):
+            raise ValueError(f"quantize must be int8 or nothing, got {self.quantize!r}")
+        if self.quantize and (self.load_in_4bit or self.lora):
+            other = "load_in_4bit" if self.load_in_4bit else "lora"
+            raise ValueError(f"quantize={self.quantize} must not be given beside {other}")
 
 
 @dataclass

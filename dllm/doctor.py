@@ -161,6 +161,13 @@ def _gumbel_argmax(impl: str, device: str) -> Outputs:
     )
 
 
+def _int8_linear(impl: str, device: str) -> Outputs:
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(5, 16, generator=draw), torch.randint(-127, 128, (33, 16), generator=draw)
+    scale = torch.rand(33, generator=draw)
+    return (dllm_kernels.int8_linear(hidden.to(device), weight.to(device, torch.int8), scale.to(device), impl=impl),)
+
+
 def _linear_gumbel_argmax(impl: str, device: str) -> Outputs:
     draw = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 16, generator=draw).to(device) for n in (16, 257))
@@ -287,6 +294,7 @@ SELF_TESTS = {
     "align_tokens": _align_tokens,
     "dropout": _dropout,
     "gumbel_argmax": _gumbel_argmax,
+    "int8_linear": _int8_linear,
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_gumbel_argmax": _linear_gumbel_argmax,
     "list_candidates": _list_candidates,

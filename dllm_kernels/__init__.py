@@ -14,6 +14,7 @@ from dllm_kernels.block_schedule import (
 )
 from dllm_kernels.dropout import dropout
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
+from dllm_kernels.int8_linear import int8_linear
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
 from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
 from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
@@ -32,6 +33,7 @@ __all__ = [
     "align_tokens",
     "dropout",
     "gumbel_argmax",
+    "int8_linear",
     "linear_cross_entropy",
     "linear_gumbel_argmax",
     "list_candidates",

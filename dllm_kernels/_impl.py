@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -50,6 +51,23 @@ def choose(impl: str, device: torch.device) -> str:
 # torch.compile calls `choose` and keeps its answer. torch.compiler.assume_constant_result does no more than this, but
 # imports the whole compiler for it, and Triton.
 choose._dynamo_marked_constant = True
+
+
+def imported(operation: str, impl: str, device: torch.device) -> str:
+    """The name of the module, imported by now, that implements an operation for tensors on `device`: torch.compile does
+    not trace imports, keeps this answer, and finds the module in sys.modules.
+
+    Raises:
+        ValueError, RuntimeError: as :func:`choose`.
+
+    Example:
+        >>> imported("int8_linear", "reference", torch.device("cpu"))
+        'dllm_kernels.int8_linear.reference'
+    """
+    return importlib.import_module(f"dllm_kernels.{operation}.{choose(impl, device)}").__name__
+
+
+imported._dynamo_marked_constant = True
 
 
 def pick(device: torch.device) -> tuple[str, str]:

@@ -77,6 +77,22 @@ _TRANSFER_TOKENS = {
 }
 
 
+class Int8LinearShape(NamedTuple):
+    """A program of the product in 8 bits: BLOCK_R rows times BLOCK_V outputs, multiplied BLOCK_K columns at a time."""
+
+    BLOCK_R: int
+    BLOCK_V: int
+    BLOCK_K: int
+
+
+# (BLOCK_R, warps, stages): few rows wait for the weight, so many of its tiles are on their way. Sums are exact
+# integers, whatever the shape.
+_INT8_LINEAR = {
+    "default": ((16, 4, 5), (32, 4, 5), (64, 4, 4), (128, 8, 3)),  # origin: default, unmeasured
+    "gfx942": ((16, 4, 2), (32, 4, 2), (64, 4, 2), (128, 8, 2)),  # origin: default, unmeasured
+}
+
+
 class MaskedCrossEntropyShape(NamedTuple):
     """How a program reads a row of logits: THREADS threads, VECTOR neighbouring tokens each at a time."""
 
@@ -137,6 +153,13 @@ def fused_head(rows: int, dtype: torch.dtype) -> tuple[FusedHeadShape, dict[str,
     if architecture.startswith("gfx"):
         launch["matrix_instr_nonkdim"] = 16  # the other size, which it would take for 32 rows and more, sums otherwise
     return FusedHeadShape(HEAD_TILE, BLOCK_R, _HEAD_COLUMN_BYTES // dtype.itemsize), launch
+
+
+def int8_linear(rows: int) -> tuple[Int8LinearShape, dict[str, int]]:
+    """The shape of the product in 8 bits for so many rows on the current device, and launch options."""
+    table, warp_size = _choose("int8_linear", _INT8_LINEAR)
+    BLOCK_R, warps, stages = next((entry for entry in table if rows <= entry[0]), table[-1])
+    return Int8LinearShape(BLOCK_R, 128, 64), {"num_warps": warps * 32 // warp_size, "num_stages": stages}
 
 
 def transfer_tokens(window: int) -> tuple[int, int]:

@@ -62,6 +62,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     from dllm_kernels.block_schedule import triton as block_schedule
     from dllm_kernels.block_schedule.tables import BlockSchedule
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
+    from dllm_kernels.int8_linear import triton as int8_linear
     from dllm_kernels.linear_gumbel_argmax import triton as linear_gumbel_argmax
     from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
     from dllm_kernels.position_noise import triton as position_noise
@@ -92,9 +93,16 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         return partial(masked_cross_entropy.masked_cross_entropy, *arguments, *(options or (0.0, 0.0, None)))
 
     def head(n: int, width: int, vocab_size: int, dtype: torch.dtype, bias: bool, **options) -> Callable[[], object]:
-        operands = (meta(n, width, dtype=dtype), meta(vocab_size, width, dtype=dtype))
-        arguments = (*operands, meta(vocab_size, dtype=dtype) if bias else None, options.pop("rows", None))
+        of_weight, of_bias = (dtype, dtype) if options.get("weight_scale") is None else (torch.int8, torch.float32)
+        operands = (meta(n, width, dtype=dtype), meta(vocab_size, width, dtype=of_weight))
+        arguments = (*operands, meta(vocab_size, dtype=of_bias) if bias else None, options.pop("rows", None))
         return partial(linear_gumbel_argmax.fused_head, *arguments, options.pop("count", None), **options)
+
+    def layer(n: int, width: int, outputs: int, dtype: torch.dtype, bias: bool) -> Callable[[], object]:
+        float32 = dict(dtype=torch.float32)
+        of_weight = (meta(outputs, width, dtype=torch.int8), meta(outputs, **float32))
+        given = (meta(n, width, dtype=dtype), *of_weight, meta(outputs, **float32) if bias else None)
+        return partial(int8_linear.int8_linear, *given)
 
     def step(window: int, every: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
         rows, table, cells, name = meta(8), meta(8, 4), meta(8, window), f"window {window}{', every option' * every}"
@@ -169,6 +177,12 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         "float32 head, 32 rows noise suppress tempered",
         head(32, *bert_large, torch.float32, True, **drawn[32], **flags, tempered=True),
     )
+    scaled = {vocab_size: dict(weight_scale=meta(vocab_size, dtype=torch.float32)) for vocab_size in (llada, 50368)}
+    yield "int8 head, 16 rows noise", head(16, 4096, llada, bf16, False, **drawn[16], **scaled[llada])
+    yield "int8 head, 32 rows noise bias", head(32, *bert_large, torch.float32, True, **drawn[32], **scaled[50368])
+    for n in (16, 32, 64, 4096):
+        yield f"int8 layer, {n} rows", layer(n, 4096, 12288, bf16, False)
+        yield f"int8 layer, {n} rows ragged bias", layer(n, 112, 997, torch.float32, True)
     scale = meta(1, dtype=torch.float32).expand(8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")

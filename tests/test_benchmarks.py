@@ -142,6 +142,11 @@ class TestSamplerThroughput:
         assert "error" in last["cases"][0]["ours-graph"]
         assert row["providers"]["ours-eager"]["same_tokens_why_not"] == "the card's loop was not run"
 
+    def test_weights_of_8_bits(self, run):
+        _, _, (row,), _ = run("--providers", "card", "ours-int8")
+        result = row["providers"]["ours-int8"]
+        assert 0 <= result["same_tokens"] <= 1 and result["seconds"]["runs"] == 2
+
     def test_guidance_and_batch(self, run):
         _, _, (row,), _ = run("--batch", "3", "--cfg-scale", "0.5")
         assert row["providers"]["ours-eager"]["same_tokens"] == 1
@@ -720,6 +725,27 @@ class TestQuality:
         low, high = row["results"][0]["interval_95"]
         assert low <= row["results"][0]["accuracy"] <= high
         assert row["settings"]["model"] == "shipped"
+
+    def test_weights_of_8_bits_are_marked_as_approximate(self, tmp_path, capsys):
+        arguments = (
+            "--task",
+            "arithmetic",
+            "--tokens-per-step",
+            "16",
+            "--questions",
+            "2",
+            "--quantize",
+            "none",
+            "int8",
+        )
+        assert quality.main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
+        last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        full, small = json.loads(Path(last["row"]).read_text())["results"]
+        assert (full["quantize"], full["approximate"]) == ("none", False)
+        assert (small["quantize"], small["approximate"]) == ("int8", True)
+        assert small["model_bytes"] < 0.5 * full["model_bytes"]
+        text = table.table([json.loads(Path(last["row"]).read_text())])
+        assert "| 2 problems | 16 |" in text and "| 2 problems | 16, weights of int8 (approximate) |" in text
 
     def test_stands_in_the_readme(self, row):
         text = table.table([row])

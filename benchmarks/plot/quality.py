@@ -50,5 +50,6 @@ def _line(result: dict) -> str:
         result["sampler"]
         + " (approximate)" * result["approximate"]
         + ", random order" * (result.get("remasking") == "random")
+        + ", weights of int8" * (result.get("quantize") == "int8")
     )
     return f"{result['task']}, {name}, temperature {result['temperature']:g}"

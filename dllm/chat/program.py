@@ -15,7 +15,7 @@ from dllm.exits import usage
 from dllm.models import get_model, get_tokenizer
 from dllm.models.sources import device_named
 
-Loader = Callable[[torch.device, torch.dtype], tuple[Any, Any]]
+Loader = Callable[[torch.device, torch.dtype, str | None], tuple[Any, Any]]
 
 
 def main(options: argparse.Namespace, load_shipped: Loader) -> int:
@@ -23,7 +23,8 @@ def main(options: argparse.Namespace, load_shipped: Loader) -> int:
 
     Args:
         options: those of `dllm chat --help`.
-        load_shipped: loads the bundled model and its tokenizer on a device in a dtype; called where no model is named.
+        load_shipped: loads the bundled model and its tokenizer on a device, in a dtype and quantised or not; called
+            where no model is named.
 
     Raises:
         UsageError: an option is invalid, or the model cannot be loaded.
@@ -47,7 +48,7 @@ def _loaded(options: argparse.Namespace, load_shipped: Loader) -> tuple[Any, Any
     device = device_named(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if options.model is None:
-        return load_shipped(device, getattr(torch, dtype))
+        return load_shipped(device, getattr(torch, dtype), options.quantize)
     tokenizer = get_tokenizer(model_name_or_path=options.model)
-    model = get_model(model_name_or_path=options.model, dtype=dtype)
+    model = get_model(model_name_or_path=options.model, dtype=dtype, quantize=options.quantize)
     return model.eval().requires_grad_(False).to(device), tokenizer

@@ -35,6 +35,7 @@ class ChatArguments:
 
     model_name_or_path: str = field(default="", metadata={"help": "A folder, or a name on the Hub."})
     dtype: str | None = field(default=None, metadata={"help": "Of the weights: float32 on a CPU, else bfloat16."})
+    quantize: str | None = field(default=None, metadata={"help": "int8: weights of 8 bits, approximate."})
     chat_template: bool = field(
         default=True, metadata={"help": "Chat; False continues each text as it stands.", "aliases": ["--chat"]}
     )
@@ -112,5 +113,5 @@ def _loaded(sampler: type[BaseSampler], options: ChatArguments) -> BaseSampler:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
     tokenizer = get_tokenizer(model_name_or_path=options.model_name_or_path)
-    model = get_model(model_name_or_path=options.model_name_or_path, dtype=dtype)
+    model = get_model(model_name_or_path=options.model_name_or_path, dtype=dtype, quantize=options.quantize)
     return sampler(model.eval().requires_grad_(False).to(device), tokenizer)

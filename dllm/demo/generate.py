@@ -55,7 +55,8 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
     if not text.strip():
         raise ValueError("expected a question, got an empty text")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = load(_source(options), device_named(device), dtype_named(options.dtype))
+    where = device_named(device), dtype_named(options.dtype)
+    model, tokenizer = load(_source(options), *where, options.quantize)
     by_card = not options.raw and options.sampler is None and sampler_for(model).sampler is MDLMSampler
     reply, stats = (_by_model_card if by_card else _by_sampler)(options, model, tokenizer, text)
     return reply, f"{stats.useful_tokens} tokens in {stats.forwards} forward passes, {stats.seconds:.2f} s"
@@ -97,7 +98,7 @@ def _estimate(options: argparse.Namespace) -> str:
 
     if options.prompt is not None:
         raise ValueError("--dry-run takes no question: --prompt-length says how long it is")
-    for name in ("raw", "sampler"):
+    for name in ("raw", "sampler", "quantize"):
         if getattr(options, name):
             raise ValueError(f"--{name} must not be given with --dry-run, which counts the loop of model cards")
     canvas = Canvas(

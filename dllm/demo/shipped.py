@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).parent / "model"
 
 
 def load_shipped(
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, quantize: str | None = None
 ) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
     """Load the bundled model, in evaluation mode, and its tokenizer.
 
@@ -27,11 +27,14 @@ def load_shipped(
         >>> tokenizer.mask_token
         '[MASK]'
     """
-    return load(SHIPPED, device, dtype)
+    return load(SHIPPED, device, dtype, quantize)
 
 
 def load(
-    source: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
 ) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
     """Load a model, in evaluation mode, and its tokenizer. Never runs code that comes with a model.
 
@@ -39,13 +42,14 @@ def load(
         source: a folder, or a name on the Hugging Face Hub.
         device: for the weights.
         dtype: of the weights.
+        quantize: None, or "int8" (:func:`dllm.fast.quantize`).
 
     Raises:
         OSError, ValueError: see :func:`dllm.models.get_model` and :func:`dllm.models.get_tokenizer`.
     """
     with quiet_transformers():
         tokenizer = get_tokenizer(model_name_or_path=source)
-        model = get_model(model_name_or_path=str(source), dtype=dtype)
+        model = get_model(model_name_or_path=str(source), dtype=dtype, quantize=quantize)
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 

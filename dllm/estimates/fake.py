@@ -35,7 +35,8 @@ def model_on_meta(config: transformers.PretrainedConfig, model_args: ModelArgume
         model_args: its dtype, attention and adapter.
 
     Raises:
-        OSError, ValueError: see :func:`dllm.models.load.new_model` and :func:`dllm.models.adapters.adapted`.
+        OSError, ValueError: see :func:`dllm.models.load.new_model` and :func:`dllm.models.adapters.adapted`; the model
+            is to be quantised to 8 bits.
 
     Example:
         >>> from dllm.demo.shipped import SHIPPED
@@ -44,6 +45,8 @@ def model_on_meta(config: transformers.PretrainedConfig, model_args: ModelArgume
         >>> model_on_meta(get_config(arguments), arguments).device
         device(type='meta')
     """
+    if model_args.quantize:
+        raise ValueError(f"quantize={model_args.quantize} is not estimated: leave it out")
     with torch.device("meta"), _no_initial_weights():
         model = new_model(config, model_args)
         model.tie_weights()

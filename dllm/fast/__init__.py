@@ -4,8 +4,9 @@ Imports torch and dllm_kernels only.
 """
 
 from dllm.fast.patch import patch, unpatch
+from dllm.fast.quantize import quantize
 from dllm.fast.sampling.generate import generate
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.stats import Stats
 
-__all__ = ["Stats", "Step", "generate", "patch", "unpatch"]
+__all__ = ["Stats", "Step", "generate", "patch", "quantize", "unpatch"]

@@ -124,6 +124,7 @@ def prepared(
         As :func:`run`.
     """
     check_writable(Path(training_args.output_dir))  # before anything is loaded, which may take hours
+    check_not_quantized(model_args)
     initial_training_setup(model_args, data_args, training_args)
     tokenizer = recipe.tokenizer(model_args)
     model = recipe.model(model_args, tokenizer)
@@ -140,6 +141,22 @@ def prepared(
         **({"data_collator": recipe.collator(data_args, tokenizer)} if recipe.collator else {}),
         **({"reward_funcs": recipe.rewards(data_args)} if recipe.rewards else {}),
     )
+
+
+def check_not_quantized(model_args: ModelArguments) -> None:
+    """Check that a model to be trained is not to be quantised for sampling.
+
+    Raises:
+        ValueError: it is.
+
+    Example:
+        >>> check_not_quantized(ModelArguments(model_name_or_path="bert", quantize="int8"))
+        Traceback (most recent call last):
+        ...
+        ValueError: quantize=int8 is for sampling and evaluation: its weights have no gradient
+    """
+    if model_args.quantize:
+        raise ValueError(f"quantize={model_args.quantize} is for sampling and evaluation: its weights have no gradient")
 
 
 def check_trained(trained: object, model_args: ModelArguments) -> None:

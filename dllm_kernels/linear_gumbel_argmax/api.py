@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dllm_kernels import _checks, _impl
 from dllm_kernels.gumbel_argmax.api import GumbelArgmax, check_noise, check_statistics
+from dllm_kernels.int8 import MOST_COLUMNS
 from dllm_kernels.truncation_floor.api import cuts
 
 
@@ -17,6 +18,7 @@ def linear_gumbel_argmax(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    weight_scale: Tensor | None = None,
     temperature: float | Tensor = 0.0,
     seeds: int | Tensor | None = None,
     positions: int | Tensor | None = None,
@@ -55,6 +57,10 @@ def linear_gumbel_argmax(
     as the library's product has (pad the rows to a multiple of 64). Instructions of a CPU for bfloat16, which libraries
     use too, take numbers below 2^-126 as 0.
 
+    A head of 8 bits, `weight` int8 with `weight_scale`, has the logits of :func:`int8_linear`, kept in float32: rows of
+    hidden states, guided, are quantised as well. Its products are exact integers, so a row has the same bits in every
+    plan and implementation. It is a quarter of a float32 head to store and to read, and approximate.
+
     Memory beyond arguments and results, in bytes, with s the size of the dtype and N, R, H, V as below:
 
         fused         24 R ceil(V / 128), and 64 R ceil(V / 128) where there is noise
@@ -66,13 +72,15 @@ def linear_gumbel_argmax(
                       and 40 R for each stripe that waits for a lower one whose thread was held up
         CPU, top-k/p  64 V s, what stripes take for 64 rows, and what :func:`gumbel_argmax` takes for its rows
 
-    besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts.
+    besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts; for a
+    head of 8 bits with s = 4, and besides R (H + 4) on a GPU or 4 V for a bias that is not float32.
 
     Args:
         hidden: [N, H], float32, bfloat16 or float16.
         weight: [V, H], the LM head, of the same dtype unless autocast is on (then both are cast as
-            :func:`torch.nn.functional.linear` casts them).
-        bias: [V], of the weight's dtype.
+            :func:`torch.nn.functional.linear` casts them); or int8, which autocast leaves alone.
+        bias: [V], of the weight's dtype; of any dtype of hidden states beside a weight of int8.
+        weight_scale: float32 [V], for a weight of int8 and only for that.
         temperature: number or tensor, one for all or [R]: as in :func:`gumbel_argmax`, like the next seven.
         seeds, positions: integer or tensor, one for all or [R]; needed unless `temperature` is the number 0.
         step: integer or tensor, one for all or [R].
@@ -104,7 +112,7 @@ def linear_gumbel_argmax(
         >>> linear_gumbel_argmax(hidden, head, rows=masked, temperature=0.5, seeds=7, positions=masked).token.shape
         torch.Size([1])
     """
-    hidden, weight, bias = _operands(hidden, weight, bias)
+    hidden, weight, bias = _operands(hidden, weight, bias, weight_scale)
     device, (n_hidden, width), vocab_size = hidden.device, hidden.shape, len(weight)
     if rows is not None:
         _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("R",), device=device)
@@ -126,6 +134,7 @@ def linear_gumbel_argmax(
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         found = module.linear_gumbel_argmax(
             *(hidden, weight, bias),
+            weight_scale=weight_scale,
             unconditional=unconditional if cfg_scale else None,
             cfg_scale=cfg_scale,
             rows=rows,
@@ -138,14 +147,20 @@ def linear_gumbel_argmax(
     return GumbelArgmax(*found)
 
 
-def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
+def _operands(
+    hidden: object, weight: object, bias: object, weight_scale: object
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Hidden states and head, checked; under autocast in its dtype."""
     dtypes = _checks.LOGIT_DTYPES
     _checks.tensor("hidden", hidden, dtypes=dtypes, shape=("N", "H"))
     device, width = hidden.device, hidden.shape[1]
-    cast = torch.is_autocast_enabled(device.type)
+    quantized = weight_scale is not None
+    cast = torch.is_autocast_enabled(device.type) and not quantized
     dtype = torch.get_autocast_dtype(device.type) if cast else hidden.dtype
-    _checks.tensor("weight", weight, dtypes=dtypes if cast else (dtype,), shape=("V", width), device=device)
+    if not quantized and isinstance(weight, Tensor) and weight.dtype == torch.int8:
+        raise ValueError("a weight of int8 needs weight_scale: float32, one for each token")
+    of_weight = (torch.int8,) if quantized else dtypes if cast else (dtype,)
+    _checks.tensor("weight", weight, dtypes=of_weight, shape=("V", width), device=device)
     if width == 0:
         raise ValueError("hidden must have at least one column, got shape [N, 0]")
     if not 0 < len(weight) <= 2**31 - 2**16:
@@ -156,6 +171,14 @@ def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Ten
                 f"{name} must have adjacent columns (stride 1 in the last dimension), got {matrix.stride()}"
             )
     if bias is not None:
-        _checks.tensor("bias", bias, dtypes=dtypes if cast else (dtype,), shape=(len(weight),), device=device)
-        bias = bias.detach().to(dtype).contiguous()
-    return hidden.detach().to(dtype), weight.detach().to(dtype), bias
+        of_bias = dtypes if cast or quantized else (dtype,)
+        _checks.tensor("bias", bias, dtypes=of_bias, shape=(len(weight),), device=device)
+        bias = bias.detach().to(torch.float32 if quantized else dtype).contiguous()
+    if not quantized:
+        return hidden.detach().to(dtype), weight.detach().to(dtype), bias
+    if width > MOST_COLUMNS:
+        raise ValueError(f"hidden must have at most {MOST_COLUMNS} columns beside a weight of int8, got {width}")
+    _checks.tensor("weight_scale", weight_scale, dtypes=(torch.float32,), shape=(len(weight),), device=device)
+    if not weight_scale.is_contiguous():
+        raise ValueError(f"weight_scale must be contiguous, got stride {weight_scale.stride()}")
+    return hidden.detach(), weight, bias

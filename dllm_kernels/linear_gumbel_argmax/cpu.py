@@ -17,6 +17,7 @@ def linear_gumbel_argmax(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    weight_scale: Tensor | None = None,
     unconditional: Tensor | None = None,
     cfg_scale: float = 0.0,
     rows: Tensor | None = None,
@@ -30,12 +31,12 @@ def linear_gumbel_argmax(
     `options` are those of :func:`dllm_kernels.gumbel_argmax.cpu.gumbel_argmax`, without those given here.
     """
     hidden = sliced.choose(hidden, unconditional, cfg_scale, rows)
-    head = (hidden, weight, bias, count)
+    head = (hidden, weight, bias, weight_scale, count)
     if top_k is not None or top_p is not None:
         return sliced.by_rows(*head, WHOLE_ROWS, impl="cpu", top_k=top_k, top_p=top_p, **options)
 
     def reduce(rows: slice, count: Tensor | None, options: dict) -> tuple[Tensor, ...]:
-        return _by_tokens(hidden[rows], weight, bias, count=count, **options)
+        return _by_tokens(hidden[rows], weight, bias, weight_scale, count=count, **options)
 
     return sliced.by_blocks(len(hidden), BLOCK_R, count, options, reduce)
 
@@ -44,6 +45,7 @@ def _by_tokens(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    weight_scale: Tensor | None,
     temperature: Tensor | None = None,
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
@@ -57,5 +59,6 @@ def _by_tokens(
     out = outputs(len(hidden), hidden.device)
     noise = (temperature, seeds, positions, step)
     flags = (adjacent(suppress), adjacent(begin_suppress))
-    torch.ops.dllm_kernels.linear_gumbel_argmax(hidden, weight, bias, *noise, *flags, tempered, count, *out)
+    head = (hidden, weight, bias, weight_scale)
+    torch.ops.dllm_kernels.linear_gumbel_argmax(*head, *noise, *flags, tempered, count, *out)
     return out

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dllm_kernels._linear import by_blocks
 from dllm_kernels.gumbel_argmax.reference import gumbel_argmax
+from dllm_kernels.int8_linear.reference import logits as int8_logits
 from dllm_kernels.truncation_floor.reference import truncation_floor
 
 
@@ -16,6 +17,7 @@ def linear_gumbel_argmax(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    weight_scale: Tensor | None = None,
     unconditional: Tensor | None = None,
     cfg_scale: float = 0.0,
     rows: Tensor | None = None,
@@ -40,8 +42,11 @@ def linear_gumbel_argmax(
     h = hidden.to(real)
     if unconditional is not None:
         h = ((cfg_scale + 1) * h - cfg_scale * unconditional.to(real)).to(hidden.dtype).to(real)
-    w, b = weight.to(real), None if bias is None else bias.to(real)
-    logits = by_blocks(lambda rows: F.linear(rows, w, b), h)
+    if weight_scale is not None:
+        logits = int8_logits(h, weight, weight_scale, bias)
+    else:
+        w, b = weight.to(real), None if bias is None else bias.to(real)
+        logits = by_blocks(lambda rows: F.linear(rows, w, b), h)
     if rows is not None:
         nothing = logits.new_full((1, len(weight)), -torch.inf)
         inside = (rows >= 0) & (rows < len(hidden))

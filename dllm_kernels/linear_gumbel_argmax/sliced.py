@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dllm_kernels._linear import linear
 from dllm_kernels.gumbel_argmax.api import gumbel_argmax
+from dllm_kernels.int8_linear.api import int8_linear
 
 PER_ROW = ("temperature", "seeds", "positions", "step")
 
@@ -40,6 +41,7 @@ def by_tokens(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    weight_scale: Tensor | None,
     count: Tensor | None,
     block_r: int,
     width: int,
@@ -50,7 +52,7 @@ def by_tokens(
 
     def reduce(rows: slice, count: Tensor | None, options: dict) -> tuple[Tensor, ...]:
         h = hidden[rows]
-        slices = _slices(h, weight, bias, width)
+        slices = _slices(h, weight, bias, weight_scale, width)
         return over_slices(slices, len(h), len(weight), h.device, count=count, **options)
 
     return by_blocks(len(hidden), block_r, count, options, reduce)
@@ -60,6 +62,7 @@ def by_rows(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    weight_scale: Tensor | None,
     count: Tensor | None,
     block_r: int,
     *,
@@ -71,12 +74,12 @@ def by_rows(
 ) -> tuple[Tensor, ...]:
     """The five results by logits of at most `block_r` whole rows, which is what top_k and top_p cut."""
     statistics = "tempered" if tempered else "raw"
-    room = hidden.new_empty(min(block_r, len(hidden)) * len(weight)) if hidden.is_cuda else None
+    room = _room(hidden, weight_scale, min(block_r, len(hidden)) * len(weight))
 
     def reduce(rows: slice, count: Tensor | None, options: dict) -> tuple[Tensor, ...]:
         temperature = options.pop("temperature", None)
         return gumbel_argmax(
-            _product(hidden[rows], weight, bias, room),
+            _product(hidden[rows], weight, bias, weight_scale, room),
             temperature=0.0 if temperature is None else temperature,
             statistics=statistics,
             top_k=top_k,
@@ -114,16 +117,28 @@ def by_blocks(
     return tuple(map(torch.cat, zip(*parts, strict=True))) if len(parts) > 1 else tuple(parts[0])
 
 
-def _slices(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Iterator[tuple[int, Tensor]]:
+def _slices(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor | None, width: int
+) -> Iterator[tuple[int, Tensor]]:
     """(first token, logits [n, width]) over the vocabulary, on a GPU all in the same memory."""
-    room = hidden.new_empty(len(hidden) * min(width, len(weight))) if hidden.is_cuda else None
+    room = _room(hidden, weight_scale, len(hidden) * min(width, len(weight)))
     for first in range(0, len(weight), width):
         tokens = slice(first, first + width)
-        yield first, _product(hidden, weight[tokens], None if bias is None else bias[tokens], room)
+        of_tokens = (None if x is None else x[tokens] for x in (weight, bias, weight_scale))
+        yield first, _product(hidden, *of_tokens, room)
 
 
-def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | None) -> Tensor:
-    """Logits [n, V], in the memory `room` if there is one."""
+def _room(hidden: Tensor, weight_scale: Tensor | None, size: int) -> Tensor | None:
+    """Memory for logits on a GPU, where a library writes them."""
+    return hidden.new_empty(size) if hidden.is_cuda and weight_scale is None else None
+
+
+def _product(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor | None, room: Tensor | None
+) -> Tensor:
+    """Logits [n, V], in the memory `room` if there is one; float32 where the weight has 8 bits."""
+    if weight_scale is not None:
+        return int8_linear(hidden.float(), weight, weight_scale, bias)
     if room is None:
         return linear(hidden, weight, bias)
     out = room[: len(hidden) * len(weight)].view(len(hidden), len(weight))

@@ -32,6 +32,7 @@ from dllm_kernels.gumbel_argmax.combine_triton import (
     Partial,
     combine,
 )
+from dllm_kernels.int8_linear.triton import quantize_rows
 from dllm_kernels.linear_gumbel_argmax import sliced
 from dllm_kernels.logits_triton import HIGHEST, INF, adjacent, exponent, statistics_temperature, stride
 
@@ -48,6 +49,8 @@ def _tile_kernel(
     hidden_ptr,
     weight_ptr,
     bias_ptr,
+    row_scale_ptr,
+    weight_scale_ptr,
     temperature_ptr,
     seeds_ptr,
     positions_ptr,
@@ -75,6 +78,7 @@ def _tile_kernel(
     BLOCK_K: tl.constexpr,
     EVEN_H: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    INT8: tl.constexpr,
     HAS_NOISE: tl.constexpr,
     HAS_SUPPRESS: tl.constexpr,
     HAS_BEGIN_SUPPRESS: tl.constexpr,
@@ -103,7 +107,7 @@ def _tile_kernel(
     offs_k = tl.arange(0, BLOCK_K)
     hidden_ptr += (row * stride_hr)[None, :] + offs_k[:, None]
     weight_ptr += (tl.minimum(offs_v, V - 1).to(tl.int64) * stride_wv)[:, None] + offs_k[None, :]
-    l = tl.zeros([BLOCK_V, BLOCK_R], tl.float32)
+    l = tl.zeros([BLOCK_V, BLOCK_R], tl.int32 if INT8 else tl.float32)
     for k in range(0, H, BLOCK_K):
         if EVEN_H:
             w = tl.load(weight_ptr + k)
@@ -111,7 +115,15 @@ def _tile_kernel(
         else:
             w = tl.load(weight_ptr + k, mask=offs_k[None, :] < H - k, other=0.0)
             h = tl.load(hidden_ptr + k, mask=there[None, :] & (offs_k[:, None] < H - k), other=0.0)
-        l = tl.dot(w, h, l, input_precision="ieee")
+        if INT8:
+            l = tl.dot(w, h, l, out_dtype=tl.int32)
+        else:
+            l = tl.dot(w, h, l, input_precision="ieee")
+
+    if INT8:
+        row_scale = tl.load(row_scale_ptr + row, mask=there, other=0.0)
+        weight_scale = tl.load(weight_scale_ptr + offs_v, mask=mask_v, other=0.0)
+        l = l.to(tl.float32) * row_scale[None, :] * weight_scale[:, None]
 
     if HAS_BIAS:
         l += tl.load(bias_ptr + offs_v, mask=mask_v, other=0.0).to(tl.float32)[:, None]
@@ -222,6 +234,7 @@ def linear_gumbel_argmax(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    weight_scale: Tensor | None = None,
     unconditional: Tensor | None = None,
     cfg_scale: float = 0.0,
     rows: Tensor | None = None,
@@ -238,21 +251,23 @@ def linear_gumbel_argmax(
     vocab_size = len(weight)
     whole_rows = top_k is not None or top_p is not None
     few = not whole_rows and _tuning.fuses_head(n, vocab_size)  # by shape: never by values
-    if unconditional is not None or not few:
+    if unconditional is not None or weight_scale is not None or not few:
         hidden, rows = sliced.choose(hidden, unconditional, cfg_scale, rows), None
     with torch.cuda.device_of(hidden):
         if few:
-            return fused_head(hidden, weight, bias, rows, count, **options)
+            return fused_head(hidden, weight, bias, rows, count, weight_scale, **options)
+        head, element_size = (
+            (hidden, weight, bias, weight_scale, count),
+            hidden.element_size() if weight_scale is None else 4,
+        )
         if whole_rows:
-            block_r = sliced.fitting(SLICE_BYTES, vocab_size * hidden.element_size(), 16)
-            return sliced.by_rows(
-                hidden, weight, bias, count, block_r, impl="triton", top_k=top_k, top_p=top_p, **options
-            )
+            block_r = sliced.fitting(SLICE_BYTES, vocab_size * element_size, 16)
+            return sliced.by_rows(*head, block_r, impl="triton", top_k=top_k, top_p=top_p, **options)
         chunk = _tuning.gumbel_argmax(vocab_size)[0].BLOCK_V
         slice_bytes = CACHED_BYTES if n <= FEW_ROWS else SLICE_BYTES
-        block_r = sliced.fitting(slice_bytes, chunk * hidden.element_size(), 64)
-        width = sliced.fitting(slice_bytes, min(n, block_r) * hidden.element_size(), chunk)
-        return sliced.by_tokens(hidden, weight, bias, count, block_r, width, gumbel_argmax.over_slices, **options)
+        block_r = sliced.fitting(slice_bytes, chunk * element_size, 64)
+        width = sliced.fitting(slice_bytes, min(n, block_r) * element_size, chunk)
+        return sliced.by_tokens(*head, block_r, width, gumbel_argmax.over_slices, **options)
 
 
 def fused_head(
@@ -261,6 +276,7 @@ def fused_head(
     bias: Tensor | None,
     rows: Tensor | None,
     count: Tensor | None,
+    weight_scale: Tensor | None = None,
     temperature: Tensor | None = None,
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
@@ -271,6 +287,9 @@ def fused_head(
 ) -> tuple[Tensor, ...]:
     """The five results by one product and reduction, in two launches; temporaries of 28 bytes per row and tile."""
     n, vocab_size, width = len(hidden) if rows is None else len(rows), *weight.shape
+    row_scale = None
+    if weight_scale is not None:
+        hidden, row_scale = quantize_rows(hidden)
     shape, launch = _tuning.fused_head(n, hidden.dtype)
     tiles = triton.cdiv(vocab_size, BLOCK.value) * (BLOCK.value // shape.BLOCK_V)
     partial = Partial.empty(n, tiles, hidden.device, noise=temperature is not None)
@@ -279,6 +298,8 @@ def fused_head(
         hidden_ptr=hidden,
         weight_ptr=weight,
         bias_ptr=bias,
+        row_scale_ptr=row_scale,
+        weight_scale_ptr=weight_scale,
         temperature_ptr=temperature,
         seeds_ptr=seeds,
         positions_ptr=positions,
@@ -304,6 +325,7 @@ def fused_head(
         **shape._asdict(),
         EVEN_H=width % shape.BLOCK_K == 0,
         HAS_BIAS=bias is not None,
+        INT8=weight_scale is not None,
         HAS_NOISE=temperature is not None,
         HAS_SUPPRESS=suppress is not None,
         HAS_BEGIN_SUPPRESS=begin_suppress is not None,

@@ -13,16 +13,32 @@ pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 VOCABULARY = ("chunk", "combine", "floor", "row", "scale", "tile")
+INT8 = ("product", "quantize")
 WINDOW = ("advance", "count", "list", "noise", "place", "transfer")
-KERNELS = {f"{name}_kernel" for name in (*VOCABULARY, *WINDOW)}
-HEADS = 11  # configurations of the fused head
+KERNELS = {f"{name}_kernel" for name in (*VOCABULARY, *INT8, *WINDOW)}
+HEADS = 13  # configurations of the fused head
 # What `make test` compiles: for sm_90 all of bfloat16, and of other dtypes what is not as in bfloat16; for AMD, whose
 # compiler is another, every kernel once; for the others the fused head, whose matrix instructions are their own.
 HEAD = ("head, 32 rows count", "head, 32 rows noise ")  # noise and something else
-ONCE = (*HEAD, "bfloat16 noise tempered", "bfloat16 top_p", "bfloat16 loss and gradient ragged", "bfloat16 scaled")
+ONCE = (
+    *HEAD,
+    "int8 layer, 16 rows",
+    "bfloat16 noise tempered",
+    "bfloat16 top_p",
+    "bfloat16 loss and gradient ragged",
+    "bfloat16 scaled",
+)
 WINDOWS = ("k window 1", "window 64", "window 8192")  # of one warp, and of most
 SOME = {
-    ("sm_90",): ("bfloat16", "float32 every option", "float32 noise", "head", *WINDOWS, "noise of positions"),
+    ("sm_90",): (
+        "bfloat16",
+        "float32 every option",
+        "float32 noise",
+        "head",
+        "int8 layer",
+        *WINDOWS,
+        "noise of positions",
+    ),
     ("gfx942",): (*ONCE, "k window 64", "window 64, every option", "noise of positions, gumbel"),
     ("sm_80", "sm_100"): HEAD,
 }
@@ -74,7 +90,8 @@ def test_the_fused_head_fits_and_uses_the_matrix_units(compiled):
     for row in heads:
         in_half = "float32" not in row["configuration"]
         assert not row["spills"] and row["shared"] <= 1024 * shared[row["target"]], row
-        assert not in_half or row["matrix"] == units[row["target"]], row
+        newest = "mma" if row["target"] == "sm_100" and "int8" in row["configuration"] else units[row["target"]]
+        assert not in_half or row["matrix"] == newest, row
         if row["target"] == "sm_90" and in_half and "ragged" not in row["configuration"]:
             assert row["registers"] <= 128 and 2 * (row["shared"] + 1024) <= 1024 * 228, row
 

@@ -233,7 +233,7 @@ class Forwards:
         """Logits [C, V]; guidance is combined before a linear head, in float32."""
         if len(states) == 1:
             return self.split.logits(states[0])
-        if self.split.kind != "linear":
+        if self.split.kind not in ("linear", "int8"):
             return guide(*map(self.split.logits, states), self.config.cfg_scale)
         return self.split.logits(guide(*states, self.config.cfg_scale).to(states[0].dtype))
 

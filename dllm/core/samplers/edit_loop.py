@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dllm.core.samplers.edit_texts import EditedTexts, allowed, draw_edits, leap
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.use import hooks_of, is_linear
+from dllm.fast.int8 import Int8Linear
 from dllm_kernels import gumbel_argmax, linear_gumbel_argmax
 
 
@@ -139,8 +140,9 @@ class EditLoop:
         options = dict(suppress=self.settings.suppress, impl=self.settings.impl, temperature=self.settings.temperature)
         options |= dict(seeds=seeds[row], positions=position, step=step)
         flat = hidden.flatten(0, 1)
-        if is_linear(head) and not hooks_of(head):
-            drawn = linear_gumbel_argmax(flat, head.weight, head.bias, rows=rows, **options)
+        if (quantized := type(head) is Int8Linear) or (is_linear(head) and not hooks_of(head)):
+            scale = head.scale if quantized else None
+            drawn = linear_gumbel_argmax(flat, head.weight, head.bias, weight_scale=scale, rows=rows, **options)
         else:  # of an adapter
             with no_deferral():
                 drawn = gumbel_argmax(head(flat[rows]), **options)

@@ -179,6 +179,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--impl", default="auto", help="implementation of the kernels: auto, reference, triton or cpu")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    add("--quantize", choices=["int8"], default=None, help="weights of 8 bits, approximate")
     return parser.parse_args(arguments)
 
 
@@ -195,15 +196,17 @@ def _measure_and_print(options: argparse.Namespace) -> None:
     settings = {name: value for name, value in vars(options).items() if value is not None}
     settings = {"block_length": settings["gen_length"]} | settings
     source, device, dtype = settings.pop("model", None), settings.pop("device"), settings.pop("dtype")
+    quantized = settings.pop("quantize", None)
     sampler = settings["sampler"]
     if samplers.steps_of(sampler):
         settings.setdefault("tokens_per_step", 1)
     with usage():
         settings |= samplers.options_of(sampler, **{n: settings.pop(n) for n in samplers.OPTIONS if n in settings})
-        loaded = load(SHIPPED if source is None else source, device_named(device), getattr(torch, dtype))
+        loaded = load(SHIPPED if source is None else source, device_named(device), getattr(torch, dtype), quantized)
         score = measure(*loaded, **settings)
     _print(score, settings)
-    row = {"approximate": samplers.is_approximate(sampler), "model": source or "shipped", "device": str(device)}
+    approximate = samplers.is_approximate(sampler) or quantized is not None
+    row = {"approximate": approximate, "model": source or "shipped", "device": str(device), "quantize": quantized}
     print(json.dumps({**settings, **row, "dtype": dtype} | score.row()))
 
 

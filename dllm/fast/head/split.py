@@ -12,6 +12,7 @@ from dllm.fast.deferred import DeferredHead, no_deferral
 from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.use import find_head_use, hooks_of, is_linear
 from dllm.fast.model import logits_of
+from dllm_kernels import int8_linear
 from dllm_kernels._linear import by_blocks, linear
 
 
@@ -20,6 +21,7 @@ class SplitModel:
 
     kind is one of
         "linear"  the head is a plain nn.Linear: logits = hidden @ weight.T + bias;
+        "int8"    the same with a weight of 8 bits, where rows are quantised too (:func:`dllm.fast.quantize`);
         "module"  the head is another module that treats every row independently: it is called on rows;
         "logits"  the model computes with its head's output (softcap, scale, a second bias), or the head mixes rows: the
                   model computes all logits, and rows of them are chosen afterwards. Correct, slower, and logged.
@@ -44,7 +46,7 @@ class SplitModel:
         self.body_context: Callable[[], AbstractContextManager] = nullcontext
         self.head = output_head(model)
         self.kind = find_head_use(model, self.head, {"input_ids": example}).kind
-        if self.kind == "linear" and not _weight_at_hand(self.head):
+        if (self.kind == "int8" and hooks_of(self.head)) or (self.kind == "linear" and not _weight_at_hand(self.head)):
             self.kind = "module"
 
     def body(self, tokens: Tensor, attention_mask: Tensor | None, **context: object) -> Tensor:
@@ -63,6 +65,9 @@ class SplitModel:
         """Logits [N, V] of rows of the body's output [N, H]."""
         if self.kind == "logits":
             return hidden
+        if self.kind == "int8":  # float32: nothing is rounded after the product
+            head = self.head
+            return int8_linear(hidden.float(), head.weight, head.scale, head.bias)
         if self.kind == "module":
             with no_deferral():
                 # a row's bits must not depend on the number of rows, whatever product the module uses

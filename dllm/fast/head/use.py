@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dllm.fast.deferred import DeferredHead, no_deferral
 from dllm.fast.head.interception import instance_forward, replaced_forward
 from dllm.fast.head.traced import ROWS, TracedTensor, is_copy, is_rowwise
+from dllm.fast.int8 import Int8Linear
 from dllm.fast.model import logits_of
 
 _log = logging.getLogger("dllm.fast")
@@ -49,6 +50,7 @@ class HeadUse(NamedTuple):
 
     kind is one of
         "linear"  logits = hidden @ weight.T + bias, by the forward of nn.Linear;
+        "int8"    the same with a weight of 8 bits, by :func:`dllm_kernels.int8_linear`;
         "module"  the head's own forward (LoRA, offloaded weights) treats every row independently: it is called on rows;
         "logits"  the model computes with its head's output (softcap, scale, second bias), someone's hook watches the
                   head, or its rows depend on each other: the model's own logits are needed, and `why` says why.
@@ -115,15 +117,15 @@ def _trace(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> 
             return HeadUse("logits", f"a hook watches its head ({getattr(hook, '__qualname__', hook)})")
     if getattr(getattr(model, "dynamo_ctx", None), "fullgraph", False):
         return HeadUse("logits", "fullgraph=True compiles what must not depend on the calling thread")
-    calls: list[tuple[Tensor, str | None, bool]] = []
+    calls: list[tuple[Tensor, str | None, str]] = []
 
     def watched(original: Callable[..., object], hidden: Tensor, *args: object, **kwargs: object) -> object:
-        linear = is_linear(head)  # here, where FSDP has gathered its weight
+        kind = _kind_alone(head)  # here, where FSDP has gathered its weight
         logits = original(hidden, *args, **kwargs)
         if not isinstance(logits, Tensor):
             raise TypeError(f"its head returns a {type(logits).__name__}")
         probe = _ramp(logits.shape, logits)
-        calls.append((probe, None if linear else _mixes_rows(original, hidden, args, kwargs), linear))
+        calls.append((probe, None if kind != "module" else _mixes_rows(original, hidden, args, kwargs), kind))
         return TracedTensor(probe, is_copy)
 
     with torch.inference_mode(False), torch.no_grad(), no_deferral(), _no_side_effects(model):
@@ -137,12 +139,19 @@ def _trace(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> 
             return HeadUse("logits", f"what it does with its head cannot be followed: {_first_line(error)}")
     if len(calls) != 1:
         return HeadUse("logits", f"its forward calls the head {len(calls)} times")
-    probe, mixing, linear = calls[0]
+    probe, mixing, kind = calls[0]
     if why := _why_logits_differ(probe, logits):
         return HeadUse("logits", why)
     if mixing:
         return HeadUse("logits", f"its head may depend on a row's place: {mixing}")
-    return HeadUse("linear" if linear else "module")
+    return HeadUse(kind)
+
+
+def _kind_alone(head: nn.Module) -> str:
+    """What a head computes, whatever the model does with it."""
+    if type(head) is Int8Linear and instance_forward(head) is None:
+        return "int8"
+    return "linear" if is_linear(head) else "module"
 
 
 def _why_logits_differ(probe: Tensor, logits: Tensor) -> str | None:
@@ -218,7 +227,7 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
     Ranks that share a model must trace it at the same time. So settings that one rank may change alone (saving writes
     into the configuration) do not count there.
     """
-    weight = head._parameters.get("weight")  # a parametrized one would be computed here
+    weight = head._parameters.get("weight")  # a parametrized one would be computed here; one of 8 bits is a buffer
     of_head = id(model), id(head), type(head), type(weight), getattr(weight, "dtype", None), *forward_and_hooks(head)
     states, path = [], _path(model, head)
     for module in path:

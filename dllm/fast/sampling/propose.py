@@ -95,10 +95,13 @@ def _sample(
     """
     head = split.head
     nested = top_k_first and options["top_k"] is not None and options["top_p"] is not None
-    if split.kind == "linear" and head.weight.dtype != torch.float64 and not nested:
+    quantized = split.kind == "int8"
+    if (quantized or (split.kind == "linear" and head.weight.dtype != torch.float64)) and not nested:
+        dtype = hidden[0].dtype if quantized else head.weight.dtype
         return linear_gumbel_argmax(
-            *(hidden[0].to(head.weight.dtype), head.weight, head.bias),
-            unconditional=hidden[1].to(head.weight.dtype) if len(hidden) == 2 else None,
+            *(hidden[0].to(dtype), head.weight, head.bias),
+            weight_scale=head.scale if quantized else None,
+            unconditional=hidden[1].to(dtype) if len(hidden) == 2 else None,
             cfg_scale=cfg_scale if len(hidden) == 2 else 0.0,
             seeds=candidates.seed,
             positions=candidates.position,

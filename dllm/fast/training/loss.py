@@ -18,6 +18,7 @@ from dllm.fast.deferred import no_deferral
 from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.split import output_head
 from dllm.fast.head.use import find_head_use, is_linear
+from dllm.fast.int8 import check_trainable
 from dllm.fast.model import logits_of, unwrapped
 from dllm.fast.training.checkpointing import checkpoint_around
 from dllm.fast.training.dropout import fast_dropout
@@ -138,6 +139,8 @@ def _run(model: nn.Module, inputs: Mapping[str, object], *loss_of: object) -> Ma
     """Run the model with the loss of :class:`_HeadLoss` in the place of its head's logits."""
     head = output_head(unwrapped(model))
     kind = find_head_use(model, head, _first_tokens(inputs)).kind
+    if kind == "int8":
+        check_trainable(model)
     computed = _HeadLoss(head, kind, *loss_of)
     with no_deferral(), fast_dropout(inputs["input_ids"].device):
         if kind == "logits":

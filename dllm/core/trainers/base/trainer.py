@@ -17,6 +17,7 @@ from dllm.core.trainers.base.normalizer import WholeStepNormalizer
 from dllm.core.trainers.base.sharding import check_fsdp, set_up_fsdp
 from dllm.core.trainers.config import MDLMConfig
 from dllm.core.trainers.padding import padding_collator
+from dllm.fast.int8 import check_trainable
 from dllm.fast.model import find_mask_id, input_embedding
 
 
@@ -64,6 +65,8 @@ class DiffusionTrainer(
                 f"one process must have one GPU, got {args.n_gpu}: start with `accelerate launch` or `torchrun`, or "
                 "set CUDA_VISIBLE_DEVICES"
             )
+        if model is not None:
+            check_trainable(model)
         tokenizer = tokenizer if tokenizer is not None else processing_class
         super().__init__(
             model=model,
