@@ -18,7 +18,7 @@ from benchmarks.bodies import Body, OtherBody
 from benchmarks.case import Case
 from benchmarks.failures import Result, failures_in
 from benchmarks.measure import random_prompt
-from benchmarks.product_floor import Products
+from benchmarks.product_floor import Products, can_pack
 
 CPU = torch.device("cpu")
 LOOPS = ("card", "ours-eager")  # run with every body
@@ -71,7 +71,9 @@ class BodyCase:
         canvas = replace(run, prompt_length=run.prompt_length + run.gen_length)
         self.tokens = random_prompt(loaded, canvas)
         self.body = Body(loaded.model).eval()
-        self.floor = Products(self.body, lambda: self.body(self.tokens))
+        self.floors = {"F.linear": Products(self.body, lambda: self.body(self.tokens))}
+        if can_pack(models.DTYPES[run.dtype]):
+            self.floors["packed"] = Products(self.body, lambda: self.body(self.tokens), packed=True)
         self.bodies: dict[str, Result] = {}
         self.loops: dict[str, Result] = {}
         self.runs: dict[str, bodies.Run] = {}
@@ -82,7 +84,7 @@ class BodyCase:
         """Everything about this shape, for the row."""
         self.prepare_bodies()
         self.prepare_loops()
-        floor = self.time(repeats)
+        floors = self.time(repeats)
         base = self.loops.get("card: eager", {}).get("tokens_per_second")
         for each in self.loops.values():
             if base and "tokens_per_second" in each:
@@ -90,7 +92,11 @@ class BodyCase:
         return {
             "batch": self.run.batch,
             "length": self.tokens.shape[1],
-            "floor": {"seconds": floor, "flops": self.floor.flops},
+            "floor": {
+                "seconds": floors["F.linear"],
+                "packed_seconds": floors.get("packed"),
+                "flops": self.floors["F.linear"].flops,
+            },
             "bodies": self.bodies,
             "loops": self.loops,
         }
@@ -145,8 +151,8 @@ class BodyCase:
         return replace(self.loaded, model=OtherBody(self.loaded.model, self.runs[body], self.tokens.shape))
 
     def time(self, repeats: int) -> Result:
-        """Time floor, bodies and loops, interleaved; the seconds of the floor."""
-        calls = {"floor": self.floor}
+        """Time floors, bodies and loops, interleaved; the seconds of the floors."""
+        calls = {f"floor: {name}": products for name, products in self.floors.items()}
         calls |= {f"body: {name}": functools.partial(run, self.tokens) for name, run in self.runs.items()}
         calls |= {name: functools.partial(complete, None) for name, complete in self.completions.items()}
 
@@ -155,16 +161,16 @@ class BodyCase:
             return timing.host_seconds(calls[name])
 
         with torch.no_grad():
-            for call in [self.floor, *(calls[f"body: {name}"] for name in self.runs)] * WARMUP:
-                call()
+            for name in [name for name in calls if name not in self.completions] * WARMUP:
+                calls[name]()
             seconds = timing.interleave({name: functools.partial(once, name) for name in calls}, repeats)
-        floor = timing.summary(seconds.pop("floor"))
+        floors = {name: timing.summary(seconds.pop(f"floor: {name}")) for name in self.floors}
         for name in self.runs:
             spread = timing.summary(seconds.pop(f"body: {name}"))
-            self.bodies[name] |= {"seconds": spread, "share_of_floor": floor["median"] / spread["median"]}
+            self.bodies[name] |= {"seconds": spread, "share_of_floor": floors["F.linear"]["median"] / spread["median"]}
         for name, taken in seconds.items():
             self.loops[name] |= self._rates(name, taken)
-        return floor
+        return floors
 
     def _rates(self, name: str, seconds: list[float]) -> Result:
         spread = timing.summary([each / self.run.steps for each in seconds])

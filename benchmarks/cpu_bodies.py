@@ -5,9 +5,9 @@
 
 The body gives the LM head's input [B, L, H] for tokens [B, L]. Programs: transformers' own class, eager and under
 torch.compile, and those of ONNX Runtime and OpenVINO where they are installed. The floor is the time of the body's own
-linear layers alone, replayed at their shapes in torch (`benchmarks.product_floor`). Before anything is timed, every
-body's error against float64 is compared with that of eager PyTorch in the same precision: one that errs more than twice
-as much is not timed. int8 is approximate, so its error is only reported.
+linear layers alone, replayed at their shapes by F.linear, and beside it by oneDNN with packed weights. Before anything
+is timed, every body's error against float64 is compared with that of eager PyTorch in the same precision: one that errs
+more than twice as much is not timed. int8 is approximate, so its error is only reported.
 
 Each body also takes part in the model card's loop and in that of dllm, with the same LM head, for --loop-steps steps of
 the last block of the canvas. Loops with a body of their own run beside: card-compile is the whole class under
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None, load: Callable[..., models.Loaded] 
 def parts(options: argparse.Namespace) -> int:
     """Parts of the progress bar."""
     loops = len(options.loops) * len(options.bodies) if options.loop_steps else 0
-    return len(options.shapes) * (len(options.bodies) + loops + options.repeats * (1 + len(options.bodies) + loops))
+    return len(options.shapes) * (len(options.bodies) + loops + options.repeats * (2 + len(options.bodies) + loops))
 
 
 def measured(
@@ -132,12 +132,14 @@ def print_result(options: argparse.Namespace, result: Result) -> None:
     floor = result["floor"]
     milliseconds = 1000 * floor["seconds"]["median"]
     speed = floor["flops"] / floor["seconds"]["median"] / 1e9
+    packed = floor["packed_seconds"]
+    beside = f", with packed weights {1000 * packed['median']:.2f} ms" if packed else ""
     title = f"{Path(options.model).name} {options.dtype}, batch {result['batch']}, canvas {result['length']}"
     notes = [
         f"{name}: {each['error']}" for name, each in (result["bodies"] | result["loops"]).items() if "error" in each
     ]
     report.print_table(
-        f"{title}: floor of the products {milliseconds:.2f} ms, {speed:.0f} GFLOP/s",
+        f"{title}: floor of the products {milliseconds:.2f} ms, {speed:.0f} GFLOP/s{beside}",
         COLUMNS,
         [body_cells(name, each) for name, each in result["bodies"].items()],
         notes,

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import bodies, body_case, cpu_bodies, models, peers, table
 from benchmarks.bodies import Body, OtherBody
 from benchmarks.plot import bodies as plots
-from benchmarks.product_floor import Products
+from benchmarks.product_floor import Products, can_pack
 from dllm.fast.head.split import SplitModel
 from tests.models import MASK_ID, tiny
 
@@ -52,6 +52,15 @@ def test_the_floor_has_the_products_of_the_body():
     by_name = {str(op): flops for op, flops in of_body.get_flop_counts()["Global"].items()}
     assert products.flops == counted.get_total_flops()
     assert products.flops == sum(flops for op, flops in by_name.items() if op.rpartition(".")[2] in linear)
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="oneDNN is not there")
+def test_packed_weights_give_the_same_products():
+    layer, x = nn.Linear(32, 48), torch.randn(2, 12, 32)
+    products = Products(layer, lambda: layer(x), packed=True)
+    found = products._product(x, products._weights[0], layer.bias, *products._beside)
+    torch.testing.assert_close(found, layer(x))
+    products()
 
 
 def test_a_body_without_linear_layers_has_no_floor():
