@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dllm import cli
 from dllm.core.eval.config import read_settings
 from dllm.core.eval.generation import GenerationRequest, generate_requests
 from dllm.core.eval.models import model_named
@@ -313,6 +314,13 @@ def test_without_a_compiler(monkeypatch):
     ):
         with pytest.raises(RuntimeError, match="compile_body=True cannot compile: no C\\+\\+ compiler"):
             call()
+
+
+def test_a_command_without_a_compiler(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for command in (["generate", "What is 6 * 7?"], ["chat"]):
+        assert cli.main([*command, "--compile-body"]) == 2
+        assert "--compile-body cannot compile: no C++ compiler 'no-such-compiler'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
