@@ -6,10 +6,12 @@ import argparse
 import dataclasses
 from typing import Any
 
+import torch
 from torch import nn
 
 from dllm.chat.talk import Continuation, Conversation, Talk
 from dllm.core.samplers.families import SamplerChoice, one_token_a_step, sampler_for
+from dllm.fast.compiled.decision import why_not_compile
 
 # Options, and the settings of samplers that they set. An option that is not given leaves the family's setting.
 SETTINGS = {
@@ -46,6 +48,16 @@ def chosen_sampler(options: argparse.Namespace, model: nn.Module) -> SamplerChoi
     config = dataclasses.replace(config, max_new_tokens=options.gen_length, stop_at_eos=True, **changed)
     config.check()
     return SamplerChoice(kind, config if "steps" in given else one_token_a_step(SamplerChoice(kind, config)))
+
+
+def check_compiler(options: argparse.Namespace, device: torch.device) -> None:
+    """Check that `--compile-body` can be had, before a model is loaded.
+
+    Raises:
+        ValueError: it cannot; the message says what is missing.
+    """
+    if options.compile_body and (missing := why_not_compile(device)):
+        raise ValueError(f"--compile-body cannot compile: {missing}")
 
 
 def talk_of(options: argparse.Namespace, model: nn.Module, tokenizer: Any, system: str | None = None) -> Talk:

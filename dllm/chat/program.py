@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dllm.chat.options import talk_of
+from dllm.chat.options import check_compiler, talk_of
 from dllm.chat.session import Session
 from dllm.exits import usage
 from dllm.models import get_model, get_tokenizer
@@ -46,6 +46,7 @@ def _session(options: argparse.Namespace, load_shipped: Loader) -> Session:
 def _loaded(options: argparse.Namespace, load_shipped: Loader) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer."""
     device = device_named(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_compiler(options, device)
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if options.model is None:
         return load_shipped(device, getattr(torch, dtype), options.quantize)

@@ -14,7 +14,7 @@ from torch import nn
 
 from dllm.chat.display import open_view
 from dllm.chat.film import Film
-from dllm.chat.options import talk_of
+from dllm.chat.options import check_compiler, talk_of
 from dllm.core.samplers import MDLMSampler, sampler_for
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load, quiet_transformers
@@ -56,6 +56,7 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
         raise ValueError("expected a question, got an empty text")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     where = device_named(device), dtype_named(options.dtype)
+    check_compiler(options, where[0])
     model, tokenizer = load(_source(options), *where, options.quantize)
     by_card = not options.raw and options.sampler is None and sampler_for(model).sampler is MDLMSampler
     reply, stats = (_by_model_card if by_card else _by_sampler)(options, model, tokenizer, text)

@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dllm import cli
 from dllm.core.eval.config import read_settings
 from dllm.core.eval.generation import GenerationRequest, generate_requests
 from dllm.core.eval.models import model_named
@@ -159,6 +161,20 @@ def test_threads_share_a_body(compiled):
     assert len(compiled) <= 2  # both may begin at the same time
 
 
+def test_operators_that_are_watched_run_one_by_one(compiled):
+    """torch compiles nothing under a dispatch mode; that is no fault of the model, which is compiled afterwards."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **kwargs or {})
+
+    model = tiny("bert", num_hidden_layers=1)
+    with Watch():
+        eager, tokens, stats = both(model, prompts(2, 5))
+    assert torch.equal(eager, tokens) and not stats.compiled and compiled == []
+    assert both(model, prompts(2, 5))[2].compiled
+
+
 def test_changed_models(compiled):
     """Weights changed in place or replaced, adapters, another dtype: what runs is the model as it is now."""
     model = tiny("bert", num_hidden_layers=1)
@@ -298,6 +314,13 @@ def test_without_a_compiler(monkeypatch):
     ):
         with pytest.raises(RuntimeError, match="compile_body=True cannot compile: no C\\+\\+ compiler"):
             call()
+
+
+def test_a_command_without_a_compiler(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for command in (["generate", "What is 6 * 7?"], ["chat"]):
+        assert cli.main([*command, "--compile-body"]) == 2
+        assert "--compile-body cannot compile: no C++ compiler 'no-such-compiler'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
