@@ -729,7 +729,7 @@ class TestQuality:
     def test_weights_of_8_bits_are_marked_as_approximate(self, tmp_path, capsys):
         arguments = (
             "--task",
-            "arithmetic",
+            "problems",
             "--tokens-per-step",
             "16",
             "--questions",
