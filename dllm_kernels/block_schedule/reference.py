@@ -29,7 +29,8 @@ def list_candidates(
     """The cells that a step may fill; as the public function.
 
     Example:
-        >>> one, rest = torch.ones(1, 1, dtype=torch.int64), dict(right_shift=False, block_only=True, editable=None)
+        >>> one, rest = torch.ones(1, 1, dtype=torch.int64), dict(right_shift=False, block_only=True)
+        >>> rest |= dict(editable=None, temperature=None)
         >>> schedule = BlockSchedule(one[0] * 0, one[0] * 0, one[0], one, one * 3, one, one[None])
         >>> at = dict(start=one[0].clone(), overflow=one[0] * 0, window=3, hidden_offset=one[0] * 0, hidden_rows=3)
         >>> list_candidates(one.expand(1, 3), schedule, one[0], mask_id=1, room=None, multiple=4, **at, **rest).position
