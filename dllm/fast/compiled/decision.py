@@ -34,7 +34,7 @@ from dllm.fast.compiled.body import CannotCompile, CompiledBody, find_body, why_
 SAVED_PER_BYTE = {"cpu": 3.3e-10, "cuda": 6e-13}
 SAVED_PER_LINEAR = {"cpu": 1e-5, "cuda": 1.2e-5}
 # Seconds that a cold compile takes, and for each linear layer; measured on two cores.
-COMPILE_SECONDS, COMPILE_SECONDS_PER_LINEAR = 4.0, 0.5
+COMPILE_SECONDS, COMPILE_SECONDS_PER_LINEAR = 8.0, 0.5
 MARGIN = 2  # it pays where it saves this many times what it costs
 
 _repeats: ContextVar[int] = ContextVar("calls of a run", default=1)
@@ -133,7 +133,7 @@ def why_it_does_not_pay(model: nn.Module, forwards: int, tokens: int, device: to
         >>> from transformers import BertConfig, BertForMaskedLM
         >>> size = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> why_it_does_not_pay(BertForMaskedLM(BertConfig(**size)), 100, 64, torch.device("cpu"))
-        'compiling the body pays from 218563 forwards on, and this run has at most 100'
+        'compiling the body pays from 343455 forwards on, and this run has at most 100'
     """
     forwards *= _repeats.get()
     body = find_body(model)
