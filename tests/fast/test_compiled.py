@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dllm.core.eval.config import read_settings
 from dllm.core.eval.generation import GenerationRequest, generate_requests
@@ -157,6 +158,20 @@ def test_threads_share_a_body(compiled):
         thread.join()
     assert wrong == []
     assert len(compiled) <= 2  # both may begin at the same time
+
+
+def test_operators_that_are_watched_run_one_by_one(compiled):
+    """torch compiles nothing under a dispatch mode; that is no fault of the model, which is compiled afterwards."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **kwargs or {})
+
+    model = tiny("bert", num_hidden_layers=1)
+    with Watch():
+        eager, tokens, stats = both(model, prompts(2, 5))
+    assert torch.equal(eager, tokens) and not stats.compiled and compiled == []
+    assert both(model, prompts(2, 5))[2].compiled
 
 
 def test_changed_models(compiled):

@@ -65,6 +65,7 @@ class CompiledBody:
 
     seconds: what compiling took, with the forwards in which it happened, s; 0 where earlier calls have compiled all.
     graphs: how many graphs were compiled.
+    ran: whether a forward has run compiled.
     why_not: why the body runs eagerly, None while it does not.
 
     Args:
@@ -90,7 +91,7 @@ class CompiledBody:
             self._compiled = _Compiled(_no_body, f"no module of {self.name} holds its layers and not its head")
         else:
             self._compiled = _compiled_form_of(body)
-        self._body, self._ran = body, False
+        self._body, self.ran = body, False
         if required and self.why_not is not None:
             raise CannotCompile(self.why_not)
 
@@ -106,7 +107,7 @@ class CompiledBody:
             CannotCompile: the compiler has failed in the first forward, or fails now, and `required`.
         """
         if self.why_not is not None:
-            if self.required and not self._ran:  # also where a capture's warm-up has swallowed the error
+            if self.required and not self.ran:  # also where a capture's warm-up has swallowed the error
                 raise CannotCompile(self.why_not)
             yield
             return
@@ -114,7 +115,8 @@ class CompiledBody:
             yield
 
     def _run(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
-        if self.why_not is not None or not self._is_shared(args, kwargs):
+        watched = torch._C._len_torch_dispatch_stack() > 0  # by a TorchDispatchMode, under which torch compiles nothing
+        if self.why_not is not None or watched or not self._is_shared(args, kwargs):
             return original(*args, **kwargs)
         began, graphs, outer = time.perf_counter(), self.graphs, getattr(_here, "body", None)
         _here.body = self
@@ -128,7 +130,7 @@ class CompiledBody:
             return original(*args, **kwargs)
         finally:
             _here.body = outer
-        self._ran = True
+        self.ran = True
         if self.graphs > graphs:
             took = time.perf_counter() - began
             self.seconds += took
@@ -148,7 +150,7 @@ class CompiledBody:
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         why = f"{type(error).__name__}: {lines[0].strip() if lines else ''}"
         self._compiled.why_not = f"torch.compile cannot compile it: {why}"
-        if self.required and not self._ran:
+        if self.required and not self.ran:
             raise CannotCompile(self._compiled.why_not) from error
         _log.warning("the body of %s runs eagerly, because %s", self.name, self._compiled.why_not)
 

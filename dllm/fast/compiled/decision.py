@@ -57,8 +57,8 @@ class Decision(NamedTuple):
 
     @property
     def compiled(self) -> bool:
-        """Whether the body runs compiled; known after the call, as the compiler may fail in it."""
-        return self.body is not None and self.body.why_not is None
+        """Whether the body ran compiled; known after the call, as the compiler may fail in it."""
+        return self.body is not None and self.body.ran and self.body.why_not is None
 
     @property
     def seconds(self) -> float:
