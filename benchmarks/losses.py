@@ -4,14 +4,15 @@
     indexed  logits of every position, cross-entropy of the masked ones divided by p, as in LLaDA
     patched  the same lines as indexed, on a model under `dllm.fast.patch`
     ours     `dllm.fast.training.loss.masked_loss`, as MDLMTrainer calls it: logits of the masked positions only
+    compiled the same, with the model's body through torch.compile, as with `compile_body=True`
 
-All compute the sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's collator.
+On a CPU the last two have the dropout of dllm, whose masks are others than torch's. All compute the sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's collator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -46,11 +47,13 @@ class Program(NamedTuple):
     """A way to compute the loss of a batch.
 
     against: the program that it replaces; None for a baseline. prepared: a context for the model during its steps.
+    body: the context in which a plain forward has the program's hidden states, dropout included.
     """
 
     loss: Callable[[nn.Module, Batch], Tensor]
     against: str | None = None
     prepared: Callable[[nn.Module], AbstractContextManager] = nullcontext
+    body: Callable[[nn.Module], AbstractContextManager] = nullcontext
 
 
 def full(model: nn.Module, batch: Batch) -> Tensor:
@@ -82,11 +85,30 @@ def _patched(model: nn.Module) -> AbstractContextManager:
     return patch(model)
 
 
+def _compiled(model: nn.Module) -> AbstractContextManager:
+    from dllm.fast.compiled.body import CompiledBody
+
+    return CompiledBody(model, training=True, required=True).in_place()
+
+
+def _with_our_dropout(model: nn.Module) -> AbstractContextManager:
+    from dllm.fast.training.dropout import fast_dropout
+
+    return fast_dropout(model.device)
+
+
+@contextmanager
+def _compiled_with_our_dropout(model: nn.Module) -> Iterator[None]:
+    with _compiled(model), _with_our_dropout(model):
+        yield
+
+
 PROGRAMS = {
     "full": Program(full),
     "indexed": Program(indexed),
     "patched": Program(indexed, against="indexed", prepared=_patched),
-    "ours": Program(ours, against="full"),
+    "ours": Program(ours, against="full", body=_with_our_dropout),
+    "compiled": Program(ours, against="full", prepared=_compiled, body=_compiled_with_our_dropout),
 }
 
 
@@ -130,9 +152,8 @@ class Truth(NamedTuple):
     tolerance: float
 
 
-@torch.no_grad()
-def true_loss(model: nn.Module, batch: Batch) -> Truth:
-    """The loss of a batch in float64, from the input of the LM head, rounded to the dtype of the head's product.
+def true_loss(model: nn.Module, batch: Batch, program: Program) -> Truth:
+    """The loss of a batch in float64 in a program's body, from the input of the LM head, rounded to the dtype of the head's product.
 
     The tolerance is twice the sum over tokens of the absolute error of plain PyTorch (under autocast where that is on),
     and at least two float32 ulp of the loss. It is a sum of absolute errors because signed errors could cancel.
@@ -140,10 +161,15 @@ def true_loss(model: nn.Module, batch: Batch) -> Truth:
     head, inputs = model.get_output_embeddings(), []
     hook = head.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     try:
-        model(input_ids=batch.noisy)
+        with program.body(model):
+            model(input_ids=batch.noisy)
     finally:
         hook.remove()
-    hidden = inputs[0].flatten(0, -2)
+    with torch.no_grad():
+        return _true_loss_of(head, inputs[0].detach().flatten(0, -2), batch)
+
+
+def _true_loss_of(head: nn.Linear, hidden: Tensor, batch: Batch) -> Truth:
     chunks = zip(*(part.split(TRUTH_ROWS) for part in (batch.rows, batch.targets, batch.row_weight)), strict=True)
     loss, error = 0.0, 0.0
     for rows, targets, row_weight in chunks:

@@ -21,7 +21,8 @@ PARTS = ("forward", "backward", "optimizer")  # the loss belongs to the forward
 
 
 class Step:
-    """A training step of one model, by any of the programs, with the same dropout masks for all."""
+    """A training step of one model, by any of the programs. Dropout masks are the same for all that have torch's dropout,
+    and for all that have dllm's."""
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: str, seed: int):
         self.model, self.device, self.seed = model, device, seed
@@ -35,11 +36,11 @@ class Step:
         with self.autocast():
             return program.loss(self.model, batch)
 
-    def true_loss(self, batch: Batch) -> Truth:
-        """The loss in float64 and its tolerance, for the check of every program."""
+    def true_loss(self, program: Program, batch: Batch) -> Truth:
+        """The loss in float64 and its tolerance, for the check of a program."""
         torch.manual_seed(self.seed)
         with self.autocast():
-            return losses.true_loss(self.model, batch)
+            return losses.true_loss(self.model, batch, program)
 
     def __call__(self, program: Program, batch: Batch) -> dict[str, float]:
         """Seconds of a whole step and of its parts, without preparing the model. Gradients are freed at the end."""
@@ -66,22 +67,27 @@ class WrongLossError(ValueError):
 
 
 def check_losses(step: Step, names: list[str], batch: Batch, results: dict[str, Result]) -> dict[str, object]:
-    """The loss of every program on one batch, and the float64 loss. Where a program raises, its result has the reason.
+    """The loss of every program on one batch, and the float64 loss of each body: the plain one, with torch's dropout, and
+    those of dllm. Where a program raises, its result has the reason.
 
     Raises:
         WrongLossError: a loss differs from the float64 loss by more than the tolerance.
     """
-    truth, found = step.true_loss(batch), {}
+    truths, found = {}, {}
     for name in names:
+        program = PROGRAMS[name]
         with failures_in(results, name):
-            with PROGRAMS[name].prepared(step.model):
-                found[name] = step.loss(PROGRAMS[name], batch).item()
+            if program.body not in truths:
+                truths[program.body] = step.true_loss(program, batch)
+            with program.prepared(step.model):
+                found[name] = step.loss(program, batch).item()
     for name, loss in found.items():
+        truth = truths[PROGRAMS[name].body]
         if not abs(loss - truth.loss) <= truth.tolerance:
             raise WrongLossError(
                 f"{name} must give the loss {truth.loss:.9g} up to {truth.tolerance:.2g}, got {loss:.9g}: not timed"
             )
-    return truth._asdict() | {"programs": found}
+    return {"truths": {name: truths[PROGRAMS[name].body]._asdict() for name in found}, "programs": found}
 
 
 def measure(

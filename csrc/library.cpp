@@ -27,5 +27,6 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
       "align_tokens(Tensor x0, Tensor x0_length, Tensor x1, Tensor x1_length, Tensor(a!) z0, Tensor(b!) z1, "
       "Tensor(c!) length) -> ()");
   m.def("position_noise(Tensor seeds, Tensor positions, Tensor step, bool gumbel, Tensor(a!) noise) -> ()");
+  m.def("dropout(Tensor x, Tensor seed, int threshold, Tensor(a!) out) -> ()");
   m.def("scale_rows(Tensor(a!) x, Tensor scale) -> ()");
 }

@@ -11,7 +11,7 @@ namespace dllm::philox {
 constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
 constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
 constexpr int kRounds = 10;
-constexpr uint32_t kTokenNoise = 0, kRandomConfidence = 1, kTileNoise = 5;
+constexpr uint32_t kTokenNoise = 0, kRandomConfidence = 1, kTileNoise = 5, kDropout = 6;
 
 struct Address {  // everything of a number's address but the token and the stream
   uint64_t seed;

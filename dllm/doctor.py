@@ -149,6 +149,10 @@ def _align_tokens(impl: str, device: str) -> Outputs:
     return tuple(dllm_kernels.align_tokens(x0, lengths[0], x1, lengths[1], impl=impl))
 
 
+def _dropout(impl: str, device: str) -> Outputs:
+    return (dllm_kernels.dropout(torch.ones(300), 0.25, torch.tensor(7), impl=impl),)
+
+
 def _gumbel_argmax(impl: str, device: str) -> Outputs:
     logits = torch.randn(3, 257, generator=torch.Generator().manual_seed(0)).to(device)
     indices = torch.arange(3, device=device)
@@ -275,12 +279,13 @@ PARTS = {
     "picked": picked,
     "self-test": self_test,
 }
-# operations of data that no device has yet
-ON_THE_HOST = ("align_tokens",)
+# operations of data that no device has yet, and one for which torch serves GPUs
+ON_THE_HOST = ("align_tokens", "dropout")
 # for each operation of dllm_kernels a function (impl, device) -> results, which runs it on a tiny input
 SELF_TESTS = {
     "advance_rows": _advance_rows,
     "align_tokens": _align_tokens,
+    "dropout": _dropout,
     "gumbel_argmax": _gumbel_argmax,
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_gumbel_argmax": _linear_gumbel_argmax,

@@ -12,6 +12,7 @@ from dllm_kernels.block_schedule import (
     list_candidates,
     place_proposals,
 )
+from dllm_kernels.dropout import dropout
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
 from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
@@ -29,6 +30,7 @@ __all__ = [
     "GumbelArgmax",
     "advance_rows",
     "align_tokens",
+    "dropout",
     "gumbel_argmax",
     "linear_cross_entropy",
     "linear_gumbel_argmax",

@@ -1,7 +1,7 @@
 """The random stream: counter-based noise that depends on nothing but its address.
 
 Every random number of this library has an address ``(seed, token, position, step, stream)``: the 64-bit seed of the
-*sample*, the token id, the position in the canvas, the denoising step and one of six streams. The number at an address
+*sample*, the token id, the position in the canvas, the denoising step and one of seven streams. The number at an address
 is the same alone or in any batch, on any device and in any implementation. This file is the specification, in plain
 torch; the C++ and Triton kernels compute the same bits. What is drawn with them: :mod:`dllm_kernels.draw`.
 
@@ -37,6 +37,7 @@ TRAINING_CORRUPTION = 2
 DIFFUSION_TIME = 3
 LIKELIHOOD_MASKS = 4
 TILE_NOISE = 5
+DROPOUT = 6
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
@@ -123,7 +124,7 @@ def words(seed: Tensor, block: Tensor, position: Tensor, step: Tensor, stream: i
         block: int64, token id div 4.
         position: int64, position in the canvas.
         step: int64, denoising step.
-        stream: one of the six stream numbers above.
+        stream: one of the seven stream numbers above.
 
     The tensors broadcast against each other; counters are taken modulo 2^32.
 

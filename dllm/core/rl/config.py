@@ -69,6 +69,9 @@ class DiffuGRPOConfig(MDLMConfig):
         default="reward", metadata={"help": "What the best checkpoint has most of."}
     )
     cuda_graph: bool | None = field(default=False, metadata={"help": "False: the loss follows from the forward."})
+    compile_body: bool | None = field(
+        default=False, metadata={"help": "False: two policies are compared, and both must be rounded alike."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "False: rewards read the columns."})
 
     row: ClassVar[str] = "completion"
@@ -81,6 +84,7 @@ class DiffuGRPOConfig(MDLMConfig):
             time_max=1.0,
             antithetic_time=False,
             cuda_graph=False,
+            compile_body=False,
             remove_unused_columns=False,
         )
         check_fixed(self, fixed, "diffu-GRPO")

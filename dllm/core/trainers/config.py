@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from dllm.configs import TrainingArguments
 from dllm.fast.capture import check_cuda_graph
+from dllm.fast.compiled.decision import check_compile_body
 
 WEIGHT_TYPES = ("scheduler", "uniform")
 NORM_TYPES = ("token", "sequence", "batch")
@@ -17,8 +18,10 @@ NORM_TYPES = ("token", "sequence", "batch")
 class MDLMConfig(TrainingArguments):
     """Arguments of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`: those of transformers' Trainer, and the fields below.
 
+    transformers' `torch_compile=True` becomes `compile_body=True`: the body is compiled, with the loss inside the LM head.
+
     Raises:
-        TypeError: `cuda_graph` is neither None nor a bool.
+        TypeError: `cuda_graph` or `compile_body` is neither None nor a bool.
         ValueError: a field is outside its range, or an argument of transformers does not apply to a diffusion loss.
 
     Example:
@@ -45,6 +48,10 @@ class MDLMConfig(TrainingArguments):
         default=None,
         metadata={"help": "Training steps as CUDA graphs. Default: where possible; True: required; False: never."},
     )
+    compile_body: bool | None = field(
+        default=None,
+        metadata={"help": "The model's body by torch.compile. Default: where it pays; True: required; False: never."},
+    )
 
     row: ClassVar[str] = "sample"  # what a row of a batch is
     keeps_reference: ClassVar[bool] = False  # whether the model as it was is kept beside the trained one
@@ -52,6 +59,7 @@ class MDLMConfig(TrainingArguments):
 
     def __post_init__(self):
         check_cuda_graph(self.cuda_graph)
+        self._take_over_torch_compile()
         if not 0 <= self.time_epsilon < self.time_max <= 1:
             raise ValueError(
                 f"time_epsilon and time_max must satisfy 0 <= time_epsilon < time_max <= 1, "
@@ -67,11 +75,28 @@ class MDLMConfig(TrainingArguments):
         if self.label_smoothing_factor:
             raise ValueError(f"label_smoothing_factor is no part of this loss, got {self.label_smoothing_factor}")
         super().__post_init__()
+        check_compile_body(self.compile_body, self.device)
         if self.accelerator_config.dispatch_batches:
             raise ValueError(
                 "dispatch_batches must not be True: a batch's masked tokens cannot be cut into equal shares"
             )
         self.accelerator_config.dispatch_batches = False
+
+    def _take_over_torch_compile(self) -> None:
+        """Turn transformers' arguments into `compile_body`. With them the whole model would be compiled, in two parts
+        around the head, whose forward computes the loss, and the loss on a few tokens before the first step too."""
+        ways = {"torch_compile_backend": "inductor", "torchdynamo": "inductor", "torch_compile_mode": "default"}
+        given = {name: value for name in ways if (value := getattr(self, name)) is not None}
+        for name, value in given.items():
+            if value != ways[name]:
+                raise ValueError(f"{name} must be {ways[name]}, as dllm compiles the body itself, got {value!r}")
+        if not (self.torch_compile or given):
+            return
+        if self.compile_body is False:
+            raise ValueError("compile_body=False and transformers' torch_compile exclude each other: give one")
+        self.compile_body, self.torch_compile = True, False
+        for name in given:
+            setattr(self, name, None)
 
     @property
     def rows_per_forward(self) -> int:

@@ -19,6 +19,7 @@ from dllm.core.trainers.config import MDLMConfig, check_fixed
 from dllm.core.trainers.edit_collator import EditCorruptingCollator, EditFlowCollator
 from dllm.core.trainers.utils.metrics import MeanMetric
 from dllm.fast.model import unwrapped
+from dllm.fast.training.dropout import fast_dropout
 from dllm.fast.training.edit_loss import EditTargets
 from dllm.fast.training.loss import with_exact_value
 
@@ -174,7 +175,8 @@ class EditFlowTrainer(DiffusionTrainer):
             sample_weight=self._normalized_weight(weight, sample, corruption["maskable"]) * scale,
             **{name: corruption[name] for name in _ROWS},
         )
-        output = model(**self._model_inputs(model, inputs), edits=edits)
+        with fast_dropout(scale.device):
+            output = model(**self._model_inputs(model, inputs), edits=edits)
         return with_exact_value(output.loss, output.exact.loss), weight * output.exact.of_samples
 
     def _metrics(self, device: torch.device) -> dict[str, torchmetrics.Metric]:

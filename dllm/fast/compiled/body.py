@@ -70,6 +70,8 @@ class CompiledBody:
 
     Args:
         model: whose body :func:`find_body` finds.
+        training: only forwards that record gradients run compiled. Those that look at a model before its first step, on
+            a few tokens, do not.
         required: an error of the compiler is raised rather than logged, if nothing has run compiled yet.
 
     Raises:
@@ -82,8 +84,8 @@ class CompiledBody:
         True
     """
 
-    def __init__(self, model: nn.Module, *, required: bool = False):
-        self.name, self.required = type(unwrapped(model)).__name__, required
+    def __init__(self, model: nn.Module, *, training: bool = False, required: bool = False):
+        self.name, self.training, self.required = type(unwrapped(model)).__name__, training, required
         self.seconds, self.graphs = 0.0, 0
         self._first: tuple[bool, ...] | None = None  # which sizes of the first forward were 1
         body = find_body(model)
@@ -116,7 +118,8 @@ class CompiledBody:
 
     def _run(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
         watched = torch._C._len_torch_dispatch_stack() > 0  # by a TorchDispatchMode, under which torch compiles nothing
-        if self.why_not is not None or watched or not self._is_shared(args, kwargs):
+        only_looks = self.training and not torch.is_grad_enabled()
+        if self.why_not is not None or watched or only_looks or not self._is_shared(args, kwargs):
             return original(*args, **kwargs)
         began, graphs, outer = time.perf_counter(), self.graphs, getattr(_here, "body", None)
         _here.body = self

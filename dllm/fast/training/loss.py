@@ -19,6 +19,8 @@ from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.split import output_head
 from dllm.fast.head.use import find_head_use, is_linear
 from dllm.fast.model import logits_of, unwrapped
+from dllm.fast.training.checkpointing import checkpoint_around
+from dllm.fast.training.dropout import fast_dropout
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
 # Tokens of the forward in which a head is traced.
@@ -137,7 +139,7 @@ def _run(model: nn.Module, inputs: Mapping[str, object], *loss_of: object) -> Ma
     head = output_head(unwrapped(model))
     kind = find_head_use(model, head, _first_tokens(inputs)).kind
     computed = _HeadLoss(head, kind, *loss_of)
-    with no_deferral():
+    with no_deferral(), fast_dropout(inputs["input_ids"].device):
         if kind == "logits":
             return computed.of_logits(logits_of(model(**inputs)))
         with replaced_forward(head, computed.run):
@@ -278,10 +280,8 @@ class _WithExactValue(torch.autograd.Function):
 
 
 def _autograd_state() -> tuple[bool, object]:
-    """Whether gradients are recorded, and the pack hook of the innermost gradient checkpoint, None outside of one."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    of_checkpoint = hooks and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
-    return torch.is_grad_enabled(), hooks[0] if of_checkpoint else None
+    """Whether gradients are recorded, and the innermost gradient checkpoint, None outside of one."""
+    return torch.is_grad_enabled(), checkpoint_around()
 
 
 def _first_tokens(inputs: Mapping[str, object]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from dllm.core.trainers.base.checkpoints import Checkpoints
 from dllm.core.trainers.base.checks import ModelChecks
+from dllm.core.trainers.base.compiled_steps import CompiledSteps
 from dllm.core.trainers.base.cuda_graphs import GraphedSteps
 from dllm.core.trainers.base.loaders import CorruptingLoaders
 from dllm.core.trainers.base.metric_logging import MetricLogging
@@ -19,7 +20,9 @@ from dllm.core.trainers.padding import padding_collator
 from dllm.fast.model import find_mask_id, input_embedding
 
 
-class DiffusionTrainer(Checkpoints, MetricLogging, CorruptingLoaders, WholeStepNormalizer, GraphedSteps, ModelChecks):
+class DiffusionTrainer(
+    Checkpoints, MetricLogging, CorruptingLoaders, WholeStepNormalizer, GraphedSteps, CompiledSteps, ModelChecks
+):
     """A Trainer with everything but the objective.
 
     A subclass gives the objective by `_make_collator` and `_weighted_loss`
@@ -32,6 +35,7 @@ class DiffusionTrainer(Checkpoints, MetricLogging, CorruptingLoaders, WholeStepN
     - :class:`~dllm.core.trainers.base.checkpoints.Checkpoints`: complete checkpoints, resumption, averaged weights;
     - :class:`~dllm.core.trainers.base.cuda_graphs.GraphedSteps`: the loss (`_masked_loss`) by
       :func:`dllm.fast.training.loss.masked_loss`, eagerly or in a CUDA graph;
+    - :class:`~dllm.core.trainers.base.compiled_steps.CompiledSteps`: the model's body through torch.compile;
     - :class:`~dllm.core.trainers.base.checks.ModelChecks`: a check of the model's attention before the first batch.
 
     FSDP2 works on a CPU too (:mod:`dllm.core.trainers.base.sharding`). Inside

@@ -1,0 +1,3 @@
+from dllm_kernels.dropout.api import dropout
+
+__all__ = ["dropout"]
