@@ -6,7 +6,8 @@
     ours     `dllm.fast.training.loss.masked_loss`, as MDLMTrainer calls it: logits of the masked positions only
     compiled the same, with the model's body through torch.compile, as with `compile_body=True`
 
-On a CPU the last two have the dropout of dllm, whose masks are others than torch's. All compute the sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's collator.
+All compute the sum over masked i of w(t) (-log p(x_i | x_t)) / (B L), w(t) = 1/t, on batches of the trainer's collator.
+On a CPU the last two have the dropout of dllm, whose masks are others than torch's.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class Truth(NamedTuple):
 
 
 def true_loss(model: nn.Module, batch: Batch, program: Program) -> Truth:
-    """The loss of a batch in float64 in a program's body, from the input of the LM head, rounded to the dtype of the head's product.
+    """The loss of a batch in float64 in a program's body, from the input of the LM head, rounded to the dtype of the
+    head's product.
 
     The tolerance is twice the sum over tokens of the absolute error of plain PyTorch (under autocast where that is on),
     and at least two float32 ulp of the loss. It is a sum of absolute errors because signed errors could cancel.

@@ -21,8 +21,8 @@ PARTS = ("forward", "backward", "optimizer")  # the loss belongs to the forward
 
 
 class Step:
-    """A training step of one model, by any of the programs. Dropout masks are the same for all that have torch's dropout,
-    and for all that have dllm's."""
+    """A training step of one model, by any of the programs. Dropout masks are the same for all that have torch's
+    dropout, and for all that have dllm's."""
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: str, seed: int):
         self.model, self.device, self.seed = model, device, seed
@@ -67,8 +67,8 @@ class WrongLossError(ValueError):
 
 
 def check_losses(step: Step, names: list[str], batch: Batch, results: dict[str, Result]) -> dict[str, object]:
-    """The loss of every program on one batch, and the float64 loss of each body: the plain one, with torch's dropout, and
-    those of dllm. Where a program raises, its result has the reason.
+    """The loss of every program on one batch, and the float64 loss of each body: the plain one, with torch's dropout,
+    and those of dllm. Where a program raises, its result has the reason.
 
     Raises:
         WrongLossError: a loss differs from the float64 loss by more than the tolerance.

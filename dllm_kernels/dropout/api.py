@@ -20,11 +20,11 @@ def dropout(x: Tensor, p: float, seed: Tensor, *, impl: str = "auto") -> Tensor:
         y_i = x_i \, [h_i \ge 65536\, p] \, / \, (1 - p)
 
     with h_i 16 random bits and p rounded to a multiple of 1/65536, also in the divisor, so that the mean is exact. The
-    bits come from the dropout stream of :mod:`dllm_kernels.philox`. With i = 256 t + 64 k + 32 u + r the index in row-major
-    order, they are the lower (u = 0) or upper half of word k of block 32 t + r.
+    bits come from the dropout stream of :mod:`dllm_kernels.philox`. With i = 256 t + 64 k + 32 u + r the index in
+    row-major order, they are the lower (u = 0) or upper half of word k of block 32 t + r.
 
-    The backward computes the mask again from the seed. torch's own dropout on a CPU draws its mask on one thread and keeps
-    it, as large as x. On a GPU torch's is one fast kernel, so there is no implementation for a GPU here.
+    The backward computes the mask again from the seed. torch's own dropout on a CPU draws its mask on one thread and
+    keeps it, as large as x. On a GPU torch's is one fast kernel, so there is no implementation for a GPU here.
 
     Args:
         x: float32, bfloat16 or float16, any shape, on the CPU. Differentiable, any number of times.

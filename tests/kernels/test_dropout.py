@@ -91,6 +91,26 @@ class TestInPlaceOfTorchs:
         torch.manual_seed(0)
         assert not torch.equal(y, F.dropout(torch.ones(512), 0.5))  # and it is not torch's
 
+    @pytest.mark.parametrize("mask", [None, "bool", "added"])
+    def test_attention(self, mask, monkeypatch):
+        """Without dropping anything it is torch's, also where a query sees nothing; then by our masks."""
+        draw = torch.Generator().manual_seed(0)
+        query, key, value = (torch.randn(2, 3, 7, 8, generator=draw).requires_grad_() for _ in range(3))
+        seen = torch.rand(2, 1, 7, 7, generator=draw) < 0.5
+        seen[0, 0, 2] = False
+        given = {None: None, "bool": seen, "added": torch.randn(2, 1, 7, 7, generator=draw)}[mask]
+        with fast_dropout(CPU):
+            dropped = F.scaled_dot_product_attention(query, key, value, given, 0.5)
+            monkeypatch.setattr("dllm.fast.training.dropout.dropout", lambda x, p, seed: x)
+            whole = F.scaled_dot_product_attention(query, key, value, given, 0.5)
+        expected = F.scaled_dot_product_attention(query, key, value, given)
+        torch.testing.assert_close(whole, expected)
+        assert not torch.equal(dropped, whole)
+        for ours, theirs in zip(
+            *(torch.autograd.grad(y.square().sum(), (query, key, value)) for y in (whole, expected))
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_a_checkpoint_runs_the_same_again(self, reentrant):
         layer = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 64))

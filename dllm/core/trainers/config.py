@@ -18,10 +18,11 @@ NORM_TYPES = ("token", "sequence", "batch")
 class MDLMConfig(TrainingArguments):
     """Arguments of :class:`~dllm.core.trainers.mdlm.MDLMTrainer`: those of transformers' Trainer, and the fields below.
 
-    transformers' `torch_compile=True` becomes `compile_body=True`: the body is compiled, with the loss inside the LM head.
+    transformers' `torch_compile=True` becomes `compile_body=True`: the body is compiled, the loss stays in the LM head.
 
     Raises:
         TypeError: `cuda_graph` or `compile_body` is neither None nor a bool.
+        RuntimeError: `compile_body=True`, and this machine cannot compile.
         ValueError: a field is outside its range, or an argument of transformers does not apply to a diffusion loss.
 
     Example:

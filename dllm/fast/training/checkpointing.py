@@ -6,8 +6,8 @@ import torch
 
 
 def checkpoint_around() -> object:
-    """The pack hook of the innermost gradient checkpoint that is not reentrant, None outside of one. A reentrant one runs
-    its forward without gradients.
+    """The pack hook of the innermost gradient checkpoint that is not reentrant, None outside of one. A reentrant one
+    runs its forward without gradients.
 
     Example:
         >>> checkpoint_around() is None

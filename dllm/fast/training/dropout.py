@@ -18,11 +18,14 @@ from dllm_kernels._checks import LOGIT_DTYPES
 
 @contextmanager
 def fast_dropout(device: torch.device) -> Iterator[None]:
-    """Within this context `torch.nn.functional.dropout`, and nn.Dropout with it, is :func:`dllm_kernels.dropout` on a CPU.
+    """Within this context `F.dropout`, and nn.Dropout with it, is :func:`dllm_kernels.dropout` on a CPU.
 
     Its masks are others than torch's, of the same law. Each call draws its seed from torch's default generator, so
     `torch.manual_seed`, a resumed run and a gradient checkpoint repeat them. torch.compile keeps them as they are: a
-    compiled body has the masks of an eager one. Dropout inside a fused attention stays torch's.
+    compiled body has the masks of an eager one.
+
+    So is the dropout of `F.scaled_dot_product_attention`, which torch has no fused kernel for on a CPU: the attention
+    weights are computed as torch computes them, and dropped by our kernel.
 
     Without the C++ extension, on other devices, in evaluation and inside an eager gradient checkpoint, which runs its
     layers again after this context, nothing changes.
@@ -50,16 +53,48 @@ class _ByOurKernel(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        return _dropout(*args, **kwargs) if function is F.dropout else function(*args, **kwargs)
+        ours = _OURS.get(function, function)
+        return ours(*args, **(kwargs or {}))
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """`torch.nn.functional.dropout`, with its names."""
-    ordinary = type(input) in (Tensor, nn.Parameter) and input.dtype in LOGIT_DTYPES and input.device.type == "cpu"
-    if not (training and 0 < p < 1 and ordinary) or inplace or _is_run_again():
+    if not (training and 0 < p < 1) or inplace or not _is_ours(input):
         return F.dropout(input, p, training, inplace)
     return dropout(input, min(p, 1 - 2**-16), _draw_seed(input))
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, with its names."""
+    if not dropout_p or is_causal or enable_gqa or not _is_ours(query):
+        given = dict(attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+        return F.scaled_dot_product_attention(query, key, value, **given)
+    scores = (query @ key.mT).float() * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        scores = torch.where(attn_mask, scores, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    weights = torch.ops.aten._safe_softmax(scores, -1)  # 0, as torch has it, where nothing is visible
+    return _dropout(weights, dropout_p).to(value.dtype) @ value
+
+
+# what the mode takes, by torch's function
+_OURS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.dropout: _dropout,
+    F.scaled_dot_product_attention: _attention,
+}
+
+
+def _is_ours(input: Tensor) -> bool:
+    ordinary = type(input) in (Tensor, nn.Parameter) and input.dtype in LOGIT_DTYPES and input.device.type == "cpu"
+    return ordinary and not _is_run_again()
 
 
 def _is_run_again() -> bool:
