@@ -2,8 +2,8 @@
 
 Every random number of this library has an address ``(seed, token, position, step, stream)``: the 64-bit seed of the
 *sample*, the token id, the position in the canvas, the denoising step and one of seven streams. The number at an
-address is the same alone or in any batch, on any device and in any implementation. This file is the specification, in plain
-torch; the C++ and Triton kernels compute the same bits. What is drawn with them: :mod:`dllm_kernels.draw`.
+address is the same alone or in any batch, on any device and in any implementation. This file is the specification, in
+plain torch; the C++ and Triton kernels compute the same bits. What is drawn with them: :mod:`dllm_kernels.draw`.
 
 Words
     Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with

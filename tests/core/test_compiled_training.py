@@ -173,7 +173,7 @@ class TestDecision:
         monkeypatch.setattr(compiled_steps, "why_it_does_not_pay", lambda model, *sizes: asked.append(sizes))
         trainer = run(tmp_path, gradient_accumulation_steps=2)
         longest = len(samples()[0]["input_ids"])
-        assert trainer.compiled.graphs > 0 and asked == [(4 * 2, 2 * longest, torch.device("cpu"))]
+        assert trainer.compiled.graphs > 0 and asked == [(4 * 2 // 2, 2 * longest, torch.device("cpu"))]
 
     def test_what_stands_in_the_way(self, tmp_path, monkeypatch, caplog):
         trainer = trainer_of(tmp_path, model_of(), samples_of(2), compile_body=False)

@@ -106,9 +106,8 @@ class TestInPlaceOfTorchs:
         expected = F.scaled_dot_product_attention(query, key, value, given)
         torch.testing.assert_close(whole, expected)
         assert not torch.equal(dropped, whole)
-        for ours, theirs in zip(
-            *(torch.autograd.grad(y.square().sum(), (query, key, value)) for y in (whole, expected))
-        ):
+        gradients = [torch.autograd.grad(y.square().sum(), (query, key, value)) for y in (whole, expected)]
+        for ours, theirs in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("reentrant", [True, False])
