@@ -117,9 +117,9 @@ class CompiledBody:
             yield
 
     def _run(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
-        only_looks = self.training and not torch.is_grad_enabled()
         watched = torch._C._len_torch_dispatch_stack() > 0  # by a TorchDispatchMode, under which torch compiles nothing
-        if self.why_not is not None or only_looks or watched or not self._is_shared(args, kwargs):
+        only_looks = self.training and not torch.is_grad_enabled()
+        if self.why_not is not None or watched or only_looks or not self._is_shared(args, kwargs):
             return original(*args, **kwargs)
         began, graphs, outer = time.perf_counter(), self.graphs, getattr(_here, "body", None)
         _here.body = self

@@ -85,6 +85,9 @@ def obstacles(trainer: transformers.Trainer) -> Iterator[tuple[str, str]]:
         yield "a compiler", missing
     if kind not in _WHOLE:
         yield "the whole model in each process", kind.value
+    if trainer.args.gradient_checkpointing:
+        # a layer that runs again drew other dropout masks (transformers 4.57), so gradients were wrong
+        yield "no gradient checkpointing", "gradient_checkpointing=True"
     if trainer.is_model_parallel:
         yield "the model on one device", "a model on several"
     if (backend := trainer.accelerator.state.dynamo_plugin.backend.value) not in ("NO", "no"):
