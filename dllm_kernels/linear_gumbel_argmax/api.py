@@ -106,7 +106,7 @@ def linear_gumbel_argmax(
         >>> linear_gumbel_argmax(hidden, head, rows=masked, temperature=0.5, seeds=7, positions=masked).token.shape
         torch.Size([1])
     """
-    hidden, weight, bias = _operands(hidden, weight, bias)
+    hidden, weight, bias = check_head(hidden, weight, bias)
     device, (n_hidden, width), vocab_size = hidden.device, hidden.shape, len(weight)
     if rows is not None:
         _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("R",), device=device)
@@ -142,7 +142,7 @@ def linear_gumbel_argmax(
     return GumbelArgmax(*found)
 
 
-def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
+def check_head(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
     """Hidden states and head, checked; under autocast in its dtype."""
     dtypes = _checks.LOGIT_DTYPES
     _checks.tensor("hidden", hidden, dtypes=dtypes, shape=("N", "H"))
