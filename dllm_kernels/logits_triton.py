@@ -67,11 +67,25 @@ def load_unbounded(
 
 @triton.jit
 def softcapped(l, softcap):
-    """c tanh(l / c), bit for bit as `logits.py` specifies it; -inf of NaN and -inf."""
-    x = tl.div_rn(tl.minimum(l, HIGHEST), softcap)
+    """c tanh(l / c), bit for bit as `logits.py` specifies it (of |l| above 2^-100); -inf of NaN and -inf.
+
+    Divisions by tl.div_rn call a subroutine for operands that cannot occur here, and cost the registers of the call.
+    """
+    x = tl.minimum(tl.maximum(l, -64.0 * softcap), 64.0 * softcap)  # where the tangent is 1
+    x = _divided(x, softcap, tl.div_rn(1.0, softcap))
     e, n, rest = power_of_e(tl.maximum(tl.abs(x) * -2.0, -87.0))
-    size = tl.div_rn(tl.where(n == 0.0, -rest, 1.0 - e), 1.0 + e)
+    root = tl.rsqrt(1.0 + e)
+    size = _divided(tl.where(n == 0.0, -rest, 1.0 - e), 1.0 + e, root * root)
     return tl.where(l > -INF, tl.where(x < 0, -size, size) * softcap, -INF)
+
+
+@triton.jit
+def _divided(a, b, inverse):
+    """a / b, rounded correctly, of an inverse of b to 2^-20: its own error and the quotient's are taken out."""
+    inverse = tl.fma(tl.fma(-b, inverse, 1.0), inverse, inverse)
+    quotient = a * inverse
+    quotient = tl.fma(tl.fma(-b, quotient, a), inverse, quotient)
+    return tl.fma(tl.fma(-b, quotient, a), inverse, quotient)
 
 
 @triton.jit

@@ -62,6 +62,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     from dllm_kernels.block_schedule import triton as block_schedule
     from dllm_kernels.block_schedule.tables import BlockSchedule
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
+    from dllm_kernels.linear_expected_embedding import triton as linear_expected_embedding
     from dllm_kernels.linear_gumbel_argmax import triton as linear_gumbel_argmax
     from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
     from dllm_kernels.position_noise import triton as position_noise
@@ -95,6 +96,10 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         operands = (meta(n, width, dtype=dtype), meta(vocab_size, width, dtype=dtype))
         arguments = (*operands, meta(vocab_size, dtype=dtype) if bias else None, options.pop("rows", None))
         return partial(linear_gumbel_argmax.fused_head, *arguments, options.pop("count", None), **options)
+
+    def embedding(n: int, vocab_size: int, dtype: torch.dtype, **options: object) -> Callable[[], object]:
+        operands = (meta(n, 64, dtype=dtype), meta(vocab_size, 64, dtype=dtype))
+        return partial(linear_expected_embedding.linear_expected_embedding, *operands, **options)
 
     def step(window: int, every: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
         rows, table, cells, name = meta(8), meta(8, 4), meta(8, window), f"window {window}{', every option' * every}"
@@ -161,6 +166,10 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 head, 32 rows count", head(32, 3584, 152064, bf16, True, count=meta(1))
     listed = dict(rows=meta(32), count=meta(1))
     yield "bfloat16 head, 32 rows noise rows count", head(32, 4096, llada, bf16, False, **drawn[32], **listed)
+    for dtype, capped in ((bf16, 30.0), (torch.float16, None), (torch.float32, 30.0)):
+        name = str(dtype).removeprefix("torch.")
+        yield f"{name} embedding", embedding(8, llada, dtype, **noise, tempered=True, softcap=capped)
+    yield "bfloat16 embedding, suppress ragged", embedding(8, bert, bf16, **suppress[bert])
     yield "bfloat16 head, 32 rows noise bias", head(32, *bert_large, bf16, True, **drawn[32])
     yield "float16 head, 32 rows noise suppress", head(32, *bert_large, torch.float16, True, **drawn[32], **flags)
     yield "float32 head, 16 rows noise", head(16, *bert_large, torch.float32, False, **drawn[16])

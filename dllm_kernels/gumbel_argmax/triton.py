@@ -29,7 +29,7 @@ Instructions decide at half the shapes, and are counted: `python -m benchmarks.s
 Logits may arrive in slices of the vocabulary: chunks are numbered over the whole of it, so the bits are the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -516,21 +516,31 @@ def over_slices(
     tempered: bool = False,
     softcap: float | None = None,
     count: Tensor | None = None,
+    consume: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, ...]:
     """The results of :func:`gumbel_argmax`, bit for bit, on logits [n, vocab_size] that arrive in slices.
 
     `slices` yields (first token, logits [n, width]), ascending, without gaps; first tokens are multiples of a chunk's
     width (``_tuning.gumbel_argmax(vocab_size)[0].BLOCK_V``). The memory of a slice may be used again by what is put on
-    the stream after the next is asked for. The other arguments as in the public function, per-row ones [n]. One launch
-    for each slice and one at the end; temporaries of 24 bytes per row and chunk, and 72 more where there is noise.
+    the stream after the next is asked for. `consume`, if given, is called for each slice once its reduction is on the
+    stream, and may overwrite it: with the first token, the logits and the largest logit of each row and chunk, float32
+    [n, chunks], which no row beyond `count` has. The other arguments as in the public function, per-row ones [n]. One
+    launch for each slice and one at the end; temporaries of 24 bytes per row and chunk, and 72 more where there is
+    noise.
     """
     noise, hidden = (temperature, seeds, positions, step), (adjacent(suppress), adjacent(begin_suppress))
     options = _Options(*noise, *hidden, tempered, softcap, count=count)
-    return _reduce(slices, n, n, vocab_size, device, options)
+    return _reduce(slices, n, n, vocab_size, device, options, consume)
 
 
 def _reduce(
-    slices: Iterable[tuple[int, Tensor]], n: int, R: int, vocab_size: int, device: torch.device, options: _Options
+    slices: Iterable[tuple[int, Tensor]],
+    n: int,
+    R: int,
+    vocab_size: int,
+    device: torch.device,
+    options: _Options,
+    consume: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, ...]:
     shape, num_warps = _tuning.gumbel_argmax(vocab_size)
     chunks = triton.cdiv(vocab_size, shape.BLOCK_V)
@@ -539,6 +549,9 @@ def _reduce(
         if n:
             for first, logits in _checks.slices(slices, R, vocab_size, shape.BLOCK_V):
                 _reduce_slice(first, logits, vocab_size, partial, options, shape, num_warps)
+                if consume is not None:
+                    begin, end = first // shape.BLOCK_V, triton.cdiv(first + logits.shape[1], shape.BLOCK_V)
+                    consume(first, logits, partial.numbers[_FIRST.value, :, begin:end])
         noise = (options.temperature, options.seeds, options.positions, options.step)
         return combine(partial, R, *noise, options.begin_suppress, options.tempered, options.rows, options.count)
 

@@ -61,11 +61,14 @@ def linear_expected_embedding(
     once. Parts of four stripes have sums of their own, combined in the order of the vocabulary: a row has the same bits
     alone and in any batch, with any number of threads, and `sampled` those of :func:`linear_gumbel_argmax`. A token
     whose l / T is 36 below the row's largest so far has the weight 0, and rows whose tokens all are take no second
-    product.
+    product. On a GPU libraries multiply slices of the vocabulary around two kernels: ``triton.py`` beside this file has
+    the sizes and the predicted times.
 
-    Memory beyond arguments and results, in bytes, with s the size of the dtype, R at most 256 and H' = H rounded up to
-    a multiple of 64:
+    Memory beyond arguments and results, in bytes, with s the size of the dtype and, on a CPU, R at most 256 and H' = H
+    rounded up to a multiple of 64:
 
+        GPU  min(B, R V s) + 24 R ceil(V / 16384) + 4 R (H + 6 + ceil(V / 2048)) with B = 2^25 up to 192 rows, 2^27
+             beyond (and R at most 4096); and 72 R ceil(V / 16384) where there is noise
         CPU  T (2112 min(R, 64) + 16384 + 64 R + 32 H + (4 H' + 292) R) + (4 H + 4 H' + 92) R for T threads, and
              (4 H' + 292) R for each part that waits for a lower one whose thread was held up
 

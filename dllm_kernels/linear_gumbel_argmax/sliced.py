@@ -50,8 +50,7 @@ def by_tokens(
 
     def reduce(rows: slice, count: Tensor | None, options: dict) -> tuple[Tensor, ...]:
         h = hidden[rows]
-        slices = _slices(h, weight, bias, width)
-        return over_slices(slices, len(h), len(weight), h.device, count=count, **options)
+        return over_slices(slices(h, weight, bias, width), len(h), len(weight), h.device, count=count, **options)
 
     return by_blocks(len(hidden), block_r, count, options, reduce)
 
@@ -114,7 +113,7 @@ def by_blocks(
     return tuple(map(torch.cat, zip(*parts, strict=True))) if len(parts) > 1 else tuple(parts[0])
 
 
-def _slices(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Iterator[tuple[int, Tensor]]:
+def slices(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Iterator[tuple[int, Tensor]]:
     """(first token, logits [n, width]) over the vocabulary, on a GPU all in the same memory."""
     room = hidden.new_empty(len(hidden) * min(width, len(weight))) if hidden.is_cuda else None
     for first in range(0, len(weight), width):

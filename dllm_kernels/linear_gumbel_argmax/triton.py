@@ -258,12 +258,17 @@ def linear_gumbel_argmax(
             block_r = sliced.fitting(SLICE_BYTES, vocab_size * hidden.element_size(), 16)
             cut = dict(top_k=top_k, top_p=top_p, softcap=softcap)
             return sliced.by_rows(hidden, weight, bias, count, block_r, impl="triton", **cut, **options)
-        chunk = _tuning.gumbel_argmax(vocab_size)[0].BLOCK_V
-        slice_bytes = CACHED_BYTES if n <= FEW_ROWS else SLICE_BYTES
-        block_r = sliced.fitting(slice_bytes, chunk * hidden.element_size(), 64)
-        width = sliced.fitting(slice_bytes, min(n, block_r) * hidden.element_size(), chunk)
+        block_r, width = slice_shape(n, vocab_size, hidden.element_size())
         over_slices = functools.partial(gumbel_argmax.over_slices, softcap=softcap)
         return sliced.by_tokens(hidden, weight, bias, count, block_r, width, over_slices, **options)
+
+
+def slice_shape(n: int, vocab_size: int, itemsize: int) -> tuple[int, int]:
+    """How many of n rows at a time, and how many tokens, have logits of so many bytes each."""
+    chunk = _tuning.gumbel_argmax(vocab_size)[0].BLOCK_V
+    slice_bytes = CACHED_BYTES if n <= FEW_ROWS else SLICE_BYTES
+    block_r = sliced.fitting(slice_bytes, chunk * itemsize, 64)
+    return block_r, sliced.fitting(slice_bytes, min(n, block_r) * itemsize, chunk)
 
 
 def fused_head(

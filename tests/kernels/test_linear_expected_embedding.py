@@ -1,4 +1,4 @@
-"""linear_expected_embedding: the reference against enumeration, the C++ kernel against the reference, memory and rows."""
+"""linear_expected_embedding: the reference by enumeration, the C++ kernel against the reference, memory and rows."""
 
 import math
 
