@@ -12,12 +12,12 @@ multiprocessor has 256. The head is read twice, which arithmetic hides from some
 Slices are those of :mod:`dllm_kernels.linear_gumbel_argmax.triton`. Up to 192 rows their logits are 32 MB, which stay
 in L2 between the four steps: at a vocabulary of 262144 in bfloat16 one slice for 64 rows, four for 192. With more rows
 they are 128 MB, one slice for 256 rows: products of full size, and logits that pass through memory five times (0.16 ms
-of 1.2).
+of 1.3).
 
 Predicted, not measured, for an H200, width 2816, vocabulary 262144, bfloat16, softcap, draw (790 TFLOP/s and 4.3 TB/s
-in practice; 65 instructions a logit in the first kernel, 25 in the second), in ms: 16 rows 0.8 (0.69 of it reading the
-head), 64 rows 0.8, 256 rows 1.2 (0.96 of it products), 1024 rows 4.9. Plain PyTorch's passes over [256, 262144] alone
-take 3.9.
+in practice; counted: 71 instructions a logit in the first kernel, 53 of them the softcap's, and 38 in the second), in
+ms: 16 rows 0.8 (0.69 of it reading the head), 64 rows 0.8, 256 rows 1.3 (0.96 of it products), 1024 rows 5.0. Plain
+PyTorch's passes over [256, 262144] alone take 3.9.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
 from dllm_kernels.linear_gumbel_argmax import sliced
 from dllm_kernels.linear_gumbel_argmax import triton as head
 from dllm_kernels.logits import STATISTICS_TEMPERATURES
-from dllm_kernels.logits_triton import HIGHEST, INF, LOG2_E, adjacent, exponent, load_logits, statistics_temperature
+from dllm_kernels.logits_triton import HIGHEST, INF, LOG2_E, adjacent, load_logits, statistics_temperature
 from dllm_kernels.logits_triton import stride as stride_of
 
 BLOCK_V = 2048  # tokens of a program that forms weights: their sum is one addend of a row's
 
 
-@triton.jit(do_not_specialize=["size_v", "stride_tr", "blocks"])
+@triton.jit(do_not_specialize=["stride_tr", "blocks"])
 def _weight_kernel(
     x_ptr,
     suppress_ptr,
@@ -56,10 +56,10 @@ def _weight_kernel(
 ):
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     x_ptr += row * stride_xr
-    top, rate = tl.load(top_ptr + row), 1.0
+    top, rate = tl.load(top_ptr + row), LOG2_E
     top = tl.where(top > -INF, top, 0.0)
     if TEMPERED:
-        rate = tl.div_rn(1.0, statistics_temperature(tl.load(temperature_ptr + row * stride_tr)))
+        rate = tl.div_rn(LOG2_E, statistics_temperature(tl.load(temperature_ptr + row * stride_tr)))
 
     EXACT: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
     offs_v = block * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -68,7 +68,7 @@ def _weight_kernel(
         l = _nearly_softcapped(l, softcap)
     # float16 has no number below 2^-24, and none above 2^16
     LIFT: tl.constexpr = 15.0 if x_ptr.dtype.element_ty == tl.float16 else 0.0
-    w = tl.exp2(exponent(l - top, rate, TEMPERED) + LIFT).to(x_ptr.dtype.element_ty)
+    w = tl.exp2((l - top) * rate + LIFT).to(x_ptr.dtype.element_ty)
     tl.store(x_ptr + offs_v, w, mask=offs_v < size_v)
     tl.store(sum_ptr + row * blocks + block, tl.sum(w.to(tl.float32), axis=0))
 
