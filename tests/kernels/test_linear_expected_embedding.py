@@ -92,15 +92,16 @@ def test_against_the_truth(rows, width, vocab_size, dtype):
 @cpu_kernel
 @pytest.mark.parametrize("scale", [0.0, 1.0, 40.0])
 def test_rows_that_are_unsure_and_rows_that_are_sure(scale):
-    """Also where the largest logit grows from stripe to stripe, and where all but few weights are zero."""
+    """Also where the largest logit grows from stripe to stripe, and where all but few weights are zero. Logits are
+    exact: the error of a few large ones would be all that is seen."""
     hidden, weight, _ = make_head(12, 48, 9000, scale=scale)
-    bias = torch.linspace(0, 3 * scale, 9000)
+    hidden, weight, bias = (x.mul(16).round() / 16 for x in (hidden, weight, torch.linspace(0, 3 * scale, 9000)))
     for statistics in ("raw", "tempered"):
         options = dict(**make_noise(12, torch.full((12,), 0.4)), statistics=statistics)
         got = linear_expected_embedding(hidden, weight, bias, **options, impl="cpu")
-        truth = true_expected_embedding(hidden, weight, bias, **options).embedding
         T = torch.full((12,), 0.4 if statistics == "tempered" else 1.0)
         plain = plain_expected_embedding(hidden, weight, bias, temperature=T)
+        truth = true_expected_embedding(hidden, weight, bias, **options).embedding
         assert_no_worse({"embedding": got.embedding}, {"embedding": plain}, {"embedding": truth})
 
 
