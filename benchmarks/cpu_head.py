@@ -1,9 +1,13 @@
-"""`linear_gumbel_argmax` against the head's product followed by `gumbel_argmax`, on a CPU, interleaved.
+"""`linear_gumbel_argmax` against the head's product followed by `gumbel_argmax`, on a CPU, interleaved; or
+`linear_expected_embedding` against a step of DiffusionGemma in plain PyTorch.
 
     python benchmarks/cpu_head.py
+    python benchmarks/cpu_head.py --operation embedding
 
 1, 16, 64 and 512 rows, heads of ModernBERT-base and MiniLM, float32 and bfloat16, temperature 1. Two programs store the
-logits of all rows: one multiplies by F.linear, the other with the fastest library available (oneDNN in float32). Memory
+logits of all rows: one multiplies by F.linear, the other with the fastest library available (oneDNN in float32). Of the
+expected embedding: 64 and 256 rows, tied heads of width 256, softcap 30, temperature 0.6; one program is the chain of
+operations of a step, as transformers has it, the other the fastest products around our kernel for stored logits. Memory
 is the peak of resident memory in separate calls, beyond the arguments. Output: a table and, as the last line, one JSON
 object on stdout; a JSON row in the results folder.
 """
@@ -30,15 +34,17 @@ from dllm.exits import exit_code
 
 CPU = torch.device("cpu")
 HEADS = {"modernbert-base": (768, 50368), "minilm": (384, 30522)}  # width, vocabulary
+TIED_HEADS = {"tied-32768": (256, 32768), "tied-262144": (256, 262144)}
+SOFTCAP = 30.0
 WARMUP = 2
 COLUMNS = (
     "case",
-    "F.linear, ms",
+    "plain, ms",
     "logits stored, ms",
     "ours, ms",
-    "ours is, of F.linear",
+    "ours is, of plain",
     "of stored",
-    "F.linear, MB",
+    "plain, MB",
     "logits stored, MB",
     "ours, MB",
     "ours takes",
@@ -46,60 +52,100 @@ COLUMNS = (
 
 
 class Case(NamedTuple):
-    """Inputs: hidden [R, H], weight [V, H], bias [V] and the arguments of the noise."""
+    """Inputs: hidden [R, H], weight [V, H], bias [V] or None and the arguments of the noise."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None
     noise: dict[str, object]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--head", nargs="+", choices=list(HEADS), default=list(HEADS))
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 16, 64, 512])
+    parser.add_argument("--operation", choices=list(PROGRAMS), default="draw")
+    parser.add_argument("--head", nargs="+", choices=[*HEADS, *TIED_HEADS], help="default: those of the operation")
+    parser.add_argument("--rows", nargs="+", type=int, help="default: 1 16 64 512, or 64 256 of embedding")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, help="default: 1, or 0.6 of embedding")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    draws = options.operation == "draw"
+    options.head = options.head or list(HEADS if draws else TIED_HEADS)
+    options.rows = options.rows or ([1, 16, 64, 512] if draws else [64, 256])
+    options.temperature = options.temperature or (1.0 if draws else 0.6)
+    return options
 
 
 def make_case(head: str, rows: int, dtype: torch.dtype, temperature: float) -> Case:
     """Inputs whose logits have a standard deviation of about 3."""
-    width, vocab = HEADS[head]
+    width, vocab = (HEADS | TIED_HEADS)[head]
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, width, generator=draw).to(dtype)
     weight = (torch.randn(vocab, width, generator=draw) * 3 / width**0.5).to(dtype)
     noise = {"temperature": temperature, "seeds": 0, "positions": torch.arange(rows)}
-    return Case(hidden, weight, torch.zeros(vocab, dtype=dtype), noise)
+    return Case(hidden, weight, torch.zeros(vocab, dtype=dtype) if head in HEADS else None, noise)
 
 
-def eager(case: Case) -> object:
+def eager(case: Case) -> torch.Tensor:
     """F.linear, then `gumbel_argmax` on its result."""
     from dllm_kernels import gumbel_argmax
 
-    return gumbel_argmax(F.linear(case.hidden, case.weight, case.bias), **case.noise)
+    return gumbel_argmax(F.linear(case.hidden, case.weight, case.bias), **case.noise).token
 
 
-def stored(case: Case) -> object:
+def stored(case: Case) -> torch.Tensor:
     """The product by the fastest library, then `gumbel_argmax` on its result."""
     from dllm_kernels import gumbel_argmax
     from dllm_kernels._linear import by_library
 
-    return gumbel_argmax(by_library(case.hidden, case.weight, case.bias), **case.noise)
+    return gumbel_argmax(by_library(case.hidden, case.weight, case.bias), **case.noise).token
 
 
-def ours(case: Case) -> object:
+def ours(case: Case) -> torch.Tensor:
     """`linear_gumbel_argmax`, which holds logits of a few rows and tokens at a time."""
     from dllm_kernels import linear_gumbel_argmax
 
-    return linear_gumbel_argmax(case.hidden, case.weight, case.bias, **case.noise)
+    return linear_gumbel_argmax(case.hidden, case.weight, case.bias, **case.noise).token
 
 
-PROGRAMS: dict[str, Callable[[Case], object]] = {"eager": eager, "stored": stored, "ours": ours}
+def plain_step(case: Case) -> torch.Tensor:
+    """A step of DiffusionGemma as transformers has it, operation by operation; returns the argmax."""
+    z = torch.tanh(F.linear(case.hidden, case.weight).float() / SOFTCAP) * SOFTCAP / case.noise["temperature"]
+    torch.multinomial(z.softmax(-1), 1)
+    argmax = z.argmax(-1)
+    for _ in range(2):  # for what is accepted, and for when to stop
+        torch.distributions.Categorical(logits=z).entropy()
+    signal = z.to(case.weight.dtype)
+    signal.softmax(-1, dtype=torch.float32).to(signal.dtype) @ case.weight
+    return argmax
+
+
+def stored_step(case: Case) -> torch.Tensor:
+    """Products by the fastest library around `gumbel_argmax` on the stored logits and a softmax."""
+    from dllm_kernels import gumbel_argmax
+    from dllm_kernels._linear import by_library
+
+    logits = by_library(case.hidden, case.weight, None)
+    found = gumbel_argmax(logits, **case.noise, softcap=SOFTCAP, statistics="tempered")
+    z = logits.float().div_(SOFTCAP).tanh_().mul_(SOFTCAP / case.noise["temperature"])
+    by_library(z.softmax(-1).to(logits.dtype), case.weight.t(), None)
+    return found.argmax
+
+
+def our_step(case: Case) -> torch.Tensor:
+    """`linear_expected_embedding`."""
+    from dllm_kernels import linear_expected_embedding
+
+    return linear_expected_embedding(case.hidden, case.weight, **case.noise, softcap=SOFTCAP).sampled.argmax
+
+
+PROGRAMS: dict[str, dict[str, Callable[[Case], object]]] = {
+    "draw": {"eager": eager, "stored": stored, "ours": ours},
+    "embedding": {"eager": plain_step, "stored": stored_step, "ours": our_step},
+}
 
 
 def peak_bytes(program: Callable[[Case], object], case: Case) -> int | None:
@@ -118,14 +164,14 @@ def measure(
     options: argparse.Namespace, head: str, rows: int, dtype: str, begin: Callable[[str], None]
 ) -> dict[str, object]:
     """The result of one case: time and memory of each program; runs are interleaved."""
-    case = make_case(head, rows, DTYPES[dtype], options.temperature)
+    case, programs = make_case(head, rows, DTYPES[dtype], options.temperature), PROGRAMS[options.operation]
     text = f"{head} {report.count(rows, 'row')} {dtype}"
     begin(f"{text}: memory")
-    peaks = {name: peak_bytes(program, case) for name, program in PROGRAMS.items()}
+    peaks = {name: peak_bytes(program, case) for name, program in programs.items()}
     begin(text)
     calls = {
         name: functools.partial(timing.host_seconds, functools.partial(program, case))
-        for name, program in PROGRAMS.items()
+        for name, program in programs.items()
     }
     for call in list(calls.values()) * WARMUP:
         call()
@@ -140,7 +186,7 @@ def measure(
         "peak_bytes": peaks,
         "speedup": {name: seconds[name]["median"] / seconds["ours"]["median"] for name in ("eager", "stored")},
         "share_of_memory": peaks["ours"] / peaks["stored"] if peaks["stored"] else None,
-        "equal_tokens": float((stored(case).token == ours(case).token).float().mean()),
+        "equal_tokens": float((programs["stored"](case) == programs["ours"](case)).float().mean()),
     }
 
 
@@ -150,13 +196,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    row = report.new_row("cpu_head", "benchmarks/cpu_head.py", arguments, CPU)
+    kind = "cpu_head" if options.operation == "draw" else "cpu_embedding"
+    row = report.new_row(kind, "benchmarks/cpu_head.py", arguments, CPU)
     row["settings"] = {"temperature": options.temperature}
     cases = [(head, rows, dtype) for head in options.head for rows in options.rows for dtype in options.dtype]
     with report.progress(total=2 * len(cases)) as begin:
         row["results"] = [measure(options, *case, begin) for case in cases]
     report.print_table(
-        "LM head and sampling, with and without stored logits",
+        f"LM head and {options.operation}, with and without stored logits",
         COLUMNS,
         [cells(result) for result in row["results"]],
         notes=[f"slower than the stored product: {case_of(r)}" for r in row["results"] if r["speedup"]["stored"] < 1],
@@ -171,9 +218,9 @@ def cells(result: dict[str, object]) -> list[str]:
     seconds, peaks, share = result["seconds"], result["peak_bytes"], result["share_of_memory"]
     return [
         case_of(result),
-        *(f"{1000 * seconds[name]['median']:.1f}" for name in PROGRAMS),
+        *(f"{1000 * seconds[name]['median']:.1f}" for name in seconds),
         *(f"{factor:.2f}x" for factor in result["speedup"].values()),
-        *("n/a" if peaks[name] is None else f"{peaks[name] / 1e6:.1f}" for name in PROGRAMS),
+        *("n/a" if peaks[name] is None else f"{peaks[name] / 1e6:.1f}" for name in seconds),
         "n/a" if share is None else f"{share:.0%}",
     ]
 

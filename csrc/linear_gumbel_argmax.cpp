@@ -6,52 +6,31 @@
 
 #include "gumbel_argmax.h"
 #include "linear.h"
-
-#include <map>
-#include <mutex>
+#include "ordered.h"
 
 namespace dllm {
 namespace {
 
-// What is known of each row, to which stripes are appended in the order of the vocabulary however they arrive.
-class Known {
- public:
-  Known(int64_t n, const Sampling& sampling) : rows(n), sampling_(sampling) {}
-
-  void append(int64_t stripe, std::vector<Partial> partials) {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    waiting_.emplace(stripe, std::move(partials));
-    for (auto first = waiting_.begin(); first != waiting_.end() && first->first == next_; ++next_) {
-      for (size_t row = 0; row < rows.size(); ++row) dllm::append(rows[row], first->second[row], sampling_.rate(row));
-      first = waiting_.erase(first);
-    }
-  }
-
-  std::vector<Partial> rows;
-
- private:
-  const Sampling& sampling_;
-  std::mutex mutex_;
-  std::map<int64_t, std::vector<Partial>> waiting_;
-  int64_t next_ = 0;
-};
-
+// Of each row what all stripes tell, appended in the order of the vocabulary.
 template <typename Linear>
-void by_stripes(const Linear& linear, int64_t vocab_size, const Sampling& sampling, Known& known) {
-  const int64_t n = known.rows.size();
+void by_stripes(const Linear& linear, int64_t vocab_size, const Sampling& sampling, std::vector<Partial>& found) {
+  const int64_t n = found.size();
+  Ordered<std::vector<Partial>> ordered;
   for_each_stripe(vocab_size, [&] {
-    // `best`: in this thread's stripes so far, which are of lower tokens
-    return [&, best = std::vector<float>(n, -kInf), workspace = typename Linear::Workspace(linear)](
+    // `reached`: in this thread's stripes so far, which are of lower tokens
+    return [&, reached = std::vector<Reached>(n), workspace = typename Linear::Workspace(linear)](
                int64_t stripe, int64_t begin, int64_t end) mutable {
       std::vector<Partial> partials(n);
       for (int64_t block = 0; block < linear.blocks(); ++block) {
         const float* logits = linear(block, begin, end, workspace);
         for (int64_t row = linear.first_row(block); row < linear.first_row(block + 1); ++row, logits += kRow) {
-          partials[row] = sampling.reduce<Float32>(logits, row, begin, end, -kInf, best[row]);
-          best[row] = std::max(best[row], partials[row].best);
+          partials[row] = sampling.reduce<Float32>(logits, row, begin, end, -kInf, reached[row]);
+          reached[row].take(partials[row]);
         }
       }
-      known.append(stripe, std::move(partials));
+      ordered.put(stripe, std::move(partials), [&](const std::vector<Partial>& next) {
+        for (int64_t row = 0; row < n; ++row) append(found[row], next[row], sampling.rate(row));
+      });
     };
   });
 }
@@ -60,20 +39,21 @@ void linear_gumbel_argmax(
     Tensor hidden, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> weight_scale,
     std::optional<Tensor> temperature,
     std::optional<Tensor> seeds, std::optional<Tensor> positions, std::optional<Tensor> step,
-    std::optional<Tensor> suppress, std::optional<Tensor> begin_suppress, bool tempered, std::optional<Tensor> count,
-    Tensor token, Tensor log_prob, Tensor margin, Tensor neg_entropy, Tensor lse) {
+    std::optional<Tensor> suppress, std::optional<Tensor> begin_suppress, bool tempered,
+    std::optional<double> softcap, std::optional<Tensor> count, Tensor token, Tensor log_prob, Tensor margin,
+    Tensor neg_entropy, Tensor lse, Tensor argmax) {
   const int64_t wanted = token.size(0), n = counted(count, wanted), vocab_size = weight.size(0);
-  const Sampling sampling(temperature, seeds, positions, step, suppress, begin_suppress, tempered);
-  Known known(n, sampling);
+  const Sampling sampling(temperature, seeds, positions, step, suppress, begin_suppress, tempered, softcap);
+  std::vector<Partial> found(n);
   if (n > 0)
     with_dtype_of(hidden, [&](auto dtype) {
       using Dtype = decltype(dtype);
       if (weight_scale)
-        by_stripes(Linear<Int8, Dtype>(hidden, 0, n, weight, bias, weight_scale), vocab_size, sampling, known);
-      else by_stripes(Linear<Dtype>(hidden, 0, n, weight, bias), vocab_size, sampling, known);
+        by_stripes(Linear<Int8, Dtype>(hidden, 0, n, weight, bias, weight_scale), vocab_size, sampling, found);
+      else by_stripes(Linear<Dtype>(hidden, 0, n, weight, bias), vocab_size, sampling, found);
     });
-  const Results out(token, log_prob, margin, neg_entropy, lse);
-  for (int64_t i = 0; i < wanted; ++i) out.write(i, i < n ? known.rows[i] : Partial(), i < n ? sampling.rate(i) : 1);
+  const Results out(token, log_prob, margin, neg_entropy, lse, argmax);
+  for (int64_t i = 0; i < wanted; ++i) out.write(i, i < n ? found[i] : Partial(), i < n ? sampling.rate(i) : 1);
 }
 
 }  // namespace

@@ -176,6 +176,14 @@ def _linear_gumbel_argmax(impl: str, device: str) -> Outputs:
     return tuple(dllm_kernels.linear_gumbel_argmax(hidden, weight, **noise, impl=impl))
 
 
+def _linear_expected_embedding(impl: str, device: str) -> Outputs:
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=draw).to(device) for n in (16, 257))
+    noise = dict(temperature=1.0, seeds=0, positions=torch.arange(16, device=device))
+    found = dllm_kernels.linear_expected_embedding(hidden, weight, **noise, softcap=3.0, impl=impl)
+    return (*found.sampled, found.embedding)
+
+
 def _position_noise(impl: str, device: str) -> Outputs:
     indices = torch.arange(9, device=device)
     return (dllm_kernels.position_noise(indices, indices, 1, law="gumbel", impl=impl),)
@@ -296,6 +304,7 @@ SELF_TESTS = {
     "gumbel_argmax": _gumbel_argmax,
     "int8_linear": _int8_linear,
     "linear_cross_entropy": _linear_cross_entropy,
+    "linear_expected_embedding": _linear_expected_embedding,
     "linear_gumbel_argmax": _linear_gumbel_argmax,
     "list_candidates": _list_candidates,
     "masked_cross_entropy": _masked_cross_entropy,

@@ -16,6 +16,7 @@ from dllm_kernels.dropout import dropout
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
 from dllm_kernels.int8_linear import int8_linear
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
+from dllm_kernels.linear_expected_embedding import ExpectedEmbedding, linear_expected_embedding
 from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
 from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
 from dllm_kernels.position_noise import position_noise
@@ -28,6 +29,7 @@ __all__ = [
     "Candidates",
     "CrossEntropy",
     "CurrentBlock",
+    "ExpectedEmbedding",
     "GumbelArgmax",
     "advance_rows",
     "align_tokens",
@@ -35,6 +37,7 @@ __all__ = [
     "gumbel_argmax",
     "int8_linear",
     "linear_cross_entropy",
+    "linear_expected_embedding",
     "linear_gumbel_argmax",
     "list_candidates",
     "masked_cross_entropy",

@@ -63,6 +63,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     from dllm_kernels.block_schedule.tables import BlockSchedule
     from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
     from dllm_kernels.int8_linear import triton as int8_linear
+    from dllm_kernels.linear_expected_embedding import triton as linear_expected_embedding
     from dllm_kernels.linear_gumbel_argmax import triton as linear_gumbel_argmax
     from dllm_kernels.masked_cross_entropy import triton as masked_cross_entropy
     from dllm_kernels.position_noise import triton as position_noise
@@ -72,7 +73,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def gumbel(vocab_size: int, dtype: torch.dtype, **options: torch.Tensor) -> Callable[[], object]:
+    def gumbel(vocab_size: int, dtype: torch.dtype, **options: object) -> Callable[[], object]:
         return partial(gumbel_argmax.gumbel_argmax, meta(8, vocab_size, dtype=dtype), **options)
 
     def cut(vocab_size: int, dtype: torch.dtype, **options: object) -> Callable[[], object]:
@@ -103,6 +104,10 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         of_weight = (meta(outputs, width, dtype=torch.int8), meta(outputs, **float32))
         given = (meta(n, width, dtype=dtype), *of_weight, meta(outputs, **float32) if bias else None)
         return partial(int8_linear.int8_linear, *given)
+
+    def embedding(n: int, vocab_size: int, dtype: torch.dtype, **options: object) -> Callable[[], object]:
+        operands = (meta(n, 64, dtype=dtype), meta(vocab_size, 64, dtype=dtype))
+        return partial(linear_expected_embedding.linear_expected_embedding, *operands, **options)
 
     def step(window: int, every: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
         rows, table, cells, name = meta(8), meta(8, 4), meta(8, window), f"window {window}{', every option' * every}"
@@ -147,6 +152,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 noise tempered", gumbel(llada, bf16, **noise, tempered=True)
     yield "bfloat16 noise tempered floor", gumbel(llada, bf16, **noise, **floor, tempered=True)
     yield "bfloat16 floor", gumbel(llada, bf16, **floor)
+    yield "bfloat16 noise tempered softcap", gumbel(llada, bf16, **noise, tempered=True, softcap=30.0)
     every = dict(**noise, **chosen, **floor, tempered=True)
     yield "bfloat16 every option", gumbel(llada, bf16, **every, **suppress[llada], **begin[llada])
     yield "float32 every option ragged", gumbel(bert, torch.float32, **every, **suppress[bert], **begin[bert])
@@ -169,6 +175,10 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 head, 32 rows count", head(32, 3584, 152064, bf16, True, count=meta(1))
     listed = dict(rows=meta(32), count=meta(1))
     yield "bfloat16 head, 32 rows noise rows count", head(32, 4096, llada, bf16, False, **drawn[32], **listed)
+    for dtype, capped in ((bf16, 30.0), (torch.float16, None), (torch.float32, 30.0)):
+        name = str(dtype).removeprefix("torch.")
+        yield f"{name} embedding", embedding(8, llada, dtype, **noise, tempered=True, softcap=capped)
+    yield "bfloat16 embedding, suppress ragged", embedding(8, bert, bf16, **suppress[bert])
     yield "bfloat16 head, 32 rows noise bias", head(32, *bert_large, bf16, True, **drawn[32])
     yield "float16 head, 32 rows noise suppress", head(32, *bert_large, torch.float16, True, **drawn[32], **flags)
     yield "float32 head, 16 rows noise", head(16, *bert_large, torch.float32, False, **drawn[16])

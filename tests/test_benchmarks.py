@@ -497,6 +497,14 @@ class TestKernelBenchmarks:
         (result,) = json.loads(Path(last["row"]).read_text())["results"]
         assert result["equal_tokens"] == 1 and min(result["speedup"].values()) > 0
 
+    def test_cpu_head_with_the_expected_embedding(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(cpu_head.TIED_HEADS, "tied-32768", (8, 3000))
+        arguments = ["--operation", "embedding", "--head", "tied-32768", "--rows", "16", "--repeats", "1"]
+        assert cpu_head.main([*arguments, "--dtype", "float32", "--out", str(tmp_path)]) == 0
+        last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        row = json.loads(Path(last["row"]).read_text())
+        assert row["results"][0]["equal_tokens"] == 1 and row["settings"]["temperature"] == 0.6
+
     def test_cpu_cross_entropy(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(cpu_cross_entropy.HEADS, "minilm", (8, 50))
         arguments = ["--head", "minilm", "--dtype", "float32", "--rows", "12", "--masked", "5", "--repeats", "1"]

@@ -53,10 +53,13 @@ FEW = (
     "test_reference_cached.py::test_kept_columns_are_those_of_transformers_cache",
     "kernels/test_linear_gumbel_argmax.py::test_a_row_is_the_same_in_any_batch",
     "kernels/test_linear_gumbel_argmax.py::test_products_err_no_more_than_plain_pytorch",
+    "kernels/test_linear_expected_embedding.py::test_against_the_truth",
+    "kernels/test_softcap.py::test_the_kernel_draws_the_references_tokens",
     "kernels/test_masked_cross_entropy.py::test_a_target_that_is_nearly_certain",
 )
 MANY = (
     *(f"kernels/test_{name}.py" for name in ("draw", "gumbel_argmax", "linear_cross_entropy", "linear_gumbel_argmax")),
+    *(f"kernels/test_{name}.py" for name in ("linear_expected_embedding", "softcap")),
     *(f"kernels/test_{name}.py" for name in ("masked_cross_entropy", "position_noise", "testing", "truncation_floor")),
     *(f"fast/test_{name}.py" for name in ("bfloat16_batches", "generate", "head", "masked_loss", "patch")),
     *(f"core/test_{name}.py" for name in ("bd3lm", "lora", "mdlm", "memory")),

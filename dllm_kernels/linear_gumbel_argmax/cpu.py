@@ -26,7 +26,7 @@ def linear_gumbel_argmax(
     top_p: float | None = None,
     **options: Tensor | bool | None,
 ) -> tuple[Tensor, ...]:
-    """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked.
+    """token, log_prob, margin, neg_entropy, lse, argmax; arguments as in the public function, already checked.
 
     `options` are those of :func:`dllm_kernels.gumbel_argmax.cpu.gumbel_argmax`, without those given here.
     """
@@ -53,6 +53,7 @@ def _by_tokens(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    softcap: float | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The results of a block of rows."""
@@ -60,5 +61,5 @@ def _by_tokens(
     noise = (temperature, seeds, positions, step)
     flags = (adjacent(suppress), adjacent(begin_suppress))
     head = (hidden, weight, bias, weight_scale)
-    torch.ops.dllm_kernels.linear_gumbel_argmax(*head, *noise, *flags, tempered, count, *out)
+    torch.ops.dllm_kernels.linear_gumbel_argmax(*head, *noise, *flags, tempered, softcap, count, *out)
     return out

@@ -48,12 +48,12 @@ def by_tokens(
     over_slices: Callable[..., tuple[Tensor, ...]],
     **options: Tensor | bool | None,
 ) -> tuple[Tensor, ...]:
-    """The five results by slices of `width` tokens, for at most `block_r` rows at a time."""
+    """The six results by slices of `width` tokens, for at most `block_r` rows at a time."""
 
     def reduce(rows: slice, count: Tensor | None, options: dict) -> tuple[Tensor, ...]:
         h = hidden[rows]
-        slices = _slices(h, weight, bias, weight_scale, width)
-        return over_slices(slices, len(h), len(weight), h.device, count=count, **options)
+        parts = slices(h, weight, bias, width, weight_scale)
+        return over_slices(parts, len(h), len(weight), h.device, count=count, **options)
 
     return by_blocks(len(hidden), block_r, count, options, reduce)
 
@@ -72,7 +72,7 @@ def by_rows(
     top_p: float | None = None,
     **options: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The five results by logits of at most `block_r` whole rows, which is what top_k and top_p cut."""
+    """The six results by logits of at most `block_r` whole rows, which is what top_k and top_p cut."""
     statistics = "tempered" if tempered else "raw"
     room = _room(hidden, weight_scale, min(block_r, len(hidden)) * len(weight))
 
@@ -117,8 +117,8 @@ def by_blocks(
     return tuple(map(torch.cat, zip(*parts, strict=True))) if len(parts) > 1 else tuple(parts[0])
 
 
-def _slices(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor | None, width: int
+def slices(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int, weight_scale: Tensor | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """(first token, logits [n, width]) over the vocabulary, on a GPU all in the same memory."""
     room = _room(hidden, weight_scale, len(hidden) * min(width, len(weight)))

@@ -12,7 +12,7 @@ from dllm_kernels import _impl
 pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_impl.why_not_triton()))
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-VOCABULARY = ("chunk", "combine", "floor", "row", "scale", "tile")
+VOCABULARY = ("chunk", "combine", "floor", "row", "scale", "tile", "weight")
 INT8 = ("product", "quantize")
 WINDOW = ("advance", "count", "list", "noise", "place", "transfer")
 KERNELS = {f"{name}_kernel" for name in (*VOCABULARY, *INT8, *WINDOW)}
@@ -24,6 +24,7 @@ ONCE = (
     *HEAD,
     "int8 layer, 16 rows",
     "bfloat16 noise tempered",
+    "bfloat16 embedding, suppress",
     "bfloat16 top_p",
     "bfloat16 loss and gradient ragged",
     "bfloat16 scaled",
