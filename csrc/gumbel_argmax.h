@@ -20,6 +20,18 @@ struct Partial {
   float best = -kInf;                 // the best tile's score, or the largest logit where nothing is drawn
   float logit = -kInf;                // and its token with the token's logit
   int64_t token = -1;
+  float top = -kInf;  // the largest logit, and the first token that has it
+  int64_t argmax = -1;
+};
+
+// What lower tokens of a row have reached: what does not exceed it cannot win.
+struct Reached {
+  float score = -kInf, top = -kInf;
+
+  void take(const Partial& chunk) {
+    score = std::max(score, chunk.best);
+    top = std::max(top, chunk.top);
+  }
 };
 
 // Which logits count as -inf: everywhere, in the statistics only (either may be null; both are of the whole row), and
@@ -109,16 +121,15 @@ inline void move_maximum(Partial& p, float max, double rate) {
   p.max = max;
 }
 
-// `logits` are those of tokens `begin` to `end`, a chunk of a row that begins with a block. `floor` is a score that lower
-// tokens of the row have reached: what is below or at it cannot win.
+// `logits` are those of tokens `begin` to `end`, a chunk of a row that begins with a block.
 template <typename Dtype, bool kTempered>
 Partial reduce_chunk(
-    const typename Dtype::type* logits, int64_t begin, int64_t end, const Hidden& hidden, float rate,
-    const Noise& noise, float floor) {
+    const typename Dtype::type* logits, int64_t begin, int64_t end, const Hidden& hidden, float softcap, float rate,
+    const Noise& noise, const Reached& reached) {
   Partial out;
   Largest seen;
   alignas(64) float x[kTile], shown[kTile];
-  const bool plain = hidden.nothing(), drawn = noise.temperature > 0;
+  const bool plain = hidden.nothing() && softcap == 0, drawn = noise.temperature > 0;
   const int64_t multiple = drawn ? kBlock : kStride;
   TileNoise tiles(noise);
   BestTile best;
@@ -126,7 +137,7 @@ Partial reduce_chunk(
     const int64_t n = std::min(kTile, end - tile), padded = (n + multiple - 1) / multiple * multiple;
     const Largest seen_before = seen;
     const bool whole = n == padded && plain;
-    if (!whole) load_tile<Dtype>(x, logits, hidden.suppress ? hidden.suppress + tile : nullptr, n, padded);
+    if (!whole) load_tile<Dtype>(x, logits, hidden.suppress ? hidden.suppress + tile : nullptr, n, padded, softcap);
     if (hidden.below > -kInf) hide_below(x, padded, hidden.below);
     float* y = x;  // what the statistics see
     if (hidden.begin_suppress) hide(x, hidden.begin_suppress + tile, n, padded, y = shown);
@@ -147,20 +158,20 @@ Partial reduce_chunk(
       out.moment += sums.moment;
       move_maximum(out, highest, rate);
     }
-    if (drawn) {
+    if (drawn)
       for (int64_t i = 0; i < padded; i += kBlock)
-        find_tile(x + i, (tile + i) / kBlock, noise, tiles, floor, best);
-    } else {
-      const float top = hidden.begin_suppress ? maximum<Float32>(x, padded) : highest;
-      if (top > std::max(out.best, floor)) {
-        out.best = out.logit = top;
-        out.token = tile + (std::find(x, x + n, top) - x);
-      }
+        find_tile(x + i, (tile + i) / kBlock, noise, tiles, reached.score, best);
+    const float top = hidden.begin_suppress ? maximum<Float32>(x, padded) : highest;
+    if (top > std::max(out.top, reached.top)) {
+      out.top = top;
+      out.argmax = tile + (std::find(x, x + n, top) - x);
     }
   }
   if (best.tile >= 0) {
     const Drawn drawn = draw_token(best, noise);
     out.best = best.score, out.token = drawn.token, out.logit = drawn.logit;
+  } else if (!drawn) {
+    out.best = out.logit = out.top, out.token = out.argmax;
   }
   out.second = second_largest(seen);
   if (hidden.begin_suppress && out.token >= 0 && hidden.begin_suppress[out.token]) out.logit = -kInf;
@@ -176,6 +187,7 @@ inline void append(Partial& row, Partial chunk, double rate) {
   row.total += chunk.total;
   row.moment += chunk.moment;
   if (chunk.best > row.best) row.best = chunk.best, row.token = chunk.token, row.logit = chunk.logit;
+  if (chunk.top > row.top) row.top = chunk.top, row.argmax = chunk.argmax;
 }
 
 // What is drawn in each row, and what is hidden of all.
@@ -184,13 +196,15 @@ struct Sampling {
   PerRow<int64_t> seeds, positions, step;
   const bool *suppress, *begin_suppress;
   bool tempered;
+  float softcap;  // 0: none
 
   Sampling(
       const std::optional<Tensor>& temperature, const std::optional<Tensor>& seeds,
       const std::optional<Tensor>& positions, const std::optional<Tensor>& step,
-      const std::optional<Tensor>& suppress, const std::optional<Tensor>& begin_suppress, bool tempered)
+      const std::optional<Tensor>& suppress, const std::optional<Tensor>& begin_suppress, bool tempered,
+      std::optional<double> softcap)
       : temperature(temperature), seeds(seeds), positions(positions), step(step), suppress(flags(suppress)),
-        begin_suppress(flags(begin_suppress)), tempered(tempered) {}
+        begin_suppress(flags(begin_suppress)), tempered(tempered), softcap(static_cast<float>(softcap.value_or(0))) {}
 
   double rate(int64_t row) const { return rate_of(temperature, tempered, row); }
   Noise noise(int64_t row) const {
@@ -203,26 +217,30 @@ struct Sampling {
   // A chunk of `row`, without the logits that are below `below`.
   template <typename Dtype>
   Partial reduce(
-      const typename Dtype::type* logits, int64_t row, int64_t begin, int64_t end, float below, float floor) const {
+      const typename Dtype::type* logits, int64_t row, int64_t begin, int64_t end, float below,
+      const Reached& reached) const {
     const auto chunk = tempered ? reduce_chunk<Dtype, true> : reduce_chunk<Dtype, false>;
     const Hidden hidden = {suppress, begin_suppress, below};
-    return chunk(logits, begin, end, hidden, static_cast<float>(rate(row)), noise(row), floor);
+    return chunk(logits, begin, end, hidden, softcap, static_cast<float>(rate(row)), noise(row), reached);
   }
 };
 
 struct Results {
   int64_t* token;
   float *log_prob, *margin, *neg_entropy, *lse;
+  int64_t* argmax;
 
-  Results(Tensor& token, Tensor& log_prob, Tensor& margin, Tensor& neg_entropy, Tensor& lse)
+  Results(
+      Tensor& token, Tensor& log_prob, Tensor& margin, Tensor& neg_entropy, Tensor& lse, Tensor& argmax)
       : token(static_cast<int64_t*>(token.mutable_data_ptr())),
         log_prob(static_cast<float*>(log_prob.mutable_data_ptr())),
         margin(static_cast<float*>(margin.mutable_data_ptr())),
         neg_entropy(static_cast<float*>(neg_entropy.mutable_data_ptr())),
-        lse(static_cast<float*>(lse.mutable_data_ptr())) {}
+        lse(static_cast<float*>(lse.mutable_data_ptr())), argmax(static_cast<int64_t*>(argmax.mutable_data_ptr())) {}
 
   void write(int64_t i, const Partial& row, double rate) const {
     token[i] = row.token;
+    argmax[i] = row.argmax;
     if (row.token < 0 || row.max == -kInf) {  // nothing to choose, or nothing to measure
       margin[i] = 0;
       log_prob[i] = neg_entropy[i] = lse[i] = -kInf;

@@ -6,14 +6,15 @@
 STABLE_TORCH_LIBRARY(dllm_kernels, m) {
   m.def(
       "gumbel_argmax(Tensor logits, Tensor? temperature, Tensor? seeds, Tensor? positions, Tensor? step, "
-      "Tensor? suppress, Tensor? begin_suppress, bool tempered, Tensor? floor, Tensor? rows, Tensor? count, "
-      "Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, Tensor(d!) neg_entropy, Tensor(e!) lse) -> ()");
+      "Tensor? suppress, Tensor? begin_suppress, bool tempered, float? softcap, Tensor? floor, Tensor? rows, "
+      "Tensor? count, Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, Tensor(d!) neg_entropy, "
+      "Tensor(e!) lse, Tensor(f!) argmax) -> ()");
   m.def("linear(Tensor hidden, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
       "linear_gumbel_argmax(Tensor hidden, Tensor weight, Tensor? bias, Tensor? temperature, Tensor? seeds, "
       "Tensor? positions, Tensor? step, Tensor? suppress, Tensor? begin_suppress, bool tempered, "
-      "Tensor? count, Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, Tensor(d!) neg_entropy, "
-      "Tensor(e!) lse) -> ()");
+      "float? softcap, Tensor? count, Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, "
+      "Tensor(d!) neg_entropy, Tensor(e!) lse, Tensor(f!) argmax) -> ()");
   m.def(
       "truncation_floor(Tensor logits, Tensor? temperature, int? top_k, float? top_p, Tensor? suppress, Tensor? rows, "
       "Tensor? count, Tensor(a!) floor) -> ()");

@@ -40,15 +40,15 @@ template <typename Dtype>
 void by_stripes(const Linear<Dtype>& linear, int64_t vocab_size, const Sampling& sampling, Known& known) {
   const int64_t n = known.rows.size();
   for_each_stripe(vocab_size, [&] {
-    // `best`: in this thread's stripes so far, which are of lower tokens
-    return [&, best = std::vector<float>(n, -kInf), workspace = typename Linear<Dtype>::Workspace(linear)](
+    // `reached`: in this thread's stripes so far, which are of lower tokens
+    return [&, reached = std::vector<Reached>(n), workspace = typename Linear<Dtype>::Workspace(linear)](
                int64_t stripe, int64_t begin, int64_t end) mutable {
       std::vector<Partial> partials(n);
       for (int64_t block = 0; block < linear.blocks(); ++block) {
         const float* logits = linear(block, begin, end, workspace);
         for (int64_t row = linear.first_row(block); row < linear.first_row(block + 1); ++row, logits += kRow) {
-          partials[row] = sampling.reduce<Float32>(logits, row, begin, end, -kInf, best[row]);
-          best[row] = std::max(best[row], partials[row].best);
+          partials[row] = sampling.reduce<Float32>(logits, row, begin, end, -kInf, reached[row]);
+          reached[row].take(partials[row]);
         }
       }
       known.append(stripe, std::move(partials));
@@ -59,17 +59,18 @@ void by_stripes(const Linear<Dtype>& linear, int64_t vocab_size, const Sampling&
 void linear_gumbel_argmax(
     Tensor hidden, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> temperature,
     std::optional<Tensor> seeds, std::optional<Tensor> positions, std::optional<Tensor> step,
-    std::optional<Tensor> suppress, std::optional<Tensor> begin_suppress, bool tempered, std::optional<Tensor> count,
-    Tensor token, Tensor log_prob, Tensor margin, Tensor neg_entropy, Tensor lse) {
+    std::optional<Tensor> suppress, std::optional<Tensor> begin_suppress, bool tempered,
+    std::optional<double> softcap, std::optional<Tensor> count, Tensor token, Tensor log_prob, Tensor margin,
+    Tensor neg_entropy, Tensor lse, Tensor argmax) {
   const int64_t wanted = token.size(0), n = counted(count, wanted), vocab_size = weight.size(0);
-  const Sampling sampling(temperature, seeds, positions, step, suppress, begin_suppress, tempered);
+  const Sampling sampling(temperature, seeds, positions, step, suppress, begin_suppress, tempered, softcap);
   Known known(n, sampling);
   if (n > 0)
     with_dtype_of(hidden, [&](auto dtype) {
       using Dtype = decltype(dtype);
       by_stripes(Linear<Dtype>(hidden, n, weight, bias), vocab_size, sampling, known);
     });
-  const Results out(token, log_prob, margin, neg_entropy, lse);
+  const Results out(token, log_prob, margin, neg_entropy, lse, argmax);
   for (int64_t i = 0; i < wanted; ++i) out.write(i, i < n ? known.rows[i] : Partial(), i < n ? sampling.rate(i) : 1);
 }
 

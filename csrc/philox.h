@@ -73,21 +73,34 @@ inline float gumbel(uint32_t w, uint32_t partner) {
   return -log_float32(series * u);
 }
 
-// e^x for x <= 0, exactly 0 for x < -87.
-inline vfloat4 exp_float32(vfloat4 x) {
-  const vfloat4 lowest = splat<vfloat4>(-87.0f), y = x < lowest ? lowest : x;
-  const vfloat4 shifted = y * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const vfloat4 n = shifted - 12582912.0f;
-  const vfloat4 r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
-  vfloat4 p = splat<vfloat4>(1.9875691500e-4f);
+// e^x = 2^exponent (1 + rest) for x from -87 to 0.
+template <typename Vector>
+struct Power {
+  Vector value, exponent, rest;
+};
+
+template <typename Vector>
+Power<Vector> power_of_e(Vector x) {
+  using Integers = std::conditional_t<sizeof(Vector) == sizeof(vint4), vint4, vint>;
+  const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vector n = shifted - 12582912.0f;
+  const Vector r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vector p = splat<Vector>(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  const vfloat4 power = (p * (r * r) + r) + 1.0f;
-  const vint4 scaled = (vint4)power + ((vint4)shifted << 23);  // the low bits of `shifted` hold n
-  return x < lowest ? vfloat4{} : (vfloat4)scaled;
+  const Vector rest = p * (r * r) + r;
+  const Integers scaled = (Integers)(rest + 1.0f) + ((Integers)shifted << 23);  // the low bits of `shifted` hold n
+  return {(Vector)scaled, n, rest};
+}
+
+// e^x for x <= 0, exactly 0 for x < -87.
+inline vfloat4 exp_float32(vfloat4 x) {
+  const vfloat4 lowest = splat<vfloat4>(-87.0f);
+  const vfloat4 power = power_of_e(x < lowest ? lowest : x).value;
+  return x < lowest ? vfloat4{} : power;
 }
 
 // Lanes are 64 bits wide and hold a 32-bit value in their low half; the high half is garbage, which the widening

@@ -196,5 +196,24 @@ def finite_at_least_zero(name: str, value: object) -> float:
     return float(value)
 
 
+def softcap(value: object) -> float | None:
+    """The c of c tanh(l / c), as a float; None for none.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not above 0, infinite, NaN or beyond 1e30.
+
+    Example:
+        >>> softcap(30)
+        30.0
+    """
+    if value is None:
+        return None
+    value = finite_at_least_zero("softcap", value)
+    if value == 0:
+        raise ValueError("softcap must be above 0, or None for none, got 0.0")
+    return value
+
+
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

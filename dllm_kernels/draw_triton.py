@@ -14,29 +14,6 @@ TILE_NOISE = tl.constexpr(philox.TILE_NOISE)
 TOKEN_NOISE = tl.constexpr(philox.TOKEN_NOISE)
 BLOCK = tl.constexpr(draw.BLOCK)  # adjacent tokens that make 32 tiles
 
-_E0, _E1, _E2, _E3, _E4, _E5 = (tl.constexpr(coefficient) for coefficient in philox._EXP_POLYNOMIAL)
-_LOG2_E = tl.constexpr(philox._LOG2_E)
-_LN2_HIGH = tl.constexpr(philox._LN2_HIGH)
-_LN2_LOW = tl.constexpr(philox._LN2_LOW)
-_TO_INTEGER = tl.constexpr(philox._TO_INTEGER)
-_LOWEST_EXPONENT = tl.constexpr(philox._LOWEST_EXPONENT)
-
-
-@triton.jit
-def exp_float32(x):
-    """e^x of x <= 0: 2^n (1 + r + r^2 P(r)), Cephes' polynomial; exactly 0 for x < -87."""
-    y = tl.maximum(x, _LOWEST_EXPONENT)
-    n = (y * _LOG2_E + _TO_INTEGER) - _TO_INTEGER
-    r = (y - n * _LN2_HIGH) - n * _LN2_LOW
-    p = r * _E0 + _E1
-    p = p * r + _E2
-    p = p * r + _E3
-    p = p * r + _E4
-    p = p * r + _E5
-    power = (p * (r * r) + r) + 1.0
-    scaled = (power.to(tl.int32, bitcast=True) + (n.to(tl.int32) << 23)).to(tl.float32, bitcast=True)
-    return tl.where(x < _LOWEST_EXPONENT, 0.0, scaled)
-
 
 @triton.jit
 def tile_of(token):

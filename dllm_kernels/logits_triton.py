@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels.logits import STATISTICS_TEMPERATURES
+from dllm_kernels.philox_triton import power_of_e
 
 INF = tl.constexpr(float("inf"))
 HIGHEST = tl.constexpr(torch.finfo(torch.float32).max)
@@ -16,11 +17,19 @@ _COLDEST, _HOTTEST = (tl.constexpr(T) for T in STATISTICS_TEMPERATURES)
 
 @triton.jit
 def load_logits(
-    x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS: tl.constexpr, HAS_FLOOR: tl.constexpr = False
+    x_ptr,
+    suppress_ptr,
+    offs_v,
+    size_v,
+    floor,
+    HAS_SUPPRESS: tl.constexpr,
+    HAS_FLOOR: tl.constexpr = False,
+    softcap=1.0,
+    HAS_SOFTCAP: tl.constexpr = False,
 ):
     """float32 logits, with -inf for NaN and for what is suppressed, below the floor or past the end, and the largest
     finite number for +inf."""
-    x = load_unbounded(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, True)
+    x = load_unbounded(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, True, softcap, HAS_SOFTCAP)
     return tl.minimum(tl.maximum(x, -INF), HIGHEST)  # of a number and NaN, either takes the number
 
 
@@ -34,8 +43,11 @@ def load_unbounded(
     HAS_SUPPRESS: tl.constexpr,
     HAS_FLOOR: tl.constexpr,
     HAS_END: tl.constexpr,
+    softcap=1.0,
+    HAS_SOFTCAP: tl.constexpr = False,
 ):
-    """As load_logits, with NaN and +inf as they are. HAS_END: whether some of the tokens may lie past the end."""
+    """As load_logits, with NaN and +inf as they are without a softcap. HAS_END: whether some of the tokens may lie past
+    the end."""
     if HAS_END:
         x = tl.load(x_ptr + offs_v, mask=offs_v < size_v, other=-INF)
     else:
@@ -44,11 +56,22 @@ def load_unbounded(
         x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         x = x.to(tl.float32)
+    if HAS_SOFTCAP:
+        x = softcapped(x, softcap)
     if HAS_SUPPRESS:
         x = hide(x, suppress_ptr, offs_v, size_v, HAS_END)
     if HAS_FLOOR:
         x = tl.where(x < floor, -INF, x)
     return x
+
+
+@triton.jit
+def softcapped(l, softcap):
+    """c tanh(l / c), bit for bit as `logits.py` specifies it; -inf of NaN and -inf."""
+    x = tl.div_rn(tl.minimum(l, HIGHEST), softcap)
+    e, n, rest = power_of_e(tl.maximum(tl.abs(x) * -2.0, -87.0))
+    size = tl.div_rn(tl.where(n == 0.0, -rest, 1.0 - e), 1.0 + e)
+    return tl.where(l > -INF, tl.where(x < 0, -size, size) * softcap, -INF)
 
 
 @triton.jit

@@ -71,7 +71,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def gumbel(vocab_size: int, dtype: torch.dtype, **options: torch.Tensor) -> Callable[[], object]:
+    def gumbel(vocab_size: int, dtype: torch.dtype, **options: object) -> Callable[[], object]:
         return partial(gumbel_argmax.gumbel_argmax, meta(8, vocab_size, dtype=dtype), **options)
 
     def cut(vocab_size: int, dtype: torch.dtype, **options: object) -> Callable[[], object]:
@@ -138,6 +138,7 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 noise tempered", gumbel(llada, bf16, **noise, tempered=True)
     yield "bfloat16 noise tempered floor", gumbel(llada, bf16, **noise, **floor, tempered=True)
     yield "bfloat16 floor", gumbel(llada, bf16, **floor)
+    yield "bfloat16 noise tempered softcap", gumbel(llada, bf16, **noise, tempered=True, softcap=30.0)
     every = dict(**noise, **chosen, **floor, tempered=True)
     yield "bfloat16 every option", gumbel(llada, bf16, **every, **suppress[llada], **begin[llada])
     yield "float32 every option ragged", gumbel(bert, torch.float32, **every, **suppress[bert], **begin[bert])

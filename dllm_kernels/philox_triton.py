@@ -18,6 +18,10 @@ _ALL_BITS = tl.constexpr(philox._MASK)
 _HAS_ASSEMBLY = tl.constexpr(not _impl.interpreting())
 _LN2_HIGH = tl.constexpr(philox._LN2_HIGH)
 _LN2_LOW = tl.constexpr(philox._LN2_LOW)
+_LOG2_E = tl.constexpr(philox._LOG2_E)
+_TO_INTEGER = tl.constexpr(philox._TO_INTEGER)
+_LOWEST_EXPONENT = tl.constexpr(philox._LOWEST_EXPONENT)
+_E0, _E1, _E2, _E3, _E4, _E5 = (tl.constexpr(coefficient) for coefficient in philox._EXP_POLYNOMIAL)
 _SQRT_HALF_BITS = tl.constexpr(philox._SQRT_HALF_BITS)
 _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8 = (tl.constexpr(coefficient) for coefficient in philox._LOG_POLYNOMIAL)
 
@@ -98,3 +102,25 @@ def gumbel_from_words(w, partner):
 def _unit(high, low):
     """(high 2^32 + low + 1/2) 2^-64 in float32: each word rounded once, each product exact, one rounded sum."""
     return high.to(tl.float32) * 2.0**-32 + (low.to(tl.float32) + 0.5) * 2.0**-64
+
+
+@triton.jit
+def exp_float32(x):
+    """e^x of x <= 0: 2^n (1 + r + r^2 P(r)), Cephes' polynomial; exactly 0 for x < -87."""
+    power, _, _ = power_of_e(tl.maximum(x, _LOWEST_EXPONENT))
+    return tl.where(x < _LOWEST_EXPONENT, 0.0, power)
+
+
+@triton.jit
+def power_of_e(y):
+    """e^y = 2^n (1 + q) of y from -87 to 0; and n and q = r + r^2 P(r)."""
+    n = (y * _LOG2_E + _TO_INTEGER) - _TO_INTEGER
+    r = (y - n * _LN2_HIGH) - n * _LN2_LOW
+    p = r * _E0 + _E1
+    p = p * r + _E2
+    p = p * r + _E3
+    p = p * r + _E4
+    p = p * r + _E5
+    q = p * (r * r) + r
+    power = ((q + 1.0).to(tl.int32, bitcast=True) + (n.to(tl.int32) << 23)).to(tl.float32, bitcast=True)
+    return power, n, q

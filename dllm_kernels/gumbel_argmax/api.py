@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels import _checks, _impl, philox
+from dllm_kernels.logits import softcapped
 from dllm_kernels.truncation_floor.api import cuts
 
 STATISTICS = ("raw", "tempered")
@@ -24,6 +25,7 @@ class GumbelArgmax(NamedTuple):
     margin: float32, probability of the likeliest token minus that of the second likeliest; 0 where token is -1.
     neg_entropy: float32, sum over tokens of p log p, nats, at most 0; -inf where token is -1.
     lse: float32, log sum exp l; -inf where token is -1.
+    argmax: int64, the token that temperature 0 gives, of the same logits: the lowest of those with the largest logit.
     """
 
     token: Tensor
@@ -31,6 +33,7 @@ class GumbelArgmax(NamedTuple):
     margin: Tensor
     neg_entropy: Tensor
     lse: Tensor
+    argmax: Tensor
 
 
 def gumbel_argmax(
@@ -43,6 +46,7 @@ def gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     statistics: str = "raw",
+    softcap: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     rows: Tensor | None = None,
@@ -76,6 +80,9 @@ def gumbel_argmax(
         begin_suppress: bool [V], true where a token may be chosen, but with log_prob -inf: its logit counts as -inf in
             the statistics. If no other token is left, log_prob, neg_entropy and lse are -inf and margin is 0.
         statistics: "raw", of softmax(logits), or "tempered", of softmax(logits / T) (of softmax(logits) where T is 0).
+        softcap: None, or c: every logit l counts as c tanh(l / c) in float32, before all else, as in Gemma; -inf stays.
+            Logits beyond about 8.7 c become equal, and the lowest token of them is the argmax. With `top_k` or `top_p`
+            all R rows are capped beforehand, in float32 copies.
         top_k, top_p: None, or which tokens are kept, as :func:`dllm_kernels.truncation_floor` has it: the `top_k` with
             the largest logits and of softmax(logits / T) (of softmax(logits) where T is 0) those above which there is
             at most `top_p`. The others' logits count as -inf everywhere, also in raw statistics.
@@ -110,7 +117,10 @@ def gumbel_argmax(
         _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("N",), device=device)
     if count is not None:
         count = _checks.per_row("count", count, 1, torch.int64, device)
+    softcap = _checks.softcap(softcap)
     top_k, top_p = cuts(top_k, top_p, vocab_size)
+    if softcap is not None and (top_k is not None or top_p is not None):
+        logits, softcap = softcapped(logits.detach(), softcap), None
     impl = _impl.choose(impl, device)
     chosen = {"rows": rows, "count": count}
     floor = None
@@ -119,7 +129,7 @@ def gumbel_argmax(
         cut = {"temperature": noise["temperature"], "top_k": top_k, "top_p": top_p, "suppress": suppress}
         floor = module.truncation_floor(logits, **cut, **chosen)
     module = importlib.import_module(f"dllm_kernels.gumbel_argmax.{impl}")
-    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, **options, **chosen, floor=floor))
+    return GumbelArgmax(*module.gumbel_argmax(logits, **noise, **options, **chosen, softcap=softcap, floor=floor))
 
 
 def check_noise(

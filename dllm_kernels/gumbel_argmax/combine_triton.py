@@ -1,7 +1,8 @@
 """The kernel that combines the chunks of a row: Gumbel-argmax's second, and the fused head's with tiles for chunks.
 
-A chunk hands on five float32 numbers and a token: its best score, the two largest logits first and second, and over the
+A chunk hands on six float32 numbers and a token: its best score, the two largest logits first and second, and over the
 chunk sum 2^d and sum 2^d d with d = (l - first) / T log2 e. Logits that begin_suppress hides are -inf in the last four.
+The sixth is the largest logit of all, and a chunk hands on the first token that has it, where another may be drawn.
 At T = 0 the score is the largest logit, and the token has it. Otherwise they are the score and the first token of the
 best tile (:mod:`dllm_kernels.draw`), whose 16 logits the chunk hands on too; this kernel draws the row's token from the
 best tile of all. Chunks are combined in a fixed order.
@@ -24,8 +25,8 @@ from dllm_kernels.philox_triton import log_float32
 _NO_TOKEN = tl.constexpr(2**31 - 1)
 _LN2 = tl.constexpr(0.6931471805599453)
 
-# the numbers of a chunk, float32 [5, N, chunks]
-_SCORE, _FIRST, _SECOND, _SUM, _MOMENT = (tl.constexpr(field) for field in range(5))
+# the numbers of a chunk, float32 [6, N, chunks]
+_SCORE, _FIRST, _SECOND, _SUM, _MOMENT, _TOP = (tl.constexpr(field) for field in range(6))
 
 
 @triton.jit(do_not_specialize=["R", "chunks", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
@@ -33,6 +34,7 @@ def _combine_kernel(
     partial_ptr,
     partial_token_ptr,
     partial_tile_ptr,
+    likeliest_ptr,
     temperature_ptr,
     seeds_ptr,
     positions_ptr,
@@ -45,6 +47,7 @@ def _combine_kernel(
     margin_ptr,
     neg_entropy_ptr,
     lse_ptr,
+    argmax_ptr,
     R,
     chunks,
     stride_tr,
@@ -80,8 +83,12 @@ def _combine_kernel(
     best = tl.max(score, axis=0)
     chosen = (best > -INF) & there
     winner = tl.min(tl.where(score == best, token, _NO_TOKEN), axis=0)
+    argmax = winner
     l, T, rate = best, 1.0, 1.0
     if HAS_NOISE:
+        top = tl.load(partial_ptr + _TOP * stride_f, mask=mask_c, other=-INF)
+        likeliest = tl.load(likeliest_ptr + n * chunks + offs_c, mask=mask_c, other=_NO_TOKEN)
+        argmax = tl.min(tl.where(top == tl.max(top, axis=0), likeliest, _NO_TOKEN), axis=0)
         T = tl.load(temperature_ptr + row * stride_tr, mask=there, other=0.0)
         if chosen & (T > 0):
             # of equal scores the lowest tile wins, and tiles ascend from chunk to chunk
@@ -97,7 +104,7 @@ def _combine_kernel(
     if TEMPERED:
         T = statistics_temperature(T)
         rate = tl.div_rn(1.0, T)
-    m, likeliest = tl.max(first, axis=0, return_indices=True)
+    m, place = tl.max(first, axis=0, return_indices=True)
     measurable = m > -INF
     m = tl.where(measurable, m, 0.0)
     fall = exponent(tl.maximum(first, -HIGHEST) - m, rate, TEMPERED)
@@ -105,12 +112,13 @@ def _combine_kernel(
     moment = tl.sum((t + s * fall) * tl.exp2(fall), axis=0)
     total = tl.where(measurable, total, 1.0)
     log_total = log_float32(total)
-    rival = tl.max(tl.where(offs_c == likeliest, second, first), axis=0)
+    rival = tl.max(tl.where(offs_c == place, second, first), axis=0)
     gap, behind = l - m, rival - m
     if TEMPERED:
         gap, behind, m = tl.div_rn(gap, T), tl.div_rn(behind, T), tl.div_rn(m, T)
 
     tl.store(token_ptr + n, tl.where(chosen, winner, -1).to(tl.int64))
+    tl.store(argmax_ptr + n, tl.where(chosen, argmax, -1).to(tl.int64))
     tl.store(log_prob_ptr + n, tl.where(measurable, gap - log_total, -INF))
     tl.store(margin_ptr + n, tl.where(measurable, tl.div_rn(1.0 - _exp(behind), total), 0.0))
     tl.store(neg_entropy_ptr + n, tl.where(measurable, tl.div_rn(moment, total) * _LN2 - log_total, -INF))
@@ -129,21 +137,24 @@ def _exp(x):
 class Partial(NamedTuple):
     """What chunks hand on.
 
-    numbers: float32 [5, N, chunks].
+    numbers: float32 [6, N, chunks]; the last is written with noise only.
     token: int32 [N, chunks].
     tile: float32 [N, chunks, 16], the logits of each chunk's best tile; None without noise.
+    likeliest: int32 [N, chunks], the first token with the largest logit; None without noise, where it is `token`.
     """
 
     numbers: Tensor
     token: Tensor
     tile: Tensor | None
+    likeliest: Tensor | None
 
     @classmethod
     def empty(cls, n: int, chunks: int, device: torch.device, *, noise: bool) -> Partial:
         """Memory for N rows of so many chunks."""
         real = functools.partial(torch.empty, dtype=torch.float32, device=device)
         token = torch.empty(n, chunks, dtype=torch.int32, device=device)
-        return cls(real(5, n, chunks), token, real(n, chunks, 16) if noise else None)
+        tile, likeliest = (real(n, chunks, 16), torch.empty_like(token)) if noise else (None, None)
+        return cls(real(6, n, chunks), token, tile, likeliest)
 
 
 def combine(
@@ -161,15 +172,16 @@ def combine(
     """The results of rows whose chunks have been reduced, by whatever kernel. One launch. `R` is the number of rows of
     per-row tensors, which may have any stride; `begin_suppress` and `rows` have none."""
     n, chunks = partial.token.shape
-    token = torch.empty(n, dtype=torch.int64, device=partial.token.device)
+    token, argmax = (torch.empty(n, dtype=torch.int64, device=partial.token.device) for _ in range(2))
     statistics = torch.empty(4, n, dtype=torch.float32, device=partial.token.device).unbind()
     if n == 0:
-        return token, *statistics
+        return token, *statistics, argmax
     BLOCK_C = triton.next_power_of_2(chunks)
     _combine_kernel[(n,)](
         partial_ptr=partial.numbers,
         partial_token_ptr=partial.token,
         partial_tile_ptr=partial.tile,
+        likeliest_ptr=partial.likeliest,
         temperature_ptr=temperature,
         seeds_ptr=seeds,
         positions_ptr=positions,
@@ -182,6 +194,7 @@ def combine(
         margin_ptr=statistics[1],
         neg_entropy_ptr=statistics[2],
         lse_ptr=statistics[3],
+        argmax_ptr=argmax,
         R=R,
         chunks=chunks,
         stride_tr=stride(temperature),
@@ -198,4 +211,4 @@ def combine(
         num_stages=1,
         enable_fp_fusion=False,
     )
-    return token, *statistics
+    return token, *statistics, argmax

@@ -15,23 +15,24 @@ def gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    softcap: float | None = None,
     floor: Tensor | None = None,
     rows: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked, and `floor` [N]:
-    logits below it count as -inf."""
+    """token, log_prob, margin, neg_entropy, lse, argmax; arguments as in the public function, already checked, and
+    `floor` [N]: logits below it count as -inf."""
     out = outputs(logits.shape[0] if rows is None else rows.shape[0], logits.device)
     hidden = (adjacent(suppress), adjacent(begin_suppress))
     noise = (temperature, seeds, positions, step)
-    torch.ops.dllm_kernels.gumbel_argmax(logits.detach(), *noise, *hidden, tempered, floor, rows, count, *out)
+    torch.ops.dllm_kernels.gumbel_argmax(logits.detach(), *noise, *hidden, tempered, softcap, floor, rows, count, *out)
     return out
 
 
 def outputs(n: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The five results, for an operator to fill."""
-    token = torch.empty(n, dtype=torch.int64, device=device)
-    return token, *(torch.empty(n, dtype=torch.float32, device=device) for _ in range(4))
+    """The six results, for an operator to fill."""
+    token, argmax = (torch.empty(n, dtype=torch.int64, device=device) for _ in range(2))
+    return token, *(torch.empty(n, dtype=torch.float32, device=device) for _ in range(4)), argmax
 
 
 def adjacent(flags: Tensor | None) -> Tensor | None:

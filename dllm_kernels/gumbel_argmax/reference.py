@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dllm_kernels.draw import draw
-from dllm_kernels.logits import STATISTICS_TEMPERATURES, as_numbers
+from dllm_kernels.logits import STATISTICS_TEMPERATURES, as_numbers, softcapped
 
 
 def gumbel_argmax(
@@ -18,11 +18,12 @@ def gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    softcap: float | None = None,
     floor: Tensor | None = None,
     rows: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """token, log_prob, margin, neg_entropy, lse of the chosen rows.
+    """token, log_prob, margin, neg_entropy, lse, argmax of the chosen rows.
 
     Arguments as in the public function, already checked; per-row ones are [R], and `floor` is [N]: logits below it
     count as -inf. float64 logits are computed in float64 (the noise stays float32): that is the truth of the tests.
@@ -41,7 +42,7 @@ def gumbel_argmax(
         return _nothing(len(chosen), logits)
     safe = chosen.clamp(0, n_rows - 1)
 
-    x = as_numbers(logits[safe])
+    x = softcapped(logits[safe], softcap)
     if suppress is not None:
         x = x.masked_fill(suppress, -torch.inf)
     if floor is not None:
@@ -49,7 +50,7 @@ def gumbel_argmax(
     valid = in_range & (x.amax(-1) > -torch.inf)
     x = torch.where(valid[:, None], x, 0.0)  # keeps rows that are thrown away free of NaN
 
-    token = x.argmax(-1)
+    token = argmax = x.argmax(-1)
     if temperature is not None:
         token = draw(x, temperature[safe], seeds[safe], positions[safe], step[safe])
 
@@ -77,9 +78,11 @@ def gumbel_argmax(
         torch.where(measurable, margin, 0.0),
         torch.where(measurable, neg_entropy, -torch.inf),
         torch.where(measurable, lse, -torch.inf),
+        torch.where(valid, argmax, -1),
     )
 
 
 def _nothing(n: int, logits: Tensor) -> tuple[Tensor, ...]:
     real = as_numbers(logits).new_full((n,), -torch.inf)
-    return torch.full((n,), -1, device=logits.device), real, torch.zeros_like(real), real.clone(), real.clone()
+    token = torch.full((n,), -1, device=logits.device)
+    return token, real, torch.zeros_like(real), real.clone(), real.clone(), token.clone()

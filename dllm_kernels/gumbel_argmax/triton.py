@@ -38,7 +38,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _checks, _tuning
-from dllm_kernels.draw_triton import BLOCK, exp_float32, tile_of, tile_score, tile_token, tile_words, word_of
+from dllm_kernels.draw_triton import BLOCK, tile_of, tile_score, tile_token, tile_words, word_of
 from dllm_kernels.gumbel_argmax.bounds_triton import bound_of_scores, tile_bound
 from dllm_kernels.gumbel_argmax.combine_triton import (
     _FIRST,
@@ -47,6 +47,7 @@ from dllm_kernels.gumbel_argmax.combine_triton import (
     _SCORE,
     _SECOND,
     _SUM,
+    _TOP,
     Partial,
     combine,
 )
@@ -61,6 +62,7 @@ from dllm_kernels.logits_triton import (
     statistics_temperature,
     stride,
 )
+from dllm_kernels.philox_triton import exp_float32
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _FAR = tl.constexpr(2.0**16)
@@ -83,6 +85,8 @@ def _chunk_kernel(
     partial_ptr,
     partial_token_ptr,
     partial_tile_ptr,
+    likeliest_ptr,
+    softcap,
     R,
     V,
     first_chunk,
@@ -100,11 +104,12 @@ def _chunk_kernel(
     HAS_BEGIN_SUPPRESS: tl.constexpr,
     HAS_FLOOR: tl.constexpr,
     TEMPERED: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_COUNT: tl.constexpr,
 ):
     # 16 bytes, where rows are aligned and options leave so many registers: 64 keep half an SM's threads at work
-    PLAIN: tl.constexpr = EVEN_V and not (HAS_SUPPRESS or HAS_BEGIN_SUPPRESS or HAS_FLOOR)
+    PLAIN: tl.constexpr = EVEN_V and not (HAS_SUPPRESS or HAS_BEGIN_SUPPRESS or HAS_FLOOR or HAS_SOFTCAP)
     GROUP: tl.constexpr = 8 if PLAIN and x_ptr.dtype.element_ty.primitive_bitwidth == 16 else 4
     n, chunk = tl.program_id(0), tl.program_id(1)
     if HAS_COUNT:
@@ -165,18 +170,18 @@ def _chunk_kernel(
                 start = begin + turn * SPAN
                 peak, top, bound, shift, s, t = _pass(
                     *(x_ptr, suppress_ptr, begin_suppress_ptr, start, size_v),
-                    *(floor, rate, draw_rate, T, words, (own + turn) % 4),
+                    *(floor, softcap, rate, draw_rate, T, words, (own + turn) % 4),
                     *(peak, top, bound, shift, s, t),
-                    *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, TEMPERED),
+                    *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, TEMPERED, HAS_SOFTCAP),
                     HAS_END=False,
                 )
     for start in range(whole, size, WIDTH):  # what is left, once or not at all: some loads lie past the end
         words = _words(first_v + start, seed, position, step, COLUMNS, GROUP, HAS_NOISE)
         peak, top, bound, shift, s, t = _pass(
             *(x_ptr, suppress_ptr, begin_suppress_ptr, start, size_v),
-            *(floor, rate, draw_rate, T, words, (first_v + start) // SPAN % 4),
+            *(floor, softcap, rate, draw_rate, T, words, (first_v + start) // SPAN % 4),
             *(peak, top, bound, shift, s, t),
-            *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, TEMPERED),
+            *(COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_BEGIN_SUPPRESS, HAS_FLOOR, TEMPERED, HAS_SOFTCAP),
             HAS_END=True,
         )
 
@@ -184,9 +189,10 @@ def _chunk_kernel(
     peak = tl.minimum(peak, HIGHEST)
     first = _max(peak)
     column = _lowest(offs_c, peak == first)
+    offs_first = _column_tokens(0, offs_c, COLUMNS, GROUP)
     offs_k = tl.arange(0, BLOCK_V // COLUMNS)
     offs_v = _column_tokens(offs_k, column, COLUMNS, GROUP)
-    l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+    l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, softcap, HAS_SOFTCAP)
     if HAS_BEGIN_SUPPRESS:
         l = hide(l, begin_suppress_ptr, offs_v, size_v)
     token = _lowest(offs_v, l == first)
@@ -196,8 +202,24 @@ def _chunk_kernel(
     else:
         second = tl.maximum(_max(runner_up), _max(rival))
 
+    # the first token with the largest logit: known of the column of the peak, which others may equal
+    highest, likeliest = first, token
+    if HAS_NOISE:
+        tied = (peak == first) & (peak > -INF) & (offs_c != column)
+        if HAS_BEGIN_SUPPRESS:
+            top = tl.minimum(top, HIGHEST)
+            highest, likeliest = _max(top), tl.full([], _NO_TOKEN, tl.int32)
+            tied = (top == highest) & (top > -INF)
+        tied &= offs_first < likeliest
+        next_c = _lowest(offs_c, tied)
+        while next_c < COLUMNS:
+            offs_v = _column_tokens(offs_k, next_c, COLUMNS, GROUP)
+            l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, softcap, HAS_SOFTCAP)
+            likeliest = tl.minimum(likeliest, _lowest(offs_v, l == highest))
+            tied &= (offs_c > next_c) & (offs_first < likeliest)
+            next_c = _lowest(offs_c, tied)
+
     # the best score: column by column, in the order of their bounds, for as long as one can still win
-    offs_first = _column_tokens(0, offs_c, COLUMNS, GROUP)
     if HAS_NOISE or HAS_BEGIN_SUPPRESS:
         best, token = tl.full([], -INF, tl.float32), tl.full([], _NO_TOKEN, tl.int32)
         reach = tl.where(draws, bound_of_scores(bound, T), tl.minimum(top, HIGHEST))
@@ -209,7 +231,7 @@ def _chunk_kernel(
     while next_c > _RULED_OUT:
         column = COLUMNS - 1 - (next_c & (COLUMNS - 1))
         offs_v = _column_tokens(offs_k, column, COLUMNS, GROUP)
-        l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, softcap, HAS_SOFTCAP)
         score_here = _max(l)
         token_here = _lowest(offs_v, l == score_here)
         if HAS_NOISE:
@@ -237,7 +259,9 @@ def _chunk_kernel(
         total, moment = 0.0, 0.0
         offs_w = tl.arange(0, GROUP * COLUMNS)
         for start in range(0, size, GROUP * COLUMNS):
-            y = load_logits(x_ptr, suppress_ptr, start + offs_w, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+            y = load_logits(
+                x_ptr, suppress_ptr, start + offs_w, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, softcap, HAS_SOFTCAP
+            )
             if HAS_BEGIN_SUPPRESS:
                 y = hide(y, begin_suppress_ptr, start + offs_w, size_v)
             d = tl.maximum((y - first) * rate, _LOWEST)
@@ -251,14 +275,17 @@ def _chunk_kernel(
     fields = tl.where(offs_f == _SECOND, second, fields)
     fields = tl.where(offs_f == _SUM, total, fields)
     fields = tl.where(offs_f == _MOMENT, moment, fields)
+    if HAS_NOISE:
+        fields = tl.where(offs_f == _TOP, highest, fields)
     out = n.to(tl.int64) * chunks + chunk
     stride_f = tl.num_programs(0).to(tl.int64) * chunks
-    tl.store(partial_ptr + out + offs_f * stride_f, fields, mask=offs_f <= _MOMENT)
+    tl.store(partial_ptr + out + offs_f * stride_f, fields, mask=offs_f <= (_TOP if HAS_NOISE else _MOMENT))
     tl.store(partial_token_ptr + out, tl.where(token < size_v, first_v + token, _NO_TOKEN))
     if HAS_NOISE:
+        tl.store(likeliest_ptr + out, first_v + likeliest)
         offs_t = tl.arange(0, 16)
         offs_v = tl.where(token < size_v, token, 0) + tile_token(offs_t)
-        l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR)
+        l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, softcap, HAS_SOFTCAP)
         tl.store(partial_tile_ptr + out * 16 + offs_t, l)
 
 
@@ -270,6 +297,7 @@ def _pass(
     start,
     size_v,
     floor,
+    softcap,
     rate,
     draw_rate,
     T,
@@ -288,6 +316,7 @@ def _pass(
     HAS_BEGIN_SUPPRESS: tl.constexpr,
     HAS_FLOOR: tl.constexpr,
     TEMPERED: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     HAS_END: tl.constexpr,
 ):
     """What columns keep after four more groups: four loads are in flight, and `shift` changes once.
@@ -297,10 +326,18 @@ def _pass(
     offs_c = tl.arange(0, COLUMNS)
     offs_0 = start + _column_tokens(0, offs_c, COLUMNS, GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
     offs_1, offs_2, offs_3 = offs_0 + 128, offs_0 + 256, offs_0 + 384
-    l0 = load_unbounded(x_ptr, suppress_ptr, offs_0, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
-    l1 = load_unbounded(x_ptr, suppress_ptr, offs_1, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
-    l2 = load_unbounded(x_ptr, suppress_ptr, offs_2, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
-    l3 = load_unbounded(x_ptr, suppress_ptr, offs_3, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END)
+    l0 = load_unbounded(
+        x_ptr, suppress_ptr, offs_0, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END, softcap, HAS_SOFTCAP
+    )
+    l1 = load_unbounded(
+        x_ptr, suppress_ptr, offs_1, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END, softcap, HAS_SOFTCAP
+    )
+    l2 = load_unbounded(
+        x_ptr, suppress_ptr, offs_2, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END, softcap, HAS_SOFTCAP
+    )
+    l3 = load_unbounded(
+        x_ptr, suppress_ptr, offs_3, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END, softcap, HAS_SOFTCAP
+    )
     z0, z1, z2, z3 = l0, l1, l2, l3  # what the statistics see
     top = tl.maximum(top, _highest(l0, l1, l2, l3))
     new_peak = top
@@ -433,6 +470,7 @@ class _Options(NamedTuple):
     suppress: Tensor | None = None
     begin_suppress: Tensor | None = None
     tempered: bool = False
+    softcap: float | None = None
     floor: Tensor | None = None
     rows: Tensor | None = None
     count: Tensor | None = None
@@ -447,19 +485,20 @@ def gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    softcap: float | None = None,
     floor: Tensor | None = None,
     rows: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """token, log_prob, margin, neg_entropy, lse of the chosen rows.
+    """token, log_prob, margin, neg_entropy, lse, argmax of the chosen rows.
 
     Arguments as in the public function, already checked; per-row ones are [R], of any stride, and `floor` is [N]:
-    logits below it count as -inf. Two launches; temporaries
-    of 28 bytes per row and chunk (:mod:`dllm_kernels._tuning` has the width of a chunk).
+    logits below it count as -inf. Two launches; temporaries of 28 bytes per row and chunk, and 68 more where there is
+    noise (:mod:`dllm_kernels._tuning` has the width of a chunk).
     """
     n = len(logits) if rows is None else len(rows)
     noise, hidden = (temperature, seeds, positions, step), (adjacent(suppress), adjacent(begin_suppress))
-    options = _Options(*noise, *hidden, tempered, floor, adjacent(rows), count)
+    options = _Options(*noise, *hidden, tempered, softcap, floor, adjacent(rows), count)
     return _reduce([(0, logits)], n, *logits.shape, logits.device, options)
 
 
@@ -475,6 +514,7 @@ def over_slices(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    softcap: float | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The results of :func:`gumbel_argmax`, bit for bit, on logits [n, vocab_size] that arrive in slices.
@@ -482,10 +522,10 @@ def over_slices(
     `slices` yields (first token, logits [n, width]), ascending, without gaps; first tokens are multiples of a chunk's
     width (``_tuning.gumbel_argmax(vocab_size)[0].BLOCK_V``). The memory of a slice may be used again by what is put on
     the stream after the next is asked for. The other arguments as in the public function, per-row ones [n]. One launch
-    for each slice and one at the end; temporaries of 28 bytes per row and chunk.
+    for each slice and one at the end; temporaries of 28 bytes per row and chunk, and 68 more where there is noise.
     """
     noise, hidden = (temperature, seeds, positions, step), (adjacent(suppress), adjacent(begin_suppress))
-    options = _Options(*noise, *hidden, tempered, count=count)
+    options = _Options(*noise, *hidden, tempered, softcap, count=count)
     return _reduce(slices, n, n, vocab_size, device, options)
 
 
@@ -528,6 +568,8 @@ def _reduce_slice(
         partial_ptr=partial.numbers,
         partial_token_ptr=partial.token,
         partial_tile_ptr=partial.tile,
+        likeliest_ptr=partial.likeliest,
+        softcap=1.0 if options.softcap is None else options.softcap,
         R=len(logits),
         V=vocab_size,
         first_chunk=first // shape.BLOCK_V,
@@ -545,6 +587,7 @@ def _reduce_slice(
         HAS_BEGIN_SUPPRESS=options.begin_suppress is not None,
         HAS_FLOOR=options.floor is not None,
         TEMPERED=options.tempered,
+        HAS_SOFTCAP=options.softcap is not None,
         HAS_ROWS=options.rows is not None,
         HAS_COUNT=options.count is not None,
         num_warps=num_warps,

@@ -24,6 +24,7 @@ def linear_gumbel_argmax(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     statistics: str = "raw",
+    softcap: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     unconditional: Tensor | None = None,
@@ -44,7 +45,7 @@ def linear_gumbel_argmax(
     `u` without the prompt, scale s) is combined before the head, which is linear: one product instead of two. The
     combination is float32, rounded once to the dtype of the hidden states.
 
-    How: where there are few rows on a GPU (32 and less) one kernel multiplies a tile of 128 tokens and reduces it; its
+    How: where there are few rows on a GPU (32 and less) and no softcap, one kernel multiplies a tile of 128 tokens and reduces it; its
     logits stay float32. With more of them a library multiplies slices of the vocabulary, with logits rounded to the
     dtype of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them. On a CPU each
     thread multiplies stripes of 512 tokens with up to 64 rows at a time and reduces them while they are in its cache,
@@ -57,13 +58,13 @@ def linear_gumbel_argmax(
 
     Memory beyond arguments and results, in bytes, with s the size of the dtype and N, R, H, V as below:
 
-        fused         24 R ceil(V / 128), and 64 R ceil(V / 128) where there is noise
-        GPU, slices   min(B, R V s) + 24 R ceil(V / 16384) with B = 2^25 up to 192 rows, 2^27 beyond;
-                      and 64 R ceil(V / 16384) where there is noise
+        fused         28 R ceil(V / 128), and 68 R ceil(V / 128) where there is noise
+        GPU, slices   min(B, R V s) + 28 R ceil(V / 16384) with B = 2^25 up to 192 rows, 2^27 beyond;
+                      and 68 R ceil(V / 16384) where there is noise
         GPU, top-k/p  max(min(2^27, R V s), 16 V s) and what :func:`gumbel_argmax` takes for its rows
-        CPU, stripes  T (2112 min(R, 64) + 44 R + 32 H) + (4 H + 68) R for T threads, R being at most 512 and rounded up
+        CPU, stripes  T (2112 min(R, 64) + 64 R + 32 H) + (4 H + 92) R for T threads, R being at most 512 and rounded up
                       to 1, 4, 8 or a multiple of 16 (of 16 only, and 64 H for 32 H, where bfloat16 has matrix tiles);
-                      and 40 R for each stripe that waits for a lower one whose thread was held up
+                      and 56 R for each stripe that waits for a lower one whose thread was held up
         CPU, top-k/p  64 V s, what stripes take for 64 rows, and what :func:`gumbel_argmax` takes for its rows
 
     besides R H s for each of `rows` and `unconditional`, or s (N H + V H + V) for operands that autocast casts.
@@ -73,11 +74,12 @@ def linear_gumbel_argmax(
         weight: [V, H], the LM head, of the same dtype unless autocast is on (then both are cast as
             :func:`torch.nn.functional.linear` casts them).
         bias: [V], of the weight's dtype.
-        temperature: number or tensor, one for all or [R]: as in :func:`gumbel_argmax`, like the next seven.
+        temperature: number or tensor, one for all or [R]: as in :func:`gumbel_argmax`, like the next eight.
         seeds, positions: integer or tensor, one for all or [R]; needed unless `temperature` is the number 0.
         step: integer or tensor, one for all or [R].
         suppress, begin_suppress: bool [V].
         statistics: "raw" or "tempered".
+        softcap: None, or c: logits are rounded to the dtype in every plan, then c tanh(l / c) in float32.
         top_k, top_p: None, or which tokens are kept.
         unconditional: [N, H], hidden states without the prompt, of the dtype of `hidden`; indexed by `rows` like it.
         cfg_scale: s, finite and at least 0; above 0 it needs `unconditional`.
@@ -111,6 +113,7 @@ def linear_gumbel_argmax(
     n_rows = n_hidden if rows is None else len(rows)
     noise = check_noise(temperature, seeds, positions, step, n_rows, device)
     options = check_statistics(suppress, begin_suppress, statistics, noise, vocab_size, device)
+    softcap = _checks.softcap(softcap)
     top_k, top_p = cuts(top_k, top_p, vocab_size)
     cfg_scale = _checks.finite_at_least_zero("cfg_scale", cfg_scale)
     if unconditional is not None:
@@ -130,6 +133,7 @@ def linear_gumbel_argmax(
             cfg_scale=cfg_scale,
             rows=rows,
             count=count,
+            softcap=softcap,
             top_k=top_k,
             top_p=top_p,
             **noise,

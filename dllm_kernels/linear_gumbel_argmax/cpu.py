@@ -25,7 +25,7 @@ def linear_gumbel_argmax(
     top_p: float | None = None,
     **options: Tensor | bool | None,
 ) -> tuple[Tensor, ...]:
-    """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked.
+    """token, log_prob, margin, neg_entropy, lse, argmax; arguments as in the public function, already checked.
 
     `options` are those of :func:`dllm_kernels.gumbel_argmax.cpu.gumbel_argmax`, without those given here.
     """
@@ -51,11 +51,12 @@ def _by_tokens(
     suppress: Tensor | None = None,
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
+    softcap: float | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The results of a block of rows."""
     out = outputs(len(hidden), hidden.device)
     noise = (temperature, seeds, positions, step)
     flags = (adjacent(suppress), adjacent(begin_suppress))
-    torch.ops.dllm_kernels.linear_gumbel_argmax(hidden, weight, bias, *noise, *flags, tempered, count, *out)
+    torch.ops.dllm_kernels.linear_gumbel_argmax(hidden, weight, bias, *noise, *flags, tempered, softcap, count, *out)
     return out

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dllm_kernels._linear import by_blocks
 from dllm_kernels.gumbel_argmax.reference import gumbel_argmax
+from dllm_kernels.logits import softcapped
 from dllm_kernels.truncation_floor.reference import truncation_floor
 
 
@@ -24,12 +25,14 @@ def linear_gumbel_argmax(
     top_p: float | None = None,
     temperature: Tensor | None = None,
     suppress: Tensor | None = None,
+    softcap: float | None = None,
     **options: Tensor | bool | None,
 ) -> tuple[Tensor, ...]:
-    """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked.
+    """token, log_prob, margin, neg_entropy, lse, argmax; arguments as in the public function, already checked.
 
     Products are float32 whatever the dtype, and float64 of float64: that is the truth of the tests. They are of blocks
-    of rows, so that a row's bits do not depend on how many rows there are.
+    of rows, so that a row's bits do not depend on how many rows there are. Under a softcap they are rounded to the
+    dtype first, as a library's are.
 
     Example:
         >>> head = torch.eye(3, 2, dtype=torch.float64)
@@ -42,6 +45,8 @@ def linear_gumbel_argmax(
         h = ((cfg_scale + 1) * h - cfg_scale * unconditional.to(real)).to(hidden.dtype).to(real)
     w, b = weight.to(real), None if bias is None else bias.to(real)
     logits = by_blocks(lambda rows: F.linear(rows, w, b), h)
+    if softcap is not None:
+        logits = softcapped(logits.to(hidden.dtype).to(real), softcap)
     if rows is not None:
         nothing = logits.new_full((1, len(weight)), -torch.inf)
         inside = (rows >= 0) & (rows < len(hidden))

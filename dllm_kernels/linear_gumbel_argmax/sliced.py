@@ -46,7 +46,7 @@ def by_tokens(
     over_slices: Callable[..., tuple[Tensor, ...]],
     **options: Tensor | bool | None,
 ) -> tuple[Tensor, ...]:
-    """The five results by slices of `width` tokens, for at most `block_r` rows at a time."""
+    """The six results by slices of `width` tokens, for at most `block_r` rows at a time."""
 
     def reduce(rows: slice, count: Tensor | None, options: dict) -> tuple[Tensor, ...]:
         h = hidden[rows]
@@ -69,7 +69,7 @@ def by_rows(
     top_p: float | None = None,
     **options: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The five results by logits of at most `block_r` whole rows, which is what top_k and top_p cut."""
+    """The six results by logits of at most `block_r` whole rows, which is what top_k and top_p cut."""
     statistics = "tempered" if tempered else "raw"
     room = hidden.new_empty(min(block_r, len(hidden)) * len(weight)) if hidden.is_cuda else None
 

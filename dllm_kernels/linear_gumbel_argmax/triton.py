@@ -1,7 +1,7 @@
 """The head and the sampling of its logits in Triton: one fused kernel for few rows, slices of the vocabulary for many.
 
 Few rows read the head's weight and do little else, so the logits never leave the registers: a program multiplies a tile
-of 128 tokens with all of a block of rows, adds the bias and reduces its 128 logits of each row to seven numbers, which
+of 128 tokens with all of a block of rows, adds the bias and reduces its 128 logits of each row to a few numbers, which
 the second kernel of :mod:`dllm_kernels.gumbel_argmax.triton` combines. The vocabulary is the long side of the product,
 [tokens, H] x [H, rows], so that the matrix units are filled from 16 rows on.
 
@@ -14,13 +14,15 @@ order that gives a warp whole tiles. It draws one number for each tile; the seco
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _tuning
-from dllm_kernels.draw_triton import BLOCK, exp_float32, tile_score, tile_token
+from dllm_kernels.draw_triton import BLOCK, tile_score, tile_token
 from dllm_kernels.gumbel_argmax import triton as gumbel_argmax
 from dllm_kernels.gumbel_argmax.combine_triton import (
     _FIRST,
@@ -29,11 +31,13 @@ from dllm_kernels.gumbel_argmax.combine_triton import (
     _SCORE,
     _SECOND,
     _SUM,
+    _TOP,
     Partial,
     combine,
 )
 from dllm_kernels.linear_gumbel_argmax import sliced
 from dllm_kernels.logits_triton import HIGHEST, INF, adjacent, exponent, statistics_temperature, stride
+from dllm_kernels.philox_triton import exp_float32
 
 # Logits that exist at a time, in bytes. Up to so many rows the product waits for the weight, and would wait for logits
 # that do not stay in an L2 of 40 or 50 MB. With more it multiplies longer than it takes to write them, to read them
@@ -59,6 +63,7 @@ def _tile_kernel(
     partial_ptr,
     partial_token_ptr,
     partial_tile_ptr,
+    likeliest_ptr,
     N,
     R,
     V,
@@ -121,8 +126,9 @@ def _tile_kernel(
     l = tl.where(mask_v[:, None] & there[None, :], l, -INF)
 
     T = tl.zeros([BLOCK_R], tl.float32)
-    best = tl.max(l, axis=0)
-    token = tl.min(tl.where(l == best[None, :], offs_v[:, None], _NO_TOKEN), axis=0)
+    top = tl.max(l, axis=0)
+    likeliest = tl.min(tl.where(l == top[None, :], offs_v[:, None], _NO_TOKEN), axis=0)
+    best, token = top, likeliest
     if HAS_NOISE:
         T = tl.load(temperature_ptr + offs_r * stride_tr, mask=mask_r, other=0.0)
         seed = tl.load(seeds_ptr + offs_r * stride_sr, mask=mask_r, other=0)
@@ -138,8 +144,8 @@ def _tile_kernel(
     if HAS_BEGIN_SUPPRESS:
         hidden = tl.load(begin_suppress_ptr + offs_v, mask=offs_v < V, other=0) != 0
         x = tl.where(hidden[:, None], -INF, l)
-    first, likeliest = tl.max(x, axis=0, return_indices=True)
-    second = tl.max(tl.where(_is(likeliest, BLOCK_V), -INF, x), axis=0)
+    first, place = tl.max(x, axis=0, return_indices=True)
+    second = tl.max(tl.where(_is(place, BLOCK_V), -INF, x), axis=0)
     rate = 1.0
     if TEMPERED:
         rate = tl.div_rn(1.0, statistics_temperature(T))[None, :]
@@ -155,6 +161,9 @@ def _tile_kernel(
     tl.store(partial_ptr + _MOMENT * stride_f, _sum(e * d, BLOCK_V, BLOCK_R), mask=mask_r)
     token = tl.where(best > -INF, token, _NO_TOKEN)
     tl.store(partial_token_ptr + offs_r * tiles + tile, token, mask=mask_r)
+    if HAS_NOISE:
+        tl.store(partial_ptr + _TOP * stride_f, top, mask=mask_r)
+        tl.store(likeliest_ptr + offs_r * tiles + tile, likeliest, mask=mask_r)
 
 
 @triton.jit
@@ -228,16 +237,18 @@ def linear_gumbel_argmax(
     count: Tensor | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    softcap: float | None = None,
     **options: Tensor | bool | None,
 ) -> tuple[Tensor, ...]:
-    """token, log_prob, margin, neg_entropy, lse; arguments as in the public function, already checked.
+    """token, log_prob, margin, neg_entropy, lse, argmax; arguments as in the public function, already checked.
 
     `options` are those of :func:`dllm_kernels.gumbel_argmax.triton.over_slices`. Two launches where the rows are few.
     """
     n = len(hidden) if rows is None else len(rows)
     vocab_size = len(weight)
     whole_rows = top_k is not None or top_p is not None
-    few = not whole_rows and _tuning.fuses_head(n, vocab_size)  # by shape: never by values
+    # by shape: never by values. A softcap is of rounded logits, which the fused head has not, and takes its registers
+    few = not whole_rows and softcap is None and _tuning.fuses_head(n, vocab_size)
     if unconditional is not None or not few:
         hidden, rows = sliced.choose(hidden, unconditional, cfg_scale, rows), None
     with torch.cuda.device_of(hidden):
@@ -245,14 +256,14 @@ def linear_gumbel_argmax(
             return fused_head(hidden, weight, bias, rows, count, **options)
         if whole_rows:
             block_r = sliced.fitting(SLICE_BYTES, vocab_size * hidden.element_size(), 16)
-            return sliced.by_rows(
-                hidden, weight, bias, count, block_r, impl="triton", top_k=top_k, top_p=top_p, **options
-            )
+            cut = dict(top_k=top_k, top_p=top_p, softcap=softcap)
+            return sliced.by_rows(hidden, weight, bias, count, block_r, impl="triton", **cut, **options)
         chunk = _tuning.gumbel_argmax(vocab_size)[0].BLOCK_V
         slice_bytes = CACHED_BYTES if n <= FEW_ROWS else SLICE_BYTES
         block_r = sliced.fitting(slice_bytes, chunk * hidden.element_size(), 64)
         width = sliced.fitting(slice_bytes, min(n, block_r) * hidden.element_size(), chunk)
-        return sliced.by_tokens(hidden, weight, bias, count, block_r, width, gumbel_argmax.over_slices, **options)
+        over_slices = functools.partial(gumbel_argmax.over_slices, softcap=softcap)
+        return sliced.by_tokens(hidden, weight, bias, count, block_r, width, over_slices, **options)
 
 
 def fused_head(
@@ -269,7 +280,8 @@ def fused_head(
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The five results by one product and reduction, in two launches; temporaries of 28 bytes per row and tile."""
+    """The six results by one product and reduction, in two launches; temporaries of 28 bytes per row and tile, and 68
+    more where there is noise."""
     n, vocab_size, width = len(hidden) if rows is None else len(rows), *weight.shape
     shape, launch = _tuning.fused_head(n, hidden.dtype)
     tiles = triton.cdiv(vocab_size, BLOCK.value) * (BLOCK.value // shape.BLOCK_V)
@@ -290,6 +302,7 @@ def fused_head(
         partial_ptr=partial.numbers,
         partial_token_ptr=partial.token,
         partial_tile_ptr=partial.tile,
+        likeliest_ptr=partial.likeliest,
         N=n,
         R=len(hidden),
         V=vocab_size,

@@ -122,8 +122,4 @@ def check_options(label_smoothing: float, z_loss: float, softcap: float | None) 
     label_smoothing = _checks.finite_at_least_zero("label_smoothing", label_smoothing)
     if label_smoothing > 1:
         raise ValueError(f"label_smoothing must be at most 1, got {label_smoothing}")
-    if softcap is not None:
-        softcap = _checks.finite_at_least_zero("softcap", softcap)
-        if softcap == 0:
-            raise ValueError("softcap must be above 0, or None for none, got 0.0")
-    return label_smoothing, _checks.finite_at_least_zero("z_loss", z_loss), softcap
+    return label_smoothing, _checks.finite_at_least_zero("z_loss", z_loss), _checks.softcap(softcap)

@@ -155,7 +155,7 @@ def test_rows_and_count(few_rows, impl):
     expected = linear_gumbel_argmax(hidden[rows.clamp(0, 19)], weight, bias, **noise, impl=impl)
     assert same_bits([field[there] for field in got], [field[there] for field in expected])
     for i in (4, 5, 17):
-        assert [field[i].item() for field in got] == [-1, -INF, 0.0, -INF, -INF]
+        assert [field[i].item() for field in got] == [-1, -INF, 0.0, -INF, -INF, -1]
     assert len(set(got.token[8:16].tolist())) > 1  # the same hidden row, other noise
 
 
@@ -206,7 +206,7 @@ def test_values_that_are_no_numbers(impl, dtype):
     logits = F.linear(*(x.to(product) for x in (hidden, weight, bias)))
     assert torch.equal(got.token, gumbel_argmax(logits, impl="reference").token) and got.token[3] == -1
     assert not any(field.isnan().any() for field in got[1:])
-    assert [field[3].item() for field in got] == [-1, -INF, 0.0, -INF, -INF]
+    assert [field[3].item() for field in got] == [-1, -INF, 0.0, -INF, -INF, -1]
 
 
 @cpu_kernel
@@ -262,9 +262,9 @@ def test_products_err_no_more_than_plain_pytorch(dtype):
 @BOTH
 def test_empty(impl):
     head = make_head(0, 4, 30)
-    assert [field.shape for field in linear_gumbel_argmax(*head, impl=impl)] == [(0,)] * 5
+    assert [field.shape for field in linear_gumbel_argmax(*head, impl=impl)] == [(0,)] * 6
     got = linear_gumbel_argmax(*head, rows=torch.tensor([0, -1]), impl=impl)
-    assert [field.tolist() for field in got] == [[-1, -1], [-INF] * 2, [0.0] * 2, [-INF] * 2, [-INF] * 2]
+    assert [field.tolist() for field in got] == [[-1, -1], [-INF] * 2, [0.0] * 2, [-INF] * 2, [-INF] * 2, [-1, -1]]
     assert linear_gumbel_argmax(*make_head(3, 4, 30), rows=torch.empty(0).long(), impl=impl).lse.shape == (0,)
 
 

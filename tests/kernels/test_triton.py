@@ -30,7 +30,7 @@ if not torch.cuda.is_available() and not _impl.interpreting():
 import triton
 import triton.language as tl
 
-from dllm_kernels import _tuning, draw_triton, philox_triton
+from dllm_kernels import _tuning, philox_triton
 from dllm_kernels.gumbel_argmax import bounds_triton
 from dllm_kernels.linear_gumbel_argmax import triton as head_kernels
 from tests.interpreter import compute_as_gpus_do
@@ -97,7 +97,7 @@ def _noise_kernel(noise_ptr, w_ptr, partner_ptr, BLOCK: tl.constexpr):
 @triton.jit
 def _exp_kernel(exp_ptr, x_ptr, BLOCK: tl.constexpr):
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(exp_ptr + offs, draw_triton.exp_float32(tl.load(x_ptr + offs)))
+    tl.store(exp_ptr + offs, philox_triton.exp_float32(tl.load(x_ptr + offs)))
 
 
 @triton.jit
@@ -329,7 +329,7 @@ def test_chosen_rows_and_count(narrow, temperature):
     got = fast(logits, **noise, rows=rows, count=torch.tensor(6, dtype=torch.int32))
     assert same_bits([field[:4] for field in got], [field[rows[:4]] for field in full])
     assert got.token[4:].tolist() == [-1] * 3
-    assert [field[4:].tolist() for field in got[1:]] == [[-INF] * 3, [0.0] * 3, [-INF] * 3, [-INF] * 3]
+    assert [field[4:].tolist() for field in got[1:]] == [[-INF] * 3, [0.0] * 3, [-INF] * 3, [-INF] * 3, [-1] * 3]
 
 
 @pytest.mark.parametrize("count", [-1, 0, 2, 99])
@@ -523,7 +523,7 @@ def test_floor_of_chosen_rows():
 
 
 def test_empty_and_strided():
-    assert [field.shape for field in fast(torch.empty(0, 5))] == [(0,)] * 5
+    assert [field.shape for field in fast(torch.empty(0, 5))] == [(0,)] * 6
     assert fast(make_logits(2, 5), rows=torch.empty(0, dtype=torch.int64)).lse.shape == (0,)
     nothing = fast(torch.empty(0, 5), **make_noise(0, 1.0), rows=torch.tensor([0, -1]))
     assert nothing.token.tolist() == [-1, -1] and nothing.lse.tolist() == [-INF, -INF]
@@ -534,6 +534,23 @@ def test_empty_and_strided():
     one_row = wide.to(DEVICE)[:1, 3:800].expand(3, 797)  # a stride of 0
     got = gumbel_argmax(one_row, impl="triton").token
     assert torch.equal(got, one_row.argmax(-1))
+
+
+@remarks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_softcap_and_argmax(narrow, dtype):
+    """Bit for bit the reference's tokens: ties by saturation, in other columns and chunks, and of rounded logits."""
+    logits = make_logits(5, 1100, scale=40.0, dtype=dtype)
+    logits[0, 5], logits[0, 7], logits[1], logits[2, [900, 133, 20]] = NAN, INF, -INF, 300.0
+    noise = make_noise(5, torch.tensor([0.4, 1.0, 0.8, 5.0, 0.0]))
+    begin = torch.arange(1100) % 2 == 0
+    for options in ({}, dict(softcap=30.0), dict(softcap=3.0, statistics="tempered", begin_suppress=begin)):
+        got = fast(logits, **noise, **options)
+        expected = gumbel_argmax(logits, **noise, **options, impl="reference")
+        assert torch.equal(got.token, expected.token) and torch.equal(got.argmax, expected.argmax)
+        for name in STATISTICS:
+            torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    assert torch.equal(fast(logits, softcap=30.0).argmax, gumbel_argmax(logits, softcap=30.0, impl="reference").token)
 
 
 def test_explicit_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
@@ -585,6 +602,19 @@ def test_head_by_slices(narrow, monkeypatch, dtype):
     got = fast_head(*head, **noise)
     assert torch.equal(got.token, fast(torch.nn.functional.linear(*head), **noise).token)
     assert_head_within_budget(got, *head, **noise)
+
+
+@PLANS
+@pytest.mark.parametrize("dtype", HEAD_DTYPES)
+def test_a_head_with_a_softcap(narrow, monkeypatch, plan, dtype):
+    """Logits are rounded to the dtype before it, in either plan."""
+    take(plan, monkeypatch)
+    head, noise = make_head(3, 40, 1100, scale=25.0, dtype=dtype), make_noise(3, torch.tensor([1.0, 0.0, 0.5]))
+    got = fast_head(*head, **noise, softcap=10.0)
+    expected = linear_gumbel_argmax(*head, **noise, softcap=10.0, impl="reference")
+    assert torch.equal(got.token, expected.token) and torch.equal(got.argmax, expected.argmax)
+    for name in STATISTICS:
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
 
 
 @remarks
@@ -684,13 +714,13 @@ def test_a_head_of_values_that_are_no_numbers(narrow, monkeypatch, plan):
         expected = gumbel_argmax(torch.nn.functional.linear(hidden, weight, bias), **noise, impl="reference")
         assert torch.equal(got.token, expected.token) and got.token[1] == -1
         assert not any(field.isnan().any() for field in got[1:])
-        assert [field[1].item() for field in got[1:]] == [-INF, 0.0, -INF, -INF]
+        assert [field[1].item() for field in got[1:]] == [-INF, 0.0, -INF, -INF, -1]
 
 
 @PLANS
 def test_a_head_without_rows(monkeypatch, plan):
     take(plan, monkeypatch)
-    assert [field.shape for field in fast_head(*make_head(0, 4, 30))] == [(0,)] * 5
+    assert [field.shape for field in fast_head(*make_head(0, 4, 30))] == [(0,)] * 6
     got = fast_head(*make_head(0, 4, 30), rows=torch.tensor([0, -1]))
     assert got.token.tolist() == [-1, -1] and got.lse.tolist() == [-INF, -INF]
     nothing = fast_head(*make_head(3, 4, 30), rows=torch.empty(0, dtype=torch.int64))
