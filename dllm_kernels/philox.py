@@ -1,7 +1,7 @@
 """The random stream: counter-based noise that depends on nothing but its address.
 
 Every random number of this library has an address ``(seed, token, position, step, stream)``: the 64-bit seed of the
-*sample*, the token id, the position in the canvas, the denoising step and one of seven streams. The number at an address
+*sample*, the token id, the position in the canvas, the denoising step and one of seven streams. What is at an address
 is the same alone or in any batch, on any device and in any implementation. This file is the specification, in plain
 torch; the C++ and Triton kernels compute the same bits. What is drawn with them: :mod:`dllm_kernels.draw`.
 

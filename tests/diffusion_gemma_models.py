@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import transformers
 from torch import nn
+
+needs_diffusion_gemma = pytest.mark.skipif(
+    not hasattr(transformers, "DiffusionGemmaForBlockDiffusion"), reason="this transformers has no DiffusionGemma"
+)
 
 CANVAS, VOCAB, WINDOW = 8, 512, 16
 
@@ -17,8 +23,6 @@ def tiny_diffusion_gemma(sureness: float = 40.0, seed: int = 0, **text: object) 
         seed: of the weights.
         text: replace entries of the text model's configuration.
     """
-    import transformers
-
     sizes = dict(
         vocab_size=VOCAB,
         hidden_size=32,

@@ -5,17 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.diffusion_gemma_models import CANVAS, VOCAB, WINDOW, tiny_diffusion_gemma
+from tests.diffusion_gemma_models import CANVAS, VOCAB, WINDOW, needs_diffusion_gemma, tiny_diffusion_gemma
 from tests.reference_samplers.diffusion_gemma import Rules, accept, diffusion_gemma
 
-transformers = pytest.importorskip("transformers")
-pytestmark = [
-    pytest.mark.skipif(
-        not hasattr(transformers, "DiffusionGemmaForBlockDiffusion"),
-        reason="this transformers has no DiffusionGemma",
-    ),
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = [needs_diffusion_gemma, pytest.mark.usefixtures("one_thread")]
 
 STEPS = 8
 UNSURE = dict(entropy_bound=3.0)
@@ -80,9 +73,8 @@ def compare(model: torch.nn.Module, lengths: tuple[int, ...], rules: Rules) -> t
 @pytest.mark.parametrize("bound", [0.1, 3.0])
 @pytest.mark.parametrize("lengths", [(5,), (5, 5, 5), (5, 12, 9)], ids=str)
 def test_same_decisions(model, lengths, bound):
-    compared, accepted = compare(
-        model, lengths, Rules(max_new_tokens=2 * CANVAS, max_denoising_steps=STEPS, entropy_bound=bound)
-    )
+    rules = Rules(max_new_tokens=2 * CANVAS, max_denoising_steps=STEPS, entropy_bound=bound)
+    compared, accepted = compare(model, lengths, rules)
     assert compared == len(lengths) * 2 * STEPS * 4 * CANVAS
     assert len(lengths) * 2 * STEPS < accepted < compared / 4  # some were accepted besides the first, not all
 

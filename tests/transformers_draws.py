@@ -132,18 +132,26 @@ def traced_generate(
             sequences = model.generate(**inputs, **settings).sequences
     finally:
         del model._denoising_step
-    traces = []
-    for row in range(len(seeds)):
-        canvases = []
-        for asked, steps in zip(draws.steps, seen, strict=True):
-            canvases.append(
-                [
-                    TracedStep(
-                        before[row], note["sampled"][row], argmax[row], note["entropy"][row], accepted[row],
-                        bool(frozen[row]), bool(over[row]),
-                    )
-                    for note, (before, frozen, accepted, _canvas, argmax, _signal, over) in zip(asked, steps, strict=True)
-                ]
-            )  # fmt: skip
-        traces.append(canvases)
+    traces = [
+        [
+            [_of_row(row, note, *step) for note, step in zip(asked, steps, strict=True)]
+            for asked, steps in zip(draws.steps, seen, strict=True)
+        ]
+        for row in range(len(seeds))
+    ]
     return sequences, traces, draws
+
+
+def _of_row(
+    row: int, note: dict[str, Tensor], before: Tensor, frozen: Tensor, accepted: Tensor, *result: Tensor
+) -> TracedStep:
+    _canvas, argmax, _signal, over = result
+    return TracedStep(
+        before[row],
+        note["sampled"][row],
+        argmax[row],
+        note["entropy"][row],
+        accepted[row],
+        bool(frozen[row]),
+        bool(over[row]),
+    )

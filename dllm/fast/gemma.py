@@ -58,7 +58,6 @@ class DiffusionGemma:
         self.vocab_size: int = text.vocab_size
         self.canvas_length: int = inner.config.canvas_length
         self.image_token_id: int | None = inner.config.image_token_id
-        self.positions: int = text.max_position_embeddings
 
     @property
     def device(self) -> torch.device:

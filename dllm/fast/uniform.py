@@ -1,8 +1,8 @@
 """The decisions of one step of uniform diffusion, as DiffusionGemma takes them: a token for every position of a canvas,
 which of them the next forward reads, and the embedding that it expects.
 
-There is no mask token. What is not accepted is drawn again from the whole vocabulary, and nothing is ever committed: the
-result of a canvas is the argmax of its last step.
+There is no mask token. What is not accepted is drawn again from the whole vocabulary, and nothing is ever committed:
+the result of a canvas is the argmax of its last step.
 """
 
 from __future__ import annotations

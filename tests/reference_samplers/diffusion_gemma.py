@@ -49,7 +49,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class DenoisedStep:
-    """One step of a row: tokens [L], entropy [L], accepted bool [L], and whether the canvas was over with it."""
+    """One step of a row: tokens [L], entropy [L], accepted bool [L], whether the canvas was over with it, and the
+    logits l [L, V]."""
 
     before: Tensor
     sampled: Tensor
@@ -57,6 +58,7 @@ class DenoisedStep:
     entropy: Tensor
     accepted: Tensor
     over: bool
+    logits: Tensor
 
 
 @dataclass
@@ -102,7 +104,7 @@ def _denoise(model: nn.Module, cache: object, begin: int, rules: Rules, seed: in
         entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
         accepted = accept(entropy, rules.entropy_bound)
         over = _is_over(steps, argmax, entropy, rules)
-        steps.append(DenoisedStep(canvas, sampled, argmax, entropy, accepted, over))
+        steps.append(DenoisedStep(canvas, sampled, argmax, entropy, accepted, over, logits))
         if over:
             break
         canvas = torch.where(accepted, sampled, _uniform(seed, position, step + 1, text.vocab_size))

@@ -17,7 +17,7 @@ from dllm.core.samplers.diffusion_gemma_config import DiffusionGemmaSamplerConfi
 from dllm.core.samplers.layout import Seed
 from dllm.core.samplers.run import BaseSamplerOutput
 from dllm.fast.gemma import DiffusionGemma
-from dllm.fast.model import evaluation_mode
+from dllm.fast.model import check_positions, evaluation_mode
 from dllm.fast.sampling.inputs import row_seeds
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.stats import Stats
@@ -137,9 +137,8 @@ class DiffusionGemmaSampler:
                     f"row {number} holds the image token {model.image_token_id}, and this sampler takes no images: "
                     "dllm.fast.patch(model) makes model.generate fast, which takes pixel_values"
                 )
-            columns = len(row) + -(-config.max_new_tokens // size) * size
-            if columns > model.positions:
-                raise ValueError(f"prompt and canvases must fit the model's {model.positions} positions, got {columns}")
+        longest = max(map(len, rows), default=0)
+        check_positions(model.model, longest + -(-config.max_new_tokens // size) * size, "prompt and canvases must fit")
 
     def _ends(self, config: DiffusionGemmaSamplerConfig) -> list[int]:
         """The tokens that end a row."""

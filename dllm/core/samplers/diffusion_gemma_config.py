@@ -80,8 +80,8 @@ class DiffusionGemmaSamplerConfig:
             _checks.finite_at_least_zero(name, getattr(self, name))
         if not self.t_max > 0 or self.t_min > self.t_max:
             raise ValueError(
-                f"t_max must be above 0 and at least t_min, got t_min {self.t_min} and t_max {self.t_max}: this sampler "
-                "draws at every step, and emits the likeliest tokens in any case"
+                f"t_max must be above 0 and at least t_min, got t_min {self.t_min} and t_max {self.t_max}: every step "
+                "draws, and what is emitted are the likeliest tokens in any case"
             )
         if not 0 < _checks.number("entropy_bound", self.entropy_bound) < COST_CAP:
             raise ValueError(f"entropy_bound must be above 0 and below {COST_CAP:.0f}, got {self.entropy_bound}")

@@ -87,8 +87,8 @@ class KeyValueCache:
         Args:
             row: int64 [b], the rows of the cache that run.
             column: int64 [b, W], where their columns are written.
-            visible: attention reads this many first columns of the cache. None: attention reads the keys and values that
-                it has just computed, and nothing else.
+            visible: attention reads this many first columns of the cache. None: attention reads the keys and values
+                that it has just computed, and nothing else.
             first_rows: `row` is 0 ... b - 1, so that attention reads them in place; else it reads a copy.
 
         Raises:
