@@ -16,6 +16,11 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
       "float? softcap, Tensor? count, Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, "
       "Tensor(d!) neg_entropy, Tensor(e!) lse, Tensor(f!) argmax) -> ()");
   m.def(
+      "linear_expected_embedding(Tensor hidden, Tensor weight, Tensor? bias, Tensor? temperature, Tensor? seeds, "
+      "Tensor? positions, Tensor? step, Tensor? suppress, bool tempered, float? softcap, Tensor? count, "
+      "Tensor(a!) token, Tensor(b!) log_prob, Tensor(c!) margin, Tensor(d!) neg_entropy, Tensor(e!) lse, "
+      "Tensor(f!) argmax, Tensor(g!) embedding) -> ()");
+  m.def(
       "truncation_floor(Tensor logits, Tensor? temperature, int? top_k, float? top_p, Tensor? suppress, Tensor? rows, "
       "Tensor? count, Tensor(a!) floor) -> ()");
   m.def(

@@ -170,7 +170,7 @@ class Linear {
   };
 
   // Logits of a block's rows and of tokens `begin` to `end`, which are at most kStripe: [rows, kRow].
-  const float* operator()(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
+  float* operator()(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
     if (lanes_ == 1) return logits<OneRow, 1>(block, begin, end, to);
     if constexpr (kFewestLanes < kLanes)
       if (lanes_ < kLanes)
@@ -225,7 +225,7 @@ class Linear {
   }
 
   template <typename Rows, int V>
-  const float* logits(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
+  float* logits(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
     const float* rows = reinterpret_cast<const float*>(rows_.data()) + vector(block) * steps_ * lanes_;
     typename Rows::type products[kGroup][V];
     const int64_t together = tiles() ? kTileTokens : kGroup;
@@ -306,13 +306,13 @@ class Linear {
 // Every thread takes the next stripe of tokens until there is none, and calls with (stripe, begin, end) what `start`
 // returned to it.
 template <typename Start>
-void for_each_stripe(int64_t vocab_size, const Start& start) {
+void for_each_stripe(int64_t vocab_size, const Start& start, int64_t width = kStripe) {
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
     [[maybe_unused]] const TileScope scope;
     auto take = start();
-    for (int64_t stripe; (stripe = next++) * kStripe < vocab_size;)
-      take(stripe, stripe * kStripe, std::min((stripe + 1) * kStripe, vocab_size));
+    for (int64_t stripe; (stripe = next++) * width < vocab_size;)
+      take(stripe, stripe * width, std::min((stripe + 1) * width, vocab_size));
   });
 }
 

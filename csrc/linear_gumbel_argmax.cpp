@@ -6,39 +6,17 @@
 
 #include "gumbel_argmax.h"
 #include "linear.h"
-
-#include <map>
-#include <mutex>
+#include "ordered.h"
 
 namespace dllm {
 namespace {
 
-// What is known of each row, to which stripes are appended in the order of the vocabulary however they arrive.
-class Known {
- public:
-  Known(int64_t n, const Sampling& sampling) : rows(n), sampling_(sampling) {}
-
-  void append(int64_t stripe, std::vector<Partial> partials) {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    waiting_.emplace(stripe, std::move(partials));
-    for (auto first = waiting_.begin(); first != waiting_.end() && first->first == next_; ++next_) {
-      for (size_t row = 0; row < rows.size(); ++row) dllm::append(rows[row], first->second[row], sampling_.rate(row));
-      first = waiting_.erase(first);
-    }
-  }
-
-  std::vector<Partial> rows;
-
- private:
-  const Sampling& sampling_;
-  std::mutex mutex_;
-  std::map<int64_t, std::vector<Partial>> waiting_;
-  int64_t next_ = 0;
-};
-
+// Of each row what all stripes tell, appended in the order of the vocabulary.
 template <typename Dtype>
-void by_stripes(const Linear<Dtype>& linear, int64_t vocab_size, const Sampling& sampling, Known& known) {
-  const int64_t n = known.rows.size();
+void by_stripes(
+    const Linear<Dtype>& linear, int64_t vocab_size, const Sampling& sampling, std::vector<Partial>& found) {
+  const int64_t n = found.size();
+  Ordered<std::vector<Partial>> ordered;
   for_each_stripe(vocab_size, [&] {
     // `reached`: in this thread's stripes so far, which are of lower tokens
     return [&, reached = std::vector<Reached>(n), workspace = typename Linear<Dtype>::Workspace(linear)](
@@ -51,7 +29,9 @@ void by_stripes(const Linear<Dtype>& linear, int64_t vocab_size, const Sampling&
           reached[row].take(partials[row]);
         }
       }
-      known.append(stripe, std::move(partials));
+      ordered.put(stripe, std::move(partials), [&](const std::vector<Partial>& next) {
+        for (int64_t row = 0; row < n; ++row) append(found[row], next[row], sampling.rate(row));
+      });
     };
   });
 }
@@ -64,14 +44,14 @@ void linear_gumbel_argmax(
     Tensor neg_entropy, Tensor lse, Tensor argmax) {
   const int64_t wanted = token.size(0), n = counted(count, wanted), vocab_size = weight.size(0);
   const Sampling sampling(temperature, seeds, positions, step, suppress, begin_suppress, tempered, softcap);
-  Known known(n, sampling);
+  std::vector<Partial> found(n);
   if (n > 0)
     with_dtype_of(hidden, [&](auto dtype) {
       using Dtype = decltype(dtype);
-      by_stripes(Linear<Dtype>(hidden, n, weight, bias), vocab_size, sampling, known);
+      by_stripes(Linear<Dtype>(hidden, n, weight, bias), vocab_size, sampling, found);
     });
   const Results out(token, log_prob, margin, neg_entropy, lse, argmax);
-  for (int64_t i = 0; i < wanted; ++i) out.write(i, i < n ? known.rows[i] : Partial(), i < n ? sampling.rate(i) : 1);
+  for (int64_t i = 0; i < wanted; ++i) out.write(i, i < n ? found[i] : Partial(), i < n ? sampling.rate(i) : 1);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ from dllm_kernels.block_schedule import (
 )
 from dllm_kernels.gumbel_argmax import GumbelArgmax, gumbel_argmax
 from dllm_kernels.linear_cross_entropy import linear_cross_entropy
+from dllm_kernels.linear_expected_embedding import ExpectedEmbedding, linear_expected_embedding
 from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
 from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
 from dllm_kernels.position_noise import position_noise
@@ -26,11 +27,13 @@ __all__ = [
     "Candidates",
     "CrossEntropy",
     "CurrentBlock",
+    "ExpectedEmbedding",
     "GumbelArgmax",
     "advance_rows",
     "align_tokens",
     "gumbel_argmax",
     "linear_cross_entropy",
+    "linear_expected_embedding",
     "linear_gumbel_argmax",
     "list_candidates",
     "masked_cross_entropy",

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from dllm_kernels import draw
 from dllm_kernels.gumbel_argmax import GumbelArgmax
 from dllm_kernels.gumbel_argmax.reference import gumbel_argmax as reference_gumbel_argmax
+from dllm_kernels.linear_expected_embedding import ExpectedEmbedding
+from dllm_kernels.linear_expected_embedding.reference import linear_expected_embedding as reference_expected_embedding
 from dllm_kernels.truncation_floor.reference import truncation_floor as reference_truncation_floor
 
 STATISTICS = ("log_prob", "margin", "neg_entropy", "lse")
@@ -152,6 +154,41 @@ def true_linear_gumbel_argmax(hidden: Tensor, weight: Tensor, bias: Tensor | Non
         tensor([1.3863], dtype=torch.float64)
     """
     return true_gumbel_argmax(_true_logits(hidden, weight, bias), **arguments)
+
+
+def true_expected_embedding(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, statistics: str = "tempered", **arguments
+) -> ExpectedEmbedding:
+    """The reference of :func:`dllm_kernels.linear_expected_embedding` on float64 copies; per-row arguments are [R].
+
+    Example:
+        >>> true_expected_embedding(torch.zeros(1, 2), torch.eye(2)).embedding
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
+    """
+    head = (None if x is None else x.double() for x in (hidden, weight, bias))
+    *sampled, embedding = reference_expected_embedding(*head, tempered=statistics == "tempered", **arguments)
+    return ExpectedEmbedding(GumbelArgmax(*sampled), embedding)
+
+
+def plain_expected_embedding(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: Tensor | float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """softmax(l / T) @ weight as anybody would form it, of float32 logits and probabilities in the weight's dtype: the
+    yardstick of the error budget.
+
+    Example:
+        >>> plain_expected_embedding(torch.zeros(1, 2), torch.eye(2))
+        tensor([[0.5000, 0.5000]])
+    """
+    l = F.linear(hidden, weight, bias).float()
+    l = l if softcap is None else softcap * torch.tanh(l / softcap)
+    T = torch.as_tensor(temperature, dtype=torch.float32).expand(len(l))
+    return (l / torch.where(T > 0, T, 1.0)[:, None]).softmax(-1).to(weight.dtype) @ weight
 
 
 def assert_head_within_budget(

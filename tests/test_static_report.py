@@ -26,7 +26,7 @@ HANDED_ON = 24  # bytes that a row's chunk or tile hands on, without noise
 
 def test_one_read_of_the_logits():
     found = predict("gumbel_argmax", rows=1024, vocab=V)
-    results = 1024 * (8 + 4 * 4)
+    results = 1024 * (2 * 8 + 4 * 4)
     assert (found.bytes, found.flops, found.slots) == (1024 * V * 2 + results, 0, 0)
     assert found.l2_bytes == 2 * 1024 * -(-V // 16384) * HANDED_ON
 

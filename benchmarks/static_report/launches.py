@@ -263,19 +263,19 @@ def _turns(name: str, grid: tuple[int, ...], arguments: dict[str, object], loops
 
 
 def chunk_turns(chunks: int, arguments: dict[str, object]) -> list[float]:
-    """Of a launch of so many chunks a row: whole passes, a partial one, the search of columns, and the second reading
+    """Of a launch of so many chunks a row: whole passes, a partial one, the searches of columns, and the second reading
     of chunks with logits far from 0, which is not counted.
 
-    Of normal logits 1.1 columns are searched where there is noise. Without it one more is where columns share their
-    peak: in 3 % of chunks in bfloat16.
+    Of normal logits 1.1 columns are searched for the draw. One more is for the argmax where columns share their peak:
+    in 3 % of chunks in bfloat16.
     """
     plain = arguments["EVEN_V"] and not any(
-        arguments[flag] for flag in ("HAS_SUPPRESS", "HAS_BEGIN_SUPPRESS", "HAS_FLOOR")
+        arguments[flag] for flag in ("HAS_SUPPRESS", "HAS_BEGIN_SUPPRESS", "HAS_FLOOR", "HAS_SOFTCAP")
     )
     width = 4 * (8 if plain and arguments["x_ptr"].itemsize == 2 else 4) * arguments["COLUMNS"]
     tokens = min(arguments["V"] - arguments["first_chunk"] * arguments["BLOCK_V"], chunks * arguments["BLOCK_V"])
-    search = 1.1 if arguments["HAS_NOISE"] else 0.03
-    return [tokens // width / chunks, bool(tokens % width) / chunks, search, 0]
+    searches = [0.03, 1.1] if arguments["HAS_NOISE"] else [0.03]
+    return [tokens // width / chunks, bool(tokens % width) / chunks, *searches, 0]
 
 
 @functools.cache

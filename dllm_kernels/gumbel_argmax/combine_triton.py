@@ -1,11 +1,11 @@
 """The kernel that combines the chunks of a row: Gumbel-argmax's second, and the fused head's with tiles for chunks.
 
-A chunk hands on six float32 numbers and a token: its best score, the two largest logits first and second, and over the
-chunk sum 2^d and sum 2^d d with d = (l - first) / T log2 e. Logits that begin_suppress hides are -inf in the last four.
-The sixth is the largest logit of all, and a chunk hands on the first token that has it, where another may be drawn.
-At T = 0 the score is the largest logit, and the token has it. Otherwise they are the score and the first token of the
-best tile (:mod:`dllm_kernels.draw`), whose 16 logits the chunk hands on too; this kernel draws the row's token from the
-best tile of all. Chunks are combined in a fixed order.
+A chunk hands on five or six float32 numbers and a token: its best score, the two largest logits first and second, and
+over the chunk sum 2^d and sum 2^d d with d = (l - first) / T log2 e. Logits that begin_suppress hides are -inf in the
+last four. The sixth is the largest logit of all, and a chunk hands on the first token that has it, where noise may draw
+another. At T = 0 the score is the largest logit, and the token has it. Otherwise they are the score and the first token
+of the best tile (:mod:`dllm_kernels.draw`), whose 16 logits the chunk hands on too; this kernel draws the row's token
+from the best tile of all. Chunks are combined in a fixed order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dllm_kernels.philox_triton import log_float32
 _NO_TOKEN = tl.constexpr(2**31 - 1)
 _LN2 = tl.constexpr(0.6931471805599453)
 
-# the numbers of a chunk, float32 [6, N, chunks]
+# the numbers of a chunk, float32 [6, N, chunks]; the last with noise only
 _SCORE, _FIRST, _SECOND, _SUM, _MOMENT, _TOP = (tl.constexpr(field) for field in range(6))
 
 
@@ -137,7 +137,7 @@ def _exp(x):
 class Partial(NamedTuple):
     """What chunks hand on.
 
-    numbers: float32 [6, N, chunks]; the last is written with noise only.
+    numbers: float32 [6, N, chunks]; without noise [5, N, chunks].
     token: int32 [N, chunks].
     tile: float32 [N, chunks, 16], the logits of each chunk's best tile; None without noise.
     likeliest: int32 [N, chunks], the first token with the largest logit; None without noise, where it is `token`.
@@ -154,7 +154,7 @@ class Partial(NamedTuple):
         real = functools.partial(torch.empty, dtype=torch.float32, device=device)
         token = torch.empty(n, chunks, dtype=torch.int32, device=device)
         tile, likeliest = (real(n, chunks, 16), torch.empty_like(token)) if noise else (None, None)
-        return cls(real(6, n, chunks), token, tile, likeliest)
+        return cls(real(6 if noise else 5, n, chunks), token, tile, likeliest)
 
 
 def combine(

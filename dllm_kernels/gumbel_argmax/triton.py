@@ -493,7 +493,7 @@ def gumbel_argmax(
     """token, log_prob, margin, neg_entropy, lse, argmax of the chosen rows.
 
     Arguments as in the public function, already checked; per-row ones are [R], of any stride, and `floor` is [N]:
-    logits below it count as -inf. Two launches; temporaries of 28 bytes per row and chunk, and 68 more where there is
+    logits below it count as -inf. Two launches; temporaries of 24 bytes per row and chunk, and 72 more where there is
     noise (:mod:`dllm_kernels._tuning` has the width of a chunk).
     """
     n = len(logits) if rows is None else len(rows)
@@ -522,7 +522,7 @@ def over_slices(
     `slices` yields (first token, logits [n, width]), ascending, without gaps; first tokens are multiples of a chunk's
     width (``_tuning.gumbel_argmax(vocab_size)[0].BLOCK_V``). The memory of a slice may be used again by what is put on
     the stream after the next is asked for. The other arguments as in the public function, per-row ones [n]. One launch
-    for each slice and one at the end; temporaries of 28 bytes per row and chunk, and 68 more where there is noise.
+    for each slice and one at the end; temporaries of 24 bytes per row and chunk, and 72 more where there is noise.
     """
     noise, hidden = (temperature, seeds, positions, step), (adjacent(suppress), adjacent(begin_suppress))
     options = _Options(*noise, *hidden, tempered, softcap, count=count)

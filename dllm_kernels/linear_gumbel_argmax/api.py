@@ -45,9 +45,9 @@ def linear_gumbel_argmax(
     `u` without the prompt, scale s) is combined before the head, which is linear: one product instead of two. The
     combination is float32, rounded once to the dtype of the hidden states.
 
-    How: where there are few rows on a GPU (32 and less) and no softcap, one kernel multiplies a tile of 128 tokens and reduces it; its
-    logits stay float32. With more of them a library multiplies slices of the vocabulary, with logits rounded to the
-    dtype of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them. On a CPU each
+    How: where there are few rows on a GPU (32 and less) and no softcap, one kernel multiplies a tile of 128 tokens and
+    reduces it; its logits stay float32. With more of them a library multiplies slices of the vocabulary, with logits
+    rounded to the dtype of the hidden states, and the kernel of :func:`gumbel_argmax` consumes them. On a CPU each
     thread multiplies stripes of 512 tokens with up to 64 rows at a time and reduces them while they are in its cache,
     the logits rounded as a library's. With `top_k` or `top_p`, which look at whole rows, the product is that of blocks
     of rows instead. Which one follows from shapes and the machine. All products accumulate in float32, so tokens of
@@ -58,9 +58,9 @@ def linear_gumbel_argmax(
 
     Memory beyond arguments and results, in bytes, with s the size of the dtype and N, R, H, V as below:
 
-        fused         28 R ceil(V / 128), and 68 R ceil(V / 128) where there is noise
-        GPU, slices   min(B, R V s) + 28 R ceil(V / 16384) with B = 2^25 up to 192 rows, 2^27 beyond;
-                      and 68 R ceil(V / 16384) where there is noise
+        fused         24 R ceil(V / 128), and 72 R ceil(V / 128) where there is noise
+        GPU, slices   min(B, R V s) + 24 R ceil(V / 16384) with B = 2^25 up to 192 rows, 2^27 beyond;
+                      and 72 R ceil(V / 16384) where there is noise
         GPU, top-k/p  max(min(2^27, R V s), 16 V s) and what :func:`gumbel_argmax` takes for its rows
         CPU, stripes  T (2112 min(R, 64) + 64 R + 32 H) + (4 H + 92) R for T threads, R being at most 512 and rounded up
                       to 1, 4, 8 or a multiple of 16 (of 16 only, and 64 H for 32 H, where bfloat16 has matrix tiles);
@@ -106,7 +106,7 @@ def linear_gumbel_argmax(
         >>> linear_gumbel_argmax(hidden, head, rows=masked, temperature=0.5, seeds=7, positions=masked).token.shape
         torch.Size([1])
     """
-    hidden, weight, bias = _operands(hidden, weight, bias)
+    hidden, weight, bias = check_head(hidden, weight, bias)
     device, (n_hidden, width), vocab_size = hidden.device, hidden.shape, len(weight)
     if rows is not None:
         _checks.tensor("rows", rows, dtypes=(torch.int64,), shape=("R",), device=device)
@@ -142,7 +142,7 @@ def linear_gumbel_argmax(
     return GumbelArgmax(*found)
 
 
-def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
+def check_head(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
     """Hidden states and head, checked; under autocast in its dtype."""
     dtypes = _checks.LOGIT_DTYPES
     _checks.tensor("hidden", hidden, dtypes=dtypes, shape=("N", "H"))

@@ -39,19 +39,32 @@ def linear_gumbel_argmax(
         >>> linear_gumbel_argmax(torch.tensor([[0.0, 1.0]], dtype=torch.float64), head)[0]
         tensor([1])
     """
-    real = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
-    h = hidden.to(real)
     if unconditional is not None:
-        h = ((cfg_scale + 1) * h - cfg_scale * unconditional.to(real)).to(hidden.dtype).to(real)
+        real = real_dtype(hidden)
+        hidden = ((cfg_scale + 1) * hidden.to(real) - cfg_scale * unconditional.to(real)).to(hidden.dtype)
+    logits = head_logits(hidden, weight, bias, softcap, rows)
+    floor = None
+    if top_k is not None or top_p is not None:
+        floor = truncation_floor(logits, temperature, top_k, top_p, suppress)
+    return gumbel_argmax(logits, temperature, suppress=suppress, count=count, floor=floor, **options)
+
+
+def head_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, rows: Tensor | None
+) -> Tensor:
+    """Logits [R, V] of the chosen rows, -inf of one that is out of range; under a softcap rounded before it."""
+    real = real_dtype(hidden)
     w, b = weight.to(real), None if bias is None else bias.to(real)
-    logits = by_blocks(lambda rows: F.linear(rows, w, b), h)
+    logits = by_blocks(lambda rows: F.linear(rows, w, b), hidden.to(real))
     if softcap is not None:
         logits = softcapped(logits.to(hidden.dtype).to(real), softcap)
     if rows is not None:
         nothing = logits.new_full((1, len(weight)), -torch.inf)
         inside = (rows >= 0) & (rows < len(hidden))
         logits = torch.cat([logits, nothing])[torch.where(inside, rows, len(hidden))]
-    floor = None
-    if top_k is not None or top_p is not None:
-        floor = truncation_floor(logits, temperature, top_k, top_p, suppress)
-    return gumbel_argmax(logits, temperature, suppress=suppress, count=count, floor=floor, **options)
+    return logits
+
+
+def real_dtype(x: Tensor) -> torch.dtype:
+    """What is computed in: float32, or float64 of float64."""
+    return x.dtype if x.dtype == torch.float64 else torch.float32

@@ -280,7 +280,7 @@ def fused_head(
     begin_suppress: Tensor | None = None,
     tempered: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The six results by one product and reduction, in two launches; temporaries of 28 bytes per row and tile, and 68
+    """The six results by one product and reduction, in two launches; temporaries of 24 bytes per row and tile, and 72
     more where there is noise."""
     n, vocab_size, width = len(hidden) if rows is None else len(rows), *weight.shape
     shape, launch = _tuning.fused_head(n, hidden.dtype)

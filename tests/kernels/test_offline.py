@@ -102,18 +102,12 @@ def test_logits_stay_in_cache_only_for_a_gradient():
 
 def test_occupancy_is_bounded_by_nothing_but_the_work(compiled):
     """The pass over the vocabulary runs at half the threads of an SM or more (64 registers; every option at once, two
-    fifths and 80; a softcap, whose instructions are many to a load, a quarter and 128), and exchanges nothing through shared memory but what its reductions need, where rows are aligned."""
+    fifths and 80; a softcap, whose instructions are many to a load, a quarter and 128), and exchanges nothing through
+    shared memory but what its reductions need, where rows are aligned."""
+    registers = {"softcap": 128, "noise": 96, "every option": 80, "": 64}
     for row in compiled:
         if row["kernel"] == "chunk_kernel" and row["target"].startswith("sm") and "ragged" not in row["configuration"]:
-            most = (
-                128
-                if "softcap" in row["configuration"]
-                else 96
-                if "noise" in row["configuration"]
-                else 80
-                if "every option" in row["configuration"]
-                else 64
-            )
+            most = next(most for option, most in registers.items() if option in row["configuration"])
             assert row["registers"] <= most and row["shared"] <= 64, row
 
 
