@@ -12,17 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dllm_kernels import linear_gumbel_argmax, philox, transfer_tokens
-
-
-def expected_embedding(flat, weight, bias, *, temperature, softcap, **options):
-    found = linear_gumbel_argmax(
-        flat, weight, bias, statistics="tempered", temperature=temperature, softcap=softcap, **options
-    )
-    l = torch.nn.functional.linear(flat, weight, bias).float()
-    l = torch.tanh(l / softcap) * softcap
-    p = (l / temperature[:, None]).softmax(-1).to(weight.dtype)
-    return found, p @ weight
+from dllm_kernels import linear_expected_embedding, linear_gumbel_argmax, philox, transfer_tokens
 
 
 class CanvasStep(NamedTuple):
@@ -82,7 +72,7 @@ def canvas_step(
     )
     flat, embedding = hidden.flatten(0, 1).to(head.weight.dtype), None
     if embeds:
-        found, embedding = expected_embedding(flat, head.weight, head.bias, **options)
+        found, embedding = linear_expected_embedding(flat, head.weight, head.bias, **options)
         embedding = embedding.view(rows, columns, -1)
     else:
         found = linear_gumbel_argmax(flat, head.weight, head.bias, statistics="tempered", **options)
