@@ -118,8 +118,8 @@ class Case:
 
     def body(self) -> float:
         """Seconds of one forward of the decoder, without the head: what a step cannot fall below."""
-        from dllm.fast.gemma import DiffusionGemma
         from dllm.fast.sampling.cache import KeyValueCache
+        from dllm.fast.uniform.model import DiffusionGemma
 
         parts, batch = DiffusionGemma(self.model), len(self.prompts)
         cache = KeyValueCache(parts.layout(), rows=batch, columns=PROMPT, device=self.device)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.deferred import DeferredHead, defer_head
-from dllm.fast.gemma import is_diffusion_gemma
-from dllm.fast.generate_patch import patch_generate, unpatch_generate
 from dllm.fast.head.interception import instance_forward
 from dllm.fast.head.split import output_head
 from dllm.fast.head.use import why_not_linear
 from dllm.fast.model import unwrapped
+from dllm.fast.uniform.generate import patch_generate, unpatch_generate
+from dllm.fast.uniform.model import is_diffusion_gemma
 
 
 class Patch:

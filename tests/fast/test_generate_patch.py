@@ -138,7 +138,7 @@ def test_what_needs_logits_runs_the_models_own_steps(model, inputs, caplog, monk
 
         def end(self) -> None: ...
 
-    monkeypatch.setattr("dllm.fast.generate_patch._logged", set())
+    monkeypatch.setattr("dllm.fast.uniform.generate._logged", set())
     given = {
         "logits processor": lambda: {"logits_processor": LogitsProcessorList([SuppressTokensLogitsProcessor([9])])},
         "streamer takes logits": lambda: {"streamer": Streamer()},

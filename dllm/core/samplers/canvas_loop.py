@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dllm.fast.gemma import DiffusionGemma
 from dllm.fast.sampling.cache import SPARE, KeyValueCache
 from dllm.fast.sampling.loop import NoFiniteLogit
-from dllm.fast.uniform import CanvasStep, canvas_step, next_canvas, noise, temperature_of
+from dllm.fast.uniform.model import DiffusionGemma
+from dllm.fast.uniform.step import CanvasStep, canvas_step, next_canvas, noise, temperature_of
 from dllm_kernels import linear_gumbel_argmax
 
 

@@ -16,11 +16,11 @@ from dllm.core.samplers.config import settings_of
 from dllm.core.samplers.diffusion_gemma_config import DiffusionGemmaSamplerConfig
 from dllm.core.samplers.layout import Seed
 from dllm.core.samplers.run import BaseSamplerOutput
-from dllm.fast.gemma import DiffusionGemma
 from dllm.fast.model import check_positions, evaluation_mode
 from dllm.fast.sampling.inputs import row_seeds
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.stats import Stats
+from dllm.fast.uniform.model import DiffusionGemma
 from dllm_kernels import _impl
 
 

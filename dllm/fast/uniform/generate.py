@@ -1,8 +1,8 @@
 """DiffusionGemma's own `generate`, with steps whose logits are never stored.
 
 transformers' loop stays as it is: prompts, images, masks, caches, streamers and stopping. Of each step the decoder is
-run up to the LM head, and :func:`dllm.fast.uniform.canvas_step` does the rest. What the loop carries from step to step
-under the name of logits, [B, L, V], is here the signal that they would become, [B, L, H].
+run up to the LM head, and :func:`dllm.fast.uniform.step.canvas_step` does the rest. What the loop carries from step to
+step under the name of logits, [B, L, V], is here the signal that they would become, [B, L, H].
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.gemma import DiffusionGemma
 from dllm.fast.sampling.inputs import row_seeds
-from dllm.fast.uniform import canvas_step, next_canvas, noise
+from dllm.fast.uniform.model import DiffusionGemma
+from dllm.fast.uniform.step import canvas_step, next_canvas, noise
 
 _log = logging.getLogger("dllm.fast")
 _logged: set[str] = set()
@@ -91,7 +91,7 @@ def patch_generate(model: nn.Module) -> bool:
     """Make the `generate` of a DiffusionGemma fast. False where it is so already.
 
     Raises:
-        TypeError, ValueError: as :class:`dllm.fast.gemma.DiffusionGemma`.
+        TypeError, ValueError: as :class:`dllm.fast.uniform.model.DiffusionGemma`.
     """
     inner = DiffusionGemma(model).model
     if isinstance(inner, FastCanvases):
