@@ -1,7 +1,7 @@
 """The random stream: counter-based noise that depends on nothing but its address.
 
 Every random number of this library has an address ``(seed, token, position, step, stream)``: the 64-bit seed of the
-*sample*, the token id, the position in the canvas, the denoising step and one of seven streams. The number at an
+*sample*, the token id, the position in the canvas, the denoising step and one of eight streams. The number at an
 address is the same alone or in any batch, on any device and in any implementation. This file is the specification, in
 plain torch; the C++ and Triton kernels compute the same bits. What is drawn with them: :mod:`dllm_kernels.draw`.
 
@@ -21,6 +21,9 @@ Gumbel
     Every logarithm is :func:`log_float32`: a fixed sequence of IEEE multiplications and additions, never contracted.
 
 Draws need an exponential besides, :func:`exp_float32`, which is as fixed.
+
+Uniform token
+    floor(V U) with w and w' of token 0: of a vocabulary of V <= 2^31 tokens each has probability 1 / V up to 2^-64.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ DIFFUSION_TIME = 3
 LIKELIHOOD_MASKS = 4
 TILE_NOISE = 5
 DROPOUT = 6
+UNIFORM_TOKENS = 7
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
@@ -124,7 +128,7 @@ def words(seed: Tensor, block: Tensor, position: Tensor, step: Tensor, stream: i
         block: int64, token id div 4.
         position: int64, position in the canvas.
         step: int64, denoising step.
-        stream: one of the seven stream numbers above.
+        stream: one of the eight stream numbers above.
 
     The tensors broadcast against each other; counters are taken modulo 2^32.
 
@@ -242,6 +246,25 @@ def uniform(seed: Tensor, position: Tensor, step: Tensor, stream: int) -> Tensor
         True
     """
     return unit_interval(words(seed, torch.zeros_like(seed), position, step, stream)[0])
+
+
+def uniform_token(seed: Tensor, position: Tensor, step: Tensor, vocab_size: int) -> Tensor:
+    """Tokens drawn from the whole vocabulary with equal probability, int64, of stream UNIFORM_TOKENS.
+
+    (w V + (w' V div 2^32)) div 2^32 with V = `vocab_size`, from 1 to 2^31, in int64: floor(V U) up to the half.
+
+    Args:
+        seed, position, step: int64, broadcasting against each other.
+
+    Example:
+        >>> drawn = uniform_token(torch.tensor(7), torch.arange(1000), torch.tensor(0), 10)
+        >>> drawn.min().item(), drawn.max().item()
+        (0, 9)
+    """
+    if not 1 <= vocab_size <= 2**31:
+        raise ValueError(f"vocab_size must be from 1 to 2^31, got {vocab_size}")
+    w, partner, *_ = words(seed, torch.zeros_like(seed), position, step, UNIFORM_TOKENS)
+    return (w * vocab_size + (partner * vocab_size >> 32)) >> 32
 
 
 def unit_interval(w: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from dllm.fast.head.interception import instance_forward
 from dllm.fast.head.split import output_head
 from dllm.fast.head.use import why_not_linear
 from dllm.fast.model import unwrapped
+from dllm.fast.uniform.generate import patch_generate, unpatch_generate
+from dllm.fast.uniform.model import is_diffusion_gemma
 
 
 class Patch:
@@ -43,6 +45,11 @@ def patch(model: nn.Module) -> Patch:
     the log of "dllm.fast" names it. In the backward, rows whose upstream gradient is zero cost nothing on the CPU.
     Second derivatives (`create_graph=True`) are refused.
 
+    Of DiffusionGemma it is `model.generate` that becomes fast: same arguments and results, and canvases as likely as
+    before, drawn with a seed from torch's generator (that of row i is s + i). Logits [B, L, V] are not stored: head,
+    softcap, temperature, draw, argmax, entropy and self-conditioning are one pass. A call with logits processors, a
+    streamer of logits or a static cache, which need them, runs transformers' own steps, with one line in the log.
+
     Masks, objective and row lengths are the script's own and are not checked: a causal model works too.
 
     A new head (`resize_token_embeddings`) is not patched: call this again. Copies, pickles and checkpoints of a patched
@@ -60,6 +67,7 @@ def patch(model: nn.Module) -> Patch:
     Raises:
         ValueError: the model has no output embeddings, its head is no plain nn.Linear, or the model computes with
             its head's output.
+        TypeError: the head of a DiffusionGemma is no plain nn.Linear.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
@@ -72,6 +80,8 @@ def patch(model: nn.Module) -> Patch:
         >>> logits.shape
         torch.Size([2, 3, 50])
     """
+    if is_diffusion_gemma(model):
+        return Patch(model, made=patch_generate(model))
     head = output_head(unwrapped(model))
     if isinstance(head, DeferredHead):
         return Patch(model, made=False)
@@ -101,6 +111,8 @@ def unpatch(model: nn.Module) -> None:
         >>> type(model.get_output_embeddings())
         <class 'torch.nn.modules.linear.Linear'>
     """
+    if is_diffusion_gemma(model):
+        return unpatch_generate(model)
     head = output_head(unwrapped(model))
     if type(head) is DeferredHead:
         head.__class__ = nn.Linear

@@ -2,6 +2,7 @@
 
 from dllm.core.samplers.base import BaseSampler, BaseSamplerConfig, BaseSamplerOutput, Plan, SampledRow
 from dllm.core.samplers.bd3lm import BD3LMSampler, BD3LMSamplerConfig
+from dllm.core.samplers.diffusion_gemma import DiffusionGemmaSampler, DiffusionGemmaSamplerConfig
 from dllm.core.samplers.dream import DreamSampler, DreamSamplerConfig
 from dllm.core.samplers.editflow import EditFlowSampler, EditFlowSamplerConfig
 from dllm.core.samplers.entropy_bound import EntropyBoundSampler, EntropyBoundSamplerConfig
@@ -21,6 +22,8 @@ __all__ = [
     "BaseSampler",
     "BaseSamplerConfig",
     "BaseSamplerOutput",
+    "DiffusionGemmaSampler",
+    "DiffusionGemmaSamplerConfig",
     "DreamSampler",
     "DreamSamplerConfig",
     "EditFlowSampler",

@@ -26,11 +26,13 @@ class BaseSamplerOutput:
     sequences: int64 [B, L].
     histories: the canvases [B, L] at the start and after every forward pass; None without `keep_histories`.
     stats: forward passes, tokens and times of the call.
+    log_probs: log-probabilities of each row's generated tokens, where a sampler gives them and was asked to.
     """
 
     sequences: Tensor
     histories: list[Tensor] | None = None
     stats: Stats | None = None
+    log_probs: list[Tensor] | None = None
 
 
 class Plan(NamedTuple):

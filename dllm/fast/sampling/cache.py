@@ -8,6 +8,9 @@ values to it and attend to what it returns.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -42,9 +45,12 @@ class KeyValueCache:
         [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     """
 
+    is_compileable = False  # what transformers asks: its keys are the whole of what is kept
+
     def __init__(
         self, layout: CacheLayout, *, rows: int, columns: int, device: torch.device, shift_column: tuple | None = None
     ):
+        self.layers: list[SimpleNamespace] = []
         self.layout, self.rows, self.columns = layout, rows, columns
         self.keys, self.values = [], []
         for heads, key_size, value_size, key_dtype, value_dtype in layout:
@@ -75,14 +81,15 @@ class KeyValueCache:
         """Its memory, in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.memory)
 
-    def set_write_columns(self, row: Tensor, column: Tensor, *, visible: int | None) -> None:
+    def set_write_columns(self, row: Tensor, column: Tensor, *, visible: int | None, first_rows: bool = True) -> None:
         """Set where the columns of the next forward are written, and what its attention reads.
 
         Args:
             row: int64 [b], the rows of the cache that run.
             column: int64 [b, W], where their columns are written.
-            visible: attention reads this many first columns of the cache; the rows must then be its first b. None:
-                attention reads the keys and values that it has just computed, and nothing else.
+            visible: attention reads this many first columns of the cache. None: attention reads the keys and values
+                that it has just computed, and nothing else.
+            first_rows: `row` is 0 ... b - 1, so that attention reads them in place; else it reads a copy.
 
         Raises:
             ValueError: the cache is too small.
@@ -91,13 +98,14 @@ class KeyValueCache:
             raise ValueError(
                 f"a cache of {self.rows} rows of {self.columns} columns cannot hold {len(row)} rows of {visible}"
             )
-        self._row, self._column, self._visible = row[:, None], column, visible
+        self._row, self._column, self._visible, self._in_place = row[:, None], column, visible, first_rows
 
     def clear_write_columns(self) -> None:
         """Forget the last :meth:`set_write_columns`: its tensors may lie in memory of a CUDA graph, which is freed with
         the graph."""
         self._row, self._column = self._nowhere, self._nowhere
         self._visible: int | None = None
+        self._in_place = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
@@ -121,7 +129,19 @@ class KeyValueCache:
             kept[self._row, :, self._column] = states.transpose(1, 2)
         if self._visible is None:
             return key_states, value_states
+        if not self._in_place:
+            memory = tuple(kept.index_select(0, self._row[:, 0]) for kept in memory)
         return memory[0][:rows, :, : self._visible], memory[1][:rows, :, : self._visible]
+
+    @contextmanager
+    def reading(self, rows: int, visible: int) -> Iterator[None]:
+        """Let a model that writes nothing read this many first rows and columns of each layer, as `layers`."""
+        pairs = zip(self.keys, self.values, strict=True)
+        self.layers = [SimpleNamespace(keys=k[:rows, :, :visible], values=v[:rows, :, :visible]) for k, v in pairs]
+        try:
+            yield
+        finally:
+            self.layers = []
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: models that number positions themselves are given `position_ids`, and must not add to them."""

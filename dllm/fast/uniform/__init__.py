@@ -1,0 +1,1 @@
+"""Uniform diffusion: canvases of random tokens, as DiffusionGemma denoises them."""
