@@ -296,7 +296,8 @@ def test_what_pays():
     assert least(64) > least(512) > least(8192)
     assert decision.why_it_does_not_pay(model, least(64), 64, CPU) is None
     assert "at most" in decision.why_it_does_not_pay(model, least(64) - 1, 64, CPU)
-    assert "not known" in decision.why_it_does_not_pay(model, 10**9, 64, torch.device("meta"))
+    for device in ("meta", "cuda"):
+        assert "not been measured" in decision.why_it_does_not_pay(model, 10**9, 64, torch.device(device))
 
 
 def test_without_a_compiler(monkeypatch):

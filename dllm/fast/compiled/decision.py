@@ -3,8 +3,8 @@
 The decision depends on the arguments and the model alone: not on clocks, on earlier calls or on what is cached. So a
 call that is repeated decides as before.
 
-What a compiled body saves is memory traffic between products and, on a GPU, launches: so many seconds for each byte
-that a linear layer puts out, and for each linear layer. Compiling takes so many seconds for each linear layer. Both are
+What a compiled body saves is memory traffic between products: so many seconds for each byte that a linear layer puts
+out, and for each linear layer. Compiling takes so many seconds for each linear layer. Both are
 measured with ModernBERT, which has rotary positions, gates and layer norms. A BERT with exact GELU saves nothing on a
 CPU: there None costs a long run some seconds.
 """
@@ -29,10 +29,10 @@ from torch import nn
 
 from dllm.fast.compiled.body import CannotCompile, CompiledBody, find_body, why_compiled_already
 
-# Seconds saved for each byte that a linear layer puts out, and for each linear layer of a forward. CPU: measured on two
-# cores (benchmarks/LOG.md). GPU: reckoned, from two bytes less of traffic for each at 3.3 TB/s and three launches less.
-SAVED_PER_BYTE = {"cpu": 3.3e-10, "cuda": 6e-13}
-SAVED_PER_LINEAR = {"cpu": 1e-5, "cuda": 1.2e-5}
+# Seconds saved for each byte that a linear layer puts out, and for each linear layer of a forward; measured on two cores
+# (benchmarks/LOG.md). What is saved on a GPU has not been measured, so there None leaves the body as it is.
+SAVED_PER_BYTE = {"cpu": 3.3e-10}
+SAVED_PER_LINEAR = {"cpu": 1e-5}
 # Seconds that a cold compile takes, and for each linear layer; measured on two cores.
 COMPILE_SECONDS, COMPILE_SECONDS_PER_LINEAR = 8.0, 0.5
 MARGIN = 2  # it pays where it saves this many times what it costs
@@ -141,7 +141,7 @@ def why_it_does_not_pay(model: nn.Module, forwards: int, tokens: int, device: to
     if not widths:
         return "the body has no linear layer of its own"
     if device.type not in SAVED_PER_BYTE:
-        return f"what a compiled body saves on {device.type} is not known"
+        return f"what a compiled body saves on {device.type} has not been measured: compile_body=True compiles it"
     size = next(body.parameters()).element_size()
     saved = tokens * sum(widths) * size * SAVED_PER_BYTE[device.type] + len(widths) * SAVED_PER_LINEAR[device.type]
     costs = COMPILE_SECONDS + COMPILE_SECONDS_PER_LINEAR * len(widths)
