@@ -6,11 +6,12 @@
 Each way answers the same requests with the same seeds: word problems of the gauge, whose answers may have 16 to 128
 tokens, all waiting at the start.
 
-    one by one   each request alone
-    fixed        batches in order of arrival; the next one starts when all rows are finished
-    sorted       the same, the longest requests first
-    refilled     in order of arrival; the next request takes the place of one that is finished
-    by widths    the same, with widths that are multiples of 32, so that a row has the same bits in any company
+    one by one         each request alone
+    fixed              batches in order of arrival; the next one starts when all rows are finished
+    sorted             the same, the longest requests first
+    refilled           in order of arrival; the next request takes the place of one that is finished
+    refilled, sorted   the same, the longest requests first: what `sample_many` does
+    by widths          as refilled, with widths that are multiples of 32: a row has the same bits in any company
 
 Seconds are those of the fastest round; "until" is the median time until an answer is complete, counted from the start.
 "other" counts rows that have other tokens than alone. Output: a table and, as the last line, one JSON object.
@@ -70,6 +71,7 @@ def ways(rows: int) -> dict[str, Way]:
         "fixed": Way(rows, refills=False),
         "sorted": Way(rows, refills=False, sorts=True),
         "refilled": Way(rows, refills=True),
+        "refilled, sorted": Way(rows, refills=True, sorts=True),
         "by widths": Way(rows, refills=True, multiple=32),
     }
 
