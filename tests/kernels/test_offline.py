@@ -19,11 +19,19 @@ HEADS = 11  # configurations of the fused head
 # What `make test` compiles: for sm_90 all of bfloat16, and of other dtypes what is not as in bfloat16; for AMD, whose
 # compiler is another, every kernel once; for the others the fused head, whose matrix instructions are their own.
 HEAD = ("head, 32 rows count", "head, 32 rows noise ")  # noise and something else
-ONCE = (*HEAD, "bfloat16 noise tempered", "bfloat16 embedding, suppress", "bfloat16 top_p")
+ONCE = (*HEAD, "bfloat16 noise tempered", "weights", "bfloat16 top_p")
 ONCE += ("bfloat16 loss and gradient ragged", "bfloat16 scaled")
 WINDOWS = ("k window 1", "window 64", "window 8192")  # of one warp, and of most
 SOME = {
-    ("sm_90",): ("bfloat16", "float32 every option", "float32 noise", "head", *WINDOWS, "noise of positions"),
+    ("sm_90",): (
+        "bfloat16",
+        "float32 every option",
+        "float32 noise",
+        "head",
+        "weights",
+        *WINDOWS,
+        "noise of positions",
+    ),
     ("gfx942",): (*ONCE, "k window 64", "window 64, every option", "noise of positions, gumbel"),
     ("sm_80", "sm_100"): HEAD,
 }
