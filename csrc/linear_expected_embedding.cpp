@@ -16,7 +16,8 @@ constexpr int64_t kPart = 4 * kStripe;
 constexpr int64_t kTogether = kAccumulators / 4;  // rows whose sums are in registers
 constexpr int64_t kPanel = 4 * kLanes;            // with so many columns
 constexpr int64_t kChunk = 64;                    // tokens of which a panel lies in the nearest cache
-// A token this far below the largest so far counts as 0: 2^18 of them weigh a thousandth of an ulp.
+// A token this far below the largest so far counts as 0, and no subnormal number arises: 2^18 of them weigh a thousandth
+// of an ulp. Most weights of a sure row are 0 so, but not all of a chunk's: a part does not know what others hold.
 constexpr float kNothing = -36;
 
 // sum e^((l - max) rate) E_v of each row, in whole panels of columns.
@@ -80,26 +81,18 @@ class Embedding {
     for (int64_t token = begin; token < end; token += kChunk) {
       const float* w = weights + (token - begin);
       const int64_t tokens = std::min(kChunk, end - token);
-      bool used[kVectors * kLanes], any = false;
-      for (int64_t i = 0; i < n; ++i) any |= used[i] = has_weight(w + i * kRow, tokens);
-      if (!any) continue;
       for (int64_t column = 0; column < width_; column += kPanel) {
         copy(token, tokens, column, panel);
         int64_t i = 0;
         for (; i + kTogether <= n; i += kTogether)
-          if (std::any_of(used + i, used + i + kTogether, [](bool is) { return is; }))
-            multiply_panel<kTogether>(w + i * kRow, panel, tokens, to.row(first + i) + column, to.width);
+          multiply_panel<kTogether>(w + i * kRow, panel, tokens, to.row(first + i) + column, to.width);
         for (; i < n; ++i)
-          if (used[i]) multiply_panel<1>(w + i * kRow, panel, tokens, to.row(first + i) + column, to.width);
+          multiply_panel<1>(w + i * kRow, panel, tokens, to.row(first + i) + column, to.width);
       }
     }
   }
 
  private:
-  static bool has_weight(const float* w, int64_t tokens) {
-    return std::any_of(w, w + tokens, [](float x) { return x != 0; });
-  }
-
   // The panel from `column` on of so many rows, as float32, with zeros beyond the last column.
   void copy(int64_t token, int64_t tokens, int64_t column, float* panel) const {
     for (int64_t v = 0; v < tokens; ++v, panel += kPanel) {

@@ -105,9 +105,9 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         given = (meta(n, width, dtype=dtype), *of_weight, meta(outputs, **float32) if bias else None)
         return partial(int8_linear.int8_linear, *given)
 
-    def embedding(n: int, vocab_size: int, dtype: torch.dtype, **options: object) -> Callable[[], object]:
-        operands = (meta(n, 64, dtype=dtype), meta(vocab_size, 64, dtype=dtype))
-        return partial(linear_expected_embedding.linear_expected_embedding, *operands, **options)
+    def weights(vocab_size: int, dtype: torch.dtype, *options: object) -> Callable[[], object]:
+        logits, top = meta(8, vocab_size, dtype=dtype), meta(8, dtype=torch.float32)
+        return partial(linear_expected_embedding.weigh, logits, top, *options)
 
     def step(window: int, every: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
         rows, table, cells, name = meta(8), meta(8, 4), meta(8, window), f"window {window}{', every option' * every}"
@@ -177,8 +177,8 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "bfloat16 head, 32 rows noise rows count", head(32, 4096, llada, bf16, False, **drawn[32], **listed)
     for dtype, capped in ((bf16, 30.0), (torch.float16, None), (torch.float32, 30.0)):
         name = str(dtype).removeprefix("torch.")
-        yield f"{name} embedding", embedding(8, llada, dtype, **noise, tempered=True, softcap=capped)
-    yield "bfloat16 embedding, suppress ragged", embedding(8, bert, bf16, **suppress[bert])
+        yield f"{name} weights", weights(llada, dtype, noise["temperature"], None, True, capped)
+    yield "bfloat16 weights, suppress ragged", weights(bert, bf16, None, suppress[bert]["suppress"], False, None)
     yield "bfloat16 head, 32 rows noise bias", head(32, *bert_large, bf16, True, **drawn[32])
     yield "float16 head, 32 rows noise suppress", head(32, *bert_large, torch.float16, True, **drawn[32], **flags)
     yield "float32 head, 16 rows noise", head(16, *bert_large, torch.float32, False, **drawn[16])

@@ -60,9 +60,8 @@ def linear_expected_embedding(
     relative to the largest so far, and multiplies them with the same stripe while it is in cache. So the weight is read
     once. Parts of four stripes have sums of their own, combined in the order of the vocabulary: a row has the same bits
     alone and in any batch, with any number of threads, and `sampled` those of :func:`linear_gumbel_argmax`. A token
-    whose l / T is 36 below the row's largest so far has the weight 0, and rows whose tokens all are take no second
-    product. On a GPU libraries multiply slices of the vocabulary around two kernels: ``triton.py`` beside this file has
-    the sizes and the predicted times.
+    whose l / T is 36 below the largest of its part counts as 0. On a GPU libraries multiply slices of the vocabulary
+    around two kernels: ``triton.py`` beside this file has the sizes and the predicted times.
 
     Memory beyond arguments and results, in bytes, with s the size of the dtype and, on a CPU, R at most 256 and H' = H
     rounded up to a multiple of 64:

@@ -82,6 +82,39 @@ def _nearly_softcapped(l, softcap):
     return tl.where(l > -INF, tl.where(l < 0, -size, size), -INF)
 
 
+def weigh(
+    logits: Tensor,
+    top: Tensor,
+    temperature: Tensor | None,
+    suppress: Tensor | None,
+    tempered: bool,
+    softcap: float | None,
+) -> Tensor:
+    """Logits [n, width] become weights, relative to the logit `top` [n] of each row; returns their sums [n]."""
+    n, width = logits.shape
+    blocks = triton.cdiv(width, BLOCK_V)
+    sums = torch.empty(n, blocks, dtype=torch.float32, device=logits.device)
+    _weight_kernel[(n, blocks)](
+        x_ptr=logits,
+        suppress_ptr=suppress,
+        top_ptr=top,
+        temperature_ptr=temperature,
+        sum_ptr=sums,
+        softcap=1.0 if softcap is None else softcap,
+        size_v=width,
+        stride_xr=logits.stride(0),
+        stride_tr=stride_of(temperature),
+        blocks=blocks,
+        BLOCK_V=BLOCK_V,
+        HAS_SUPPRESS=suppress is not None,
+        HAS_SOFTCAP=softcap is not None,
+        TEMPERED=tempered,
+        num_warps=4,
+        enable_fp_fusion=False,  # the softcap's bits are those of the statistics
+    )
+    return sums.sum(dim=1)
+
+
 class _Sums:
     """sum w_v E_v and sum w_v of each row, w relative to the largest logit so far: float32 [n, H] and [n]."""
 
@@ -108,35 +141,12 @@ class _Sums:
         if self.tempered:
             gap = gap / torch.where(self.temperature > 0, self.temperature.clamp(*STATISTICS_TEMPERATURES), 1.0)
         shrink = torch.where(before > -torch.inf, gap.exp(), 0.0)
-        self.total = self.total * shrink + self._weigh(first, logits)
+        suppress = None if self.suppress is None else self.suppress[first : first + logits.shape[1]]
+        weights = weigh(logits, self.top, self.temperature, suppress, self.tempered, self.softcap)
+        self.total = self.total * shrink + weights
         if self.sums is not None:
             self.sums.mul_(shrink[:, None])
         self.sums = _add_product(self.sums, logits, self.weight[first : first + logits.shape[1]])
-
-    def _weigh(self, first: int, logits: Tensor) -> Tensor:
-        """Logits become weights; returns their sums."""
-        n, width = logits.shape
-        blocks = triton.cdiv(width, BLOCK_V)
-        sums = torch.empty(n, blocks, dtype=torch.float32, device=logits.device)
-        _weight_kernel[(n, blocks)](
-            x_ptr=logits,
-            suppress_ptr=None if self.suppress is None else self.suppress[first:],
-            top_ptr=self.top,
-            temperature_ptr=self.temperature,
-            sum_ptr=sums,
-            softcap=1.0 if self.softcap is None else self.softcap,
-            size_v=width,
-            stride_xr=logits.stride(0),
-            stride_tr=stride_of(self.temperature),
-            blocks=blocks,
-            BLOCK_V=BLOCK_V,
-            HAS_SUPPRESS=self.suppress is not None,
-            HAS_SOFTCAP=self.softcap is not None,
-            TEMPERED=self.tempered,
-            num_warps=4,
-            enable_fp_fusion=False,  # the softcap's bits are those of the statistics
-        )
-        return sums.sum(dim=1)
 
     def mean(self, token: Tensor) -> Tensor:
         """The mean of each row, in the weight's dtype; 0 where there is no token."""

@@ -141,7 +141,11 @@ def _tile_kernel(
     top = tl.max(l, axis=0)
     likeliest = tl.min(tl.where(l == top[None, :], offs_v[:, None], _NO_TOKEN), axis=0)
     best, token = top, likeliest
+    partial_ptr += offs_r * tiles + tile
+    stride_f = N.to(tl.int64) * tiles
     if HAS_NOISE:
+        tl.store(partial_ptr + _TOP * stride_f, top, mask=mask_r)
+        tl.store(likeliest_ptr + offs_r * tiles + tile, likeliest, mask=mask_r)
         T = tl.load(temperature_ptr + offs_r * stride_tr, mask=mask_r, other=0.0)
         seed = tl.load(seeds_ptr + offs_r * stride_sr, mask=mask_r, other=0)
         position = tl.load(positions_ptr + offs_r * stride_pr, mask=mask_r, other=0)
@@ -164,8 +168,6 @@ def _tile_kernel(
     d = exponent(x - tl.maximum(first, -HIGHEST)[None, :], rate, TEMPERED)
     e = tl.exp2(d)
 
-    partial_ptr += offs_r * tiles + tile
-    stride_f = N.to(tl.int64) * tiles
     tl.store(partial_ptr + _SCORE * stride_f, best, mask=mask_r)
     tl.store(partial_ptr + _FIRST * stride_f, first, mask=mask_r)
     tl.store(partial_ptr + _SECOND * stride_f, second, mask=mask_r)
@@ -173,9 +175,6 @@ def _tile_kernel(
     tl.store(partial_ptr + _MOMENT * stride_f, _sum(e * d, BLOCK_V, BLOCK_R), mask=mask_r)
     token = tl.where(best > -INF, token, _NO_TOKEN)
     tl.store(partial_token_ptr + offs_r * tiles + tile, token, mask=mask_r)
-    if HAS_NOISE:
-        tl.store(partial_ptr + _TOP * stride_f, top, mask=mask_r)
-        tl.store(likeliest_ptr + offs_r * tiles + tile, likeliest, mask=mask_r)
 
 
 @triton.jit
