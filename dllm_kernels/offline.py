@@ -187,12 +187,12 @@ def configurations() -> Iterator[tuple[str, Callable[[], object]]]:
         "float32 head, 32 rows noise suppress tempered",
         head(32, *bert_large, torch.float32, True, **drawn[32], **flags, tempered=True),
     )
-    scaled = {vocab_size: dict(weight_scale=meta(vocab_size, dtype=torch.float32)) for vocab_size in (llada, 50368)}
-    yield "int8 head, 16 rows noise", head(16, 4096, llada, bf16, False, **drawn[16], **scaled[llada])
-    yield "int8 head, 32 rows noise bias", head(32, *bert_large, torch.float32, True, **drawn[32], **scaled[50368])
     for n in (16, 32, 64, 4096):
         yield f"int8 layer, {n} rows", layer(n, 4096, 12288, bf16, False)
         yield f"int8 layer, {n} rows ragged bias", layer(n, 112, 997, torch.float32, True)
+    scaled = {vocab_size: dict(weight_scale=meta(vocab_size, dtype=torch.float32)) for vocab_size in (llada, 50368)}
+    yield "int8 head, 16 rows noise", head(16, 4096, llada, bf16, False, **drawn[16], **scaled[llada])
+    yield "int8 head, 32 rows noise bias", head(32, *bert_large, torch.float32, True, **drawn[32], **scaled[50368])
     scale = meta(1, dtype=torch.float32).expand(8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")

@@ -29,8 +29,8 @@ from torch import nn
 
 from dllm.fast.compiled.body import CannotCompile, CompiledBody, find_body, why_compiled_already
 
-# Seconds saved for each byte that a linear layer puts out, and for each linear layer of a forward; measured on two cores
-# (benchmarks/LOG.md). What is saved on a GPU has not been measured, so there None leaves the body as it is.
+# Seconds saved for each byte that a linear layer puts out, and for each linear layer of a forward; measured on two
+# cores (benchmarks/LOG.md). What is saved on a GPU has not been measured, so there None leaves the body as it is.
 SAVED_PER_BYTE = {"cpu": 3.3e-10}
 SAVED_PER_LINEAR = {"cpu": 1e-5}
 # Seconds that a cold compile takes, and for each linear layer; measured on two cores.
