@@ -97,27 +97,29 @@ constexpr int kVectors = 4;             // of rows in a block
 constexpr int64_t kGroup = 48;          // tokens whose products are turned at a time
 constexpr int64_t kStripe = 512;        // tokens of which a block of rows has logits at a time: a block of a draw's tiles
 constexpr int64_t kRow = kStripe + 16;  // distance of its rows: a power of two would put them into the same cache sets
-template <int V>
-constexpr int kTokens = std::min(8, kAccumulators / V);  // that V vectors meet at a time: more would share cache sets
+// Tokens that V vectors meet at a time: more would share cache sets. Products of 8 bits need registers besides: with more
+// sums GCC keeps some of them in memory.
+template <typename Factor, int V>
+constexpr int kTokens = std::min(8, std::is_same_v<typename Factor::type, int8_t> && V > 2 ? 4 : kAccumulators / V);
 static_assert(kStripe % kLanes == 0 && kGroup % kLanes == 0);
 
-// The products of V vectors of rows with kTokens<V> tokens. `ahead`: the weights to be read after these and the next.
+// The products of V vectors of rows with kTokens<Factor, V> tokens. `ahead`: the weights to be read after these and the next.
 template <typename Factor, typename Rows, int V>
 void multiply(
     const float* rows, const typename Factor::type* weight, int64_t stride, int64_t steps,
     const typename Factor::type* ahead, typename Rows::type (*out)[V]) {
   constexpr int64_t kLine = 64 / (Factor::kStep * sizeof(typename Factor::type));
   for (int64_t k = 0; k < steps;) {
-    typename Rows::type sums[kTokens<V>][V] = {};
+    typename Rows::type sums[kTokens<Factor, V>][V] = {};
     for (const int64_t end = std::min(k + kChain, steps); k < end; ++k, rows += V * Rows::kStored) {
       if (k % kLine == 0)
-        for (int t = 0; t < kTokens<V>; ++t) __builtin_prefetch(ahead + t * stride + k * Factor::kStep, 0, 2);
-      for (int t = 0; t < kTokens<V>; ++t)
+        for (int t = 0; t < kTokens<Factor, V>; ++t) __builtin_prefetch(ahead + t * stride + k * Factor::kStep, 0, 2);
+      for (int t = 0; t < kTokens<Factor, V>; ++t)
         for (int v = 0; v < V; ++v)
           sums[t][v] = Factor::multiply_add(
               weight + t * stride + k * Factor::kStep, Rows::load(rows + v * Rows::kStored), sums[t][v]);
     }
-    for (int t = 0; t < kTokens<V>; ++t)
+    for (int t = 0; t < kTokens<Factor, V>; ++t)
       for (int v = 0; v < V; ++v) out[t][v] = k <= kChain ? sums[t][v] : Factor::add(out[t][v], sums[t][v]);
   }
 }
@@ -268,9 +270,9 @@ class Linear {
         return multiply_tiles<V>(rows, w, stride, steps_, ahead, out);
       }
 #endif
-    static_assert(kGroup % kTokens<V> == 0);
-    for (int64_t first = begin; first < end; first += kTokens<V>) {
-      const auto [w, stride, ahead] = weights<kTokens<V>>(first, end, converted);
+    static_assert(kGroup % kTokens<Factor, V> == 0);
+    for (int64_t first = begin; first < end; first += kTokens<Factor, V>) {
+      const auto [w, stride, ahead] = weights<kTokens<Factor, V>>(first, end, converted);
       multiply<Factor, Rows>(rows, w, stride, steps_, ahead, out + (first - begin));
     }
   }
