@@ -20,7 +20,16 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from benchmarks import body_tables, kernel_tables, machine, markdown, report, sampling_tables, training_tables
+from benchmarks import (
+    body_tables,
+    canvas_tables,
+    kernel_tables,
+    machine,
+    markdown,
+    report,
+    sampling_tables,
+    training_tables,
+)
 from benchmarks.summary_table import SUMMARY_HEAD, summary_lines
 from dllm.exits import exit_code
 
@@ -43,6 +52,8 @@ KINDS = {
     "training_step": (training_tables.TRAINING_HEAD, training_tables.training_lines),
     "cpu_bodies": (body_tables.BODY_HEAD, body_tables.body_lines),
     "llama_cpp": (body_tables.LLAMA_HEAD, body_tables.llama_lines),
+    "diffusion_gemma": (canvas_tables.CANVAS_HEAD, canvas_tables.canvas_lines),
+    "cpu_embedding": (canvas_tables.EMBEDDING_HEAD, canvas_tables.embedding_lines),
     "cached_decoding": (sampling_tables.CACHED_HEAD, sampling_tables.cached_lines),
     "quality": (sampling_tables.QUALITY_HEAD, sampling_tables.quality_lines),
 }
