@@ -36,9 +36,10 @@ EMBEDDING_HEAD = (
 def canvas_lines(row: dict, commands: list[str]) -> list[list[str]]:
     """A line for each case of a diffusion_gemma row."""
     programs = ("transformers", "patched", "sampler")
+    canvas = row["settings"]["canvas"]
     return [
         [
-            f"{result['vocab']}, {report.count(result['batch'], 'row')} of {row['settings']['canvas']}, {result['dtype']}",
+            f"{result['vocab']}, {report.count(result['batch'], 'row')} of {canvas}, {result['dtype']}",
             machine.short_name(row["machine"]),
             f"{1000 * result['body_seconds']:.0f}",
             *(f"{1000 * result['step_seconds'][name]['median']:.0f}" for name in programs),
