@@ -231,3 +231,25 @@ def test_heavy_tail_is_drawn():
     in_tail = drawn.token != 777
     assert binomial_p(int(in_tail.sum()), n, probability) > P_MIN
     assert len(drawn.token[in_tail].unique()) == int(in_tail.sum())  # 30 of 100,000: a repetition has p = 0.4 %
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 97, 262_144, 2**31])
+def test_uniform_tokens_are_the_integer_part_of_v_u(vocab_size):
+    """Against Python's integers: floor(V (w 2^32 + w') 2^-64)."""
+    positions = torch.arange(500)
+    drawn = philox.uniform_token(torch.tensor(7), positions, torch.tensor(3), vocab_size)
+    zero = torch.zeros_like(positions)
+    w, partner, *_ = philox.words(torch.tensor(7), zero, positions, torch.tensor(3), philox.UNIFORM_TOKENS)
+    exact = [vocab_size * (a * 2**32 + b) >> 64 for a, b in zip(w.tolist(), partner.tolist(), strict=True)]
+    assert drawn.tolist() == exact and 0 <= min(exact) <= max(exact) < vocab_size
+
+
+def test_uniform_tokens_are_uniform():
+    drawn = philox.uniform_token(torch.tensor(5), torch.arange(200_000), torch.tensor(0), 97)
+    assert chi_square_p(torch.bincount(drawn, minlength=97), torch.full((97,), 1 / 97)) > P_MIN
+
+
+@pytest.mark.parametrize("vocab_size", [0, 2**31 + 1])
+def test_uniform_tokens_of_no_vocabulary(vocab_size):
+    with pytest.raises(ValueError, match=r"vocab_size must be from 1 to 2\^31"):
+        philox.uniform_token(torch.tensor(5), torch.arange(2), torch.tensor(0), vocab_size)
