@@ -37,9 +37,9 @@ CASES = {  # stop strings, settings of the requests
 class WholeRows(MDLMSampler):
     """MDLMSampler that ends no row early."""
 
-    def sample(self, *args: object, finished: object = None, **options: object) -> object:
-        """As `MDLMSampler.sample`, which is not told when a row is finished."""
-        return super().sample(*args, **options)
+    def sample_many(self, *args: object, finished: object = None, **options: object) -> object:
+        """As `MDLMSampler.sample_many`, which is not told when a row is finished."""
+        return super().sample_many(*args, **options)
 
 
 def measure(sampler: MDLMSampler, case: str, block_size: int, questions: int, batch_size: int) -> list[Generated]:

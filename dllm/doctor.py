@@ -219,7 +219,8 @@ def _list_candidates(impl: str, device: str) -> Outputs:
     rows = torch.zeros(3, 2, dtype=torch.int64, device=device)
     where = dict(start=rows[0], overflow=rows[0, :1].clone(), hidden_offset=rows[1], hidden_rows=8, room=8)
     schedule = _block_schedule(device)
-    return tuple(dllm_kernels.list_candidates(canvas, schedule, rows[2], mask_id=9, window=4, impl=impl, **where))
+    found = dllm_kernels.list_candidates(canvas, schedule, rows[2], mask_id=9, window=4, impl=impl, **where)
+    return tuple(cells for cells in found if cells is not None)
 
 
 def _place_proposals(impl: str, device: str) -> Outputs:

@@ -77,7 +77,9 @@ def _checks(section: str) -> list[Check]:
     if section == "compiled-tests":
         return [_of_file(COMPILED, "fast/test_gpu.py", ["-m", "gpu", "-k", COMPILED])]
     files = dict.fromkeys((*SHARED, *(file for files in FILES.values() for file in files)))
-    wanted = [file for file in files if file.startswith("kernels/") == (section == "kernel-tests")]
+    behind_rows = {file for op in (*SAMPLING_OPS, *LOSS_OPS) for file in FILES[op]}
+    of_kernels = [file for file in files if file.startswith("kernels/") and file in behind_rows]
+    wanted = of_kernels if section == "kernel-tests" else [file for file in files if file not in of_kernels]
     return [_of_file(part, file, _selected(file, part)) for file in wanted for part in parts(file)]
 
 

@@ -27,6 +27,13 @@ FILES: dict[str, tuple[str, ...]] = {
     "position_noise": ("kernels/test_position_noise.py", *NOISE),
     "masked_cross_entropy": ("kernels/test_masked_cross_entropy.py",),
     "linear_cross_entropy": ("kernels/test_linear_cross_entropy.py", "kernels/test_masked_cross_entropy.py"),
+    # operations without rows of their own
+    "linear_expected_embedding": (
+        "kernels/test_softcap.py",
+        "kernels/test_linear_expected_embedding.py",
+        "kernels/test_triton_expected_embedding.py",
+    ),
+    "int8_linear": ("kernels/test_int8_linear.py", "kernels/test_int8_triton.py"),
     "sampling": (
         "kernels/test_block_schedule.py",
         "fast/test_gpu.py",

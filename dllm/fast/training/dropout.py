@@ -34,8 +34,7 @@ def fast_dropout(device: torch.device) -> Iterator[None]:
         device: of the model.
 
     Example:
-        >>> torch.manual_seed(0)
-        <torch._C.Generator object at ...>
+        >>> _ = torch.manual_seed(0)
         >>> with fast_dropout(torch.device("cpu")):
         ...     nn.Dropout(0.5)(torch.ones(8)).unique()
         tensor([0., 2.])
@@ -60,7 +59,7 @@ class _ByOurKernel(TorchFunctionMode):
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """`torch.nn.functional.dropout`, with its names."""
     if not (training and 0 < p < 1) or inplace or not _is_ours(input):
-        return F.dropout(input, p, training, inplace)
+        return _TORCH_DROPOUT(input, p, training, inplace)
     return dropout(input, min(p, 1 - 2**-16), _draw_seed(input))
 
 
@@ -77,7 +76,7 @@ def _attention(
     """`torch.nn.functional.scaled_dot_product_attention`, with its names."""
     if not dropout_p or is_causal or enable_gqa or not _is_ours(query):
         given = dict(attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-        return F.scaled_dot_product_attention(query, key, value, **given)
+        return _TORCH_ATTENTION(query, key, value, **given)
     scores = (query @ key.mT).float() * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None:
         scores = torch.where(attn_mask, scores, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
@@ -85,11 +84,10 @@ def _attention(
     return _dropout(weights, dropout_p).to(value.dtype) @ value
 
 
+# torch's own, whatever stands in their places when they are called
+_TORCH_DROPOUT, _TORCH_ATTENTION = F.dropout, F.scaled_dot_product_attention
 # what the mode takes, by torch's function
-_OURS: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.dropout: _dropout,
-    F.scaled_dot_product_attention: _attention,
-}
+_OURS: dict[Callable[..., Any], Callable[..., Any]] = {_TORCH_DROPOUT: _dropout, _TORCH_ATTENTION: _attention}
 
 
 def _is_ours(input: Tensor) -> bool:
