@@ -36,7 +36,7 @@ TRAINING_WAYS = {
     "indexed": "logits[mask]",
     "patched": "the same, patched",
     "ours": "MDLMTrainer's loss",
-    "compiled": "the same, its body compiled",
+    "compiled": "MDLMTrainer's loss, the body compiled",
 }
 
 

@@ -44,6 +44,18 @@ class DiffusionGemmaSampler:
         TypeError, ValueError: the model is another one, its head is no plain nn.Linear, or it runs flash attention.
 
     Source: DiffusionGemma, transformers' `generation_diffusion_gemma`; acceptance after EB-Sampler (arXiv:2505.24857).
+
+    Example:
+        >>> import transformers
+        >>> if hasattr(transformers, "DiffusionGemmaConfig"):
+        ...     layers = dict(num_hidden_layers=1, layer_types=["full_attention"], num_experts=2, top_k_experts=1)
+        ...     heads = dict(num_attention_heads=1, num_key_value_heads=1, head_dim=8, global_head_dim=8)
+        ...     size = dict(vocab_size=50, hidden_size=8, intermediate_size=8, moe_intermediate_size=8)
+        ...     text = transformers.DiffusionGemmaTextConfig(**layers, **heads, **size)
+        ...     config = transformers.DiffusionGemmaConfig(text_config=text, canvas_length=4, image_token_id=49)
+        ...     model = transformers.DiffusionGemmaForBlockDiffusion(config).eval()
+        ...     sampled = DiffusionGemmaSampler(model).sample([[5, 6]], seed=0, max_new_tokens=6, max_denoising_steps=2)
+        ...     assert sampled.shape == (1, 8) and sampled[0, :2].tolist() == [5, 6]
     """
 
     model: nn.Module
