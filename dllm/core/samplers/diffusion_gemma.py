@@ -52,7 +52,10 @@ class DiffusionGemmaSampler:
         ...     heads = dict(num_attention_heads=1, num_key_value_heads=1, head_dim=8, global_head_dim=8)
         ...     size = dict(vocab_size=50, hidden_size=8, intermediate_size=8, moe_intermediate_size=8)
         ...     text = transformers.DiffusionGemmaTextConfig(**layers, **heads, **size)
-        ...     config = transformers.DiffusionGemmaConfig(text_config=text, canvas_length=4, image_token_id=49)
+        ...     small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, head_dim=8)
+        ...     vision = transformers.AutoConfig.for_model("gemma4_vision", **small)
+        ...     parts = dict(text_config=text, vision_config=vision)
+        ...     config = transformers.DiffusionGemmaConfig(**parts, canvas_length=4, image_token_id=49)
         ...     model = transformers.DiffusionGemmaForBlockDiffusion(config).eval()
         ...     sampled = DiffusionGemmaSampler(model).sample([[5, 6]], seed=0, max_new_tokens=6, max_denoising_steps=2)
         ...     assert sampled.shape == (1, 8) and sampled[0, :2].tolist() == [5, 6]
