@@ -12,7 +12,15 @@ from torch import Tensor
 from dllm.fast.sampling.cache import SPARE, KeyValueCache
 from dllm.fast.sampling.loop import NoFiniteLogit
 from dllm.fast.uniform.model import DiffusionGemma
-from dllm.fast.uniform.step import CanvasStep, canvas_step, next_canvas, noise, temperature_of
+from dllm.fast.uniform.step import (
+    CanvasStep,
+    canvas_step,
+    is_settled,
+    next_canvas,
+    noise,
+    stability,
+    temperature_of,
+)
 from dllm_kernels import linear_gumbel_argmax
 
 
@@ -209,10 +217,9 @@ class CanvasLoop:
         """Which canvases are over with a step, which rows have failed, and the rows', canvases' and steps' numbers: all
         that the host reads in a step, at once."""
         settings = self.settings
-        same = (found.argmax == rows.argmax).all(1)
-        rows.stable = torch.where(same, rows.stable + 1, 0)
-        sure = -found.neg_entropy.mean(1) < settings.confidence_threshold
-        over = (sure & (rows.stable >= settings.stability_threshold)) | (rows.step + 1 >= settings.steps)
+        rows.stable = stability(found, rows.argmax, rows.stable)
+        settled = is_settled(found, rows.stable, settings.stability_threshold, settings.confidence_threshold)
+        over = settled | (rows.step + 1 >= settings.steps)
         failed = (found.token < 0).any(1)
         return tuple(torch.stack([over, failed, rows.row, rows.number, rows.step]).tolist())
 

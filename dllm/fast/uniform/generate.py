@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dllm.fast.sampling.inputs import row_seeds
 from dllm.fast.uniform.model import DiffusionGemma
-from dllm.fast.uniform.step import canvas_step, next_canvas, noise
+from dllm.fast.uniform.step import canvas_step, is_settled, next_canvas, noise, stability, temperature_of
 
 _log = logging.getLogger("dllm.fast")
 _logged: set[str] = set()
@@ -176,8 +176,7 @@ def _step(
     schedule = [process for process in logits_processor if hasattr(process, "t_max")]
     temperature = torch.ones(len(going_on), device=hidden.device)
     if schedule:
-        left = torch.tensor(cur_step, dtype=torch.int32) / schedule[0].max_denoising_steps
-        temperature = temperature * (schedule[0].t_min + (schedule[0].t_max - schedule[0].t_min) * left).item()
+        temperature = temperature_of(step, schedule[0].max_denoising_steps, schedule[0].t_min, schedule[0].t_max)
     found = canvas_step(
         hidden[going_on],
         parts.head,
@@ -190,14 +189,12 @@ def _step(
         embeds=cur_step > 1,
     )
     canvas = next_canvas(found, seeds, positions, step, parts.vocab_size)
-    same = (found.argmax == call.likeliest[going_on]).all(1)
-    stable = torch.where(same, call.stable[going_on] + 1, 0)
+    stable = stability(found, call.likeliest[going_on], call.stable[going_on])
     call.stable = call.stable.index_copy(0, going_on, stable)
     call.likeliest = call.likeliest.index_copy(0, going_on, found.argmax)
-    over = torch.zeros_like(same)
-    if diffusion_stopping_criteria is not None:
-        sure = -found.neg_entropy.mean(1) < diffusion_stopping_criteria.confidence_threshold
-        over = sure & (stable >= diffusion_stopping_criteria.stability_threshold)
+    over, criteria = torch.zeros_like(going_on, dtype=torch.bool), diffusion_stopping_criteria
+    if criteria is not None:
+        over = is_settled(found, stable, criteria.stability_threshold, criteria.confidence_threshold)
     if found.embedding is not None:
         signal = signal.index_copy(0, going_on, parts.embedding_of(found.embedding))
     return (

@@ -107,3 +107,19 @@ def temperature_of(step: Tensor, steps: int, t_min: float, t_max: float) -> Tens
         tensor([0.8000, 0.5000])
     """
     return t_min + (t_max - t_min) * ((steps - step).to(torch.int32) / steps)
+
+
+def stability(found: CanvasStep, before: Tensor, stable: Tensor) -> Tensor:
+    """For how many steps each canvas's likeliest tokens have stayed as they are, int64 [B].
+
+    Args:
+        found: of this step.
+        before: int64 [B, L], the likeliest tokens of the step before; -1 where there is none.
+        stable: int64 [B], of the step before.
+    """
+    return torch.where((found.argmax == before).all(1), stable + 1, 0)
+
+
+def is_settled(found: CanvasStep, stable: Tensor, stability_threshold: int, confidence_threshold: float) -> Tensor:
+    """Whether a canvas is over before its last step, bool [B]: it is stable, and its mean entropy (nats) is low."""
+    return (stable >= stability_threshold) & (-found.neg_entropy.mean(1) < confidence_threshold)
