@@ -127,8 +127,9 @@ class DiffusionGemmaSampler:
         film = _Film(prompts, self._parts.canvas_length, settings, pad, keeps, on_step)
         with evaluation_mode(self.model):
             loop.run(prompts, seeds, film.show if keeps or on_step is not None else None)
-        made = [_ended(tokens[: config.max_new_tokens], ends, pad) for tokens in loop.tokens]
-        sequences = _stacked([torch.cat(pair) for pair in zip(prompts, made, strict=True)], pad, device)
+        made = [tokens[: config.max_new_tokens] for tokens in loop.tokens]
+        made = [torch.where(_after_end(tokens, ends), pad, tokens) for tokens in made]
+        sequences = canvas.stack_rows([torch.cat(pair) for pair in zip(prompts, made, strict=True)], pad, device)
         if not config.return_dict:
             return sequences
         log_probs = None
@@ -216,23 +217,13 @@ class _Film:
             )
 
 
-def _ended(tokens: Tensor, ends: Sequence[int], pad: int) -> Tensor:
-    """Tokens of a row, with padding after its end."""
+def _after_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
+    """Which tokens of a row stand after its end, bool."""
     at = torch.isin(tokens, torch.tensor(list(ends), dtype=torch.int64, device=tokens.device))
-    return torch.where(at.cumsum(0) - at.long() > 0, pad, tokens)
-
-
-def _stacked(rows: Sequence[Tensor], pad: int, device: torch.device) -> Tensor:
-    if not rows:
-        return torch.zeros(0, 0, dtype=torch.int64, device=device)
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad)
+    return at.cumsum(0) - at.long() > 0
 
 
 def _stats(loop: CanvasLoop, made: Sequence[Tensor], ends: Sequence[int], seconds: float) -> Stats:
-    useful = 0
-    for tokens in made:
-        at = torch.isin(tokens.cpu(), torch.tensor(list(ends), dtype=torch.int64))
-        useful += int((at.cumsum(0) - at.long() == 0).sum())
     return Stats(
         forwards=loop.forwards,
         row_forwards=loop.row_forwards,
@@ -241,7 +232,7 @@ def _stats(loop: CanvasLoop, made: Sequence[Tensor], ends: Sequence[int], second
         head_seconds=None,
         transfer_seconds=None,
         tokens=sum(map(len, made)),
-        useful_tokens=useful,
+        useful_tokens=sum(int((~_after_end(tokens, ends)).sum()) for tokens in made),
         mode="eager",
         note=f"{loop.encoded} forwards of the encoder besides",
         cache_bytes=loop.cache_bytes,
