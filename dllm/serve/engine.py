@@ -12,6 +12,7 @@ import torch
 
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.core.samplers.run import Plan
+from dllm.fast.int8 import is_int8
 from dllm.fast.model import input_embedding, position_limit
 from dllm.fast.sampling.state import Policy
 from dllm.serve.errors import ApiError
@@ -80,9 +81,16 @@ class Engine:
     def invariant(self) -> str:
         """ "exact": a request's tokens depend on its body alone; "rounding": up to the last bits of hidden states."""
         weight = input_embedding(self.sampler.model)
-        sure = weight.device.type == "cpu" and weight.dtype == torch.float32
-        sure = sure and not getattr(self.sampler.model, "quantized", None) and self.width_multiple is not None
-        return "exact" if sure and not self._policy.keeps_to_blocks else "rounding"
+        plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not is_int8(self.sampler.model)
+        return "exact" if plain and self.width_multiple and not self._policy.keeps_to_blocks else "rounding"
+
+    def warm_up(self) -> None:
+        """Generate a token, so that what cannot be served is said before anybody asks, and kernels are there.
+
+        Raises:
+            ValueError, RuntimeError: see :meth:`dllm.core.samplers.base.BaseSampler.sample`.
+        """
+        self.sampler.sample([[int(self.mask_id == 0)]], self.config.with_length(1), seed=0, return_dict=False)
 
     def new_tokens(self, given: int, asked: int | None) -> int:
         """How many tokens to generate beside `given` ones.

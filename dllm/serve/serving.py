@@ -7,12 +7,13 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from dllm.serve.answers import Waker
 from dllm.serve.batcher import Batcher, Closing, QueueFull
@@ -23,6 +24,7 @@ from dllm.serve.metrics import Metrics
 from dllm.serve.orders import Order, order_of
 from dllm.serve.settings import Settings
 from dllm.serve.shapes import Outcome, outcome_of, response
+from dllm.serve.streams import PING, Stream, failed
 
 _log = logging.getLogger("dllm.serve")
 
@@ -63,13 +65,16 @@ class Serving:
             order = await run_in_threadpool(self._order, kind, raw, waker, key)
             self._submit(order)
         except BaseException:
-            self._in_flight[key] -= 1
+            self._give_back(key)
             raise
-        with self._until_over(order, key):
+        flight = _Flight(self, order, key, began)
+        headers = {"x-request-id": order.id}
+        if order.body.stream:
+            return _EventStream(flight, self._events(flight, waker, deadline), headers)
+        with flight:
             await self._ended(order, waker, request, deadline)
-            outcomes, body = await run_in_threadpool(_finished, order)
-        self._count(order, outcomes, began)
-        return JSONResponse(body, headers={"x-request-id": order.id})
+            flight.outcomes, body = await run_in_threadpool(_finished, order)
+        return JSONResponse(body, headers=headers)
 
     async def body(self, request: Request) -> bytes:
         """The bytes of a body.
@@ -112,23 +117,35 @@ class Serving:
         except Closing:
             raise overloaded("the server takes no more requests", "shutting_down") from None
 
-    @contextlib.contextmanager
-    def _until_over(self, order: Order, key: str) -> Iterator[None]:
-        """Give the rows of an order up where its body is left before they have ended."""
-        why = "disconnect"
-        try:
-            yield
-        except ApiError as error:
-            why = "timeout" if error.status == 504 else "error"
-            raise
-        finally:
-            self._in_flight[key] -= 1
-            if not self._in_flight[key]:
-                del self._in_flight[key]
-            if left := [choice.ticket for choice in order.choices if choice.answer.end is None]:
-                self.batcher.cancel(left)
-                self.metrics.cancelled.labels(why).inc(len(left))
-                _log.info("%s given up: %s", order.id, why)
+    def _give_back(self, key: str) -> None:
+        self._in_flight[key] -= 1
+        if not self._in_flight[key]:
+            del self._in_flight[key]
+
+    async def _events(self, flight: _Flight, waker: Waker, deadline: float) -> AsyncIterator[bytes]:
+        """The events of a stream."""
+        stream, began = Stream(flight.order, self.engine.tokenizer), time.monotonic()
+        if first := stream.begin():
+            yield first
+        quiet, has_text = began, False
+        while not stream.over:
+            until = min(deadline, quiet + self.settings.ping)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(waker.wait(), max(until - time.monotonic(), 0))
+            events = await run_in_threadpool(stream.news)
+            now = time.monotonic()
+            if stream.has_text and not has_text:
+                has_text = True
+                self.metrics.first_text.observe(now - flight.began)
+            if events or now >= quiet + self.settings.ping:
+                quiet = now
+                yield events or PING
+            if now >= deadline and not stream.over:
+                flight.why = "timeout"
+                yield failed(self.timed_out())
+                return
+        flight.outcomes = stream.outcomes
+        yield stream.end()
 
     async def _ended(self, order: Order, waker: Waker, request: Request, deadline: float) -> None:
         """Wait until all rows of an order have ended.
@@ -156,9 +173,18 @@ class Serving:
         """The error of a request whose time is over."""
         return ApiError(504, f"the request took longer than {self.settings.timeout:g} s", code="timeout")
 
-    def _count(self, order: Order, outcomes: Sequence[Outcome], began: float) -> None:
-        """Count an order that has come to its end, and log its numbers."""
-        seconds = time.monotonic() - began
+    def land(self, flight: _Flight) -> None:
+        """Count a request that is over, log its numbers, and give the rows up that have not ended."""
+        self._give_back(flight.key)
+        order = flight.order
+        if left := [choice.ticket for choice in order.choices if choice.answer.end is None]:
+            self.batcher.cancel(left)
+            self.metrics.cancelled.labels(flight.why).inc(len(left))
+            _log.info("%s given up with %d rows left: %s", order.id, len(left), flight.why)
+        elif flight.outcomes is not None:
+            self._count(order, flight.outcomes, time.monotonic() - flight.began)
+
+    def _count(self, order: Order, outcomes: Sequence[Outcome], seconds: float) -> None:
         tokens = sum(outcome.count for outcome in outcomes)
         self.metrics.tokens.inc(tokens)
         self.metrics.request_seconds.observe(seconds)
@@ -173,6 +199,40 @@ class Serving:
 
 class Left(Exception):
     """The client has closed its connection."""
+
+
+class _Flight:
+    """Context manager: a request whose rows are on their way; rows that are left at its end are given up."""
+
+    def __init__(self, serving: Serving, order: Order, key: str, began: float):
+        self._serving, self.order, self.key, self.began = serving, order, key, began
+        self.why = "disconnect"
+        self.outcomes: Sequence[Outcome] | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ApiError):
+            self.why = "timeout" if error.status == 504 else "error"
+        self._serving.land(self)
+
+
+class _EventStream(StreamingResponse):
+    """Events for one client. Whatever ends the response, the rows do not outlive it."""
+
+    def __init__(self, flight: _Flight, events: AsyncIterator[bytes], headers: dict[str, str]):
+        # proxies must pass events on as they come
+        headers = headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._flight = flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        # under later versions of the protocol Starlette waits for a write to fail, instead of listening for the client
+        scope = scope | {"asgi": scope.get("asgi", {}) | {"spec_version": "2.3"}}
+        with self._flight:
+            await super().__call__(scope, receive, send)
 
 
 def _finished(order: Order) -> tuple[list[Outcome], dict[str, Any]]:
