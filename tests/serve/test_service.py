@@ -1,6 +1,8 @@
 """A server that is busy, left, slow, full, broken or ending. Its model waits at a gate where a test says so."""
 
+import asyncio
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from dllm.demo.shipped import load_shipped
+from dllm.serve.answers import Answer, Waker
+from dllm.serve.text import AnswerText
 from tests.live_server import engine_of, served, until
 
 CHAT = "/v1/chat/completions"
+TOKENIZER = load_shipped()[1]
 BODY = {"messages": [{"role": "user", "content": "What is 12 * 4?"}], "seed": 1, "temperature": 4.0}
 
 
@@ -106,12 +112,10 @@ def test_time_that_is_over(gate):
 
 def test_a_body_that_does_not_come(server):
     """A slow client costs nobody else anything, and is told."""
-    import socket
-
     with served(engine_of(), body_timeout=0.3) as own:
         with socket.create_connection(("127.0.0.1", own.port), timeout=60) as slow:
-            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
-            slow.sendall(head.encode())
+            head = [f"POST {CHAT} HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 99"]
+            slow.sendall("\r\n".join([*head, "", "{"]).encode())
             assert slow.recv(4096).startswith(b"HTTP/1.1 408")
 
 
@@ -145,17 +149,20 @@ def test_a_row_without_finite_logits_fails_alone(gate):
         assert both[1].result().status_code == 500
 
 
-def test_a_slow_reader_loses_frames_and_no_text(gate):
-    with served(engine_of(gate.model, gate.tokenizer)) as server:
-        whole = text_of(ask(server, steps=16))
-        order = []
-        with httpx.stream(
-            "POST", server.url + CHAT, json=BODY | {"stream": True, "denoise": True, "steps": 16}, timeout=60
-        ) as response:
-            for event in events(response):
-                order.append(event)
-        text = "".join(event["choices"][0]["delta"].get("content", "") for event in order)
-        assert [text] == whole
+def test_a_slow_reader_loses_frames_and_no_text():
+    """Twenty steps come before anybody reads: the last eight views are there, and all tokens that are final."""
+
+    async def read():
+        dropped = []
+        text = AnswerText(TOKENIZER, ["never"])
+        answer = Answer(text, slice(2, 22), 2, Waker(), streams=True, watches=True, on_drop=lambda: dropped.append(1))
+        for step in range(20):
+            assert not answer.on_final(list(range(7, 8 + step)))
+            answer.on_view(step)
+        assert list(answer.views) == list(range(12, 20)) and len(dropped) == 12
+        assert answer.final == list(range(7, 27))
+
+    asyncio.run(read())
 
 
 def test_drain(gate):
