@@ -138,7 +138,8 @@ class Engine:
         Raises:
             ApiError: a value breaks a rule.
         """
-        config = self._config(new, temperature, steps, block_length)
+        count = list(prompt).count(self.mask_id) if new is None else new
+        config = self._config(count, temperature, steps, block_length)
         rows = [list(prompt)] * len(seeds)
         try:
             if new is None:
@@ -154,12 +155,12 @@ class Engine:
         return self.sampler.plan([prompt], self.config.with_length(1), seed=0).policy
 
     def _config(
-        self, new: int | None, temperature: float | None, steps: int | None, block_length: int | None
+        self, new: int, temperature: float | None, steps: int | None, block_length: int | None
     ) -> BaseSamplerConfig:
         config, changed = self.config, {}
         if block_length is not None:
             config = dataclasses.replace(config, block_size=block_length)
-        config = config.with_length(config.max_new_tokens if new is None else new)
+        config = config.with_length(new)
         if temperature is not None:
             changed["temperature"] = temperature
         if steps is not None:
