@@ -9,9 +9,8 @@ from dllm.fast.deferred import DeferredHead, defer_head
 from dllm.fast.head.interception import instance_forward
 from dllm.fast.head.split import output_head
 from dllm.fast.head.use import why_not_linear
-from dllm.fast.model import unwrapped
+from dllm.fast.model import is_diffusion_gemma, unwrapped
 from dllm.fast.uniform.generate import patch_generate, unpatch_generate
-from dllm.fast.uniform.model import is_diffusion_gemma
 
 
 class Patch:

@@ -27,6 +27,7 @@ class Family:
         chat_template: for tokenizers without one; None if every tokenizer of the family has one, or none has.
         answer_header: the text that begins an answer in that template.
         header_tokens: tokens of that template; a tokenizer that lacks one would split it into pieces.
+        masks: whether its models have a mask token; those of uniform diffusion have none.
         mask_token: for tokenizers that declare none; None if every tokenizer of the family declares one.
         reserved_token: the mask token where none is declared and the model has no row for a new one.
         gains_mask_row: whether loading a model enlarges an embedding that has no row for the declared mask token.
@@ -43,6 +44,7 @@ class Family:
     chat_template: str | None = None
     answer_header: str | None = None
     header_tokens: tuple[str, ...] = ()
+    masks: bool = True
     mask_token: str | None = None
     reserved_token: str | None = None
     gains_mask_row: bool = False
@@ -137,6 +139,17 @@ FAMILIES = (
         mask_token="<|mask|>",
         reserved_token="<|reserved_special_token_0|>",
         gains_mask_row=True,
+    ),
+    Family(
+        "diffusion_gemma",
+        ("diffusion_gemma",),
+        "<turn|>",
+        masks=False,
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        unknown_to_transformers=False,
+        auto_class="AutoModelForImageTextToText",
     ),
 )
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
-from dllm.core.samplers.config import BaseSamplerConfig, at_least, settings_of
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_callable, settings_of
 from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts
 from dllm.core.samplers.many import SampledRow, run_many
 from dllm.core.samplers.run import BaseSamplerOutput, Plan, run
@@ -113,7 +113,7 @@ class BaseSampler(ABC):
             RuntimeError: as :func:`dllm.fast.generate`.
         """
         start_time = time.perf_counter()
-        _check_callable(on_step=on_step, finished=finished)
+        check_callable(on_step=on_step, finished=finished)
         plan = self.plan(inputs, config, seed=seed, **overrides)
         _check_ends(finished, plan)
         early_ends = None if finished is None else EarlyEnds(finished, plan.policy, plan.eos_id)
@@ -158,7 +158,7 @@ class BaseSampler(ABC):
             [(7, 2), (5, 2), (6, 2)]
         """
         at_least(1, "rows", rows)
-        _check_callable(finished=finished, on_row=on_row)
+        check_callable(finished=finished, on_row=on_row)
         plan = self.plan(inputs, config, seed=seed, **overrides)
         _check_ends(finished, plan)
         return run_many(self.model, plan, rows=rows, width_multiple=width_multiple, finished=finished, on_row=on_row)
@@ -207,7 +207,7 @@ class BaseSampler(ABC):
         The first block of each row begins at column 0. `max_new_tokens` and `max_length` are not used.
         """
         start_time, config = time.perf_counter(), self._settings(config, overrides)
-        _check_callable(on_step=on_step)
+        check_callable(on_step=on_step)
         if config.stop_at_eos:
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
         mask_id = canvas.mask_token(self.model, self.tokenizer)
@@ -303,12 +303,6 @@ class BaseSampler(ABC):
         if pad == mask_id:
             raise ValueError(f"rows cannot be padded with the mask token, got {pad} for both")
         return canvas.check_tokens("pad_token_id", [pad], self.model)[0]
-
-
-def _check_callable(**calls: object) -> None:
-    for name, call in calls.items():
-        if call is not None and not callable(call):
-            raise TypeError(f"{name} must be callable, got {type(call).__name__}")
 
 
 def _row_temperatures(temperature: float | Sequence[float], rows: int, device: torch.device) -> Tensor | None:
