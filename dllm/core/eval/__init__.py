@@ -28,6 +28,7 @@ MODEL_CLASSES = {
     "fastdllm_dream": "FastDLLMDreamLM",
     "llada2": "LLaDA2LM",
     "rnd1": "RND1LM",
+    "diffusiongemma": "DiffusionGemmaLM",
 }
 
 

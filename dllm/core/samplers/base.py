@@ -55,6 +55,7 @@ class BaseSampler(ABC):
 
     config_class: ClassVar[type[BaseSamplerConfig]]
     approximate: ClassVar[bool] = False  # whether it trades accuracy for speed
+    masks: ClassVar[bool] = True  # whether canvases hold mask tokens
     pads_left: ClassVar[bool] = False  # whether a batch is padded on the left
     shifts_right: ClassVar[bool] = False  # whether models read logits one position before, if nothing says so
 
