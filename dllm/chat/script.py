@@ -7,11 +7,13 @@ An example of a family names the model, the sampler and its settings:
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 from dllm.chat.session import multi_turn_chat, single_turn_sampling
 from dllm.chat.talk import build_chat_inputs
@@ -68,9 +70,11 @@ def chat(
         SystemExit: the command line is wrong.
         OSError, ValueError: the model cannot be loaded, or a setting breaks a rule.
     """
-    options, config = _parsed(arguments, settings, words)
+    options, _ = _parsed(arguments, settings, words)
+    loaded = _loaded(sampler, options)
+    _, config = _parsed(arguments, settings, words, loaded.model)
     run = multi_turn_chat if options.chat_template else single_turn_sampling
-    return run(_loaded(sampler, options), config, options.visualize)
+    return run(loaded, config, options.visualize)
 
 
 def sample(
@@ -80,8 +84,9 @@ def sample(
 
     Arguments and errors as in :func:`chat`.
     """
-    options, config = _parsed(arguments, settings, words)
+    options, _ = _parsed(arguments, settings, words)
     loaded = _loaded(sampler, options)
+    _, config = _parsed(arguments, settings, words, loaded.model)
     tokenizer = loaded.tokenizer
     print(banner_line("answers" if options.chat_template else "continuations"))
     texts = options.prompt or (QUESTIONS if options.chat_template else TEXTS)
@@ -99,9 +104,12 @@ def sample(
         print("written:", VideoVisualizer(tokenizer).visualize(output.histories, options.gif))
 
 
-def _parsed(arguments: type, settings: type, words: Any) -> tuple[Any, Any]:
-    """The arguments and the checked settings, before anything is loaded."""
+def _parsed(arguments: type, settings: type, words: Any, model: nn.Module | None = None) -> tuple[Any, Any]:
+    """The arguments and the checked settings: first before anything is loaded. Settings that the command line does not
+    give are then those that the model states, where the sampler reads them (`of`)."""
     parser = transformers.HfArgumentParser((arguments, settings), allow_abbrev=False)
+    if model is not None and hasattr(settings, "of"):
+        parser.set_defaults(**dataclasses.asdict(settings.of(model)))
     options, config = parser.parse_args_into_dataclasses(args=words)
     config.check()
     return options, config

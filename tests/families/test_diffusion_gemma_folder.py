@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import dllm
 from dllm import cli
+from dllm.chat import script
 from dllm.chat.film import film_from_histories
 from dllm.chat.replay import Replay
 from dllm.chat.screen import Screen
@@ -122,12 +124,12 @@ class TestLoading:
 
 @needs_diffusion_gemma
 class TestCommands:
-    def answer(self, loaded, **settings):
+    def answer(self, loaded, seed=1, **settings):
         model, tokenizer = loaded
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
         )
-        row = DiffusionGemmaSampler(model, tokenizer).sample([prompt], seed=1, **settings)[0]
+        row = DiffusionGemmaSampler(model, tokenizer).sample([prompt], seed=seed, **settings)[0]
         return dllm.utils.sample_trim(tokenizer, [row], [prompt])[0].strip()
 
     def test_generate(self, folder, loaded, capsys):
@@ -171,6 +173,25 @@ class TestCommands:
         monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n"))
         assert cli.main(["chat", "--model", folder, "--seed", "1", "--device", "cpu", "--no-live"]) == 0
         assert capsys.readouterr().out == self.answer(loaded) + "\n"
+
+    def test_the_examples(self, folder, loaded, tmp_path, capsys, monkeypatch):
+        """The scripts, in this process: settings that are not given are the model's own."""
+        words = ["--model_name_or_path", folder, "--visualize", "False", "--seed", "3"]
+        sample, chat = (self.script(name) for name in ("sample.py", "chat.py"))
+        script.sample(*sample, [*words, "--prompt", QUESTION, "--gif", str(tmp_path / "a.gif"), "--t_max", "0.6"])
+        said = capsys.readouterr().out
+        assert (tmp_path / "a.gif").exists() and QUESTION in said
+        torch.manual_seed(3)
+        assert self.answer(loaded, seed=None, t_max=0.6)[:8] in said
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n"))
+        assert script.chat(*chat, [*words, "--max_new_tokens", "5"]) == 0
+        torch.manual_seed(3)
+        assert capsys.readouterr().out == self.answer(loaded, seed=None, max_new_tokens=5) + "\n"
+
+    def script(self, name):
+        """The sampler, the arguments and the settings of an example."""
+        found = runpy.run_path(str(Path(dllm.__file__).parents[1] / "examples/diffusiongemma" / name))
+        return [found[part] for part in ("DiffusionGemmaSampler", "ScriptArguments", "DiffusionGemmaSamplerConfig")]
 
 
 @needs_diffusion_gemma
