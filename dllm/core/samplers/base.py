@@ -174,10 +174,9 @@ class BaseSampler(ABC):
             TypeError, ValueError, RuntimeError: all that `sample` would raise before it runs the model.
         """
         config = self._settings(config, overrides)
-        mask_id = canvas.mask_token(self.model, self.tokenizer)
         layout = lay_out_prompts(
             canvas.token_rows(inputs),
-            mask_id,
+            self._mask_id(),
             seed,
             max_new_tokens=config.max_new_tokens,
             max_length=config.max_length,
@@ -211,8 +210,7 @@ class BaseSampler(ABC):
         check_callable(on_step=on_step)
         if config.stop_at_eos:
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
-        mask_id = canvas.mask_token(self.model, self.tokenizer)
-        layout = lay_out_texts(canvas.token_rows(inputs), mask_id, seed, block_size=config.block_size)
+        layout = lay_out_texts(canvas.token_rows(inputs), self._mask_id(), seed, block_size=config.block_size)
         return run(self.model, self._plan(layout, config, continues=False), on_step, start_time=start_time)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
@@ -226,7 +224,7 @@ class BaseSampler(ABC):
         keep = tokens_of("cfg_keep_tokens", config.cfg_keep_tokens)
         suppress = tokens_of("suppress_tokens", config.suppress_tokens)
         begin_suppress = tokens_of("begin_suppress_tokens", config.begin_suppress_tokens)
-        eos_id = check_eos(model, getattr(self.tokenizer, "eos_token_id", None), mask_id)
+        eos_id = check_eos(model, self._end_of_text(config), mask_id)
         if config.stop_at_eos and eos_id is None:
             raise ValueError("stop_at_eos needs a tokenizer with an eos_token_id")
         policy, layout = self._policy(layout, config, eos_id)
@@ -275,6 +273,14 @@ class BaseSampler(ABC):
             return config.right_shift_logits
         stated = right_shift_of(self.model)
         return self.shifts_right if stated is None else stated
+
+    def _mask_id(self) -> int:
+        """The mask token."""
+        return canvas.mask_token(self.model, self.tokenizer)
+
+    def _end_of_text(self, config: BaseSamplerConfig) -> object:
+        """The token that ends a text, None if there is none, before it is checked."""
+        return getattr(self.tokenizer, "eos_token_id", None)
 
     def _end_of_turn(self, mask_id: int) -> int | None:
         """The token that ends a turn, where the tokenizer has one, checked."""

@@ -19,6 +19,7 @@ from dllm.core.samplers.llada import LLaDASampler, LLaDASamplerConfig
 from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
 from dllm.core.samplers.llada21 import LLaDA21Sampler, LLaDA21SamplerConfig
 from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
+from dllm.core.samplers.nemotron_diffusion import NemotronDiffusionSampler, NemotronDiffusionSamplerConfig
 from dllm.core.samplers.rnd1 import RND1Sampler, RND1SamplerConfig
 from dllm.core.samplers.threshold import ThresholdSampler
 from dllm.fast.model import family_of, is_diffusion_gemma
@@ -48,6 +49,7 @@ SAMPLERS: dict[str, type[BaseSampler] | type[DiffusionGemmaSampler]] = {
     "threshold": ThresholdSampler,
     "entropy_bound": EntropyBoundSampler,
     "diffusion_gemma": DiffusionGemmaSampler,
+    "nemotron_diffusion": NemotronDiffusionSampler,
 }
 
 # What the card of a family's model does, where that differs from the sampler's own defaults (those of dLLM 0.1).
@@ -62,6 +64,7 @@ FAMILIES: dict[str, SamplerChoice] = {
     "a2d": SamplerChoice(MDLMSampler, MDLMSamplerConfig(block_size=None)),
     "llada2": SamplerChoice(LLaDA2Sampler, LLaDA2SamplerConfig()),
     "llada2.1": SamplerChoice(LLaDA21Sampler, LLaDA21SamplerConfig()),
+    "nemotron_diffusion": SamplerChoice(NemotronDiffusionSampler, NemotronDiffusionSamplerConfig(block_size=32)),
 }
 # BERT, and models whose configuration names no family.
 OTHERS = SamplerChoice(MDLMSampler, MDLMSamplerConfig(block_size=None))
@@ -108,7 +111,7 @@ def sampler_for(model: nn.Module, name: str | None = None) -> SamplerChoice:
 def one_token_a_step(chosen: SamplerChoice) -> BaseSamplerConfig:
     """The settings with so many steps that a step commits one token, if it commits no more than the schedule says.
 
-    `steps` is a number for each block in LLaDA 2, and for all blocks together in other samplers.
+    `steps` is a number for each block in LLaDA 2 and Nemotron, and for all blocks together in other samplers.
 
     Example:
         >>> one_token_a_step(SamplerChoice(MDLMSampler, MDLMSamplerConfig(max_new_tokens=48, block_size=32))).steps
@@ -118,7 +121,7 @@ def one_token_a_step(chosen: SamplerChoice) -> BaseSamplerConfig:
     if config.max_new_tokens is None or not hasattr(config, "steps"):
         return config
     block = min(config.block_size or config.max_new_tokens, config.max_new_tokens)
-    blocks = 1 if issubclass(chosen.sampler, LLaDA2Sampler) else -(-config.max_new_tokens // block)
+    blocks = 1 if config.steps_of == "block" else -(-config.max_new_tokens // block)
     return dataclasses.replace(config, steps=blocks * block)
 
 
