@@ -38,6 +38,7 @@ class ChatArguments:
     model_name_or_path: str = field(default="", metadata={"help": "A folder, or a name on the Hub."})
     dtype: str | None = field(default=None, metadata={"help": "Of the weights: float32 on a CPU, else bfloat16."})
     quantize: str | None = field(default=None, metadata={"help": "int8: weights of 8 bits, approximate."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
     chat_template: bool = field(
         default=True, metadata={"help": "Chat; False continues each text as it stands.", "aliases": ["--chat"]}
     )
@@ -120,6 +121,7 @@ def _loaded(sampler: type[BaseSampler], options: ChatArguments) -> BaseSampler:
     transformers.set_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
-    tokenizer = get_tokenizer(model_name_or_path=options.model_name_or_path)
-    model = get_model(model_name_or_path=options.model_name_or_path, dtype=dtype, quantize=options.quantize)
+    source = dict(model_name_or_path=options.model_name_or_path, trust_remote_code=options.trust_remote_code)
+    tokenizer = get_tokenizer(**source)
+    model = get_model(**source, dtype=dtype, quantize=options.quantize)
     return sampler(model.eval().requires_grad_(False).to(device), tokenizer)

@@ -35,6 +35,8 @@ class Family:
         thinks: whether templates that can be told to reason do so by default.
         unknown_to_transformers: whether the published files name a model type or a tokenizer class that transformers
             does not have.
+        runs_own_code: whether its models run by the code that comes with them, if that is trusted: transformers has no
+            class that computes the same.
         auto_class: the class of transformers that loads the family's models.
     """
 
@@ -53,6 +55,7 @@ class Family:
     pad: str | None = None
     thinks: bool = True
     unknown_to_transformers: bool = True
+    runs_own_code: bool = False
     auto_class: str = "AutoModelForMaskedLM"
 
 
@@ -150,6 +153,14 @@ FAMILIES = (
         pad="<pad>",
         unknown_to_transformers=False,
         auto_class="AutoModelForImageTextToText",
+    ),
+    Family(
+        "nemotron_diffusion",
+        ("nemotron_labs_diffusion",),
+        None,  # an answer ends with the EOS of the model's configuration
+        mask_token="<|mask|>",
+        runs_own_code=True,
+        auto_class="AutoModel",
     ),
 )
 

@@ -6,8 +6,8 @@ A block of W columns from b on, behind everything that is final:
     x_b       = choice from the logits of column b - 1, where every column sees itself and those before
     x_b+1 ... = masks
     steps: logits of the block, whose columns see each other and all before; columns before it see themselves and those
-           before them. Commit all proposals of probability >= threshold, and at least k_i; k_i = m // S, and one more at
-           the first m mod S of S steps, m = W - 1. A block has one step at least, and ends with its last mask.
+           before them. Commit all proposals of probability >= threshold, and at least k_i: m // S, and one more at the
+           first m mod S of S steps, m = W - 1. A block has one step at least, and ends with its last mask.
 
 </think> is written where max_thinking_tokens tokens have been generated, unless it stands before, or is the first token
 of the block in which that column lies. An EOS with no mask before it ends the row, and the rest becomes EOS.

@@ -21,6 +21,7 @@ THINK_END = 41
 TOKENIZER = SimpleNamespace(
     mask_token_id=MASK_ID,
     eos_token_id=EOS,
+    eot_token_id=EOS,
     unk_token_id=0,
     convert_tokens_to_ids={"</think>": THINK_END}.get,
 )
@@ -211,6 +212,12 @@ def test_what_a_tokenizer_lacks_is_taken_from_the_model_or_said():
     rows = prompts(model, (5, 3))
     assert torch.equal(bare.sample(rows, max_new_tokens=8), NemotronDiffusionSampler(model, TOKENIZER).sample(
         rows, max_new_tokens=8))  # fmt: skip
+    model.config.eos_token_id, stops = 77, dict(max_new_tokens=24, threshold=0.3)
+    own = NemotronDiffusionSampler(model, SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=EOS))
+    free = own.sample(rows, stop_at_eos=False, **stops)
+    model.config.eos_token_id = int(free[0, 9])
+    ended = own.sample(rows, **stops)
+    assert torch.equal(ended[0, :10], free[0, :10]) and set(ended[0, 10:29].tolist()) == {EOS}
     with pytest.raises(ValueError, match="tokenizer with a token </think>"):
         bare.sample(rows, max_thinking_tokens=4)
     with pytest.raises(ValueError, match="infill"):

@@ -29,6 +29,7 @@ MODEL_CLASSES = {
     "llada2": "LLaDA2LM",
     "rnd1": "RND1LM",
     "diffusiongemma": "DiffusionGemmaLM",
+    "nemotron_diffusion": "NemotronDiffusionLM",
 }
 
 

@@ -64,3 +64,9 @@ class DiffusionGemmaLM(DiffusionLM):
     """DiffusionGemma, for tasks that generate texts."""
 
     table = MODELS["diffusiongemma"]
+
+
+class NemotronDiffusionLM(DiffusionLM):
+    """Nemotron-Labs-Diffusion."""
+
+    table = MODELS["nemotron_diffusion"]

@@ -15,6 +15,7 @@ from dllm.core.samplers import (
     FastDLLMSampler,
     LLaDA2Sampler,
     MDLMSampler,
+    NemotronDiffusionSampler,
     RND1Sampler,
 )
 from dllm.core.samplers.diffusion_gemma_config import DiffusionGemmaSamplerConfig
@@ -99,6 +100,13 @@ MODELS: dict[str, EvalModel] = {
             aliases=DiffusionGemmaSamplerConfig.other_names,
             no_likelihood="it denoises canvases of random tokens, and its training bounds no likelihood of a text",
         ),
+        EvalModel(
+            "nemotron_diffusion",
+            NemotronDiffusionSampler,
+            dict(max_length=16384, batch_size=8, max_new_tokens=1024, block_size=32, steps=32),
+            aliases={"block_length": "block_size"},
+            no_likelihood="a text is read causally and its blocks are not, and no likelihood of the two is built here",
+        ),
     )
 }
 
@@ -113,6 +121,7 @@ BY_FAMILY = {
     "a2d": "a2d_mdlm",
     "a2d-llama": "a2d_mdlm",
     "diffusion_gemma": "diffusiongemma",
+    "nemotron_diffusion": "nemotron_diffusion",
 }
 
 

@@ -15,6 +15,7 @@ from dllm.core.samplers.layout import Seed, Span
 from dllm.core.samplers.nemotron_model import follow_masks
 from dllm.core.samplers.run import Plan
 from dllm.core.samplers.schedules import even_counts
+from dllm.fast.sampling.inputs import check_eos
 
 THINK_END = "</think>"
 
@@ -29,7 +30,8 @@ class NemotronDiffusionSamplerConfig(BaseSamplerConfig):
         number.
     steps: of a block, at most. A step's number is that of an even schedule of the block's `block_size` - 1 masks. None:
         as many steps as the block has tokens, so that the number is 1.
-    eos_token_id: ends a row; None: the tokenizer's EOS, else that of the model's configuration.
+    eos_token_id: ends a row; None: the tokenizer's EOS, else that of the model's configuration. Besides, a row ends at
+        the tokenizer's end of turn; if it has none, at the EOS of the model's configuration.
     max_thinking_tokens: a row that has generated so many tokens and no `</think>` gets one; None: it thinks as long as
         it likes.
     """
@@ -161,10 +163,18 @@ class NemotronDiffusionSampler(BaseSampler):
 
     def _end_of_text(self, config: NemotronDiffusionSamplerConfig) -> object:
         """The setting, else the tokenizer's EOS, else that of the model's configuration."""
-        found = config.eos_token_id
-        if found is None:
-            found = super()._end_of_text(config)
-        return getattr(getattr(self.model, "config", None), "eos_token_id", None) if found is None else found
+        named = (config.eos_token_id, super()._end_of_text(config), self._own_end())
+        return next((token for token in named if token is not None), None)
+
+    def _end_of_turn(self, mask_id: int) -> int | None:
+        """The tokenizer's end of turn, else the EOS of the model's configuration, which ends answers there."""
+        found = super()._end_of_turn(mask_id)
+        return check_eos(self.model, self._own_end(), mask_id) if found is None else found
+
+    def _own_end(self) -> int | None:
+        """The EOS of the model's configuration, if it names one."""
+        found = getattr(getattr(self.model, "config", None), "eos_token_id", None)
+        return found if isinstance(found, int) else None
 
     def _right_shift(self, config: NemotronDiffusionSamplerConfig) -> bool:
         return False
