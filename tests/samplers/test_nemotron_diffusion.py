@@ -150,6 +150,17 @@ def test_early_ends_and_stop_strings_can_end_a_row():
     assert torch.equal(ended[1, :27], whole[1, :27]) and asked
 
 
+def test_weights_of_8_bits():
+    from dllm.fast.quantize import quantize
+
+    model = quantize(causal_model("Llama", max_position_embeddings=68), "int8")
+    sampler, rows = NemotronDiffusionSampler(model, TOKENIZER), prompts(model, (5, 3))
+    settings = dict(max_new_tokens=12, threshold=0.3, stop_at_eos=False)
+    together = sampler.sample(rows, **settings)
+    assert together[0].tolist() == sampler.sample(rows[:1], **settings)[0].tolist()
+    assert not bool((together == MASK_ID).any())
+
+
 def test_the_last_block_is_not_read_again():
     model = causal_model()
     calls, forward = [], model.model.forward
