@@ -112,7 +112,7 @@ def test_evaluation(folder, tmp_path):
     )
     cost = found["config"]["dllm"]["cost"]["sums_generated"]
     assert cost["requests"] == 2 and cost["tokens"] > 0
-    with pytest.raises(ValueError, match="needs the size of the model's blocks"):
+    with pytest.raises(ValueError, match="nemotron_diffusion has no"):
         local_tasks.evaluate(
             "nemotron_diffusion", tasks, ["sums_chosen"], model_args=given, limit=1, apply_chat_template=False
         )

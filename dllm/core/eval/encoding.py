@@ -78,5 +78,5 @@ def _most_steps(config: BaseSamplerConfig | DiffusionGemmaSamplerConfig) -> int:
     if isinstance(config, DiffusionGemmaSamplerConfig):
         return config.max_denoising_steps * -(-config.max_new_tokens // CANVAS_LENGTH)
     blocks = -(-config.max_new_tokens // (config.block_size or config.max_new_tokens))
-    steps = config.steps * (blocks if config.steps_of == "block" else 1)
+    steps = (config.steps or config.block_size) * (blocks if config.steps_of == "block" else 1)
     return min(steps, config.max_new_tokens)
