@@ -26,6 +26,7 @@ function draw(stage, scene, rank) {
     if (token.title !== words || token.dataset.confidence !== String(confidence)) {
       if (token.textContent !== piece) token.textContent = piece;
       token.className = scene.states[i];
+      token.classList.toggle("end", piece === END_MARK);
       token.title = words;
       token.dataset.confidence = confidence;
       token.style.setProperty("--confidence", scene.states[i] === "masked" ? 0 : confidence ?? 0);
@@ -73,6 +74,7 @@ class Player {
   toggle() { this.running ? this.pause() : this.run(); }
 
   #wait() {
+    clearTimeout(this.#timer);
     const stride = lessMotion.matches ? REDUCED_STRIDE : 1;
     this.#timer = setTimeout(() => this.#tick(), this.hurried ? LIVE_MS : FRAME_MS * stride);
   }
@@ -80,8 +82,9 @@ class Player {
   #tick() {
     const next = this.#next();
     if (next > this.at) this.go(next);
-    if (this.at === this.last && !this.open) this.pause();
-    else this.#wait();
+    if (this.at < this.last || this.open) return this.#wait();
+    this.pause();
+    this.show(this.at);
   }
 
   #next() {
