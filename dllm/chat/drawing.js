@@ -16,15 +16,18 @@ function describe(scene, i, rank) {
   return `token ${i + 1}: ${JSON.stringify(scene.pieces[i])}, ${scene.states[i]}${known}`;
 }
 
-// The spans are kept from step to step, so that only what changes is drawn again.
+// A token is a span after a text node with the space before it, which is not shaded. They are kept from step to step,
+// so that only what changes is drawn again.
 function draw(stage, scene, rank) {
-  while (stage.childElementCount > scene.pieces.length) stage.lastElementChild.remove();
-  while (stage.childElementCount < scene.pieces.length) stage.append(document.createElement("span"));
+  if (stage.childElementCount !== scene.pieces.length)
+    stage.replaceChildren(...scene.pieces.flatMap(() => [new Text(), document.createElement("span")]));
   let token = stage.firstElementChild;
   scene.pieces.forEach((piece, i) => {
     const confidence = scene.confidence[i], words = describe(scene, i, rank);
     if (token.title !== words || token.dataset.confidence !== String(confidence)) {
-      if (token.textContent !== piece) token.textContent = piece;
+      const space = piece.startsWith(" ") && piece !== " " ? " " : "";
+      token.previousSibling.data = i === 0 ? "" : space;
+      token.textContent = piece.slice(space.length);
       token.className = scene.states[i];
       token.classList.toggle("end", piece === END_MARK);
       token.title = words;

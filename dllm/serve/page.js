@@ -55,7 +55,7 @@ function submit() {
   question.value = "";
   question.focus({ preventScroll: true });
   turn.start();
-  turn.root.scrollIntoView({ behavior: lessMotion.matches ? "auto" : "smooth" });
+  if (turns.length > 1) turn.root.scrollIntoView({ behavior: lessMotion.matches ? "auto" : "smooth" });
 }
 
 function changed(turn) {
@@ -89,7 +89,7 @@ function tell() {
   byId("seed2").setCustomValidity(same ? "The second seed must differ from the first." : "");
   const seeds = [number("seed"), ...byId("compare").checked ? [number("seed2")] : []].map(seed => seed ?? "drawn");
   const set = NUMBERS.slice(1).filter(id => number(id) !== undefined);
-  const words = [`seed ${seeds.join(" and ")}`, ...set.map(id => `${id.replace("max_", "most ")} ${number(id)}`)];
+  const words = [`seed ${seeds.join(" and ")}`, ...set.map(id => `${id.replace("_", " ")} ${number(id)}`)];
   byId("chosen").textContent = `: ${words.join(", ")}`;
   byId("second").hidden = !byId("compare").checked;
 }

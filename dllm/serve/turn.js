@@ -14,15 +14,21 @@ class Lane {
 
   constructor(turn, name, body) {
     Object.assign(this, { turn, body, root: copyOf("lane") });
-    [this.name, this.stage, this.said, this.words, this.closer, this.which, this.token, this.fault, this.remedies,
-      this.foot, this.facts, this.pick, this.save] = parts(this.root, "name", "stage", "said", "words", "closer",
-      "which", "token", "fault", "remedies", "foot", "facts", "continue", "save");
+    [this.name, this.stage, this.said, this.words, this.foot, this.facts, this.pick, this.closer, this.save, this.close,
+      this.which, this.token, this.fault, this.remedies] = parts(this.root, "name", "stage", "said", "words", "foot",
+      "facts", "continue", "closer", "save", "close", "which", "token", "fault", "remedies");
     this.name.textContent = name;
     this.which.ariaLabel = `Token of ${name}`;
-    this.stage.addEventListener("pointerover", event => { if (event.target.title) this.words.textContent = event.target.title; });
+    this.stage.addEventListener("pointerover", event => {
+      if (event.target !== this.stage) this.words.textContent = event.target.title;
+    });
     this.stage.addEventListener("pointerleave", () => this.sum());
     this.which.addEventListener("input", () => this.look());
-    this.closer.addEventListener("toggle", () => this.look());
+    this.closer.addEventListener("click", () => {
+      this.close.hidden = !this.close.hidden;
+      this.closer.ariaExpanded = String(!this.close.hidden);
+      this.look();
+    });
     this.pick.addEventListener("click", () => turn.choose(this));
     this.save.addEventListener("click", () => {
       const page = replayPage(turn.question, this.text, this.film.scenes());
@@ -35,7 +41,8 @@ class Lane {
     this.#report = {};
     this.#unsaid = "";
     for (const shown of [this.stage, this.said, this.words, this.fault, this.remedies]) shown.replaceChildren();
-    this.foot.hidden = this.closer.hidden = true;
+    this.foot.hidden = this.close.hidden = true;
+    this.closer.ariaExpanded = "false";
     try {
       for await (const chunk of ask(this.body, this.turn.key(), this.turn.stopping.signal)) this.take(chunk);
       this.state = "complete";
@@ -94,7 +101,7 @@ class Lane {
       forwards === undefined ? "" : `${forwards} forward passes`,
       computed_seconds === undefined ? "" : `${computed_seconds.toFixed(2)} s`,
       queued_seconds > 0.1 ? `${queued_seconds.toFixed(1)} s in the queue` : "",
-      finish_reason === "length" ? "cut at the most tokens" : "",
+      finish_reason === "length" ? "cut off at max tokens" : "",
       this.state === "stopped" ? "stopped" : "",
     ];
     if (seed !== undefined) this.name.textContent = this.name.textContent.replace(/^Answer.*/, `Seed ${seed}`);
@@ -117,7 +124,7 @@ class Lane {
 
   look() {
     this.stage.querySelector(".looked-at")?.classList.remove("looked-at");
-    if (!this.closer.open || this.film.empty) return;
+    if (this.close.hidden || this.film.empty) return;
     const i = Number(this.which.value) - 1;
     this.token.value = describe(this.scene, i, RANK);
     this.which.ariaValueText = this.token.value;

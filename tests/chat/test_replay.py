@@ -194,7 +194,7 @@ def browse(tmp_path_factory):
 
 
 def tokens(dom: str) -> list[tuple[str, str, str]]:
-    """(text, state, confidence) of every token on a page."""
+    """(text without the space before it, state, confidence) of every token on a page."""
     answer = re.search(r'<div class="tokens" id="answer">(.*?)</div>', dom, re.DOTALL)[1]
     spans = re.findall(
         r'<span class="(\w+)" title="[^"]*" data-confidence="([^"]*)"[^>]*>(.*?)</span>', answer, re.DOTALL
@@ -215,7 +215,7 @@ class TestPage:
 
     def test_opens_at_the_last_step(self, words, browse):
         dom = browse(self.page(words))
-        assert tokens(dom) == [(" hello", "committed", "0.9"), (" world", "new", "0.5"), ("ly", "new", "0.75")]
+        assert tokens(dom) == [("hello", "committed", "0.9"), ("world", "new", "0.5"), ("ly", "new", "0.75")]
         assert "step 2 of 2" in dom and 'its <span id="rank">probability</span>' in dom
 
     def test_text_is_text(self, words, browse):
@@ -233,7 +233,7 @@ class TestPage:
     )
     def test_steps(self, words, browse, fragment, script):
         dom = browse(self.page(words), fragment, script)
-        assert tokens(dom) == [(" hello", "new", "0.9"), (" world", "tentative", "0.25"), (" ·", "masked", "null")]
+        assert tokens(dom) == [("hello", "new", "0.9"), ("world", "tentative", "0.25"), ("·", "masked", "null")]
         assert "step 1 of 2" in dom
 
     def test_plays_from_the_beginning_to_the_end(self, words, browse):

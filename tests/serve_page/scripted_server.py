@@ -58,6 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: ScriptedServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # every chunk leaves at once
 
     def log_message(self, *_: Any) -> None:
         """Be silent."""
