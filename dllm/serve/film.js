@@ -2,8 +2,9 @@
 // The steps of one answer, put together from frames that list only what changed, and the replay made of them.
 
 const STATES = { g: "given", m: "masked", t: "tentative", n: "new", c: "committed" };
+const MASK_MARK = " ·";
 const WHOLE_EVERY = 32;      // steps between two that are stored whole: what lies between is what changed
-const RANK = "probability";
+const RANK = "confidence";   // what it is depends on the sampler
 
 class Film {
   steps = [];                // number of each stored step, rising
@@ -14,10 +15,15 @@ class Film {
   // A step that the server left out is missing here, too: the one before it stays in view.
   add({ step, total, dllm: { columns, pieces, states, confidence } }) {
     const change = { columns, pieces, states: [...states].map(letter => STATES[letter]), confidence };
+    if (this.empty && step > 0) this.#store(0, before(change));
+    this.#store(Math.max(step, this.end + 1), change);
+    this.total = Math.max(total, this.end);
+  }
+
+  #store(step, change) {
     this.#present = patched(this.#present, change);
     this.#stored.push(this.#stored.length % WHOLE_EVERY ? change : this.#present);
-    this.steps.push(Math.max(step, this.end + 1));
-    this.total = Math.max(total ?? 0, this.end);
+    this.steps.push(step);
   }
 
   get empty() { return this.steps.length === 0; }
@@ -32,6 +38,16 @@ class Film {
     const whole = index - index % WHOLE_EVERY;
     return this.#stored.slice(whole + 1, index + 1).reduce(patched, this.#stored[whole]);
   }
+}
+
+// The scene before the first step: all that was not given is masked.
+function before({ pieces, states }) {
+  const given = states.map(state => state === "given");
+  return {
+    pieces: pieces.map((piece, i) => given[i] ? piece : MASK_MARK),
+    states: given.map(known => known ? "given" : "masked"),
+    confidence: given.map(() => null),
+  };
 }
 
 function patched(scene, { columns, ...change }) {

@@ -2,6 +2,10 @@
 // A question and its answers. An answer is a lane; two lanes stand side by side under one slider.
 
 const parts = (root, ...names) => names.map(name => root.querySelector(`.${name}`));
+const BROKEN = {             // answers that did not come to their end, by the reason that the server gives
+  abort: "The server is going down and has broken off this answer.",
+  error: "The model failed in this answer.",
+};
 const copyOf = id => document.getElementById(id).content.firstElementChild.cloneNode(true);
 
 class Lane {
@@ -43,14 +47,18 @@ class Lane {
     for (const shown of [this.stage, this.said, this.words, this.fault, this.remedies]) shown.replaceChildren();
     this.foot.hidden = this.close.hidden = true;
     this.closer.ariaExpanded = "false";
+    this.words.textContent = "waiting";
     try {
       for await (const chunk of ask(this.body, this.turn.key(), this.turn.stopping.signal)) this.take(chunk);
+      const broken = BROKEN[this.#report.finish_reason];
+      if (broken) throw new Trouble(broken);
       this.state = "complete";
     } catch (error) {
       if (error.name === "AbortError" || this.turn.stopping.signal.aborted) this.state = "stopped";
       else this.fail(error instanceof Trouble ? error : new Trouble(`This page could not read the answer: ${error.message}`));
     }
     this.speak(true);
+    if (this.film.empty) this.sum();
     this.settle();
   }
 
@@ -60,18 +68,16 @@ class Lane {
       this.film.add(chunk);
       this.turn.grew(this);
     }
-    for (const { delta, finish_reason, dllm } of chunk.choices) {
+    for (const { delta, finish_reason } of chunk.choices) {
       this.text += delta.content ?? "";
       this.#unsaid += delta.content ?? "";
-      Object.assign(this.#report, dllm, finish_reason && { finish_reason });
+      if (finish_reason) Object.assign(this.#report, chunk.dllm, { finish_reason });
     }
     this.speak(false);
-    if (this.film.empty) this.stage.textContent = this.text;
-    const broken = {
-      abort: "The server is going down and has broken off this answer.",
-      error: "The model failed in this answer.",
-    }[this.#report.finish_reason];
-    if (broken) throw new Trouble(broken);
+    if (this.film.empty && this.text) {
+      this.stage.textContent = this.text;
+      this.sum();
+    }
   }
 
   // Whole sentences, and the rest at the end: single words one by one would be a stutter.
@@ -120,7 +126,7 @@ class Lane {
     this.look();
   }
 
-  sum() { this.words.textContent = this.scene && !this.film.empty ? summary(this.scene) : ""; }
+  sum() { this.words.textContent = this.film.empty ? "" : summary(this.scene); }
 
   look() {
     this.stage.querySelector(".looked-at")?.classList.remove("looked-at");

@@ -26,7 +26,9 @@ DEFAULTS = {"max_tokens": 64, "steps": 12, "block_length": 64, "temperature": 0.
 class Step:
     """A frame as the server sends it, and the text that it lets out."""
 
-    def __init__(self, step: int, total: int, changed: dict[int, tuple[str, str, float | None]], text: str, whole: bool):
+    def __init__(
+        self, step: int, total: int, changed: dict[int, tuple[str, str, float | None]], text: str, whole: bool
+    ):
         columns = sorted(changed)
         pieces, states, confidence = zip(*(changed[column] for column in columns), strict=True)
         inner = dict(pieces=list(pieces), states="".join(states), confidence=list(confidence))
@@ -40,16 +42,16 @@ def steps(seed: int, pieces: list[str] = ANSWER) -> Iterator[Step]:
     draw = random.Random(seed)
     order = draw.sample(range(len(pieces)), len(pieces))
     shown = dict.fromkeys(range(len(pieces)), (MASK, "m", None))
-    yield Step(0, len(pieces), shown, "", whole=True)
     sent = 0
     for n, column in enumerate(order, start=1):
         now = {c: (piece, "c" if state == "n" else state, known) for c, (piece, state, known) in shown.items()}
         now |= {other: (pieces[other], "t", round(draw.uniform(0.1, 0.6), 4)) for other in order[n : n + 2]}
         now[column] = (pieces[column], "n", round(draw.uniform(0.4, 1.0), 4))
-        changed = {c: entry for c, entry in now.items() if entry != shown[c]}
+        changed = {c: entry for c, entry in now.items() if n == 1 or entry != shown[c]}
         shown = now
         end = next((c for c in range(len(pieces)) if shown[c][1] in "mt"), len(pieces))
-        yield Step(n, len(pieces), changed, "".join(pieces[sent:end]).replace("∎", "").lstrip(" " if not sent else ""), False)
+        text = "".join(pieces[sent:end]).replace("∎", "")
+        yield Step(n, len(pieces), changed, text if sent else text.lstrip(), whole=n == 1)
         sent = max(sent, end)
 
 
@@ -103,19 +105,23 @@ class Handler(BaseHTTPRequestHandler):
         head = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "tiny-model"}
 
         def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
-            choice = {"index": 0, "delta": delta, "finish_reason": finish}
-            own = {"dllm": more.pop("report")} if "report" in more else {}
+            chunk = head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]} | more
             line_end = "\r\n" if question == "pieces" else "\n"
-            return f"data: {json.dumps(head | {'choices': [choice | own]} | more, ensure_ascii=False)}{line_end * 2}"
+            return f"data: {json.dumps(chunk, ensure_ascii=False)}{line_end * 2}"
 
         yield event({"role": "assistant", "content": ""})
-        for n, step in enumerate(steps(seed)):
+        for n, step in enumerate(steps(seed), start=1):
             if question == "hold" and n == 5:  # until the client leaves, or the test says go
                 while not self.server.go.wait(0.02):
                     yield ": ping\n\n"
             if question == "break" and n == 5:
                 return
+            if question == "going" and n == 5:
+                yield event({}, "abort")
+                yield "data: [DONE]\n\n"
+                return
             if question == "fail" and n == 5:
+                yield event({}, "error")
                 yield 'data: {"error": {"message": "the forward pass raised", "type": "server_error"}}\n\n'
                 yield "data: [DONE]\n\n"
                 return
@@ -124,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
             if step.text:
                 yield event({"content": step.text})
         report = {"seed": seed, "forwards": len(ANSWER), "canvas": 64, "queued_seconds": 0.0, "computed_seconds": 0.25}
-        yield event({}, "length" if question == "cut" else "stop", report=report)
+        yield event({}, "length" if question == "cut" else "stop", dllm=report)
         yield f"data: {json.dumps(head | {'choices': [], 'usage': {'completion_tokens': len(ANSWER)}})}\n\n"
         yield "data: [DONE]\n\n"
 

@@ -116,8 +116,8 @@ def tokens(lane: Any) -> list[tuple[str, str]]:
 def drawn(seed: int, step: int) -> list[tuple[str, str]]:
     """The same, as the server's frames say it."""
     names = {"m": "masked", "t": "tentative", "n": "new", "c": "committed"}
-    shown: dict[int, tuple[str, str]] = {}
-    for made in list(steps(seed))[: step + 1]:
+    shown = dict.fromkeys(range(len(ANSWER)), ("·", "masked"))
+    for made in list(steps(seed))[:step]:
         frame = made.frame["dllm"]
         columns = frame.get("columns", range(len(ANSWER)))
         for column, piece, state in zip(columns, frame["pieces"], frame["states"], strict=True):
@@ -149,8 +149,9 @@ class TestAnswer:
         for step in (0, 1, 5, LAST):
             turn.locator(".slider").fill(str(step))
             assert tokens(turn) == drawn(3, step)
-        known = next(list(steps(3))[-1].frame["dllm"]["confidence"][i] for i in (0,))
-        assert f"{100 * known:.1f} %" in turn.locator(".stage .new").get_attribute("title")
+        last = list(steps(3))[-1].frame["dllm"]
+        known = last["confidence"][last["states"].index("n")]
+        assert turn.locator(".stage .new").get_attribute("title").endswith(f", new, confidence {100 * known:.1f} %")
 
     def test_characters_and_lines_may_arrive_in_pieces(self, page):
         """Seven bytes at a time, lines that end with a carriage return and a line feed."""
@@ -247,7 +248,7 @@ def save(page: Any, turn: Any, folder: Path) -> Path:
 
 class TestReplay:
     def test_is_the_file_that_the_terminal_saves(self, page, tmp_path):
-        question = "What's <six> & \"seven\"?"
+        question = 'What\'s <six> & "seven"?'
         path = save(page, ask(page, question, seed=7), tmp_path)
         assert path.name == "dllm-replay-seed-7.html"
         saved, ours = path.read_text(encoding="utf-8"), replay_page(None, Replay(question, TEXT, []))
@@ -288,7 +289,8 @@ class TestTrouble:
         assert page.input_value("#key") == ""
 
     @pytest.mark.parametrize(
-        ("question", "words"), [("break", "The connection was lost."), ("fail", "the forward pass raised")]
+        ("question", "words"),
+        [("break", "The connection was lost."), ("fail", "the forward pass raised"), ("going", "going down")],
     )
     def test_a_stream_that_breaks_keeps_what_came(self, page, question, words):
         turn = ask(page, question, wait=False, seed=7)
@@ -415,4 +417,7 @@ class TestForEverybody:
         turn.locator(".closer").first.click()
         assert page.evaluate("document.documentElement.scrollWidth") == 320
         out = "[...document.querySelectorAll('button, input, textarea, .stage')].filter(e => e.checkVisibility() && "
-        assert page.evaluate(out + "(e.getBoundingClientRect().right > 320 || e.getBoundingClientRect().left < 0)).length") == 0
+        assert (
+            page.evaluate(out + "(e.getBoundingClientRect().right > 320 || e.getBoundingClientRect().left < 0)).length")
+            == 0
+        )
