@@ -158,6 +158,23 @@ class TestAnswer:
         turn = ask(page, "pieces", seed=5)
         assert tokens(turn) == drawn(5, LAST) and turn.locator(".said").text_content() == TEXT
 
+    @pytest.mark.parametrize("size", [1, 2, 3, 1000])
+    def test_events_are_the_same_however_their_bytes_are_cut(self, page, size):
+        """Each kind of line end, an event of two lines, comments, characters of two and four bytes."""
+        sent = (
+            'data: {"a": "ä🌊"}\r\n\r\n: ping\n\ndata: one\r\ndata:two\r\n\r\nid: 5\ndata: three\r\rdata: never ended'
+        )
+        read = """async ([bytes, size]) => {
+            const stream = new ReadableStream({ start(controller) {
+                for (let i = 0; i < bytes.length; i += size) controller.enqueue(new Uint8Array(bytes.slice(i, i + size)));
+                controller.close();
+            }});
+            const found = [], signal = new AbortController().signal;
+            for await (const data of events(new Response(stream), signal)) found.push(data);
+            return found;
+        }"""
+        assert page.evaluate(read, [list(sent.encode()), size]) == ['{"a": "ä🌊"}', "one\ntwo", "three"]
+
     def test_pause_and_play_while_it_comes(self, page, server):
         turn = ask(page, "hold", wait=False, seed=7)
         expect(turn.locator(".step")).to_have_text(f"step 4 of {LAST}")
