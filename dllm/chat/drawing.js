@@ -9,7 +9,7 @@ const REDUCED_STRIDE = 8;    // where motion is unwelcome, every eighth step is 
 const lessMotion = matchMedia("(prefers-reduced-motion: reduce)");
 const END_MARK = "∎";
 
-const percent = confidence => `${(100 * confidence).toFixed(1)} %`;
+const percent = confidence => confidence < 0.001 ? "under 0.1 %" : `${(100 * confidence).toFixed(1)} %`;
 
 function describe(scene, i, rank) {
   const known = scene.confidence[i] === null ? "" : `, ${rank} ${percent(scene.confidence[i])}`;
