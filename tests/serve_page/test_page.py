@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,20 @@ def tab(browser) -> Any:
 @pytest.fixture
 def visit(browser, tab, server) -> Iterator[Any]:
     """Opens the page, with options in a tab of its own. At the end: no script failed, no other host was asked."""
-    opened, asked, errors = [], [], []
+    opened, hosts, asked, errors = [], [], [], []
     events = {
         "request": lambda request: asked.append(request.url),
         "pageerror": lambda error: errors.append(str(error)),
         "console": lambda message: errors.append(message.text) if "Policy" in message.text else None,
     }
 
-    def visit(**options: Any) -> Any:
+    def visit(at: str = server.address, **options: Any) -> Any:
         page = browser.new_context(**options).new_page() if options else tab
         opened.append(page)
         for event, heard in events.items():
             page.on(event, heard)
-        page.goto(server.address)
+        page.goto(at)
+        hosts.append(at)
         return page
 
     yield visit
@@ -81,7 +83,7 @@ def visit(browser, tab, server) -> Iterator[Any]:
         if tab in opened:
             tab.remove_listener(event, heard)
     assert not errors
-    assert asked and all(url.startswith((server.address, "blob:", "file:")) for url in asked)
+    assert asked and all(url.startswith((*hosts, "blob:", "file:")) for url in asked)
 
 
 @pytest.fixture
@@ -161,9 +163,8 @@ class TestAnswer:
     @pytest.mark.parametrize("size", [1, 2, 3, 1000])
     def test_events_are_the_same_however_their_bytes_are_cut(self, page, size):
         """Each kind of line end, an event of two lines, comments, characters of two and four bytes."""
-        sent = (
-            'data: {"a": "ä🌊"}\r\n\r\n: ping\n\ndata: one\r\ndata:two\r\n\r\nid: 5\ndata: three\r\rdata: never ended'
-        )
+        sent = 'data: {"a": "ä🌊"}\r\n\r\n: ping\n\ndata: one\r\ndata:two\r\n\r\n'
+        sent += "id: 5\ndata: three\r\rdata: cut"
         read = """async ([bytes, size]) => {
             const stream = new ReadableStream({ start(controller) {
                 for (let i = 0; i < bytes.length; i += size) controller.enqueue(new Uint8Array(bytes.slice(i, i + size)));
@@ -228,6 +229,53 @@ class TestAnswer:
 
     def test_an_answer_that_was_cut_off_says_so(self, page):
         expect(ask(page, "cut").locator(".facts")).to_contain_text("cut off at max tokens")
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Any]:
+    """The real server, a gate before the forwards of its model."""
+    pytest.importorskip("fastapi", reason="needs FastAPI, which needs Python 3.11")
+    from tests import live_server
+
+    model, tokenizer = live_server.load_shipped()
+    gate = live_server.Gate(model)
+    with live_server.served(live_server.engine_of(model, tokenizer)) as server:
+        server.gate, server.until = gate, live_server.until
+        yield server
+        gate.open()
+
+
+class TestServed:
+    """The bundled model behind the real server."""
+
+    def test_shows_what_the_api_says(self, visit, live):
+        page = visit(at=live.url)
+        turn = ask(page, "What is 6 * 7?", wait=False, seed=3, temperature=0.7)
+        expect(turn.locator(".facts")).to_contain_text("seed 3")
+        body = {"messages": [{"role": "user", "content": "What is 6 * 7?"}], "seed": 3, "temperature": 0.7}
+        asked = urllib.request.Request(
+            f"{live.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        answer = json.load(urllib.request.urlopen(asked, timeout=60))
+        text, forwards = answer["choices"][0]["message"]["content"], answer["choices"][0]["dllm"]["forwards"]
+        assert text and turn.locator(".said").text_content() == text
+        expect(turn.locator(".step")).to_have_text(f"step {forwards} of {forwards}")
+        turn.locator(".slider").fill("0")
+        assert {state for _, state in tokens(turn)} == {"masked"}
+        turn.locator(".slider").fill(str(forwards))
+        drawn = "".join(piece for piece, state in tokens(turn) if "end" not in state)
+        assert drawn == text.replace(" ", "")
+        assert {state.split()[0] for _, state in tokens(turn)} == {"new", "committed"}
+
+    def test_a_stopped_row_leaves_the_model(self, visit, live):
+        page = visit(at=live.url)
+        live.gate.close()
+        ask(page, "What is 6 * 7?", wait=False)
+        assert live.gate.entered.wait(30) and live.batcher.running == 1
+        page.click("#stop")
+        live.until(lambda: b'dllm_cancelled_total{why="disconnect"} 1.0' in live.metrics.text())
+        live.gate.open()
+        live.until(lambda: live.batcher.running == 0)
 
 
 class TestTwoSeeds:
