@@ -111,8 +111,8 @@ class Handler(BaseHTTPRequestHandler):
 
         yield event({"role": "assistant", "content": ""})
         for n, step in enumerate(steps(seed), start=1):
-            if question == "hold" and n == 5:  # until the client leaves, or the test says go
-                while not self.server.go.wait(0.02):
+            if question in ("hold", f"hold {seed}") and n in self.server.gates:
+                while not self.server.gates[n].wait(0.02):  # until the client leaves, or the test opens it
                     yield ": ping\n\n"
             if question == "break" and n == 5:
                 return
@@ -162,7 +162,8 @@ class Handler(BaseHTTPRequestHandler):
 class ScriptedServer(ThreadingHTTPServer):
     """Serves on a free port of this machine in a thread of its own, as a context manager.
 
-    bodies: of the requests so far. locked: a key is wanted. go: ends "hold". left: a client has gone away.
+    bodies: of the requests so far. locked: a key is wanted. room: "full" is answered. left: a client has gone away.
+    gates: before the steps at which "hold" waits, and "hold 8" where the seed is 8.
     """
 
     daemon_threads = True
@@ -176,13 +177,18 @@ class ScriptedServer(ThreadingHTTPServer):
         """Forget what was."""
         self.bodies: list[dict[str, Any]] = []
         self.locked = self.room = False
-        self.go, self.left = threading.Event(), threading.Event()
+        self.left, self.gates = threading.Event(), {5: threading.Event(), 9: threading.Event()}
+
+    def open(self, *steps: int) -> None:
+        """Let those who wait before these steps go on."""
+        for step in steps:
+            self.gates[step].set()
 
     def __enter__(self) -> ScriptedServer:
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.go.set()
+        self.open(*self.gates)
         self.shutdown()
         self.server_close()

@@ -167,7 +167,8 @@ class TestAnswer:
         sent += "id: 5\ndata: three\r\rdata: cut"
         read = """async ([bytes, size]) => {
             const stream = new ReadableStream({ start(controller) {
-                for (let i = 0; i < bytes.length; i += size) controller.enqueue(new Uint8Array(bytes.slice(i, i + size)));
+                const array = new Uint8Array(bytes);
+                for (let i = 0; i < array.length; i += size) controller.enqueue(array.slice(i, i + size));
                 controller.close();
             }});
             const found = [], signal = new AbortController().signal;
@@ -180,7 +181,7 @@ class TestAnswer:
         turn = ask(page, "hold", wait=False, seed=7)
         expect(turn.locator(".step")).to_have_text(f"step 4 of {LAST}")
         turn.locator(".play").click()
-        server.go.set()
+        server.open(5, 9)
         expect(page.locator("#send")).to_be_visible()
         assert tokens(turn) == drawn(7, 4)
         turn.locator(".play").click()
@@ -271,7 +272,7 @@ class TestServed:
         page = visit(at=live.url)
         live.gate.close()
         ask(page, "What is 6 * 7?", wait=False)
-        assert live.gate.entered.wait(30) and live.batcher.running == 1
+        assert live.gate.entered.wait(30)
         page.click("#stop")
         live.until(lambda: b'dllm_cancelled_total{why="disconnect"} 1.0' in live.metrics.text())
         live.gate.open()
@@ -288,6 +289,17 @@ class TestTwoSeeds:
         boxes = [lane.locator(".stage").bounding_box() for lane in lanes]
         assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
         assert boxes[0]["height"] == boxes[1]["height"]
+
+    def test_one_may_be_slower_than_the_other(self, page, server):
+        turn = ask(page, "hold 8", wait=False, seed=7, compare=True, seed2=8)
+        expect(turn.locator(".step")).to_have_text(AT_LAST)
+        slow = turn.locator(".lane").last
+        for step in (4, 8):
+            expect(slow.locator(".words")).to_contain_text(f"{step} of {LAST} tokens kept")
+            assert tokens(turn) == drawn(7, LAST) and tokens(slow) == drawn(8, step)
+            server.open(step + 1)
+        expect(turn.locator(".play")).to_have_text("Play")
+        assert tokens(slow) == drawn(8, LAST)
 
     def test_the_conversation_goes_on_from_the_one_that_is_chosen(self, page, server):
         """One of both was refused: its text is not part of the conversation, until the other is chosen."""
