@@ -89,7 +89,7 @@ function tell() {
   byId("seed2").setCustomValidity(same ? "The second seed must differ from the first." : "");
   const seeds = [number("seed"), ...byId("compare").checked ? [number("seed2")] : []].map(seed => seed ?? "drawn");
   const set = NUMBERS.slice(1).filter(id => number(id) !== undefined);
-  const words = [`seed ${seeds.join(" and ")}`, ...set.map(id => `${id.replace("_", " ")} ${number(id)}`)];
+  const words = [`seed ${[...new Set(seeds)].join(" and ")}`, ...set.map(id => `${id.replace("_", " ")} ${number(id)}`)];
   byId("chosen").textContent = `: ${words.join(", ")}`;
   byId("second").hidden = !byId("compare").checked;
 }

@@ -11,12 +11,12 @@ class Trouble extends Error {
   }
 }
 
-async function refusal(response) {
+async function refusal(response, key) {
   let error = {};
   try { error = (await response.json()).error ?? {}; } catch { /* a body that is not the server's own: the status says it */ }
   const wait = Number(response.headers.get("Retry-After") ?? NaN);
   const words = {
-    401: "This server wants an API key, or another one than was given.",
+    401: key ? "This server does not know this API key." : "This server wants an API key.",
     503: "The server has no room right now.",
     504: "The server took too long and gave up.",
   }[response.status] ?? error.message ?? `The server answered with status ${response.status}.`;
@@ -33,7 +33,7 @@ async function request(path, key, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Trouble("The server does not answer. Is it running?");
   }
-  if (!response.ok) throw await refusal(response);
+  if (!response.ok) throw await refusal(response, key);
   return response;
 }
 
