@@ -16,4 +16,5 @@ What there is, in the order of a request:
     shapes.py     OpenAI's objects
     frames.py, streams.py   events as they come: text, frames, ends
     api.py, process.py      routes, metrics and errors; the process that serves them
+    page.py       the chat in the browser, put together from page.html, page.css and the scripts
 """

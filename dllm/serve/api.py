@@ -6,7 +6,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,12 +23,11 @@ from dllm.serve.errors import ApiError
 from dllm.serve.guard import Guard, too_large
 from dllm.serve.metrics import Metrics
 from dllm.serve.orders import check_model
+from dllm.serve.page import POLICY, chat_page
 from dllm.serve.prompts import chat_tokens, text_tokens
 from dllm.serve.serving import Left, Serving
 from dllm.serve.settings import Settings
 
-PAGE = Path(__file__).parent / "page.html"
-PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 SILENCE = 60.0  # seconds without a step after which the engine is taken for dead, unless requests may take longer
 
 _log = logging.getLogger("dllm.serve")
@@ -69,7 +67,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     _add_errors(app, settings)
     _add_generation(app, serving)
     _add_information(app, serving)
-    if settings.page and PAGE.is_file():
+    if settings.page:
         _add_page(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body)
     app.add_middleware(Guard, settings=settings)
@@ -138,12 +136,12 @@ def _status(fine: bool, word: str, otherwise: str) -> Response:
 
 def _add_page(app: FastAPI) -> None:
     headers = {
-        "Content-Security-Policy": PAGE_POLICY,
+        "Content-Security-Policy": POLICY,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
     }
-    text = PAGE.read_text(encoding="utf-8")
+    text = chat_page()
 
     @app.get("/")
     async def page() -> Response:

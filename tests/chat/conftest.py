@@ -14,8 +14,11 @@ class Words:
     mask_token_id, eos_token_id, pad_token_id = 0, 4, 4
     names = ("[MASK]", "hello", "world", "##ly", "[END]")
 
-    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool = False) -> str:
+    def decode(
+        self, ids: list[int], skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
+    ) -> str:
         assert not clean_up_tokenization_spaces  # it would change text that is already on the screen
+        assert not skip_special_tokens  # they are shown
         return " ".join(self.names[i] for i in ids).replace(" ##", "")
 
 

@@ -194,8 +194,8 @@ def browse(tmp_path_factory):
 
 
 def tokens(dom: str) -> list[tuple[str, str, str]]:
-    """(text, state, confidence) of every token on a page."""
-    answer = re.search(r'<div id="answer">(.*?)</div>', dom, re.DOTALL)[1]
+    """(text without the space before it, state, confidence) of every token on a page."""
+    answer = re.search(r'<div class="tokens" id="answer">(.*?)</div>', dom, re.DOTALL)[1]
     spans = re.findall(
         r'<span class="(\w+)" title="[^"]*" data-confidence="([^"]*)"[^>]*>(.*?)</span>', answer, re.DOTALL
     )
@@ -215,8 +215,8 @@ class TestPage:
 
     def test_opens_at_the_last_step(self, words, browse):
         dom = browse(self.page(words))
-        assert tokens(dom) == [(" hello", "committed", "0.9"), (" world", "new", "0.5"), ("ly", "new", "0.75")]
-        assert "step 2 of 2" in dom and "its probability" in dom
+        assert tokens(dom) == [("hello", "committed", "0.9"), ("world", "new", "0.5"), ("ly", "new", "0.75")]
+        assert "step 2 of 2" in dom and 'its <span id="rank">probability</span>' in dom
 
     def test_text_is_text(self, words, browse):
         dom = browse(self.page(words))
@@ -233,16 +233,16 @@ class TestPage:
     )
     def test_steps(self, words, browse, fragment, script):
         dom = browse(self.page(words), fragment, script)
-        assert tokens(dom) == [(" hello", "new", "0.9"), (" world", "tentative", "0.25"), (" ·", "masked", "null")]
+        assert tokens(dom) == [("hello", "new", "0.9"), ("world", "tentative", "0.25"), ("·", "masked", "null")]
         assert "step 1 of 2" in dom
 
     def test_plays_from_the_beginning_to_the_end(self, words, browse):
-        watch = "const seen = [], old = show; slider.addEventListener('x', () => 0);"
-        watch += "new MutationObserver(() => seen.push(slider.value)).observe(answer, {childList: true});"
+        watch = "const seen = []; const watcher = new MutationObserver(() => seen.push(slider.value));"
+        watch += "watcher.observe(answer, {subtree: true, attributeFilter: ['title']});"
         watch += "play.click(); setTimeout(() => { details.textContent = `seen ${seen} ${play.textContent}`; }, 2000);"
         assert "seen 0,1,2 Play" in browse(self.page(words), "", watch)
 
     def test_confidence_under_the_pointer(self, words, browse):
-        point = "answer.children[1].dispatchEvent(new PointerEvent('pointerenter'));"
+        point = "answer.children[1].dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));"
         dom = browse(self.page(words), "step=1", point)
         assert 'token 2: " world", tentative, probability 25.0 %' in dom

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from dllm.serve import api
+from dllm.serve.page import chat_page
 from dllm.serve.settings import Settings
 from tests.live_server import engine_of, served
 
@@ -63,13 +63,10 @@ def test_any_host_where_none_is_named():
         assert code(get(server, Host="behind.example", Origin="https://other.example")) == (403, "origin_not_allowed")
 
 
-def test_the_page(tmp_path, monkeypatch):
-    page = tmp_path / "page.html"
-    page.write_text("<title>here</title>", encoding="utf-8")
-    monkeypatch.setattr(api, "PAGE", page)
+def test_the_page():
     with served(engine_of(), api_keys=("one",)) as server:
         found = get(server, "/")
-        assert found.text == page.read_text() and "text/html" in found.headers["Content-Type"]
+        assert found.text == chat_page() and "text/html" in found.headers["Content-Type"]
         assert found.headers["Content-Security-Policy"].startswith("default-src 'none'; ")
         assert "connect-src 'self'" in found.headers["Content-Security-Policy"]
     with served(engine_of(), page=False) as server:
