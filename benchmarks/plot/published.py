@@ -1,4 +1,4 @@
-"""The plots of docs/: speed-up over the authors' loops, parts of a step, accuracy by tokens per step, trainings, traffic.
+"""The plots of docs/: speed-up over published loops, parts of a step, accuracy by tokens per step, trainings, traffic.
 
 Each plot is drawn from a list of points, and its file carries these points as JSON, so that a reader finds the exact
 numbers and a check finds a plot that is out of date without drawing it anew.
