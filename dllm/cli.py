@@ -1,4 +1,4 @@
-"""The command line: `dllm generate`, `dllm chat`, `dllm train`, `dllm eval` and `dllm doctor`."""
+"""The command line: `dllm generate`, `chat`, `serve`, `train`, `eval` and `doctor`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     _add_generate(commands)
     _add_chat(commands)
+    _add_serve(commands)
     # the command parses its settings itself, from the arguments that this parser does not know
     train = commands.add_parser(
         "train",
@@ -109,10 +110,61 @@ def _add_chat(commands: argparse._SubParsersAction) -> None:
     chat.set_defaults(run=_chat)
 
 
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP, with OpenAI's API",
+        description="Serve a model over HTTP, with OpenAI's API and steps to watch. TERM or Ctrl-C ends it.",
+    )
+    add = serve.add_argument
+    add("model", nargs="?", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled one)")
+    add("--name", default=None, help="the name under which it is served (default: the last part of MODEL)")
+    add("--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    add("--api-key", action="append", default=[], help="a key that requests must bring; can be given several times")
+    add("--api-key-file", default=None, metavar="FILE", help="keys, one a line; others come from DLLM_API_KEY")
+    add("--insecure", action="store_true", help="listen at an address other than loopback without a key")
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="a host name that requests may call it by")
+    add("--no-page", dest="page", action="store_false", help="do not serve the chat page at /")
+    add("--rows", type=int, default=None, help="rows that run together, at most (default: 16 on a CPU, else 64)")
+    add("--max-queue", type=int, default=64, help="rows that wait; more get 503 (default: %(default)s)")
+    add("--max-in-flight", type=int, default=None, help="requests of one key at a time, at most (default: no limit)")
+    add("--timeout", type=float, default=120.0, help="seconds of a request, queue included (default: %(default)s)")
+    add("--grace", type=float, default=20.0, help="seconds to finish requests after TERM (default: %(default)s)")
+    add(
+        "--width",
+        choices=("grid", "tight"),
+        default="grid",
+        help="grid: a request's tokens depend on its body alone; tight: faster, up to rounding (default: %(default)s)",
+    )
+    add(
+        "--max-length",
+        type=int,
+        default=None,
+        help="tokens of a prompt and its answer (default: the model's positions)",
+    )
+    add("--setting", action="append", default=[], metavar="NAME=VALUE", help="another setting of the sampler")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the weights (default: float32 on a CPU, else bfloat16)",
+    )
+    _add_sampler(serve, remasking="low_confidence or random", length=128)
+    serve.set_defaults(run=_serve)
+
+
 def _add_sampling(command: argparse.ArgumentParser, *, remasking: str) -> None:
-    """Add the options of the model and its sampler. Those that are not given are the family's."""
+    """Add the options of the model, its sampler and the view."""
     add = command.add_argument
     add("--model", default=None, help="a folder, or a name on the Hugging Face Hub (default: the bundled model)")
+    _add_sampler(command, remasking=remasking, length=64)
+    add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
+    add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
+
+
+def _add_sampler(command: argparse.ArgumentParser, *, remasking: str, length: int) -> None:
+    """Add the options of the sampler and of how the model runs. Those that are not given are the family's."""
+    add = command.add_argument
     add(
         "--sampler",
         default=None,
@@ -120,12 +172,11 @@ def _add_sampling(command: argparse.ArgumentParser, *, remasking: str) -> None:
     )
     add("--quantize", choices=("int8",), default=None, help="weights of 8 bits: faster on a CPU, approximate")
     add("--steps", type=int, default=None, help="denoising steps, of a block for LLaDA 2 (default: one per token)")
-    add("--gen-length", type=int, default=64, help="maximum number of tokens of an answer (default: %(default)s)")
+    add("--gen-length", type=int, default=length, help="maximum number of tokens of an answer (default: %(default)s)")
     add("--block-length", type=int, default=None, help="tokens per block (default: the family's, else all)")
     add("--temperature", type=float, default=None, help="0 takes the most likely token (default: the family's, else 0)")
     add("--cfg-scale", type=float, default=None, help="scale of classifier-free guidance; 0: off (default: 0)")
     add("--remasking", default=None, help=f"{remasking} (default: low_confidence where the sampler has a choice)")
-    add("--seed", type=int, default=None, help="seed of the noise (default: a new one each time)")
     add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
     add(
         "--compile-body",
@@ -133,7 +184,6 @@ def _add_sampling(command: argparse.ArgumentParser, *, remasking: str) -> None:
         default=None,
         help="the model's body through torch.compile (default: where it pays for the number of forward passes)",
     )
-    add("--live", action=argparse.BooleanOptionalAction, default=None, help="show the steps (default: on a terminal)")
 
 
 class _Version(argparse.Action):
@@ -157,6 +207,13 @@ def _chat(options: argparse.Namespace, _: Sequence[str]) -> int:
     from dllm.demo.shipped import load_shipped
 
     return program.main(options, load_shipped)
+
+
+def _serve(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from dllm.demo.shipped import load_shipped
+    from dllm.serve import command
+
+    return command.main(options, load_shipped)
 
 
 def _train(options: argparse.Namespace, settings: Sequence[str]) -> int:

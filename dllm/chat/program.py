@@ -36,15 +36,23 @@ def main(options: argparse.Namespace, load_shipped: Loader) -> int:
 
 
 def _session(options: argparse.Namespace, load_shipped: Loader) -> Session:
-    talk = talk_of(options, *_loaded(options, load_shipped), system=options.system)
+    talk = talk_of(options, *load_chosen(options, load_shipped), system=options.system)
     shown = options.live
     if shown is None:
         shown = sys.stdout.isatty() or (sys.stderr.isatty() and sys.stdin.isatty())
     return Session(talk, show=shown)
 
 
-def _loaded(options: argparse.Namespace, load_shipped: Loader) -> tuple[Any, Any]:
-    """The model, in evaluation mode, and its tokenizer."""
+def load_chosen(options: argparse.Namespace, load_shipped: Loader) -> tuple[Any, Any]:
+    """The model that options name, in evaluation mode, and its tokenizer.
+
+    Args:
+        options: `model`, `device`, `dtype`, `quantize` and `compile_body`.
+        load_shipped: see :func:`main`.
+
+    Raises:
+        OSError, ValueError: an option is invalid, or the model cannot be loaded.
+    """
     device = device_named(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_compiler(options, device)
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")

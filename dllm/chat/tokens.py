@@ -52,20 +52,40 @@ def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
         [' 6', ' *', ' 7', ' ·', '∎']
     """
     marks = {tokenizer.eos_token_id: END_MARK, tokenizer.mask_token_id: MASK_MARK}
-    found, window, before, begun = [], [], "", False
+    texts = iter(added_texts(tokenizer, [token for token in tokens if token not in marks]))
+    found, begun = [], False
     for token in tokens:
         if token in marks:
             found.append(marks[token])
             continue
-        window.append(token)
-        text = tokenizer.decode(window, clean_up_tokenization_spaces=False)
-        whole = text.rstrip(UNFINISHED)
-        piece = whole[len(before) :]
+        piece = next(texts)
         found.append(piece if begun or not piece or piece.startswith(" ") else f" {piece}")
-        begun, before = begun or bool(piece), whole
+        begun = begun or bool(piece)
+    return found
+
+
+def added_texts(tokenizer: Any, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> list[str]:
+    """What each token adds to the decoded text of those before it.
+
+    A character that takes several tokens appears with the last of them.
+
+    Example:
+        >>> from dllm.demo.shipped import load_shipped
+        >>> tokenizer = load_shipped()[1]
+        >>> added_texts(tokenizer, tokenizer("6 * 7").input_ids)
+        [' 6', ' *', ' 7']
+    """
+    how = dict(skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    found, window, before = [], [], ""
+    for token in tokens:
+        window.append(token)
+        text = tokenizer.decode(window, **how)
+        whole = text.rstrip(UNFINISHED)
+        found.append(whole[len(before) :])
+        before = whole
         if len(window) > WINDOW and text == whole:
             window = window[-WINDOW // 2 :]
-            before = tokenizer.decode(window, clean_up_tokenization_spaces=False)
+            before = tokenizer.decode(window, **how)
     return found
 
 

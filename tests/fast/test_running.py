@@ -119,7 +119,7 @@ def test_views():
     running = running_with(one, two)
     before = running.view([1])[0]
     assert before.canvas.tolist() == [7] * 9 + [MASK_ID] * 4 == before.tentative.tolist()
-    assert before.confidence.isnan().all() and before[3:] == (0, 1, 0, 4)
+    assert before.confidence.isnan().all() and before[3:] == (0, 1, 0, 4, 0, None)
     running.step()
     late, early = running.view([1, 0])
     assert (late.canvas == MASK_ID).sum() == 3 and (early.canvas == MASK_ID).sum() == 2

@@ -206,13 +206,21 @@ class BaseSampler(ABC):
 
         The first block of each row begins at column 0. `max_new_tokens` and `max_length` are not used.
         """
-        start_time, config = time.perf_counter(), self._settings(config, overrides)
+        start_time = time.perf_counter()
         _check_callable(on_step=on_step)
+        plan = self.plan_infill(inputs, config, seed=seed, **overrides)
+        return run(self.model, plan, on_step, start_time=start_time)
+
+    def plan_infill(
+        self, inputs: canvas.Rows, config: BaseSamplerConfig | None = None, *, seed: Seed = None, **overrides: Any
+    ) -> Plan:
+        """Check a call of :meth:`infill` and lay out its rows, as :meth:`plan` does for one of :meth:`sample`."""
+        config = self._settings(config, overrides)
         if config.stop_at_eos:
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
         mask_id = canvas.mask_token(self.model, self.tokenizer)
         layout = lay_out_texts(canvas.token_rows(inputs), mask_id, seed, block_size=config.block_size)
-        return run(self.model, self._plan(layout, config, continues=False), on_step, start_time=start_time)
+        return self._plan(layout, config, continues=False)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
         return settings_of(self.config_class, config, overrides)

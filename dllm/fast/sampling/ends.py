@@ -45,7 +45,7 @@ class EarlyEnds:
         grown = [place for place, (row, count) in enumerate(counts.items()) if count > self.asked.get(row, 0)]
         if not grown:
             return
-        self.asked |= counts
+        self.asked = counts  # of rows that have left nothing is kept
         device = state.tokens.device
         index, own = torch.tensor(grown, device=device), [rows[place] for place in grown]
         asked = zip(own, state.tokens[index].tolist(), state.first[index].tolist(), strict=True)

@@ -59,6 +59,8 @@ class RowView(NamedTuple):
     confidence: float32 [length], of the tokens that the last step sampled, NaN elsewhere.
     block, blocks: index of the block that comes next, and the number of blocks.
     step, steps: index of the step that comes next within that block, and how many it has at most.
+    taken: steps that the row has taken.
+    log_probs: float32 [length], of each generated token in the step that wrote it, else NaN; None: they are not kept.
     """
 
     canvas: Tensor
@@ -68,6 +70,8 @@ class RowView(NamedTuple):
     blocks: int
     step: int
     steps: int
+    taken: int
+    log_probs: Tensor | None
 
 
 def show(canvas: Tensor, state: State, policy: Policy, rows: Tensor, progress: Progress) -> Step:
@@ -94,9 +98,10 @@ def view(state: State, policy: Policy, places: Sequence[int]) -> list[RowView]:
     rows = state.rows(torch.tensor(places, dtype=torch.int64, device=state.tokens.device))
     layers, found = _layers(rows, policy), []
     now = CurrentBlock.of(rows.schedule)
-    numbers = torch.stack([rows.length, rows.block, rows.blocks, rows.step, now.steps]).T.tolist()
+    numbers = torch.stack([rows.length, rows.block, rows.blocks, rows.step, now.steps, rows.row_steps]).T.tolist()
     for place, (length, *progress) in enumerate(numbers):
-        found.append(RowView(*(layer[place, :length].clone() for layer in layers), *progress))
+        log_probs = None if rows.log_probs is None else rows.log_probs[place, :length].clone()
+        found.append(RowView(*(layer[place, :length].clone() for layer in layers), *progress, log_probs))
     return found
 
 

@@ -22,6 +22,7 @@ _PADDED: dict[str, tuple[tuple[str, ...], float]] = {
     "tokens": (("columns",), 0),
     "given": (("columns",), False),
     "editable": (("columns",), False),
+    "log_probs": (("columns",), torch.nan),
     "begin": (("blocks",), 0),
     "stop": (("blocks",), 0),
     "steps": (("blocks",), 0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,21 @@ ROW_MULTIPLE = {"cpu": 16, "cuda": 64}
 HEAD_ROWS = {"cpu": 64, "cuda": 1024}
 
 
+class Proposed(NamedTuple):
+    """Tokens for N candidates.
+
+    token: int64 [N].
+    rank: float32 [N], what orders them.
+    uniform: float32 [N], a number in [0, 1) that decides each by itself under the "bernoulli" rule, else None.
+    log_prob: float32 [N], of the tokens, of the distribution that confidence is taken from.
+    """
+
+    token: Tensor
+    rank: Tensor
+    uniform: Tensor | None
+    log_prob: Tensor
+
+
 def propose(
     split: SplitModel,
     hidden: list[Tensor],
@@ -32,7 +49,7 @@ def propose(
     policy: Policy,
     suppress: Tensor | None,
     begin_suppress: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Proposed:
     """Sample a token for each candidate.
 
     Args:
@@ -41,11 +58,6 @@ def propose(
         candidates: which of the M are read.
         policy: of the call.
         suppress, begin_suppress: of the state.
-
-    Returns:
-        token: int64 [N].
-        rank: float32 [N], what orders them.
-        uniform: float32 [N], a number in [0, 1) that decides each by itself under the "bernoulli" rule, else None.
     """
     hidden = [states.index_select(0, candidates.index) for states in hidden]
     options = dict(
@@ -57,14 +69,16 @@ def propose(
     )
     suppressed = dict(suppress=suppress, begin_suppress=begin_suppress)
     sampled = _sample(split, hidden, candidates, policy.cfg_scale, suppressed, options, top_k_first=policy.top_k_first)
+    log_prob = sampled.log_prob
     if policy.greedy and policy.temperature > 0:  # the filters keep the most probable token, so they need not be read
         untempered = options | dict(temperature=0.0, top_k=None, top_p=None)
         likeliest = _sample(split, hidden, candidates, policy.cfg_scale, suppressed, untempered)
         sampled = sampled._replace(token=likeliest.token)
+        log_prob = likeliest.log_prob
     if policy.rule == "bernoulli":
         uniform = position_noise(candidates.seed, candidates.position, candidates.step, impl=policy.impl)
-        return sampled.token, -uniform, uniform
-    return sampled.token, _rank(sampled, candidates, policy), None
+        return Proposed(sampled.token, -uniform, uniform, log_prob)
+    return Proposed(sampled.token, _rank(sampled, candidates, policy), None, log_prob)
 
 
 def _rank(sampled: GumbelArgmax, candidates: Candidates, policy: Policy) -> Tensor:

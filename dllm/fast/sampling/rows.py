@@ -26,20 +26,24 @@ class FinishedRow(NamedTuple):
     tokens: int64 [length], its columns, with EOS after the first end of text where the policy has one.
     forwards: how many forwards it took part in.
     error: its logits had no finite number; None: it is finished.
+    log_probs: float32 [length], of each generated token in the step that wrote it, else NaN; None: they are not kept.
     """
 
     id: int
     tokens: Tensor
     forwards: int
     error: NoFiniteLogit | None
+    log_probs: Tensor | None
 
     @classmethod
-    def of(cls, row: Row, tokens: Tensor, failed: int, forwards: int) -> FinishedRow:
+    def of(cls, row: Row, tokens: Tensor, failed: int, forwards: int, log_probs: Tensor | None) -> FinishedRow:
         """A row with the canvas that it leaves, and the step in which it failed, -1 if it did not."""
         error = (
             None if failed < 0 else NoFiniteLogit(f"no logit was finite at step {failed}, so no token could be chosen")
         )
-        return cls(row.id, tokens[: row.length], forwards, error)
+        return cls(
+            row.id, tokens[: row.length], forwards, error, None if log_probs is None else log_probs[: row.length]
+        )
 
 
 @dataclass(slots=True)

@@ -60,6 +60,7 @@ class Running:
         timed: whether the parts of each step are timed.
         early_ends: asked, where the host looks for finished rows, which others end; it is given the rows' ids.
         watched: somebody looks at the rows after each step, so no graph runs several steps at once.
+        keeps_log_probs: whether finished rows and views have the log-probabilities of their tokens.
 
     Attributes:
         forwards: how often the model ran.
@@ -99,6 +100,7 @@ class Running:
         timed: bool = False,
         early_ends: EarlyEnds | None = None,
         watched: bool = False,
+        keeps_log_probs: bool = False,
     ):
         if width_multiple is not None and _checks.int64("width_multiple", width_multiple) < 1:
             raise ValueError(f"width_multiple must be at least 1, got {width_multiple}")
@@ -107,6 +109,7 @@ class Running:
         self.model, self.policy, self.width_multiple = model, policy, width_multiple
         self.cuda_graph, self.compile_body, self.compiling = cuda_graph, compile_body, decision.EAGER
         self.timed, self.early_ends, self.watched = timed, early_ends, watched
+        self.keeps_log_probs = keeps_log_probs
         self.forwards, self.cache_bytes, self.overflow, self.rows_note = 0, 0, 0, ""
         self.clock: Clock | None = None
         self.replays: Replays | None = None
@@ -127,6 +130,12 @@ class Running:
     def ids(self) -> list[int]:
         """The rows that run, in order."""
         return [row.id for row in self._rows]
+
+    @property
+    def widths(self) -> list[int]:
+        """How many columns of each row run, with padding."""
+        widths = [row.width for row in self._rows]
+        return widths if self.width_multiple is not None else [max(widths, default=0)] * len(widths)
 
     @torch.no_grad()
     def join(self, batch: DenoisingBatch, policy: Policy | None = None) -> list[int]:
@@ -163,7 +172,7 @@ class Running:
         rows = self._rows + new
         sizes = sizes_of(rows, policy)
         states = [] if self._state is None else [self._state]
-        states = [merge.resized(state, sizes, policy.mask_id) for state in (*states, batch.state(policy))]
+        states = [merge.resized(state, sizes, policy.mask_id) for state in (*states, self._begun(batch, policy))]
         state, policy = with_temperatures(merge.joined(states), policy, rows)
         sized = [(row.length, row.width) for row in rows]
         by_width = self.width_multiple is not None
@@ -285,6 +294,13 @@ class Running:
             limit = positions if is_hard else None
         return rows_of(batch, policy, self._next_id, multiple=self.width_multiple, limit=limit)
 
+    def _begun(self, batch: DenoisingBatch, policy: Policy) -> State:
+        """The state of rows before their first step."""
+        state = batch.state(policy)
+        if self.keeps_log_probs:
+            state.log_probs = torch.full_like(state.tokens, torch.nan, dtype=torch.float32)
+        return state
+
     def _begin(self, device: torch.device) -> None:
         """Take the cache and the captured steps of rows that are the first."""
         self._taken = 0
@@ -338,9 +354,10 @@ class Running:
         index = torch.tensor(places, device=self._device)
         failed, forwards = torch.stack([state.failed[index], state.row_steps[index]]).tolist()
         tokens = ended(state, self.policy, state.tokens)[index]
+        log_probs = [None] * len(places) if state.log_probs is None else state.log_probs[index]
         leaving = set(places)
         self._keep([place for place in range(len(self._rows)) if place not in leaving])
-        return [FinishedRow.of(*each) for each in zip(rows, tokens, failed, forwards, strict=True)]
+        return [FinishedRow.of(*each) for each in zip(rows, tokens, failed, forwards, log_probs, strict=True)]
 
     def _keep(self, places: list[int]) -> None:
         """Go on with the rows at `places` (ascending), which need no more room than they need."""

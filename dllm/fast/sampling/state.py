@@ -133,6 +133,7 @@ class State:
     temperature: Tensor | None  # float32 [B]; None where that of the policy is every row's
     suppress: Tensor | None  # bool [V], tokens that are never sampled
     begin_suppress: Tensor | None  # bool [V], tokens that are sampled with no confidence
+    log_probs: Tensor | None = None  # float32 [B, L], of each token in the step that wrote it, else NaN; None: unknown
     cells: Tensor | None = None  # int64 [T], flat indices of the cells that are no padding, where rows run packed
     row_groups: RowGroups | None = None  # how rows run, where they do not run together; never in captured steps
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.passes import HiddenStates, Pass, canvas, run
-from dllm.fast.sampling.propose import ROW_MULTIPLE, propose
+from dllm.fast.sampling.propose import ROW_MULTIPLE, Proposed, propose
 from dllm.fast.sampling.state import Policy, State
 from dllm_kernels import Candidates, advance_rows, list_candidates, place_proposals, transfer_tokens
 
@@ -48,8 +49,11 @@ def denoise_step(
     candidates = _candidates(state, policy, hidden_states)
     sampled = propose(split, hidden_states.hidden, candidates, policy, state.suppress, state.begin_suppress)
     clock.lap("head")
-    committed = _commit(state, policy, candidates, *sampled)
+    before = None if state.log_probs is None else state.tokens.clone()
+    committed = _commit(state, policy, candidates, sampled)
     _advance(state, policy, committed)
+    if before is not None:
+        _record(state, before, candidates, sampled.log_prob)
     clock.lap("transfer")
 
 
@@ -81,15 +85,13 @@ def _candidates(state: State, policy: Policy, hidden_states: HiddenStates) -> Ca
     )
 
 
-def _commit(
-    state: State, policy: Policy, candidates: Candidates, token: Tensor, rank: Tensor, uniform: Tensor | None
-) -> Tensor:
+def _commit(state: State, policy: Policy, candidates: Candidates, sampled: Proposed) -> Tensor:
     """Write the tokens of highest confidence into the canvas. Returns how many, int64 [B]."""
     k = place_proposals(
         candidates,
-        token,
-        rank,
-        uniform,
+        sampled.token,
+        sampled.rank,
+        sampled.uniform,
         state.schedule,
         proposals=state.proposals,
         confidence=state.confidence,
@@ -132,6 +134,16 @@ def _advance(state: State, policy: Policy, committed: Tensor) -> None:
         stops_between_blocks=policy.stops_between_blocks,
         impl=policy.impl,
     )
+
+
+def _record(state: State, before: Tensor, candidates: Candidates, log_prob: Tensor) -> None:
+    """Note the log-probability [N] of each token that this step has written into the canvas, [B, L] before it."""
+    window = torch.arange(candidates.slot.shape[1], device=before.device)
+    column = (state.start[:, None] + window).clamp(max=before.shape[1] - 1)  # beyond it, in finished rows only
+    written = (candidates.slot >= 0) & (state.tokens.gather(1, column) != before.gather(1, column))
+    known = state.log_probs.gather(1, column)
+    new = log_prob.index_select(0, candidates.slot.clamp(min=0).flatten()).view_as(known)
+    state.log_probs.scatter_(1, column, torch.where(written, new, known))
 
 
 def head_room(policy: Policy, rows: int) -> int:

@@ -1,0 +1,63 @@
+"""The process of a server: uvicorn with its own handlers of signals, and requests that may finish after one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+
+import uvicorn
+
+from dllm.serve.api import create_app
+from dllm.serve.batcher import Batcher
+from dllm.serve.engine import Engine
+from dllm.serve.settings import Settings
+
+KEEP_ALIVE = 75  # seconds; longer than balancers keep idle connections
+LEEWAY = 5  # seconds after the grace in which responses that were cut short are written
+
+
+def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT comes, which uvicorn raises once more at the end.
+
+    A signal closes the address at once. Requests that are there may finish for `settings.grace` seconds; then they end
+    with what they have, "abort" as their reason.
+
+    Args:
+        engine: what is served.
+        settings: of the server.
+        address: a bound socket.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("dllm.serve").setLevel(logging.INFO)
+    app = create_app(engine, settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(settings.grace) + LEEWAY,
+    )
+    server = _Server(config, app.state.serving.batcher, settings.grace, engine.name)
+    server.run(sockets=[address])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells when it is ready, and tells the batcher when it ends."""
+
+    def __init__(self, config: uvicorn.Config, batcher: Batcher, grace: float, name: str):
+        super().__init__(config)
+        self._batcher, self._grace, self._name = batcher, grace, name
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen."""
+        await super().startup(sockets)
+        if self.started:
+            host, port = sockets[0].getsockname()[:2]
+            print(f"serving {self._name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests finish, and end."""
+        self._batcher.drain(self._grace)
+        await super().shutdown(sockets)
