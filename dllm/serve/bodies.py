@@ -13,6 +13,7 @@ MAX_DEPTH = 32
 MAX_MESSAGES = 1024
 MAX_STOPS = 4
 MAX_CHOICES = 8
+MAX_NAME = 64  # characters of a field's name that an error repeats
 INT64 = 2**63
 
 # Fields of OpenAI's API that are not offered, and the values with which they ask for nothing. null is one everywhere.
@@ -240,7 +241,9 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"each name must stand once in an object, got {max(names, key=names.count)[:64]!r} again")
+        raise ValueError(
+            f"each name must stand once in an object, got {max(names, key=names.count)[:MAX_NAME]!r} again"
+        )
     return found
 
 
@@ -297,7 +300,7 @@ def _without_echo(message: Any) -> Any:
 def _first_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body."""
     found = error.errors(include_url=False, include_context=False)[0]
-    place = [str(part) for part in found["loc"] if not _is_branch(str(part))]
+    place = [str(part)[:MAX_NAME] for part in found["loc"] if not _is_branch(str(part))]
     name = place[0] if place else None
     where = ".".join(place) or "the body"
     if found["type"] == "extra_forbidden":

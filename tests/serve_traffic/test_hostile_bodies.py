@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from tests.running_server import QUESTION, eventually, raw_request, running
+from tests.live_server import until
+from tests.running_server import QUESTION, raw_request, running
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,11 +40,16 @@ HOSTILE = {
     "100000 levels": (b"[" * 100_000, 400, None),
     "100000 levels of objects": (b'{"a":' * 100_000, 400, None),
     "field twice": (chat()[:-1] + b', "max_tokens": 9}', 400, None),
+    "one of 100000 fields twice": (
+        b"{" + b"".join(b'"%d":1,' % number for number in range(100_000)) + b'"5":1}',
+        400,
+        None,
+    ),
     "no UTF-8": (chat().replace(b"plus", b"\xff\xfe"), 400, None),
     "UTF-16": (chat().decode().encode("utf-16"), 400, None),
-    "half a pair": (rb'{"messages": [{"role": "user", "content": "\ud800"}]}', 400, "messages"),
-    "half a pair as a name": (chat()[:-1] + rb', "\ud800": 1}', 400, "any"),
-    "half a pair as the model": (chat()[:-1] + rb', "model": "\udfff"}', 404, "model"),
+    "half a pair": (rb'{"messages": [{"role": "user", "content": "\ud800"}]}', 400, None),
+    "half a pair as a name": (chat()[:-1] + rb', "\ud800": 1}', 400, None),
+    "half a pair as the model": (chat()[:-1] + rb', "model": "\udfff"}', 400, None),
     "a name of 100 KB": (chat()[:-1] + b', "' + b"x" * 100_000 + b'": 1}', 400, "any"),
     "nothing": (b"", 400, None),
     "null": (b"null", 400, None),
@@ -173,7 +179,7 @@ def test_half_a_body_is_given_up(server):
     finally:
         for connection in waiting:
             connection.close()
-    eventually(server.is_idle)
+    until(server.is_idle)
 
 
 def test_others_are_answered_as_ever(server):
