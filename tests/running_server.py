@@ -1,4 +1,4 @@
-"""`dllm serve` in a thread of this process, so that tests may look into it and make its model fail."""
+"""What tests of traffic do to a server: whole requests and parts of them, and a look at its gauges."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import contextlib
 import json
 import re
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
-import uvicorn
-from dllm.serve.api import create_app
-from dllm.serve.engine import Engine
-from dllm.serve.settings import Settings
 
 from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
 from dllm.demo.shipped import load_shipped
+from dllm.serve.engine import Engine
+from tests.live_server import served
 
 QUESTION = [{"role": "user", "content": "What is 3 plus 4?"}]
 WAIT = 120.0  # s, on a machine that others use
@@ -26,11 +22,11 @@ WAIT = 120.0  # s, on a machine that others use
 class RunningServer:
     """A server that runs.
 
-    engine: what it serves. serving: its batcher and metrics. port: of 127.0.0.1. client: asks it.
+    engine: what it serves. port: of 127.0.0.1. client: asks it.
     """
 
-    def __init__(self, engine: Engine, serving: object, port: int):
-        self.engine, self.serving, self.port = engine, serving, port
+    def __init__(self, engine: Engine, port: int):
+        self.engine, self.port = engine, port
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=WAIT)
 
     def chat(self, **fields: object) -> httpx.Response:
@@ -64,14 +60,14 @@ class RunningServer:
         return gauges["dllm_rows"] == gauges["dllm_queue_depth"] == 0
 
 
-def raw_request(body: dict, *, path: str = "/v1/chat/completions", length: int | None = None) -> bytes:
-    """A request as it goes over the line. `length`: what its head says of the body; None: the truth."""
+def raw_request(body: dict) -> bytes:
+    """A chat request as it goes over the line."""
     content = json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1",
+        "POST /v1/chat/completions HTTP/1.1",
         "Host: localhost",
         "Content-Type: application/json",
-        f"Content-Length: {len(content) if length is None else length}",
+        f"Content-Length: {len(content)}",
     )
     return "\r\n".join([*head, "", ""]).encode() + content
 
@@ -90,39 +86,11 @@ def received(connection: socket.socket, part: bytes, count: int = 1) -> bytes:
     return found
 
 
-def eventually(holds: Callable[[], bool], what: str = "it to hold", seconds: float = WAIT) -> None:
-    """Wait until something holds.
-
-    Raises:
-        AssertionError: it does not, in that time.
-    """
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.01)
-
-
-def shipped_engine() -> Engine:
-    """The shipped model with a model of its own, which a test may break."""
-    return Engine(MDLMSampler(*load_shipped()), MDLMSamplerConfig(max_new_tokens=64), name="shipped")
-
-
 @contextlib.contextmanager
-def running(engine: Engine | None = None, **settings: object) -> Iterator[RunningServer]:
-    """Context manager: a server on a free port of this machine."""
-    engine = shipped_engine() if engine is None else engine
-    app = create_app(engine, Settings(**settings))
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    eventually(lambda: server.started or not thread.is_alive(), "the server to start")
-    own = RunningServer(engine, app.state.serving, server.servers[0].sockets[0].getsockname()[1])
-    try:
-        yield own
-    finally:
-        own.client.close()
-        server.should_exit = True
-        thread.join(WAIT)
-        assert not thread.is_alive()
+def running(**settings: object) -> Iterator[RunningServer]:
+    """Context manager: the shipped model on a free port of this machine, with a model of its own that may be broken."""
+    engine = Engine(MDLMSampler(*load_shipped()), MDLMSamplerConfig(max_new_tokens=64), name="shipped")
+    with served(engine, **settings) as own:
+        server = RunningServer(engine, own.port)
+        with server.client:
+            yield server

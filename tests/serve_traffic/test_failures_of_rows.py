@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("fastapi")
 
-from tests.running_server import eventually, running, shipped_engine
+from tests.live_server import until
+from tests.running_server import running
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -17,7 +18,7 @@ ASKED = dict(max_tokens=24, steps=24, temperature=4.0)
 
 @pytest.fixture(scope="module")
 def server():
-    with running(shipped_engine(), rows=8) as server:
+    with running(rows=8) as server:
         yield server
 
 
@@ -61,7 +62,7 @@ def test_a_row_without_a_finite_logit(server, embedding_hook):
     found = in_threads([*calls, lambda: server.complete(prompt=[POISON, 20, 30], **ASKED)])
     check_failed(found[-1])
     assert [response.json()["choices"][0]["text"] for response in found[:-1]] == alone
-    eventually(server.is_idle)
+    until(server.is_idle)
 
 
 def test_a_forward_that_raises(server, embedding_hook):
@@ -77,7 +78,7 @@ def test_a_forward_that_raises(server, embedding_hook):
     for response in in_threads([lambda: server.complete(**ASKED)] * 3):
         check_failed(response)
     failing.clear()
-    eventually(server.is_idle)
+    until(server.is_idle)
     assert server.client.get("/health/live").status_code == server.client.get("/health/ready").status_code == 200
     again = server.complete(**ASKED).json()["choices"]
     assert [choice["text"] for choice in again] == [choice["text"] for choice in expected]
@@ -98,12 +99,12 @@ def test_a_forward_that_raises_in_a_stream(server, embedding_hook):
     assert response.status_code == 200
     events = [line for line in response.text.splitlines() if line.startswith("data: ")]
     assert events[-1] == "data: [DONE]" and '"error"' in events[-2] and "a kernel failed" not in response.text
-    eventually(server.is_idle)
+    until(server.is_idle)
 
 
 def test_a_slow_model_runs_into_the_time_limit():
     """The row is given up, the answer is 504, and the next request has its turn."""
-    with running(shipped_engine(), rows=1, timeout=2.0) as server:
+    with running(rows=1, timeout=2.0) as server:
         server.complete()
         pause = threading.Event()
         handle = server.engine.sampler.model.get_input_embeddings().register_forward_hook(lambda *_: pause.wait(4.0))
@@ -111,5 +112,5 @@ def test_a_slow_model_runs_into_the_time_limit():
         assert response.status_code == 504 and response.json()["error"]["code"] == "timeout"
         handle.remove()
         pause.set()
-        eventually(server.is_idle)
+        until(server.is_idle)
         assert server.complete().status_code == 200

@@ -11,13 +11,12 @@ pytest.importorskip("fastapi")
 
 from types import SimpleNamespace
 
-from dllm.serve.batcher import Batcher
-from dllm.serve.tickets import FAILED, FINISHED, Listener, Work
-
 from dllm.core.samplers import MDLMSampler, ThresholdSampler
 from dllm.demo.shipped import load_shipped
 from dllm.demo.training.questions import TASKS
 from dllm.fast.sampling import step as steps
+from dllm.serve.batcher import Batcher
+from dllm.serve.tickets import FAILED, FINISHED, Listener, Work
 from tests.models import FIRST_WORD, MASK_ID, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
