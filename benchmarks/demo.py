@@ -67,6 +67,7 @@ def _timed(options: argparse.Namespace) -> None:
     require_packages()
     _run(options)
     print(f"whole demo: {time.monotonic() - began:.0f} s")
+    print("next: `dllm serve` puts the bundled model at http://127.0.0.1:8000, with OpenAI's API and a page to chat at")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ def engine_of(model=None, tokenizer=None, **options):
 @contextlib.contextmanager
 def served(engine, **settings):
     """Serves while its body runs; yields the address, the batcher and the metrics."""
+    engine.warm_up()
     app = create_app(engine, Settings(**settings))
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=10)

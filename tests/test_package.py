@@ -35,8 +35,9 @@ def run(code: str, **environment: str) -> str:
 
 
 def modules(*packages: str) -> list[str]:
-    """Every module of `packages`, except those that need Triton where it is not installed, or a peer's library."""
-    no_triton = importlib.util.find_spec("triton") is None
+    """Every module of `packages`, except those that need Triton or FastAPI where it is not installed, or a peer's
+    library."""
+    no_triton, no_fastapi = (importlib.util.find_spec(name) is None for name in ("triton", "fastapi"))
     adapters = {peer for offered in PEERS.values() for peer in offered}
     adapters |= {"llama_cpp", *(program.library for program in PROGRAMS.values())}
     names = []
@@ -45,6 +46,8 @@ def modules(*packages: str) -> list[str]:
             if file.name == "__main__.py" or (no_triton and "import triton" in file.read_text()):
                 continue
             if file.parent.name == "peers" and file.stem in adapters:
+                continue
+            if no_fastapi and file.parent == ROOT / "dllm/serve":
                 continue
             names.append(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     return names

@@ -5,14 +5,15 @@ A request's tokens depend on its body and on what the server was started with, n
 What there is, in the order of a request:
     command.py    the options of `dllm serve`, and the process: start, signals, drain
     guard.py      what every request must pass before its body is read: host, origin, key, content type
-    bodies.py     the fields of bodies, which are honoured or refused by name
+    json_objects.py, bodies.py   the fields of bodies, which are honoured or refused by name
     prompts.py    token ids of messages and texts
     engine.py     what is served; a checked body becomes rows to denoise
     orders.py     a body with all its rows
-    batcher.py    the queue, the rows that run, and the thread that runs them
+    waiting.py, tickets.py, groups.py, batcher.py   rows that wait, rows that run, and the thread that runs them
+    serving.py    a request's way: queued, waited for, given up where its client leaves
     answers.py    what the thread tells of a row, kept for the event loop
     text.py       the text of tokens that are final, and stops
     shapes.py     OpenAI's objects
-    streams.py    events as they come: text, frames, ends
-    api.py        routes
+    frames.py, streams.py   events as they come: text, frames, ends
+    api.py, process.py      routes, metrics and errors; the process that serves them
 """

@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dllm.serve.errors import ApiError
+from dllm.serve.json_objects import MAX_NAME, kind_of, read_object
 
-MAX_DEPTH = 32
 MAX_MESSAGES = 1024
 MAX_STOPS = 4
 MAX_CHOICES = 8
-MAX_NAME = 64  # characters of a field's name that an error repeats
 INT64 = 2**63
 
 # Fields of OpenAI's API that are not offered, and the values with which they ask for nothing. null is one everywhere.
@@ -209,68 +208,13 @@ def parse(kind: type[Body], raw: bytes) -> Body:
         Traceback (most recent call last):
         dllm.serve.errors.ApiError: top_k is not supported: it is a setting of the server
     """
-    fields = _without_neutral(_json_object(raw), kind)
+    fields = _without_neutral(read_object(raw), kind)
     try:
         body = kind.model_validate(fields)
     except ValidationError as error:
         raise _first_error(error) from None
     body.check()
     return body
-
-
-def _json_object(raw: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(raw.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_without_doubles)
-    except UnicodeDecodeError:
-        raise ApiError(400, "the body must be UTF-8, got other bytes", code="invalid_json") from None
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as error:
-        raise ApiError(400, f"the body must be JSON: {error}", code="invalid_json") from None
-    if not isinstance(found, dict):
-        raise ApiError(400, f"the body must be a JSON object, got {_json_name(found)}", code="invalid_json")
-    _check_values(found)
-    return found
-
-
-def _no_number(word: str) -> None:
-    raise ValueError(f"numbers must be finite, got {word}")
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"each name must stand once in an object, got {max(names, key=names.count)[:MAX_NAME]!r} again"
-        )
-    return found
-
-
-def _check_values(value: Any) -> None:
-    """Check that values are not nested too deep, and that texts have no half characters, which UTF-8 cannot write."""
-    layer = [value]
-    for _ in range(MAX_DEPTH + 1):
-        nested = [child for child in layer if isinstance(child, (dict, list))]
-        names = [name for child in nested if isinstance(child, dict) for name in child]
-        layer = [each for child in nested for each in (child.values() if isinstance(child, dict) else child)]
-        if any(_is_broken(text) for text in (*names, *layer) if isinstance(text, str)):
-            raise ApiError(400, "texts must be whole characters, got half of a surrogate pair", code="invalid_json")
-        if not layer:
-            return
-    raise _too_deep()
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _too_deep() -> ApiError:
-    return ApiError(400, f"the body must nest at most {MAX_DEPTH} levels, got more", code="invalid_json")
 
 
 def _without_neutral(fields: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
@@ -320,9 +264,4 @@ def _shown(value: Any) -> str:
     """A value in a message: numbers and words as they are, no texts of users."""
     if value is None or isinstance(value, (bool, int, float)):
         return json.dumps(value)[:32]
-    return _json_name(value)
-
-
-def _json_name(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    return kind_of(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import ipaddress
 import os
@@ -38,17 +39,18 @@ def main(options: argparse.Namespace, load_shipped: Loader) -> int:
     Raises:
         UsageError: an option is invalid, the address is taken, or the model cannot be loaded or served.
     """
-    with usage():
-        check_installed()
-        settings = settings_of(options)
-        address = _bound(options.host, options.port)
-        engine = engine_of(options, load_shipped)
-        device = input_embedding(engine.sampler.model).device.type
-        settings = dataclasses.replace(settings, rows=options.rows or ROWS.get(device, ROWS["cuda"]))
-        engine.warm_up()
-    from dllm.serve.process import serve
+    with contextlib.ExitStack() as stack:
+        with usage():
+            check_installed()
+            settings = settings_of(options)
+            address = stack.enter_context(_bound(options.host, options.port))
+            engine = engine_of(options, load_shipped)
+            device = input_embedding(engine.sampler.model).device.type
+            settings = dataclasses.replace(settings, rows=options.rows or ROWS.get(device, ROWS["cuda"]))
+            engine.warm_up()
+        from dllm.serve.process import serve
 
-    serve(engine, settings, address)
+        serve(engine, settings, address)
     return 0
 
 

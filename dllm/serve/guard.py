@@ -49,9 +49,9 @@ class Guard:
 
     def _check_host(self, headers: Headers) -> None:
         host, origin, hosts = headers.get("host", ""), headers.get("origin"), self.settings.hosts
-        if hosts is not None and _name(f"//{host}") not in hosts:
+        if hosts is not None and _address(f"//{host}")[0] not in hosts:
             raise ApiError(403, "this server is not called by that host name", code="host_not_allowed")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _address(origin)[1] != host.lower():
             raise ApiError(403, "pages of other origins may not call this server", code="origin_not_allowed")
 
     def _key(self, path: str, headers: Headers) -> str:
@@ -91,9 +91,10 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "replace")).digest()
 
 
-def _name(address: str) -> str | None:
-    """The host name of an address, in small letters; None where it is malformed."""
+def _address(text: str) -> tuple[str | None, str | None]:
+    """Host name, and host with port, of an address, in small letters; None where it is malformed."""
     try:
-        return urlsplit(address).hostname
+        parts = urlsplit(text)
+        return parts.hostname, parts.netloc.lower()
     except ValueError:
-        return None
+        return None, None

@@ -36,6 +36,7 @@ def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=math.ceil(settings.grace) + LEEWAY,
     )

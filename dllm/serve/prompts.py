@@ -88,18 +88,21 @@ def _around_texts(tokenizer: Any, conversation: list[dict[str, str]]) -> list[tu
 
 
 def _encoded(tokenizer: Any, parts: list[tuple[str, bool]], specials: dict[str, int]) -> list[int]:
-    """Token ids of parts, in which only the template's own special tokens are some."""
+    """Token ids of parts, in which only the template's own special tokens are some. As in any text, these take white
+    space beside them with them where they are set to."""
     longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
-    tokens, text = [], ""
+    known, tokens, text, strips = tokenizer.added_tokens_decoder, [], "", False
     for part, is_users in parts:
         pieces = [part] if is_users or not specials else re.split(f"({'|'.join(longest_first)})", part)
         for piece in pieces:
-            if not is_users and piece in specials:
-                tokens += [*_as_text(tokenizer, text), specials[piece]]
-                text = ""
-            else:
+            if is_users or piece not in specials:
                 text += piece
-    return tokens + _as_text(tokenizer, text)
+                continue
+            special = known[specials[piece]]
+            text = text.lstrip() if strips else text
+            tokens += [*_as_text(tokenizer, text.rstrip() if special.lstrip else text), specials[piece]]
+            text, strips = "", special.rstrip
+    return tokens + _as_text(tokenizer, text.lstrip() if strips else text)
 
 
 def _as_text(tokenizer: Any, text: str) -> list[int]:

@@ -44,7 +44,8 @@ class AnswerText:
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = (), *, strip: bool = False, fills: bool = False):
         self.tokenizer, self.stops, self.strip = tokenizer, list(stops), strip
-        self.ends = [] if fills else end_sequences(tokenizer)
+        # an end of turn of several tokens is looked for in the text: a stop may stand in it, and be complete before
+        self.ends = [] if fills else [end for end in end_sequences(tokenizer) if len(end) == 1]
         turn = None if fills else getattr(tokenizer, "eot_token", None)
         self.marks = [*self.stops, turn] if turn else self.stops
 
@@ -67,7 +68,7 @@ class AnswerText:
         if not self.stops:
             return False
         end, _ = find_end(list(tokens), self.ends)
-        return self._mark(self._decoded(list(tokens)[:end])) is not None
+        return self._mark(self._decoded(list(tokens)[:end]).rstrip(UNFINISHED)) is not None
 
     def released(self, tokens: Sequence[int], texts: Sequence[str]) -> int:
         """Of how many tokens the text is final, where these are the first ones and `texts` what each of them adds."""
@@ -87,11 +88,12 @@ class AnswerText:
         """As :meth:`committed`, not stripped."""
         end, _ = find_end(tokens, self.ends)
         text = self._decoded(tokens[:end])
+        if end == len(tokens):
+            text = text.rstrip(UNFINISHED)
         if (place := self._mark(text)) is not None:
             return text[: place[0]]
         if end < len(tokens):
             return text
-        text = text.rstrip(UNFINISHED)
         return text[: len(text) - _begun(text, self.marks)]
 
     def _decoded(self, tokens: list[int]) -> str:

@@ -114,6 +114,28 @@ def test_rows_that_take_no_step_come_back_at_once():
     assert (row.id, row.forwards, row.tokens.tolist()) == (1, 0, [5, 6]) and len(running) == 1
 
 
+@pytest.mark.parametrize("rows_per_step", [1, 2])
+def test_log_probs_are_those_of_the_step_that_wrote_a_token(rows_per_step):
+    """By the model's own forward of the canvas before each step, without temperature; rows of other lengths beside."""
+    model = shared("bert", torch.device("cpu"))
+    one, other = plan([[5, 6]], temperature=2.0, steps=4 // rows_per_step), plan([[7] * 9], seed=5, temperature=2.0)
+    running = running_with(one, other, keeps_log_probs=True)
+    expected, seen = {}, running.view([0])[0].canvas
+    while 0 in running.ids:
+        logits = model(seen[None]).logits[0].detach().log_softmax(-1)
+        running.advance()
+        now = running.view([0])[0]
+        for column in (now.canvas != seen).nonzero().flatten().tolist():
+            expected[column] = logits[column, now.canvas[column]]
+        seen = now.canvas
+        assert now.log_probs.isnan().tolist() == [column not in expected for column in range(6)]
+        found = [row for row in running.collect() if row.id == 0]
+    (row,) = found
+    assert row.log_probs[:2].isnan().all() and sorted(expected) == [2, 3, 4, 5]
+    torch.testing.assert_close(row.log_probs[2:], torch.stack([expected[column] for column in range(2, 6)]))
+    assert finish(running_with(one))[0].log_probs is None
+
+
 def test_views():
     one, two = plan([[5, 6]], steps=2), plan([[7] * 9], seed=5)
     running = running_with(one, two)
@@ -123,7 +145,7 @@ def test_views():
     running.step()
     late, early = running.view([1, 0])
     assert (late.canvas == MASK_ID).sum() == 3 and (early.canvas == MASK_ID).sum() == 2
-    assert len(late.canvas) == 13 and not bool((late.tentative == MASK_ID).any()) and late[3:] == (0, 1, 1, 4)
+    assert len(late.canvas) == 13 and not bool((late.tentative == MASK_ID).any()) and late[3:] == (0, 1, 1, 4, 1, None)
     assert late.confidence.isfinite().tolist() == [False] * 9 + [True] * 4
     assert bool((late.tentative == late.canvas)[late.canvas != MASK_ID].all())
     late.canvas.fill_(0)  # a copy

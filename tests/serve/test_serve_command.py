@@ -1,0 +1,89 @@
+"""`dllm serve` as a process: what it refuses to start with, and how it ends."""
+
+import json
+import signal
+import socket
+import time
+
+import httpx
+import pytest
+
+from dllm.cli import main
+from tests import programs
+from tests.live_server import until
+
+CHAT = "/v1/chat/completions"
+BODY = {"messages": [{"role": "user", "content": "What is 12 * 4?"}]}
+
+
+@pytest.fixture
+def no_key(monkeypatch):
+    monkeypatch.delenv("DLLM_API_KEY", raising=False)
+
+
+WRONG = {
+    "--host 0.0.0.0": "--insecure",
+    "--port 70000": "--port must lie in",
+    "--rows 0": "rows must be at least 1",
+    "--timeout 0": "timeout must be above 0",
+    "--api-key ä": "printable ASCII",
+    "--api-key-file nowhere": "nowhere: No such file",
+    "--max-length 1": "there must be room",
+    "--steps 0": "steps must be at least 1",
+    "--sampler llama": "the sampler must be one of",
+    "--sampler threshold --steps 5": "has no steps",
+    "--setting remasking=best": "remasking must be one of",
+    "--setting colour=red": "--setting takes NAME=VALUE",
+    "--setting steps": "--setting takes NAME=VALUE",
+    "--setting cfg_scale=much": "--setting cfg_scale must be float",
+    "no/such/folder": "no/such/folder",
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_what_cannot_be_is_said_in_one_line(options, no_key, capfd):
+    assert main(["serve", "--port", "0", *options.split()]) == 2
+    told = capfd.readouterr().err
+    assert WRONG[options] in told and told.count("\n") == 1 and told.startswith("dllm serve: ")
+
+
+def test_a_taken_port(no_key, capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot listen at 127.0.0.1" in capfd.readouterr().err
+
+
+def start(tmp_path, *options):
+    """A server of its own, and the address that it prints once it is ready."""
+    environment = {"DLLM_API_KEY": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    streams = [tmp_path / name for name in ("in", "out", "err")]
+    for path in streams:
+        path.touch()
+    words = ["-m", "dllm.cli", "serve", "--port", "0", *options]
+    process = programs.start(words, environment=environment, streams=streams)
+    until(lambda: "\n" in streams[1].read_text() or not process.is_alive(), 120)
+    assert process.is_alive(), streams[2].read_text()
+    return process, streams[1].read_text().split()[-1]
+
+
+def test_term_ends_it_and_what_runs_ends_with_what_it_has(tmp_path):
+    process, url = start(tmp_path, "--grace", "0.3", "--gen-length", "160", "--name", "mine")
+    try:
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "mine"
+        with httpx.stream("POST", url + CHAT, json=BODY | {"stream": True, "n": 8}, timeout=120) as response:
+            lines = response.iter_lines()
+            assert '"role":"assistant"' in next(lines)
+            process.terminate()
+            began = time.monotonic()
+            told = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        reasons = [chunk["choices"][0]["finish_reason"] for chunk in told if chunk["choices"][0]["finish_reason"]]
+        assert reasons == ["abort"] * 8
+        process.join(60)
+        assert process.exitcode == -signal.SIGTERM and time.monotonic() - began < 30
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health/live")
+    finally:
+        process.kill()
+        process.join()
+    told = (tmp_path / "err").read_text()
+    assert "12 * 4" not in told and "Traceback" not in told and "8 rows" in told
