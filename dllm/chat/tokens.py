@@ -75,7 +75,7 @@ def added_texts(tokenizer: Any, tokens: Sequence[int], *, skip_special_tokens: b
         >>> added_texts(tokenizer, tokenizer("6 * 7").input_ids)
         [' 6', ' *', ' 7']
     """
-    how = dict(skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    how = dict(clean_up_tokenization_spaces=False) | (dict(skip_special_tokens=True) if skip_special_tokens else {})
     found, window, before = [], [], ""
     for token in tokens:
         window.append(token)

@@ -30,7 +30,7 @@ from dllm.serve.settings import Settings
 
 PAGE = Path(__file__).parent / "page.html"
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-SILENCE = 60.0  # seconds without a sign of the engine's thread after which it is taken for dead
+SILENCE = 60.0  # seconds without a step after which the engine is taken for dead, unless requests may take longer
 
 _log = logging.getLogger("dllm.serve")
 
@@ -89,6 +89,7 @@ def _add_generation(app: FastAPI, serving: Serving) -> None:
 
 def _add_information(app: FastAPI, serving: Serving) -> None:
     engine, created = serving.engine, int(time.time())
+    silence = max(SILENCE, serving.settings.timeout)
 
     def described() -> dict[str, Any]:
         head = {"id": engine.name, "object": "model", "created": created, "owned_by": "dllm"}
@@ -110,12 +111,12 @@ def _add_information(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/health/live")
     async def live() -> Response:
-        return _status(serving.batcher.silent_seconds < SILENCE, "live", "the engine does not answer")
+        return _status(serving.batcher.silent_seconds < silence, "live", "the engine does not answer")
 
     @app.get("/health/ready")
     async def ready() -> Response:
         batcher = serving.batcher
-        open_ = batcher.silent_seconds < SILENCE and not batcher.draining
+        open_ = batcher.silent_seconds < silence and not batcher.draining
         return _status(open_, "ready", "draining" if batcher.draining else "the engine does not answer")
 
     @app.get("/metrics")

@@ -47,7 +47,7 @@ def main(options: argparse.Namespace, load_shipped: Loader) -> int:
             engine = engine_of(options, load_shipped)
             device = input_embedding(engine.sampler.model).device.type
             settings = dataclasses.replace(settings, rows=options.rows or ROWS.get(device, ROWS["cuda"]))
-            engine.warm_up()
+            engine.warm_up(settings.rows)
         from dllm.serve.process import serve
 
         serve(engine, settings, address)
@@ -129,9 +129,10 @@ def _keys(options: argparse.Namespace) -> tuple[str, ...]:
     """The keys of the options, the file and the environment: all that are given."""
     keys: list[Any] = [*options.api_key]
     if options.api_key_file is not None:
-        keys += Path(options.api_key_file).read_text(encoding="utf-8").split()
-        if not keys:
+        in_file = Path(options.api_key_file).read_text(encoding="utf-8").split()
+        if not in_file:
             raise ValueError(f"--api-key-file must hold at least one key, got an empty file: {options.api_key_file}")
+        keys += in_file
     keys += os.environ.get(KEY_VARIABLE, "").split()
     return tuple(dict.fromkeys(keys))
 

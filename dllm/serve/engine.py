@@ -84,13 +84,19 @@ class Engine:
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not is_int8(self.sampler.model)
         return "exact" if plain and self.width_multiple and not self._policy.keeps_to_blocks else "rounding"
 
-    def warm_up(self) -> None:
+    def warm_up(self, rows: int = 1) -> None:
         """Generate a token, so that what cannot be served is said before anybody asks, and kernels are there.
+
+        On a GPU `rows` rows of the greatest length do, so that the memory which they take is known to be there.
 
         Raises:
             ValueError, RuntimeError: see :meth:`dllm.core.samplers.base.BaseSampler.sample`.
+            torch.OutOfMemoryError: the rows are too many, or too long.
         """
-        self.sampler.sample([[int(self.mask_id == 0)]], self.config.with_length(1), seed=0, return_dict=False)
+        on_gpu = input_embedding(self.sampler.model).device.type != "cpu"
+        prompt = [int(self.mask_id == 0)] * ((self.positions or GRID) - 1 if on_gpu else 1)
+        prompts = [prompt] * (rows if on_gpu and not self._policy.keeps_to_blocks else 1)
+        self.sampler.sample(prompts, self.config.with_length(1), seed=0, return_dict=False)
 
     def new_tokens(self, given: int, asked: int | None) -> int:
         """How many tokens to generate beside `given` ones.
@@ -132,7 +138,8 @@ class Engine:
         Raises:
             ApiError: a value breaks a rule.
         """
-        config = self._config(new, temperature, steps, block_length)
+        count = list(prompt).count(self.mask_id) if new is None else new
+        config = self._config(count, temperature, steps, block_length)
         rows = [list(prompt)] * len(seeds)
         try:
             if new is None:
@@ -148,12 +155,12 @@ class Engine:
         return self.sampler.plan([prompt], self.config.with_length(1), seed=0).policy
 
     def _config(
-        self, new: int | None, temperature: float | None, steps: int | None, block_length: int | None
+        self, new: int, temperature: float | None, steps: int | None, block_length: int | None
     ) -> BaseSamplerConfig:
         config, changed = self.config, {}
         if block_length is not None:
             config = dataclasses.replace(config, block_size=block_length)
-        config = config.with_length(config.max_new_tokens if new is None else new)
+        config = config.with_length(new)
         if temperature is not None:
             changed["temperature"] = temperature
         if steps is not None:

@@ -3,12 +3,14 @@
 import json
 import signal
 import socket
+import sys
 import time
 
 import httpx
 import pytest
 
-from dllm.cli import main
+from dllm.cli import _parser, main
+from dllm.serve.command import settings_of
 from tests import programs
 from tests.live_server import until
 
@@ -51,6 +53,28 @@ def test_a_taken_port(no_key, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
     assert "cannot listen at 127.0.0.1" in capfd.readouterr().err
+
+
+def test_what_is_not_installed_is_said(no_key, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert main(["serve", "--port", "0"]) == 2
+    assert 'dllm serve needs fastapi, which is not installed: pip install "dllm[serve]"' in capfd.readouterr().err
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    assert main(["serve", "--port", "0"]) == 2
+    assert "dllm serve needs Python 3.11 or later, as FastAPI does" in capfd.readouterr().err
+
+
+def test_keys_and_hosts_of_the_options(tmp_path, monkeypatch):
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    monkeypatch.setenv("DLLM_API_KEY", "three")
+    words = ["serve", "--api-key-file", str(tmp_path / "keys"), "--api-key", "four", "--host", "0.0.0.0"]
+    settings = settings_of(_parser().parse_args(words))
+    assert set(settings.api_keys) == {"one", "two", "three", "four"} and settings.hosts is None
+    local = settings_of(_parser().parse_args(["serve", "--allowed-host", "Model.example"]))
+    assert {"127.0.0.1", "localhost", "::1", "model.example"} == set(local.hosts)
+    (tmp_path / "keys").write_text("\n")
+    with pytest.raises(ValueError, match="at least one key"):
+        settings_of(_parser().parse_args(words))
 
 
 def start(tmp_path, *options):

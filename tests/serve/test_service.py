@@ -8,12 +8,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import openai
 import pytest
 
 from dllm.demo.shipped import load_shipped
 from dllm.serve.answers import Answer, Waker
 from dllm.serve.text import AnswerText
-from tests.live_server import engine_of, served, until
+from tests.live_server import NAME, engine_of, served, until
 
 CHAT = "/v1/chat/completions"
 TOKENIZER = load_shipped()[1]
@@ -94,6 +95,24 @@ def test_a_full_queue_a_key_with_too_much_and_the_loop_under_load(gate):
             assert (many.status_code, many.json()["error"]["code"]) == (429, "rate_limit_exceeded")
             gate.open()
             assert all(one.result().is_success for one in three)
+
+
+def test_the_official_client_tries_again_when_the_server_is_busy(gate):
+    def call():
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=5) as client:
+            return client.chat.completions.create(model=NAME, messages=BODY["messages"], max_tokens=1)
+
+    with served(engine_of(gate.model, gate.tokenizer), rows=1, max_queue=1) as server, ThreadPoolExecutor() as pool:
+        gate.close()
+        running = pool.submit(ask, server)
+        until(gate.entered.is_set)
+        waiting = pool.submit(ask, server)
+        until(lambda: server.batcher.queued == 1)
+        patient = pool.submit(call)
+        until(lambda: 'code="503"' in httpx.get(f"{server.url}/metrics").text)
+        gate.open()
+        assert running.result().is_success and waiting.result().is_success
+        assert patient.result().choices[0].finish_reason in ("stop", "length")
 
 
 def test_time_that_is_over(gate):
