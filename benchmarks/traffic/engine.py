@@ -19,6 +19,7 @@ from dllm.core.samplers import MDLMSampler, Plan, ThresholdSampler
 from dllm.demo.shipped import load_shipped
 from dllm.fast.sampling.rows import FinishedRow
 from dllm.fast.sampling.running import Running
+from dllm.serve.engine import GRID
 
 SAMPLERS = ("one a step", "threshold 0.9")
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -43,7 +44,7 @@ def policies(rows: int) -> dict[str, Policy]:
     return {
         "one at a time": Policy(1, refills=False),
         f"static {rows}": Policy(rows, refills=False),
-        f"continuous {rows}": Policy(rows, refills=True, width_multiple=32),
+        f"continuous {rows}": Policy(rows, refills=True, width_multiple=GRID),
     }
 
 
