@@ -1,4 +1,4 @@
-"""Tables of uniform diffusion: a step of DiffusionGemma, and its operation on the vocabulary alone."""
+"""Tables of samplers with loops or caches of their own: DiffusionGemma and its operation alone, Nemotron."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ EMBEDDING_HEAD = (
     "same argmax",
     "command",
 )
+NEMOTRON_HEAD = (
+    "vocabulary, rows, temperature, dtype",
+    "machine",
+    "runs of the model, published loop",
+    "sampler",
+    "published loop, ms/token",
+    "sampler, ms/token",
+    "speed-up",
+    "peak memory of the published loop, MB",
+    "sampler, MB",
+    "same tokens",
+    "command",
+)
 
 
 def canvas_lines(row: dict, commands: list[str]) -> list[list[str]]:
@@ -45,6 +58,25 @@ def canvas_lines(row: dict, commands: list[str]) -> list[list[str]]:
             *(f"{1000 * result['step_seconds'][name]['median']:.0f}" for name in programs),
             *(f"{result['speedup'][name]:.1f}x" for name in programs[1:]),
             *(megabytes(result["peak_bytes"][name]) for name in programs),
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for result in row["results"]
+    ]
+
+
+def nemotron_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each case of a nemotron_diffusion row."""
+    programs, settings = ("published", "sampler"), row["settings"]
+    new = settings["block"] * settings["blocks"]
+    return [
+        [
+            f"{result['vocab']}, {report.count(result['batch'], 'row')}, {result['temperature']:g}, {result['dtype']}",
+            machine.short_name(row["machine"]),
+            *(f"{result['runs'][name]}" for name in programs),
+            *(f"{1000 * result['seconds'][name]['median'] / (new * result['batch']):.1f}" for name in programs),
+            f"{result['speedup']['sampler']:.1f}x",
+            *(megabytes(result["peak_bytes"][name]) for name in programs),
+            "drawn" if result["same_tokens"] is None else f"{result['same_tokens']:.1%}",
             f"{commands.index(row['command']) + 1}",
         ]
         for result in row["results"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.markdown import megabytes
+from benchmarks.providers import is_approximate
 from dllm.demo import samplers
 
 SAMPLER_HEAD = (
@@ -55,25 +56,31 @@ CACHED_PAIRS = (("bd3lm recomputed", "bd3lm cached"), ("full canvas", "dual cach
 
 
 def sampler_lines(row: dict, commands: list[str]) -> list[list[str]]:
-    """A line for a case: the authors' loop and dllm's fastest program.
+    """The lines of a case: the authors' loop against dllm's fastest program, and against its fastest approximate one
+    where one was measured.
 
     Raises:
-        ValueError: the row lacks one of the two.
+        ValueError: the row lacks one of the first two.
     """
-    settings, (card, ours) = row["settings"], card_and_ours(row)
-    same = ours.get("same_tokens")
+    card, ours = card_and_ours(row)
+    pairs = [("", ours)]
+    if approximate := _fastest(row, approximate=True):
+        pairs.append((", weights of 8 bits (approximate)", approximate))
+    return [_sampler_line(row, how, card, program, commands) for how, program in pairs]
+
+
+def _sampler_line(row: dict, how: str, card: dict, ours: dict, commands: list[str]) -> list[str]:
+    settings, same = row["settings"], ours.get("same_tokens")
     return [
-        [
-            sampler_and_model(settings),
-            str(settings["batch"]),
-            f"{settings['temperature']:g}",
-            machine.short_name(row["machine"]),
-            *(f"{program['tokens_per_second']:.1f}" for program in (card, ours)),
-            f"{ours['tokens_per_second'] / card['tokens_per_second']:.1f}x",
-            f"{card['ms_per_step']['median']:.1f} -> {ours['ms_per_step']['median']:.1f}",
-            "n/a" if same is None else f"{same:.1%}",
-            f"{commands.index(row['command']) + 1}",
-        ]
+        sampler_and_model(settings) + how,
+        str(settings["batch"]),
+        f"{settings['temperature']:g}",
+        machine.short_name(row["machine"]),
+        *(f"{program['tokens_per_second']:.1f}" for program in (card, ours)),
+        f"{ours['tokens_per_second'] / card['tokens_per_second']:.1f}x",
+        f"{card['ms_per_step']['median']:.1f} -> {ours['ms_per_step']['median']:.1f}",
+        "n/a" if same is None else f"{same:.1%}",
+        f"{commands.index(row['command']) + 1}",
     ]
 
 
@@ -130,16 +137,25 @@ def speedup_of_steps(result: dict) -> str:
 
 
 def card_and_ours(row: dict) -> tuple[dict, dict]:
-    """The results of the authors' loop and of dllm's fastest program in a sampler row.
+    """The results of the authors' loop and of dllm's fastest program with the weights in full, in a sampler row.
 
     Raises:
         ValueError: the row lacks one of the two.
     """
-    measured = {name: r for name, r in row.get("providers", {}).items() if "tokens_per_second" in r}
-    ours = [result for name, result in measured.items() if name.startswith("ours")]
-    if not ours or "card" not in measured:
+    card, ours = row.get("providers", {}).get("card", {}), _fastest(row, approximate=False)
+    if ours is None or "tokens_per_second" not in card:
         raise ValueError(f"a chosen row has no measurement of both programs: {row['command']}")
-    return measured["card"], max(ours, key=lambda result: result["tokens_per_second"])
+    return card, ours
+
+
+def _fastest(row: dict, approximate: bool) -> dict | None:
+    """The result of dllm's fastest program among the approximate or the other ones; None where none was measured."""
+    measured = [
+        result
+        for name, result in row.get("providers", {}).items()
+        if name.startswith("ours") and is_approximate(name) == approximate and "tokens_per_second" in result
+    ]
+    return max(measured, key=lambda result: result["tokens_per_second"], default=None)
 
 
 def sampler_and_model(settings: dict) -> str:

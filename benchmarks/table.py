@@ -55,6 +55,7 @@ KINDS = {
     "llama_cpp": (body_tables.LLAMA_HEAD, body_tables.llama_lines),
     "diffusion_gemma": (canvas_tables.CANVAS_HEAD, canvas_tables.canvas_lines),
     "cpu_embedding": (canvas_tables.EMBEDDING_HEAD, canvas_tables.embedding_lines),
+    "nemotron_diffusion": (canvas_tables.NEMOTRON_HEAD, canvas_tables.nemotron_lines),
     "cached_decoding": (sampling_tables.CACHED_HEAD, sampling_tables.cached_lines),
     "quality": (sampling_tables.QUALITY_HEAD, sampling_tables.quality_lines),
     "serving": (serving_tables.SERVING_HEAD, serving_tables.serving_lines),

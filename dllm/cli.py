@@ -150,7 +150,7 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
         help="dtype of the weights (default: float32 on a CPU, else bfloat16)",
     )
     _add_sampler(serve, remasking="low_confidence or random", length=128)
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_serve, gen_length=128)
 
 
 def _add_sampling(command: argparse.ArgumentParser, *, remasking: str) -> None:
@@ -171,11 +171,25 @@ def _add_sampler(command: argparse.ArgumentParser, *, remasking: str, length: in
         help="mdlm, llada, llada2, llada2.1, dream, ... (default: that of the model's family)",
     )
     add("--quantize", choices=("int8",), default=None, help="weights of 8 bits: faster on a CPU, approximate")
-    add("--steps", type=int, default=None, help="denoising steps, of a block for LLaDA 2 (default: one per token)")
-    add("--gen-length", type=int, default=length, help="maximum number of tokens of an answer (default: %(default)s)")
+    add(
+        "--steps",
+        type=int,
+        default=None,
+        help="denoising steps, of a block for LLaDA 2, of a canvas for DiffusionGemma (default: one per token, or the "
+        "model's own)",
+    )
+    add(
+        "--gen-length",
+        type=int,
+        default=None,
+        help=f"maximum number of tokens of an answer (default: {length}, or the model's own for DiffusionGemma)",
+    )
     add("--block-length", type=int, default=None, help="tokens per block (default: the family's, else all)")
     add("--temperature", type=float, default=None, help="0 takes the most likely token (default: the family's, else 0)")
     add("--cfg-scale", type=float, default=None, help="scale of classifier-free guidance; 0: off (default: 0)")
+    add("--t-max", type=float, default=None, help="temperature of a canvas's first step, for DiffusionGemma")
+    add("--t-min", type=float, default=None, help="temperature that its steps fall to (default: the model's own, both)")
+    add("--entropy-bound", type=float, default=None, help="how unsure its accepted tokens may be together, in nats")
     add("--remasking", default=None, help=f"{remasking} (default: low_confidence where the sampler has a choice)")
     add("--device", default=None, help="cpu, cuda, ... (default: a GPU where there is one)")
     add(

@@ -14,13 +14,16 @@ needs_diffusion_gemma = pytest.mark.skipif(
 CANVAS, VOCAB, WINDOW = 8, 512, 16
 
 
-def tiny_diffusion_gemma(sureness: float = 40.0, seed: int = 0, **text: object) -> nn.Module:
+def tiny_diffusion_gemma(
+    sureness: float = 40.0, seed: int = 0, special_tokens: dict[str, int] | None = None, **text: object
+) -> nn.Module:
     """A fresh model in eval mode, float32: two layers, one of them with a sliding window, and two of four experts.
 
     Args:
         sureness: the embedding, and with it the head, is multiplied by this. At 1 every token is as likely as any
             other; at 40 about half of the positions of a step are accepted.
         seed: of the weights.
+        special_tokens: of the configuration.
         text: replace entries of the text model's configuration.
     """
     sizes = dict(
@@ -51,6 +54,7 @@ def tiny_diffusion_gemma(sureness: float = 40.0, seed: int = 0, **text: object) 
         image_token_id=VOCAB - 1,
         boi_token_id=VOCAB - 2,
         eoi_token_id=VOCAB - 3,
+        **special_tokens or {},
     )
     torch.manual_seed(seed)
     model = transformers.DiffusionGemmaForBlockDiffusion(config).eval()

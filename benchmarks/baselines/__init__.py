@@ -9,6 +9,7 @@ runs. The model card's loop is ``benchmarks.card_loop``.
     dream.py      Dream's diffusion_generate: origin, maskgit_plus, topk_margin, entropy
     parallel.py   as many tokens per step as a rule allows: threshold, factor, LLaDA 2.0, entropy bound (approximate)
     fast_dllm.py  Fast-dLLM's generate with a prefix or dual cache (approximate)
+    nemotron_diffusion.py   blocks over a causal cache, each after an autoregressive first token
     edit_flows.py dLLM 0.1's Edit Flows, one text at a time, and its training loss
 
 All take `noise`, the source of random numbers (None: torch's generator), and `mark`, called with "head" when the tokens

@@ -82,6 +82,8 @@ class Exchange:
     def _replay(self, text: str, prompt: Prompt, reply: Reply) -> Replay | None:
         if not self.show:
             return None
-        policy = getattr(self.talk.sampler, "policy", None)  # edits have no confidence
-        ranked_by = "log_prob" if policy is None else policy(self.talk.config).get("confidence", "log_prob")
+        sampler, ranked_by = self.talk.sampler, "log_prob"
+        if hasattr(sampler, "policy"):
+            ranked_by = sampler.policy(self.talk.config).get("confidence", ranked_by)
+        ranked_by = getattr(sampler, "confidence", ranked_by)  # edits have none
         return Replay(text, reply.text, prompt.film.rows[0], ranked_by)

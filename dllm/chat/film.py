@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dllm.chat.tokens import COMMITTED, GIVEN, MASKED, NEW, state
+from dllm.chat.tokens import COMMITTED, GIVEN, MASKED, NEW, NO_TOKEN, state
 from dllm_kernels.align_tokens import BLANK, align_tokens
 
 
@@ -51,7 +51,7 @@ class Film:
     """Records the frames of B rows, step by step.
 
     Args:
-        mask_id: id of the mask token.
+        mask_id: id of the mask token; NO_TOKEN of models that have none.
         spans: for each row the columns to record.
         start: canvases [B, L] before the first step; tokens in them that are not masks are "given". None: all recorded
             columns begin as masks.
@@ -76,7 +76,13 @@ class Film:
         if start is not None:
             self._begin(start)
 
-    def add(self, canvas: Tensor, tentative: Tensor | None = None, confidence: Tensor | None = None) -> list[Frame]:
+    def add(
+        self,
+        canvas: Tensor,
+        tentative: Tensor | None = None,
+        confidence: Tensor | None = None,
+        open: Tensor | None = None,
+    ) -> list[Frame]:
         """Record one more step; returns the new frame of each row.
 
         Args:
@@ -84,12 +90,18 @@ class Film:
             tentative: int64 [B, L], the canvas with proposals in place of masks, see :class:`dllm.fast.Step`; without
                 it no token is tentative.
             confidence: float [B, L], NaN where nothing was proposed.
+            open: bool [B, L], of models without masks: where no token of `canvas` is final. What was proposed there is
+                tentative.
         """
         if not all(self.rows):
             self._begin(torch.full_like(canvas, self.mask_id))
         canvas = canvas.cpu()
         tentative = canvas if tentative is None else tentative.cpu()
         confidence = torch.full(canvas.shape, math.nan) if confidence is None else confidence.float().cpu()
+        if open is not None:
+            open = open.cpu()
+            canvas = canvas.masked_fill(open, NO_TOKEN)
+            tentative = tentative.masked_fill(open & confidence.isnan(), NO_TOKEN)
         for row, (span, frames) in enumerate(zip(self.spans, self.rows, strict=True)):
             columns, before = [table[row, span].tolist() for table in (canvas, tentative, confidence)], frames[-1]
             if self.padding is not None:
@@ -132,10 +144,12 @@ def film_from_histories(tokenizer: Any, histories: Sequence[Tensor]) -> Film:
     """The film of a sampler's `histories`: canvases [B, L] or [L], the first from before the first step.
 
     Padding at either end of a row is not recorded. Canvases of different widths are those of rows that grow and shrink.
+    Where the first canvas has no masks, the columns that change later are those that are generated.
 
     Raises:
         TypeError: `histories` holds something other than tensors of token ids.
-        ValueError: no canvas, canvases of different numbers of rows, or a tokenizer without a mask token.
+        ValueError: no canvas, canvases of different numbers of rows, or of different widths and a tokenizer without a
+            mask token.
     """
     histories = list(histories)
     if not histories:
@@ -146,12 +160,16 @@ def film_from_histories(tokenizer: Any, histories: Sequence[Tensor]) -> Film:
         got = sorted({tuple(canvas.shape) for canvas in histories})
         raise ValueError(f"canvases must have one number of rows, got shapes {got}")
     mask_id = tokenizer.mask_token_id
+    canvases = [canvas.cpu().reshape(-1, canvas.shape[-1]) for canvas in histories]
+    one_width = len({canvas.shape for canvas in canvases}) == 1
+    if one_width and (mask_id is None or not bool((canvases[0] == mask_id).any())):
+        mask_id, canvases = NO_TOKEN, _without_noise(canvases)
     if mask_id is None:
         raise ValueError(f"the tokenizer must have a mask token, got none ({type(tokenizer).__name__})")
-    start, *later = [canvas.cpu().reshape(-1, canvas.shape[-1]) for canvas in histories]
+    start, *later = canvases
     padding = {getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")}
     spans = [_without_padding(row, padding) for row in start.tolist()]
-    if len({canvas.shape for canvas in histories}) == 1:
+    if one_width:
         film = Film(mask_id, spans, start)
     else:
         real = (start[row, span].tolist() for row, span in enumerate(spans))
@@ -160,6 +178,19 @@ def film_from_histories(tokenizer: Any, histories: Sequence[Tensor]) -> Film:
     for canvas in later:
         film.add(canvas)
     return film
+
+
+def _without_noise(canvases: list[Tensor]) -> list[Tensor]:
+    """Canvases [B, L] of a model without masks, with NO_TOKEN where nothing has been generated yet: in the columns that
+    change, as long as they have not.
+
+    Example:
+        >>> [canvas.tolist() for canvas in _without_noise([torch.tensor([[5, 0]]), torch.tensor([[5, 7]])])]
+        [[[5, -1]], [[5, 7]]]
+    """
+    begun = (torch.stack(canvases) != canvases[0]).cumsum(0) > 0
+    waits = begun[-1] & ~begun
+    return [canvas.masked_fill(place, NO_TOKEN) for canvas, place in zip(canvases, waits, strict=True)]
 
 
 def _without_padding(row: list[int], padding: set[int | None]) -> slice:

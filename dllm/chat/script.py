@@ -7,11 +7,13 @@ An example of a family names the model, the sampler and its settings:
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 from dllm.chat.session import multi_turn_chat, single_turn_sampling
 from dllm.chat.talk import build_chat_inputs
@@ -36,6 +38,7 @@ class ChatArguments:
     model_name_or_path: str = field(default="", metadata={"help": "A folder, or a name on the Hub."})
     dtype: str | None = field(default=None, metadata={"help": "Of the weights: float32 on a CPU, else bfloat16."})
     quantize: str | None = field(default=None, metadata={"help": "int8: weights of 8 bits, approximate."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
     chat_template: bool = field(
         default=True, metadata={"help": "Chat; False continues each text as it stands.", "aliases": ["--chat"]}
     )
@@ -68,9 +71,11 @@ def chat(
         SystemExit: the command line is wrong.
         OSError, ValueError: the model cannot be loaded, or a setting breaks a rule.
     """
-    options, config = _parsed(arguments, settings, words)
+    options, _ = _parsed(arguments, settings, words)
+    loaded = _loaded(sampler, options)
+    _, config = _parsed(arguments, settings, words, loaded.model)
     run = multi_turn_chat if options.chat_template else single_turn_sampling
-    return run(_loaded(sampler, options), config, options.visualize)
+    return run(loaded, config, options.visualize)
 
 
 def sample(
@@ -80,8 +85,9 @@ def sample(
 
     Arguments and errors as in :func:`chat`.
     """
-    options, config = _parsed(arguments, settings, words)
+    options, _ = _parsed(arguments, settings, words)
     loaded = _loaded(sampler, options)
+    _, config = _parsed(arguments, settings, words, loaded.model)
     tokenizer = loaded.tokenizer
     print(banner_line("answers" if options.chat_template else "continuations"))
     texts = options.prompt or (QUESTIONS if options.chat_template else TEXTS)
@@ -99,9 +105,12 @@ def sample(
         print("written:", VideoVisualizer(tokenizer).visualize(output.histories, options.gif))
 
 
-def _parsed(arguments: type, settings: type, words: Any) -> tuple[Any, Any]:
-    """The arguments and the checked settings, before anything is loaded."""
+def _parsed(arguments: type, settings: type, words: Any, model: nn.Module | None = None) -> tuple[Any, Any]:
+    """The arguments and the checked settings: first before anything is loaded. Settings that the command line does not
+    give are then those that the model states, where the sampler reads them (`of`)."""
     parser = transformers.HfArgumentParser((arguments, settings), allow_abbrev=False)
+    if model is not None and hasattr(settings, "of"):
+        parser.set_defaults(**dataclasses.asdict(settings.of(model)))
     options, config = parser.parse_args_into_dataclasses(args=words)
     config.check()
     return options, config
@@ -112,6 +121,7 @@ def _loaded(sampler: type[BaseSampler], options: ChatArguments) -> BaseSampler:
     transformers.set_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
-    tokenizer = get_tokenizer(model_name_or_path=options.model_name_or_path)
-    model = get_model(model_name_or_path=options.model_name_or_path, dtype=dtype, quantize=options.quantize)
+    source = dict(model_name_or_path=options.model_name_or_path, trust_remote_code=options.trust_remote_code)
+    tokenizer = get_tokenizer(**source)
+    model = get_model(**source, dtype=dtype, quantize=options.quantize)
     return sampler(model.eval().requires_grad_(False).to(device), tokenizer)

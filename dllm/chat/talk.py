@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dllm.chat.film import Film, first_frame
+from dllm.chat.tokens import NO_TOKEN
 from dllm.chat.trim import sample_trim
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.fast import Step
@@ -47,7 +48,7 @@ class Reply(NamedTuple):
 class Talk(ABC):
     """A sampler, its settings, and the conversation so far.
 
-    sampler: of :mod:`dllm.core.samplers`; its tokenizer has a mask token.
+    sampler: of :mod:`dllm.core.samplers`; its tokenizer has a mask token, if its model has one.
     config: its settings; the class's defaults when None.
     seed: seed of the noise of every answer; None draws a new one for each.
     """
@@ -71,6 +72,7 @@ class Talk(ABC):
         Raises:
             ValueError: the sampler has no such setting.
         """
+        name = self._own_name(name)
         if name not in {known.name for known in dataclasses.fields(self.config)}:
             raise ValueError(f"{type(self.sampler).__name__} has no setting {name}")
         return getattr(self.config, name)
@@ -83,9 +85,13 @@ class Talk(ABC):
         """
         for name in settings:
             self.setting(name)
-        config = dataclasses.replace(self.config, **settings)
+        config = dataclasses.replace(self.config, **{self._own_name(name): value for name, value in settings.items()})
         config.check()
         self.config = config
+
+    def _own_name(self, setting: str) -> str:
+        """The name of a setting in the sampler's settings."""
+        return getattr(self.config, "other_names", {}).get(setting, setting)
 
     @abstractmethod
     def prompt(self, text: str) -> Prompt:
@@ -123,9 +129,14 @@ class Talk(ABC):
         """Whether texts grow and shrink while they are sampled."""
         return getattr(self.sampler, "edits", False)
 
+    @property
+    def _mask_id(self) -> int:
+        """The mask token; NO_TOKEN of models that have none."""
+        return self.tokenizer.mask_token_id if getattr(self.sampler, "masks", True) else NO_TOKEN
+
     def _film(self, tokens: int, new: int) -> Film:
         """The film of an answer that begins as `new` masks behind a prompt of `tokens`."""
-        mask = self.tokenizer.mask_token_id
+        mask = self._mask_id
         if not self._edits:
             return Film(mask, [slice(tokens, tokens + new)])
         film = Film(mask, [slice(tokens, None)], padding=())
@@ -189,7 +200,7 @@ class Conversation(Talk):
         text.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
         question = [{"role": "user", "content": text}]
         tokens = build_chat_inputs(self.tokenizer, [*self.messages, *question], add_generation_prompt=True)
-        if (mask := self.tokenizer.mask_token_id) in tokens:
+        if (mask := self._mask_id) in tokens:
             raise ValueError(f"a question must not hold the mask token {self.tokenizer.decode([mask])!r}, got it")
         context = len(tokens) - len(build_chat_inputs(self.tokenizer, question, add_generation_prompt=True))
         return Prompt(tokens, self._film(len(tokens), self._answer_length(len(tokens), context)))
@@ -227,7 +238,7 @@ class Continuation(Talk):
         tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not tokens:
             raise ValueError("expected a text to continue, got an empty one")
-        mask = self.tokenizer.mask_token_id
+        mask = self._mask_id
         if mask in tokens:
             limit, _ = position_limit(self.sampler.model)
             if limit is not None and len(tokens) > limit:
@@ -241,7 +252,7 @@ class Continuation(Talk):
 
     def answer(self, text: str, prompt: Prompt, on_step: Callable[[Step], object] | None = None) -> Reply:
         """See :meth:`Talk.answer`."""
-        if self.tokenizer.mask_token_id in prompt.tokens:
+        if self._mask_id in prompt.tokens:
             whole = {} if self._edits else {"stop_at_eos": False}
             output = self.sampler.infill(
                 [prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True, **whole

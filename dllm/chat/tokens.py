@@ -13,6 +13,7 @@ NEW = "new"  # committed in this step
 COMMITTED = "committed"  # committed in an earlier step
 STATES = (GIVEN, MASKED, TENTATIVE, NEW, COMMITTED)
 
+NO_TOKEN = -1  # in place of a token where none has been proposed and the model has no masks
 MASK_MARK, END_MARK = " ·", "∎"
 UNFINISHED = "\ufffd"  # what an incomplete UTF-8 sequence is decoded to
 WINDOW = 16  # tokens that are decoded together: the text that a token adds depends on the tokens right before it
@@ -40,7 +41,7 @@ def state(now: int, proposed: int, mask_id: int, earlier: tuple[int, str]) -> st
 
 
 def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """The text of each token; masks are shown as dots, end-of-text tokens as squares.
+    """The text of each token; masks are shown as dots, end-of-text and padding tokens as squares.
 
     The text of a token is what it adds to the decoded text before it, spaces included: this works with every tokenizer.
     A character that takes several tokens appears with the last of them.
@@ -51,7 +52,8 @@ def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
         >>> pieces(tokenizer, [*tokenizer("6 * 7").input_ids, tokenizer.mask_token_id, tokenizer.eos_token_id])
         [' 6', ' *', ' 7', ' ·', '∎']
     """
-    marks = {tokenizer.eos_token_id: END_MARK, tokenizer.mask_token_id: MASK_MARK}
+    ends, masks = ("eos_token_id", "pad_token_id"), (tokenizer.mask_token_id, NO_TOKEN)
+    marks = {getattr(tokenizer, name, None): END_MARK for name in ends} | dict.fromkeys(masks, MASK_MARK)
     texts = iter(added_texts(tokenizer, [token for token in tokens if token not in marks]))
     found, begun = [], False
     for token in tokens:

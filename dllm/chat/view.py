@@ -55,7 +55,7 @@ class View(ABC):
 
     def show(self, step: Step) -> None:
         """Record a step, and draw the state after it if a frame is due."""
-        frames = self.film.add(step.canvas, step.tentative, step.confidence)
+        frames = self.film.add(step.canvas, step.tentative, step.confidence, step.open)
         done, total = step.block * step.steps + step.step + 1, step.blocks * step.steps
         tokens = sum(frame.committed for frame in frames)
         self.waiting = frames, Progress(done, total, tokens, time.perf_counter() - self.began)

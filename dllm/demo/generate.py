@@ -14,7 +14,7 @@ from torch import nn
 
 from dllm.chat.display import open_view
 from dllm.chat.film import Film
-from dllm.chat.options import check_compiler, talk_of
+from dllm.chat.options import answer_length, check_compiler, talk_of
 from dllm.core.samplers import MDLMSampler, sampler_for
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load, quiet_transformers
@@ -65,7 +65,7 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
 
 def _by_model_card(options: argparse.Namespace, model: nn.Module, tokenizer: Any, question: str) -> tuple[str, Stats]:
     """The answer of the loop that model cards print, :func:`dllm.fast.generate`."""
-    film = Film(tokenizer.mask_token_id, [slice(-options.gen_length, None)])
+    film = Film(tokenizer.mask_token_id, [slice(-answer_length(options), None)])
     with _view(options.live, tokenizer, question, film) as show:
         (reply,), stats = answer(
             model,
@@ -119,7 +119,7 @@ def _estimate(options: argparse.Namespace) -> str:
 
 def _settings_of_card(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of the loop that model cards print; an option that is not given has its default."""
-    length = options.gen_length
+    length = answer_length(options)
     return {
         "gen_length": length,
         "steps": length if options.steps is None else options.steps,

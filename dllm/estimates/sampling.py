@@ -18,7 +18,7 @@ from dllm.estimates.experts import Mixture, mixture_of
 from dllm.estimates.fake import NEEDS_VALUES, LiveBytes, model_on_meta, replace_by_fake_tensors, total_bytes
 from dllm.fast.attention import attention_of
 from dllm.fast.head.split import SplitModel, output_head
-from dllm.fast.model import block_size_of, check_positions, input_embedding, right_shift_of
+from dllm.fast.model import block_size_of, check_positions, input_embedding, is_diffusion_gemma, right_shift_of
 from dllm.fast.sampling.batch import DenoisingBatch
 from dllm.fast.sampling.cache import COLUMN_MULTIPLE, KeyValueCache
 from dllm.fast.sampling.cache_layout import CacheLayout, LayoutRecorder
@@ -74,6 +74,8 @@ def estimate_sampling(
         (2646656, [None])
     """
     model = model_on_meta(config, model_args).eval().requires_grad_(False)
+    if is_diffusion_gemma(model):
+        raise ValueError(f"the loop of model cards fills masks, and a {type(model).__name__} has none: no estimate")
     check_positions(model, canvas.columns, "prompt and gen_length must fit")
     own_size, size = block_size_of(model), canvas.settings.block_length
     if own_size not in (None, size):

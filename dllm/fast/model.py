@@ -47,6 +47,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inner
 
 
+def is_diffusion_gemma(model: nn.Module) -> bool:
+    """Whether a model is DiffusionGemma, which denoises uniform noise and has no mask token."""
+    inner = unwrapped(model)
+    return getattr(getattr(inner, "config", None), "model_type", None) == "diffusion_gemma"
+
+
 def input_embedding(model: nn.Module) -> Tensor:
     """The model's input embedding weight [V, H], or its output head's where it names no input embedding."""
     get = getattr(model, "get_input_embeddings", None)
@@ -116,8 +122,13 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
 
     Raises:
         TypeError: `mask_id` is no integer.
-        ValueError: none of these knows one.
+        ValueError: none of these knows one; or the model is DiffusionGemma, which has none whatever its tokenizer says.
     """
+    if is_diffusion_gemma(model):
+        raise ValueError(
+            f"a {type(model).__name__} has no mask token, so what fills masks cannot run it: "
+            "dllm.core.samplers.DiffusionGemmaSampler, or dllm.fast.patch(model) and its own generate"
+        )
     if mask_id is not None:
         return _checks.int64("mask_id", mask_id)
     if tokenizer is not None:

@@ -9,9 +9,8 @@ from dllm.fast.deferred import DeferredHead, defer_head
 from dllm.fast.head.interception import instance_forward
 from dllm.fast.head.split import output_head
 from dllm.fast.head.use import why_not_linear
-from dllm.fast.model import unwrapped
+from dllm.fast.model import is_diffusion_gemma, unwrapped
 from dllm.fast.uniform.generate import patch_generate, unpatch_generate
-from dllm.fast.uniform.model import is_diffusion_gemma
 
 
 class Patch:
@@ -48,7 +47,9 @@ def patch(model: nn.Module) -> Patch:
     Of DiffusionGemma it is `model.generate` that becomes fast: same arguments and results, and canvases as likely as
     before, drawn with a seed from torch's generator (that of row i is s + i). Logits [B, L, V] are not stored: head,
     softcap, temperature, draw, argmax, entropy and self-conditioning are one pass. A call with logits processors, a
-    streamer of logits or a static cache, which need them, runs transformers' own steps, with one line in the log.
+    streamer of logits or a static cache, which need them, runs transformers' own steps, with one line in the log. Bad
+    input is a ValueError before anything runs: tokens outside the vocabulary, an image token without an image, a static
+    cache beyond the sliding window, for which transformers computes wrong canvases.
 
     Masks, objective and row lengths are the script's own and are not checked: a causal model works too.
 

@@ -7,6 +7,7 @@ from typing import Any
 import transformers
 from torch import nn
 
+from dllm.fast.model import MARKER
 from dllm.models.bidirectional import SUPPORTED, SUPPORTED_TYPES, bidirectional
 from dllm.models.families import family_of
 from dllm.models.official import marker_of
@@ -37,10 +38,15 @@ def auto_class(config: transformers.PretrainedConfig) -> Any:
 
 
 def made_bidirectional(model: nn.Module) -> nn.Module:
-    """The model, in place, made bidirectional if its architecture is causal, and prepared as its family needs.
+    """The model, in place, made bidirectional if its architecture is causal, and prepared as its family needs. One that
+    runs by its own code gets the name of its family into its configuration.
 
     Example:
         >>> made_bidirectional(nn.Linear(2, 2))
         Linear(in_features=2, out_features=2, bias=True)
     """
+    config = getattr(model, "config", None)
+    family = family_of(getattr(config, "model_type", None))
+    if family is not None and family.runs_own_code and not marker_of(config):
+        setattr(config, MARKER, {"family": family.name})
     return prepared(bidirectional(model) if type(model).__name__ in SUPPORTED else model)

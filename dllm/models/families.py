@@ -27,6 +27,7 @@ class Family:
         chat_template: for tokenizers without one; None if every tokenizer of the family has one, or none has.
         answer_header: the text that begins an answer in that template.
         header_tokens: tokens of that template; a tokenizer that lacks one would split it into pieces.
+        masks: whether its models have a mask token; those of uniform diffusion have none.
         mask_token: for tokenizers that declare none; None if every tokenizer of the family declares one.
         reserved_token: the mask token where none is declared and the model has no row for a new one.
         gains_mask_row: whether loading a model enlarges an embedding that has no row for the declared mask token.
@@ -34,6 +35,8 @@ class Family:
         thinks: whether templates that can be told to reason do so by default.
         unknown_to_transformers: whether the published files name a model type or a tokenizer class that transformers
             does not have.
+        runs_own_code: whether its models run by the code that comes with them, if that is trusted: transformers has no
+            class that computes the same.
         auto_class: the class of transformers that loads the family's models.
     """
 
@@ -43,6 +46,7 @@ class Family:
     chat_template: str | None = None
     answer_header: str | None = None
     header_tokens: tuple[str, ...] = ()
+    masks: bool = True
     mask_token: str | None = None
     reserved_token: str | None = None
     gains_mask_row: bool = False
@@ -51,6 +55,7 @@ class Family:
     pad: str | None = None
     thinks: bool = True
     unknown_to_transformers: bool = True
+    runs_own_code: bool = False
     auto_class: str = "AutoModelForMaskedLM"
 
 
@@ -137,6 +142,25 @@ FAMILIES = (
         mask_token="<|mask|>",
         reserved_token="<|reserved_special_token_0|>",
         gains_mask_row=True,
+    ),
+    Family(
+        "diffusion_gemma",
+        ("diffusion_gemma",),
+        "<turn|>",
+        masks=False,
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        unknown_to_transformers=False,
+        auto_class="AutoModelForImageTextToText",
+    ),
+    Family(
+        "nemotron_diffusion",
+        ("nemotron_labs_diffusion",),
+        None,  # an answer ends with the EOS of the model's configuration
+        mask_token="<|mask|>",
+        runs_own_code=True,
+        auto_class="AutoModel",
     ),
 )
 

@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 
 from dllm.configs import ModelArguments
+from dllm.fast.model import is_diffusion_gemma
 from dllm.fast.quantize import quantize
 from dllm.models.adapters import adapted
 from dllm.models.classes import auto_class, made_bidirectional
@@ -89,6 +90,8 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
             model, found = kind.from_pretrained(base, config=config, output_loading_info=True, **loading)
             if marker_of(config):  # else a new head, say, is for the caller to train
                 official.check_found(found, base, tied=config.tie_word_embeddings)
+            elif is_diffusion_gemma(model) and found["missing_keys"]:
+                raise ValueError(f"tensors are missing: {', '.join(sorted(found['missing_keys']))}")
             official.restore_biases(model, functools.partial(file_at, base), base)
     model = adapted(_on_device(made_bidirectional(model)), chosen)
     return model if chosen.quantize is None else quantize(model, chosen.quantize)

@@ -24,6 +24,8 @@ from dllm.models.official import Mapping, is_official, names, recognise
 from dllm.models.official.vocabulary import mask_token_at
 
 _ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# the first transformers that has a type of model as it is run here
+SINCE = {"diffusion_gemma": (5, 12)}
 
 
 def check_source(source: str) -> str:
@@ -153,9 +155,28 @@ def _content_at(base: str) -> dict[str, Any]:
     if marker is not None and not isinstance(marker, dict):
         raise ValueError(f"{MARKER} must be an object, got {marker!r}")
     check_marker(marker or {})
+    check_version(kind)
     if not content.get("auto_map") or kind in CONFIG_MAPPING or is_official(content):  # else its own code knows
         check_fields(content)
     return content
+
+
+def check_version(kind: str | None) -> None:
+    """Check that this transformers has a type of model.
+
+    Raises:
+        ValueError: it is too old; the message says which version has it.
+
+    Example:
+        >>> check_version("modernbert")
+    """
+    least = SINCE.get(kind)
+    if least is not None and tuple(map(int, transformers.__version__.split(".")[:2])) < least:
+        wanted = ".".join(map(str, least))
+        raise ValueError(
+            f"a model of type {kind!r} needs transformers {wanted} or later, got {transformers.__version__}: "
+            f"pip install -U 'transformers>={wanted}'"
+        )
 
 
 def get_config(model_args: Any = None, **options: Any) -> transformers.PretrainedConfig:

@@ -21,7 +21,7 @@ def complete(tokenizer: Tokenizer, family: Family | None, config: Mapping[str, A
     """Give a tokenizer the special tokens that it lacks, in place, and check all of them.
 
     It then has tokens for mask, padding, end and beginning of sequence; `eot_token`, the text that ends an answer; and
-    `eot_token_id`, None if that text is not one token.
+    `eot_token_id`, None if that text is not one token. Families of uniform diffusion need no mask.
 
     Args:
         tokenizer: of transformers.
@@ -40,7 +40,8 @@ def complete(tokenizer: Tokenizer, family: Family | None, config: Mapping[str, A
             token = getattr(family, name)
             if token in vocabulary and getattr(tokenizer, f"{name}_token") is None:
                 setattr(tokenizer, f"{name}_token", token)
-    _set_mask(tokenizer, family, config, source)
+    if family is None or family.masks:
+        _set_mask(tokenizer, family, config, source)
     _fill_in(tokenizer)
     if family is not None:
         tokenizer.eot_token = family.end_of_turn
@@ -90,7 +91,10 @@ def _fill_in(tokenizer: Tokenizer) -> None:
 
 
 def _rows(config: Mapping[str, Any]) -> int | None:
-    """Rows of the model's embedding; LLaDA's has more than its `vocab_size` says."""
+    """Rows of the model's embedding. LLaDA's has more than its `vocab_size` says, and a model of texts and images has
+    them in the configuration of its text part."""
+    part = config.get("text_config")
+    config = part if isinstance(part, Mapping) else config
     rows = config.get("embedding_size") or config.get("vocab_size")
     return rows if isinstance(rows, int) else None
 

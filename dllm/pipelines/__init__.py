@@ -6,7 +6,19 @@ A family is imported on first use. A name that this package does not have is an 
 import importlib
 from typing import Any
 
-__all__ = ["a2d", "bert", "dream", "editflow", "fastdllm", "llada", "llada2", "llada21", "rl", "rnd1"]
+__all__ = [
+    "a2d",
+    "bert",
+    "dream",
+    "editflow",
+    "fastdllm",
+    "llada",
+    "llada2",
+    "llada21",
+    "nemotron_diffusion",
+    "rl",
+    "rnd1",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dllm.chat.options import chosen_sampler
 from dllm.chat.program import Loader, load_chosen
-from dllm.core.samplers import BaseSamplerConfig
+from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.core.samplers.families import SamplerChoice
 from dllm.exits import usage
 from dllm.fast.model import input_embedding
@@ -105,6 +105,8 @@ def engine_of(options: argparse.Namespace, load_shipped: Loader) -> Engine:
     """
     model, tokenizer = load_chosen(options, load_shipped)
     kind, config = chosen_sampler(options, model)
+    if not issubclass(kind, BaseSampler):
+        raise ValueError(f"{kind.__name__} has a loop of its own, which no rows can join: it cannot be served")
     config = _with_settings(SamplerChoice(kind, config), options.setting)
     name = options.name or (Path(options.model).name if options.model else SHIPPED_NAME)
     sampler = kind(model, tokenizer)

@@ -10,7 +10,7 @@ import pytest
 
 from dllm import cli
 from dllm.chat import Continuation, Conversation
-from dllm.chat.options import chosen_sampler
+from dllm.chat.options import SETTINGS, chosen_sampler
 from dllm.core import samplers
 from dllm.core.samplers.families import FAMILIES, SAMPLERS, SamplerChoice, one_token_a_step, sampler_for
 from dllm.models import get_model, get_tokenizer
@@ -112,7 +112,7 @@ def test_a_named_sampler():
     model = toys.load("dream")
     assert sampler_for(model, "dream").config.alg == "entropy"  # the family's own, with its settings
     assert sampler_for(model, "mdlm").config == samplers.MDLMSamplerConfig()
-    options = dict.fromkeys(("steps", "block_length", "temperature", "cfg_scale", "remasking", "compile_body"))
+    options = dict.fromkeys(SETTINGS)
     chosen = chosen_sampler(SimpleNamespace(sampler=None, gen_length=9, **options | dict(temperature=0.7)), model)
     assert (chosen.config.temperature, chosen.config.steps, chosen.config.alg) == (0.7, 9, "entropy")
 

@@ -142,7 +142,7 @@ def test_what_needs_logits_runs_the_models_own_steps(model, inputs, caplog, monk
     given = {
         "logits processor": lambda: {"logits_processor": LogitsProcessorList([SuppressTokensLogitsProcessor([9])])},
         "streamer takes logits": lambda: {"streamer": Streamer()},
-        "static cache": lambda: {"cache_implementation": "static", "disable_compile": True},
+        "static cache": lambda: {"cache_implementation": "static", "disable_compile": True, "max_new_tokens": CANVAS},
     }[why]
     expected = ask(model, inputs, **given())
     with dllm.fast.patch(model), caplog.at_level(logging.WARNING, logger="dllm.fast"):
@@ -151,6 +151,33 @@ def test_what_needs_logits_runs_the_models_own_steps(model, inputs, caplog, monk
     assert torch.equal(found.sequences, expected.sequences)
     assert sum("transformers' own steps" in record.message for record in caplog.records) == 1
     assert all(shape[-1] == VOCAB for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"input_ids": [[5, VOCAB]]}, r"input_ids must lie in \[0, 512\), got 512"),
+        ({"input_ids": [[5, -1]]}, r"input_ids must lie in \[0, 512\), got -1"),
+        ({"input_ids": [[5, VOCAB - 1]]}, "input_ids hold the image token 511, so pixel_values must be given"),
+        ({"decoder_input_ids": [[VOCAB] * CANVAS]}, r"decoder_input_ids must lie in \[0, 512\), got 512"),
+        ({"decoder_input_ids": [[5] * (CANVAS - 1)]}, r"decoder_input_ids must be \[1, 8\], a canvas for each row"),
+        ({"cache_implementation": "static"}, "computes wrong canvases behind 16 columns or more.*got 18"),
+        ({"past_key_values": "static"}, "computes wrong canvases behind 16 columns or more.*got 18"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(model, given, rule):
+    from transformers import StaticCache
+
+    given = {"input_ids": [[5, 6]]} | given
+    given = {name: torch.tensor(value) if isinstance(value, list) else value for name, value in given.items()}
+    if "past_key_values" in given:
+        given["past_key_values"] = StaticCache(model.config, max_cache_len=64)
+    ran = model.model.encoder.register_forward_pre_hook(lambda *_: pytest.fail("the encoder has run"))
+    try:
+        with dllm.fast.patch(model), pytest.raises(ValueError, match=rule):
+            model.generate(**given, max_new_tokens=3 * CANVAS)
+    finally:
+        ran.remove()
 
 
 def test_copies_pickles_and_checkpoints_are_of_the_unpatched_model(model, inputs, tmp_path):

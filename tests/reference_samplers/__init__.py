@@ -13,6 +13,7 @@ of a batch do not know each other, so a row alone is the truth for any batch.
     approximate.py  threshold_decode (threshold or factor), llada2, entropy_bound
     views.py        what a block-causal row and a cache show the model
     cached.py       bd3lm, llada2_block_causal, llada2_infill, llada21, fast_dllm
+    nemotron_diffusion.py   nemotron_diffusion
     difference.py   where a row leaves its judge, and whether a near tie explains it
 
 Noise is this library's stream (:mod:`dllm_kernels.philox`), addressed by the row's seed, the position in the row's own

@@ -28,6 +28,8 @@ MODEL_CLASSES = {
     "fastdllm_dream": "FastDLLMDreamLM",
     "llada2": "LLaDA2LM",
     "rnd1": "RND1LM",
+    "diffusiongemma": "DiffusionGemmaLM",
+    "nemotron_diffusion": "NemotronDiffusionLM",
 }
 
 

@@ -33,7 +33,7 @@ class Answering:
 
     Args:
         sampler: of the model, with its tokenizer.
-        mask_id: the mask token.
+        mask_id: the mask token; None of models without masks.
         settings: of the evaluation.
         max_length: tokens of a row, at most.
         fingerprint: of the model; see :func:`dllm.core.eval.fingerprint.fingerprint`.
@@ -66,7 +66,7 @@ class Answering:
     def __init__(
         self,
         sampler: BaseSampler,
-        mask_id: int,
+        mask_id: int | None,
         settings: EvalSettings,
         *,
         max_length: int,

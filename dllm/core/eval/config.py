@@ -17,6 +17,7 @@ from dllm.core.likelihood import LikelihoodConfig
 from dllm.core.likelihood.config import ORDERS
 from dllm.core.samplers import BaseSamplerConfig
 from dllm.core.samplers.config import at_least, one_of
+from dllm.core.samplers.diffusion_gemma_config import DiffusionGemmaSamplerConfig
 from dllm.values import parse_value, union_members
 
 # fields of LikelihoodConfig that are settings here; the others follow from these, or are those of attention by blocks
@@ -101,7 +102,7 @@ class EvalSettings(NamedTuple):
 
     eval: EvalConfig
     model: ModelArguments
-    sampler: BaseSamplerConfig
+    sampler: BaseSamplerConfig | DiffusionGemmaSamplerConfig
     likelihood: LikelihoodConfig
     given: frozenset[str]
 
@@ -172,9 +173,10 @@ def _fields(model: EvalModel) -> dict[str, dict[str, Any]]:
     parts = {"eval": EvalConfig, "model": ModelArguments, "sampler": model.sampler.config_class}
     fields = {part: _types(cls) for part, cls in parts.items()}
     for name in ("return_dict", "keep_histories", "max_length"):
-        del fields["sampler"][name]
+        fields["sampler"].pop(name, None)
     of_likelihood = _types(LikelihoodConfig)
-    return fields | {"likelihood": {name: of_likelihood[name] for name in LIKELIHOOD}}
+    used = () if model.no_likelihood else LIKELIHOOD
+    return fields | {"likelihood": {name: of_likelihood[name] for name in used}}
 
 
 def _types(cls: type) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from dllm.core.eval.gen_kwargs import generation_settings
 from dllm.core.eval.generation import GenerationRequest
 from dllm.core.eval.jobs import Work
 from dllm.core.likelihood import Target, count_rows, windows_of
+from dllm.core.samplers import BaseSamplerConfig, DiffusionGemmaSamplerConfig
+
+CANVAS_LENGTH = 256  # tokens
 
 
 class Encoder:
@@ -59,14 +62,21 @@ class Encoder:
         text, kwargs = arguments
         until, overrides = generation_settings(kwargs, self.settings)
         sampler = self.settings.sampler
-        overrides |= {"stop_at_eos": sampler.stop_at_eos}
+        if hasattr(sampler, "stop_at_eos"):
+            overrides |= {"stop_at_eos": sampler.stop_at_eos}
         config = sampler.with_length(overrides.get("max_new_tokens", sampler.max_new_tokens))
         config = dataclasses.replace(config, **overrides)
         config.check()
         prompt = self.framing.prompt(text, config.max_new_tokens)
         until = () if self.settings.eval.escape_until else until
-        blocks = -(-config.max_new_tokens // (config.block_size or config.max_new_tokens))
-        steps = config.steps * (blocks if config.steps_of == "block" else 1)
-        steps = min(steps, config.max_new_tokens)
         request = GenerationRequest(prompt, until, seed, overrides)
-        return Work(request, steps, len(prompt) + config.max_new_tokens, config.max_new_tokens)
+        return Work(request, _most_steps(config), len(prompt) + config.max_new_tokens, config.max_new_tokens)
+
+
+def _most_steps(config: BaseSamplerConfig | DiffusionGemmaSamplerConfig) -> int:
+    """The most forwards that an answer takes; of DiffusionGemma with the canvases of the published model."""
+    if isinstance(config, DiffusionGemmaSamplerConfig):
+        return config.max_denoising_steps * -(-config.max_new_tokens // CANVAS_LENGTH)
+    blocks = -(-config.max_new_tokens // (config.block_size or config.max_new_tokens))
+    steps = (config.steps or config.block_size) * (blocks if config.steps_of == "block" else 1)
+    return min(steps, config.max_new_tokens)

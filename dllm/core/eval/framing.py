@@ -46,7 +46,7 @@ class Framing:
 
     Args:
         tokenizer: of the model.
-        mask_id: no text may have this token.
+        mask_id: no text may have this token; None of models without masks.
         limit: tokens of a row, at most.
         ends_with_eos: EOS stands behind targets, as in Dream's likelihood.
         add_bos_token, add_special_tokens, too_long: as in :class:`dllm.core.eval.config.EvalConfig`.
@@ -64,7 +64,7 @@ class Framing:
     def __init__(
         self,
         tokenizer: Any,
-        mask_id: int,
+        mask_id: int | None,
         limit: int,
         *,
         ends_with_eos: bool = False,

@@ -36,7 +36,8 @@ def generation_settings(kwargs: Mapping[str, Any], settings: EvalSettings) -> Ge
 
     Args:
         kwargs: of the request: `until`, a stop string or a list of them, which may be empty; `max_gen_toks` or one of
-            its other names; `do_sample`, False of which means temperature 0; and settings of the sampler.
+            its other names; `do_sample`, False of which means temperature 0; and settings of the sampler. A
+            temperature has no effect where the sampler has none, which is logged.
         settings: of the evaluation.
 
     Raises:
@@ -64,7 +65,8 @@ def generation_settings(kwargs: Mapping[str, Any], settings: EvalSettings) -> Ge
     sampled = kwargs.get("do_sample")
     if sampled is not None and not isinstance(sampled, bool):
         raise TypeError(f"do_sample must be True or False, got {sampled!r}")
-    if sampled is False:
+    has_temperature = "temperature" in fields
+    if sampled is False and has_temperature:
         values["temperature"] = 0.0
     _warn_of_missing_filters(kwargs, values, fields, settings)
     overrides = {name: value for name, value in values.items() if name not in settings.given}
@@ -73,10 +75,16 @@ def generation_settings(kwargs: Mapping[str, Any], settings: EvalSettings) -> Ge
         given = settings.given
         if "steps" in given:
             overrides["steps"] = settings.sampler.steps
-        one_block = settings.sampler.block_size == settings.sampler.max_new_tokens
+        block = getattr(settings.sampler, "block_size", None)
+        one_block = block == settings.sampler.max_new_tokens
         if one_block and not {"block_size", "max_new_tokens"} & given and "block_size" not in overrides:
             overrides["block_size"] = length
-    if sampled and overrides.get("temperature", settings.sampler.temperature) == 0 and "do_sample" not in _warned:
+    if (
+        sampled
+        and has_temperature
+        and overrides.get("temperature", settings.sampler.temperature) == 0
+        and "do_sample" not in _warned
+    ):
         _warned.add("do_sample")
         _log.warning("do_sample=True of the task has no effect at temperature 0: repeated answers will be equal")
     order = {"max_new_tokens": 0, "block_size": 1}
@@ -100,10 +108,11 @@ def _warn_of_missing_filters(
     kwargs: Mapping[str, Any], values: Mapping[str, Any], fields: set[str], settings: EvalSettings
 ) -> None:
     """Say once which of a task's settings the sampler does not have, if tokens are drawn at all."""
-    for name in _FILTERS:
-        asked = kwargs.get(name) not in (None, 1, 1.0, 0)
-        temperature = values.get("temperature", settings.sampler.temperature)
-        drawn = isinstance(temperature, (int, float)) and temperature > 0  # else its own check will say so
+    neutral = dict.fromkeys(_FILTERS, (None, 1, 1.0, 0)) | {"temperature": (None,)}
+    temperature = values.get("temperature", getattr(settings.sampler, "temperature", 1.0))
+    drawn = isinstance(temperature, (int, float)) and temperature > 0  # else its own check will say so
+    for name, nothing in neutral.items():
+        asked = kwargs.get(name) not in nothing
         if asked and drawn and name not in fields and name not in _warned:
             _warned.add(name)
             _log.warning("%s of the task has no effect: %s has no such setting", name, type(settings.sampler).__name__)

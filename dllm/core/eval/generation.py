@@ -11,11 +11,21 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dllm.core.eval.stopping import Stopping
-from dllm.core.samplers import BaseSampler, BaseSamplerConfig, SampledRow, canvas
+from dllm.core.samplers import (
+    BaseSampler,
+    BaseSamplerConfig,
+    DiffusionGemmaSampler,
+    DiffusionGemmaSamplerConfig,
+    SampledRow,
+    canvas,
+)
 from dllm.core.samplers.config import at_least
 from dllm.fast.compiled.decision import repeated
 from dllm.fast.model import position_limit
 from dllm_kernels import philox
+
+Sampler = BaseSampler | DiffusionGemmaSampler
+SamplerConfig = BaseSamplerConfig | DiffusionGemmaSamplerConfig
 
 _log = logging.getLogger("dllm")
 
@@ -69,7 +79,7 @@ class Job(NamedTuple):
     prompt: Tensor
     stopping: Stopping
     seed: int
-    config: BaseSamplerConfig
+    config: SamplerConfig
     cut: int
 
     @property
@@ -79,9 +89,9 @@ class Job(NamedTuple):
 
 
 def generate_requests(
-    sampler: BaseSampler,
+    sampler: Sampler,
     requests: Sequence[GenerationRequest],
-    config: BaseSamplerConfig | None = None,
+    config: SamplerConfig | None = None,
     *,
     batch_size: int,
     keep_special_tokens: bool = False,
@@ -145,9 +155,9 @@ def generate_requests(
 
 
 def _checked_jobs(
-    sampler: BaseSampler,
+    sampler: Sampler,
     requests: Sequence[GenerationRequest],
-    config: BaseSamplerConfig | None,
+    config: SamplerConfig | None,
     max_length: int | None,
     keep_special_tokens: bool,
 ) -> list[Job]:
@@ -158,8 +168,8 @@ def _checked_jobs(
     if max_length is not None:
         at_least(2, "max_length", max_length)
     limit = _most_columns(sampler, max_length)
-    mask_id = canvas.mask_token(sampler.model, sampler.tokenizer)
-    settings: dict[str, BaseSamplerConfig] = {}
+    mask_id = canvas.mask_token(sampler.model, sampler.tokenizer) if sampler.masks else None
+    settings: dict[str, SamplerConfig] = {}
     jobs = []
     for number, request in enumerate(requests):
         try:
@@ -170,14 +180,17 @@ def _checked_jobs(
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"request {number}: {error}") from error
-    canvas.check_rows(sampler.model, [job.prompt for job in jobs], mask_id)
+    if mask_id is not None:
+        canvas.check_rows(sampler.model, [job.prompt for job in jobs], mask_id)
     for group in _groups(jobs):
-        sampler.check([group[0].prompt, group[-1].prompt], group[0].config)
+        sampler.check(
+            [group[0].prompt, group[-1].prompt] if sampler.masks else [job.prompt for job in group], group[0].config
+        )
     _log_cuts(jobs)
     return jobs
 
 
-def _most_columns(sampler: BaseSampler, max_length: int | None) -> int | None:
+def _most_columns(sampler: Sampler, max_length: int | None) -> int | None:
     """The most columns of a row; None if there is no limit."""
     positions, is_hard = position_limit(sampler.model)
     if max_length is None:
@@ -192,10 +205,11 @@ def _settings_key(overrides: Mapping[str, Any]) -> str:
 
 
 def _settings(
-    sampler: BaseSampler, config: BaseSamplerConfig, overrides: Mapping[str, Any], limit: int | None
-) -> BaseSamplerConfig:
+    sampler: Sampler, config: SamplerConfig, overrides: Mapping[str, Any], limit: int | None
+) -> SamplerConfig:
     """The sampler's settings for one kind of request, checked with an empty prompt."""
-    overrides = {"stop_at_eos": True} | dict(overrides)
+    stops = {"stop_at_eos": True} if hasattr(config, "stop_at_eos") else {}  # others always stop there
+    overrides = stops | dict(overrides)
     new = overrides.get("max_new_tokens", config.max_new_tokens)
     if new is None:
         raise ValueError("max_new_tokens must be a number, got None")
@@ -203,21 +217,21 @@ def _settings(
     if limit is not None and new >= limit:
         raise ValueError(f"max_new_tokens must be less than the {limit} tokens of prompt and answer, got {new}")
     config = dataclasses.replace(config.with_length(new), return_dict=True, keep_histories=False)
-    sampler.check([[]], config, **overrides)
+    sampler.check([[]] if sampler.masks else [], config, **overrides)
     return dataclasses.replace(config, **overrides)
 
 
 def _job(
-    sampler: BaseSampler,
+    sampler: Sampler,
     number: int,
     request: GenerationRequest,
-    config: BaseSamplerConfig,
+    config: SamplerConfig,
     limit: int | None,
-    mask_id: int,
+    mask_id: int | None,
     keep_special_tokens: bool,
 ) -> Job:
     (prompt,) = canvas.token_rows([request.prompt])
-    if bool((prompt == mask_id).any()):
+    if mask_id is not None and bool((prompt == mask_id).any()):
         raise ValueError("a prompt must not hold the mask token, got one")
     if isinstance(request.until, str) or not all(isinstance(stop, str) for stop in request.until):
         raise TypeError(f"until must be a list of stop strings, got {request.until!r}")
@@ -245,9 +259,7 @@ def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def _run(
-    sampler: BaseSampler, group: Sequence[Job], batch_size: int, on_row: Callable[[Job, SampledRow], object]
-) -> None:
+def _run(sampler: Sampler, group: Sequence[Job], batch_size: int, on_row: Callable[[Job, SampledRow], object]) -> None:
     """Denoise the jobs of equal settings, `batch_size` at a time."""
     sampler.sample_many(
         [job.prompt for job in group],

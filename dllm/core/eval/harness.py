@@ -25,6 +25,7 @@ from dllm.core.eval.progress import Progress
 from dllm.core.eval.ranks import Ranks, device_named
 from dllm.core.eval.record import model_record
 from dllm.core.eval.usage import Usage, added
+from dllm.core.samplers import DiffusionGemmaSampler, DiffusionGemmaSamplerConfig
 from dllm.core.samplers.canvas import mask_token
 from dllm.exits import explanation
 from dllm.fast.model import MARKER, block_size_of, position_limit, right_shift_of
@@ -71,7 +72,7 @@ class DiffusionLM(LM):
         self._rank, self._world_size = self.ranks.rank, self.ranks.world_size
         self._device = device_named(self.settings.eval.device)
         self.model, self.tokenizer = self._loaded() if model is None else (model, tokenizer)
-        self.settings = self._with_shift(self.settings)
+        self.settings = self._with_shift(self._with_models_own(self.settings))
         self.sampler = self.table.sampler(self.model, self.tokenizer)
         positions, is_hard = position_limit(self.model)
         longest = self.settings.eval.max_length
@@ -190,8 +191,13 @@ class DiffusionLM(LM):
         """A checked job for each request; see :func:`dllm.core.eval.jobs.jobs_of`.
 
         Raises:
-            TypeError, ValueError: a request breaks a rule, or the model's blocks are not known.
+            TypeError, ValueError: a request breaks a rule, the model's blocks are not known, or texts have no
+                likelihood under the model.
         """
+        if kind != GENERATION and self.table.no_likelihood:
+            raise ValueError(
+                f"{self.table.name} has no {NAMES[kind]}: {self.table.no_likelihood}; tasks that generate texts run"
+            )
         encode = {LIKELIHOOD: self.encoder.target, ROLLING: self.encoder.document, GENERATION: self.encoder.prompt}[
             kind
         ]
@@ -232,6 +238,15 @@ class DiffusionLM(LM):
         placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
         return (model if placed else model.to(self._device)), tokenizer
 
+    def _with_models_own(self, settings: EvalSettings) -> EvalSettings:
+        """The settings, with the sampler's own of the model's generation_config where nobody has given others."""
+        if self.table.sampler is not DiffusionGemmaSampler:
+            return settings
+        given = {name: getattr(settings.sampler, name) for name in settings.given if hasattr(settings.sampler, name)}
+        sampler = dataclasses.replace(DiffusionGemmaSamplerConfig.of(self.model), **given)
+        sampler.check()
+        return settings._replace(sampler=sampler)
+
     def _with_shift(self, settings: EvalSettings) -> EvalSettings:
         """The settings, with the sampler's own right shift for the likelihood where nothing else says."""
         likelihood = settings.likelihood
@@ -245,7 +260,7 @@ class DiffusionLM(LM):
         shift = right_shift_of(self.model) if shift is None else shift
         return Framing(
             self.tokenizer,
-            mask_token(self.model, self.tokenizer),
+            mask_token(self.model, self.tokenizer) if self.table.sampler.masks else None,
             self.max_length,
             ends_with_eos=self.table.form == "dream",
             add_bos_token=chosen.add_bos_token,

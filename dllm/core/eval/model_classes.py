@@ -1,4 +1,4 @@
-"""The nine models of lm-evaluation-harness, each a class that names its row of the table of models."""
+"""The models of lm-evaluation-harness, each a class that names its row of the table of models."""
 
 from __future__ import annotations
 
@@ -58,3 +58,15 @@ class RND1LM(DiffusionLM):
     """RND1."""
 
     table = MODELS["rnd1"]
+
+
+class DiffusionGemmaLM(DiffusionLM):
+    """DiffusionGemma, for tasks that generate texts."""
+
+    table = MODELS["diffusiongemma"]
+
+
+class NemotronDiffusionLM(DiffusionLM):
+    """Nemotron-Labs-Diffusion."""
+
+    table = MODELS["nemotron_diffusion"]

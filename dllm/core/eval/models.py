@@ -1,4 +1,4 @@
-"""The nine models of dLLM 0.1 in lm-evaluation-harness: sampler, likelihood and defaults of each, as one table."""
+"""The models of lm-evaluation-harness, nine of them dLLM 0.1's: a table of samplers, likelihoods and defaults."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from dllm.configs import check_name
 from dllm.core.samplers import (
     BaseSampler,
     BD3LMSampler,
+    DiffusionGemmaSampler,
     DreamSampler,
     FastDLLMSampler,
     LLaDA2Sampler,
     MDLMSampler,
+    NemotronDiffusionSampler,
     RND1Sampler,
 )
+from dllm.core.samplers.diffusion_gemma_config import DiffusionGemmaSamplerConfig
 from dllm.core.samplers.fast_dllm_dream import FastdLLMDreamSampler
 
 
@@ -31,14 +34,17 @@ class EvalModel:
         by_blocks: whether the models attend by blocks. Their likelihood needs the size of a block from the model's
             configuration. (dLLM 0.1 has none for them.)
         aliases: {second name of a setting: first name}.
+        no_likelihood: why texts have no likelihood under these models, so that only tasks that generate can be run;
+            empty if they have one.
     """
 
     name: str
-    sampler: type[BaseSampler]
+    sampler: type[BaseSampler] | type[DiffusionGemmaSampler]
     defaults: Mapping[str, Any]
     form: str = "llada"
     by_blocks: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
+    no_likelihood: str = ""
 
 
 # names of every model: those of 0.1 and of its evaluation scripts
@@ -87,6 +93,20 @@ MODELS: dict[str, EvalModel] = {
             aliases={"steps_per_block": "steps", "eos_early_stop": "stop_at_eos"},
         ),
         EvalModel("rnd1", RND1Sampler, dict(max_length=4096, batch_size=32, max_new_tokens=256, steps=256)),
+        EvalModel(
+            "diffusiongemma",
+            DiffusionGemmaSampler,
+            dict(max_length=8192, batch_size=8),  # the others are those of the model's generation_config
+            aliases=DiffusionGemmaSamplerConfig.other_names,
+            no_likelihood="it denoises canvases of random tokens, and its training bounds no likelihood of a text",
+        ),
+        EvalModel(
+            "nemotron_diffusion",
+            NemotronDiffusionSampler,
+            dict(max_length=16384, batch_size=8, max_new_tokens=1024, block_size=32, steps=32),
+            aliases={"block_length": "block_size"},
+            no_likelihood="a text is read causally and its blocks are not, and no likelihood of the two is built here",
+        ),
     )
 }
 
@@ -100,6 +120,8 @@ BY_FAMILY = {
     "rnd1": "rnd1",
     "a2d": "a2d_mdlm",
     "a2d-llama": "a2d_mdlm",
+    "diffusion_gemma": "diffusiongemma",
+    "nemotron_diffusion": "nemotron_diffusion",
 }
 
 

@@ -12,6 +12,7 @@ from dllm.core.samplers.llada import LLaDASampler, LLaDASamplerConfig
 from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
 from dllm.core.samplers.llada21 import LLaDA21Sampler, LLaDA21SamplerConfig
 from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
+from dllm.core.samplers.nemotron_diffusion import NemotronDiffusionSampler, NemotronDiffusionSamplerConfig
 from dllm.core.samplers.rnd1 import RND1Sampler, RND1SamplerConfig
 from dllm.core.samplers.threshold import ThresholdSampler, ThresholdSamplerConfig
 from dllm.core.samplers.utils import add_gumbel_noise, get_num_transfer_tokens
@@ -40,6 +41,8 @@ __all__ = [
     "LLaDASamplerConfig",
     "MDLMSampler",
     "MDLMSamplerConfig",
+    "NemotronDiffusionSampler",
+    "NemotronDiffusionSamplerConfig",
     "Plan",
     "RND1Sampler",
     "RND1SamplerConfig",

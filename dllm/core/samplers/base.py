@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
-from dllm.core.samplers.config import BaseSamplerConfig, at_least, settings_of
+from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_callable, settings_of
 from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts
 from dllm.core.samplers.many import SampledRow, run_many
 from dllm.core.samplers.run import BaseSamplerOutput, Plan, run
@@ -55,6 +55,7 @@ class BaseSampler(ABC):
 
     config_class: ClassVar[type[BaseSamplerConfig]]
     approximate: ClassVar[bool] = False  # whether it trades accuracy for speed
+    masks: ClassVar[bool] = True  # whether canvases hold mask tokens
     pads_left: ClassVar[bool] = False  # whether a batch is padded on the left
     shifts_right: ClassVar[bool] = False  # whether models read logits one position before, if nothing says so
 
@@ -113,7 +114,7 @@ class BaseSampler(ABC):
             RuntimeError: as :func:`dllm.fast.generate`.
         """
         start_time = time.perf_counter()
-        _check_callable(on_step=on_step, finished=finished)
+        check_callable(on_step=on_step, finished=finished)
         plan = self.plan(inputs, config, seed=seed, **overrides)
         _check_ends(finished, plan)
         early_ends = None if finished is None else EarlyEnds(finished, plan.policy, plan.eos_id)
@@ -158,7 +159,7 @@ class BaseSampler(ABC):
             [(7, 2), (5, 2), (6, 2)]
         """
         at_least(1, "rows", rows)
-        _check_callable(finished=finished, on_row=on_row)
+        check_callable(finished=finished, on_row=on_row)
         plan = self.plan(inputs, config, seed=seed, **overrides)
         _check_ends(finished, plan)
         return run_many(self.model, plan, rows=rows, width_multiple=width_multiple, finished=finished, on_row=on_row)
@@ -173,10 +174,9 @@ class BaseSampler(ABC):
             TypeError, ValueError, RuntimeError: all that `sample` would raise before it runs the model.
         """
         config = self._settings(config, overrides)
-        mask_id = canvas.mask_token(self.model, self.tokenizer)
         layout = lay_out_prompts(
             canvas.token_rows(inputs),
-            mask_id,
+            self._mask_id(),
             seed,
             max_new_tokens=config.max_new_tokens,
             max_length=config.max_length,
@@ -207,7 +207,7 @@ class BaseSampler(ABC):
         The first block of each row begins at column 0. `max_new_tokens` and `max_length` are not used.
         """
         start_time = time.perf_counter()
-        _check_callable(on_step=on_step)
+        check_callable(on_step=on_step)
         plan = self.plan_infill(inputs, config, seed=seed, **overrides)
         return run(self.model, plan, on_step, start_time=start_time)
 
@@ -218,8 +218,7 @@ class BaseSampler(ABC):
         config = self._settings(config, overrides)
         if config.stop_at_eos:
             raise ValueError("infill fills every mask, so stop_at_eos must be False, got True")
-        mask_id = canvas.mask_token(self.model, self.tokenizer)
-        layout = lay_out_texts(canvas.token_rows(inputs), mask_id, seed, block_size=config.block_size)
+        layout = lay_out_texts(canvas.token_rows(inputs), self._mask_id(), seed, block_size=config.block_size)
         return self._plan(layout, config, continues=False)
 
     def _settings(self, config: BaseSamplerConfig | None, overrides: dict[str, Any]) -> BaseSamplerConfig:
@@ -233,7 +232,7 @@ class BaseSampler(ABC):
         keep = tokens_of("cfg_keep_tokens", config.cfg_keep_tokens)
         suppress = tokens_of("suppress_tokens", config.suppress_tokens)
         begin_suppress = tokens_of("begin_suppress_tokens", config.begin_suppress_tokens)
-        eos_id = check_eos(model, getattr(self.tokenizer, "eos_token_id", None), mask_id)
+        eos_id = check_eos(model, self._end_of_text(config), mask_id)
         if config.stop_at_eos and eos_id is None:
             raise ValueError("stop_at_eos needs a tokenizer with an eos_token_id")
         policy, layout = self._policy(layout, config, eos_id)
@@ -283,6 +282,14 @@ class BaseSampler(ABC):
         stated = right_shift_of(self.model)
         return self.shifts_right if stated is None else stated
 
+    def _mask_id(self) -> int:
+        """The mask token."""
+        return canvas.mask_token(self.model, self.tokenizer)
+
+    def _end_of_text(self, config: BaseSamplerConfig) -> object:
+        """The token that ends a text, None if there is none, before it is checked."""
+        return getattr(self.tokenizer, "eos_token_id", None)
+
     def _end_of_turn(self, mask_id: int) -> int | None:
         """The token that ends a turn, where the tokenizer has one, checked."""
         token = getattr(self.tokenizer, "eot_token_id", None)
@@ -311,12 +318,6 @@ class BaseSampler(ABC):
         if pad == mask_id:
             raise ValueError(f"rows cannot be padded with the mask token, got {pad} for both")
         return canvas.check_tokens("pad_token_id", [pad], self.model)[0]
-
-
-def _check_callable(**calls: object) -> None:
-    for name, call in calls.items():
-        if call is not None and not callable(call):
-            raise TypeError(f"{name} must be callable, got {type(call).__name__}")
 
 
 def _row_temperatures(temperature: float | Sequence[float], rows: int, device: torch.device) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dllm.fast.sampling.cache import SPARE, KeyValueCache
+from dllm.fast.sampling.ends import Finished
 from dllm.fast.sampling.loop import NoFiniteLogit
 from dllm.fast.uniform.model import DiffusionGemma
 from dllm.fast.uniform.step import (
@@ -74,6 +76,11 @@ class CanvasRows:
         """The rows `index`."""
         return CanvasRows(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
+    def joined(self, others: CanvasRows) -> CanvasRows:
+        """These rows, and others behind them."""
+        names = [field.name for field in fields(self)]
+        return CanvasRows(**{name: torch.cat([getattr(self, name), getattr(others, name)]) for name in names})
+
 
 class CanvasLoop:
     """Denoises rows of any lengths together. A row that has ended leaves the batch and costs nothing more.
@@ -87,6 +94,7 @@ class CanvasLoop:
         log_probs: of each row log softmax(l) of these, float32, where they are wanted.
         forwards, encoded: how often the decoder and the encoder have run.
         row_forwards: in how many decoder runs each row took part.
+        row_seconds: each row's share of the time, s: that of a step is divided among the rows that ran.
         cache_bytes: of the keys and values.
     """
 
@@ -94,64 +102,96 @@ class CanvasLoop:
         self.model, self.settings = model, settings
         self.forwards = self.encoded = self.cache_bytes = 0
         self.row_forwards: list[int] = []
+        self.row_seconds: list[float] = []
         self.tokens: list[Tensor] = []
         self.log_probs: list[Tensor] = []
 
     @torch.no_grad()
     def run(
-        self, prompts: Sequence[Tensor], seeds: Tensor, show: Callable[[list[CanvasView]], object] | None = None
+        self,
+        prompts: Sequence[Tensor],
+        seeds: Tensor,
+        show: Callable[[list[CanvasView]], object] | None = None,
+        *,
+        rows: int | None = None,
+        finished: Finished | None = None,
+        on_row: Callable[[int], object] | None = None,
     ) -> None:
-        """Denoise.
+        """Denoise. Where only some rows run together, the longest prompts come first, so that memory is at its highest
+        at the start, and the next prompt takes the place of a row that has ended.
 
         Args:
             prompts: B rows of int64, of at least one token each, on the model's device.
             seeds: int64 [B].
             show: called with a view of each row that took part in a step.
+            rows: how many run together, at most; None: all.
+            finished: called with the number of a row and what it has generated, a list, at the end of each canvas that
+                another one would follow. True ends the row.
+            on_row: called with the number of a row that has ended.
 
         Raises:
             NoFiniteLogit: a row's logits had no finite number.
         """
         size, device = self.model.canvas_length, self.model.device
-        self.row_forwards = [0] * len(prompts)
+        self.row_forwards, self.row_seconds = [0] * len(prompts), [0.0] * len(prompts)
         self.tokens = [torch.zeros(0, dtype=torch.int64, device=device) for _ in prompts]
         self.log_probs = [torch.zeros(0, device=device) for _ in prompts]
+        self._prompts, self._seeds, self._finished = prompts, seeds, finished
         if not len(prompts):
             return
         lengths = [len(prompt) for prompt in prompts]
-        canvases = -(-self.settings.max_new_tokens // size)
-        cache = SPARE.take(
-            self.model.layout(), rows=len(prompts), columns=max(lengths) + (canvases - 1) * size, device=device
-        )
-        self.cache_bytes = cache.bytes
+        waiting = list(range(len(prompts)))
+        if rows is not None and rows < len(prompts):
+            waiting.sort(key=lambda number: -lengths[number])
+        rows = len(prompts) if rows is None else min(rows, len(prompts))
+        columns = max(lengths) + (self.canvases - 1) * size
+        cache = SPARE.take(self.model.layout(), rows=rows, columns=columns, device=device)
+        self.cache_bytes, now = cache.bytes, None
         try:
-            rows = self._begin(prompts, seeds, cache)
-            while len(rows.row):
-                rows = self._step(rows, cache, canvases, show)
+            while waiting or len(now.row):
+                began = time.perf_counter()
+                if coming := waiting[: rows - (0 if now is None else len(now.row))]:
+                    now, waiting = self._join(now, coming, cache), waiting[len(coming) :]
+                active = now.row.tolist()
+                now = self._step(now, cache, show)
+                share = (time.perf_counter() - began) / len(active)
+                for row in active:
+                    self.row_seconds[row] += share
+                left = set(active) - set(now.row.tolist()) if len(now.row) < len(active) else ()
+                for row in sorted(left) if on_row is not None else ():
+                    on_row(row)
         finally:
             SPARE.give_back(cache)
 
-    def _begin(self, prompts: Sequence[Tensor], seeds: Tensor, cache: KeyValueCache) -> CanvasRows:
-        """Encode the prompts."""
-        count, device = len(prompts), self.model.device
+    @property
+    def canvases(self) -> int:
+        """The most canvases of a row."""
+        return -(-self.settings.max_new_tokens // self.model.canvas_length)
+
+    def _join(self, now: CanvasRows | None, coming: list[int], cache: KeyValueCache) -> CanvasRows:
+        """The rows that run, and behind them those `coming`, whose prompts are encoded."""
+        device, size, count = self.model.device, self.model.canvas_length, len(coming)
+        prompts, row = [self._prompts[number] for number in coming], torch.tensor(coming, device=device)
         length = torch.tensor([len(prompt) for prompt in prompts], device=device)
         column = torch.arange(int(length.max()), device=device).expand(count, -1)
-        tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
-        everyone = torch.arange(count, device=device)
-        self.model.encode(cache, everyone, tokens, column, column < length[:, None])
+        tokens = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+        place = torch.arange(count, device=device) + (0 if now is None else len(now.row))
+        self.model.encode(cache, place, tokens, column, column < length[:, None])
         self.encoded += 1
-        zeros, size = torch.zeros_like(length), self.model.canvas_length
+        zeros = torch.zeros_like(length)
         rows = CanvasRows(
-            row=everyone,
-            seeds=seeds,
+            row=row,
+            seeds=self._seeds[row],
             length=length,
             number=zeros,
             step=zeros,
-            canvas=everyone.new_empty(count, size),
-            argmax=everyone.new_empty(count, size),
+            canvas=row.new_empty(count, size),
+            argmax=row.new_empty(count, size),
             stable=zeros,
             signal=self.model.head.weight.new_empty(count, size, self.model.head.in_features),
         )
-        return self._fresh(rows, torch.ones_like(length, dtype=torch.bool))
+        rows = self._fresh(rows, torch.ones_like(length, dtype=torch.bool))
+        return rows if now is None else now.joined(rows)
 
     def _fresh(self, rows: CanvasRows, begins: Tensor) -> CanvasRows:
         """A canvas of noise for the rows `begins`, bool [b]."""
@@ -171,7 +211,6 @@ class CanvasLoop:
         self,
         rows: CanvasRows,
         cache: KeyValueCache,
-        canvases: int,
         show: Callable[[list[CanvasView]], object] | None,
     ) -> CanvasRows:
         """One step of all rows; returns those that go on."""
@@ -210,7 +249,7 @@ class CanvasLoop:
             rows.signal = model.embedding_of(found.embedding)
         rows.step = rows.step + 1
         if any(over):
-            rows = self._finish(rows, hidden, over, canvases, cache)
+            rows = self._finish(rows, hidden, over, cache)
         return rows
 
     def _outcome(self, rows: CanvasRows, found: CanvasStep) -> tuple[list, ...]:
@@ -223,19 +262,20 @@ class CanvasLoop:
         failed = (found.token < 0).any(1)
         return tuple(torch.stack([over, failed, rows.row, rows.number, rows.step]).tolist())
 
-    def _finish(self, rows: CanvasRows, hidden: Tensor, over: list, canvases: int, cache: KeyValueCache) -> CanvasRows:
+    def _finish(self, rows: CanvasRows, hidden: Tensor, over: list, cache: KeyValueCache) -> CanvasRows:
         """Take the results of the canvases that are over, encode them, and begin the next; rows that end leave."""
         settings, device = self.settings, self.model.device
         places = [place for place, value in enumerate(over) if value]
         index = torch.tensor(places, device=device)
         result = rows.argmax[index]
         ends = torch.isin(result, torch.tensor(settings.ends, dtype=torch.int64, device=device)).any(1)
-        last = (rows.number[index] + 1 >= canvases) | ends
+        last = (rows.number[index] + 1 >= self.canvases) | ends
         log_probs = self._log_probs(hidden[index]) if settings.log_probs else None
         for place, row in enumerate(rows.row[index].tolist()):
             self.tokens[row] = torch.cat([self.tokens[row], result[place]])
             if log_probs is not None:
                 self.log_probs[row] = torch.cat([self.log_probs[row], log_probs[place]])
+        last = self._ended_by_caller(rows.row[index].tolist(), last)
         going_on = index[~last]
         if len(going_on):
             column = self._positions(rows)[going_on]
@@ -251,6 +291,14 @@ class CanvasLoop:
             cache.keep(staying.tolist())
             rows = rows.kept(staying)
         return rows
+
+    def _ended_by_caller(self, rows: Sequence[int], last: Tensor) -> Tensor:
+        """`last`, bool, with those of these rows that the caller ends."""
+        if self._finished is None:
+            return last
+        seen = zip(rows, last.tolist(), strict=True)
+        ended = [over or bool(self._finished(row, self.tokens[row].tolist())) for row, over in seen]
+        return torch.tensor(ended, device=last.device)
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
         """log softmax(l) of the likeliest tokens, float32 [r, L]: no temperature is applied."""

@@ -157,6 +157,17 @@ def check_filters(top_k: int | None, top_p: float | None) -> None:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
 
 
+def check_callable(**calls: object) -> None:
+    """Check that callbacks, by name, are callable; None where one is not given.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name, call in calls.items():
+        if call is not None and not callable(call):
+            raise TypeError(f"{name} must be callable, got {type(call).__name__}")
+
+
 def true_or_false(name: str, value: object) -> None:
     """Check that a setting is True or False.
 

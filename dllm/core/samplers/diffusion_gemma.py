@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
-from dllm.core.samplers.canvas_loop import CanvasLoop, CanvasSettings, CanvasView
-from dllm.core.samplers.config import settings_of
+from dllm.core.samplers.canvas_film import CanvasFilm, after_end, ended
+from dllm.core.samplers.canvas_loop import CanvasLoop, CanvasSettings
+from dllm.core.samplers.config import at_least, check_callable, settings_of
 from dllm.core.samplers.diffusion_gemma_config import DiffusionGemmaSamplerConfig
 from dllm.core.samplers.layout import Seed
+from dllm.core.samplers.many import SampledRow
 from dllm.core.samplers.run import BaseSamplerOutput
 from dllm.fast.model import check_positions, evaluation_mode
+from dllm.fast.sampling.ends import Finished
 from dllm.fast.sampling.inputs import row_seeds
 from dllm.fast.sampling.live import Step
 from dllm.fast.sampling.stats import Stats
@@ -65,7 +68,10 @@ class DiffusionGemmaSampler:
     tokenizer: Any = None
 
     config_class: ClassVar[type[DiffusionGemmaSamplerConfig]] = DiffusionGemmaSamplerConfig
-    edits: ClassVar[bool] = True  # no token is final before its canvas is over
+    approximate: ClassVar[bool] = False  # it takes the decisions of transformers
+    masks: ClassVar[bool] = False  # what is open holds noise
+    shifts_right: ClassVar[bool] = False
+    confidence: ClassVar[str] = "neg_entropy"  # what `on_step` is given
 
     def __post_init__(self) -> None:
         self._parts = DiffusionGemma(self.model)
@@ -77,6 +83,7 @@ class DiffusionGemmaSampler:
         *,
         seed: Seed = None,
         on_step: Callable[[Step], object] | None = None,
+        finished: Finished | None = None,
         **overrides: Any,
     ) -> Tensor | BaseSamplerOutput:
         """Continue each prompt.
@@ -87,8 +94,11 @@ class DiffusionGemmaSampler:
             config: settings; if None, those of the model's generation_config.
             seed: of the noise: as of :meth:`BaseSampler.sample`.
             on_step: called with a :class:`dllm.fast.Step` after each step. `canvas` is what the next forward reads,
-                `tentative` the likeliest tokens, `confidence` minus the entropy of each position, in nats; `block` and
-                `step` are those of the row that is farthest behind.
+                `tentative` the likeliest tokens, `confidence` minus the entropy of each position, in nats, and `open`
+                the positions whose canvas is not over; `block` and `step` are those of the row that is farthest behind.
+            finished: called with the number of a row and what it has generated, a list of ints, at the end of each
+                canvas that another one would follow: before, no token is final. True ends the row, as for a stop
+                string; what follows it in its canvas is for the caller to cut.
             **overrides: settings by name, which replace those of `config`.
 
         Returns:
@@ -100,14 +110,86 @@ class DiffusionGemmaSampler:
             RuntimeError: a row's logits had no finite number.
         """
         start_time = time.perf_counter()
+        check_callable(on_step=on_step, finished=finished)
+        call = self._call(inputs, config, seed, overrides)
+        config, loop = call.config, CanvasLoop(self._parts, call.settings)
+        keeps = config.return_dict and config.keep_histories
+        film = CanvasFilm(call.prompts, self._parts.canvas_length, call.settings, call.pad, keeps, on_step)
+        with evaluation_mode(self.model):
+            loop.run(call.prompts, call.seeds, film.show if keeps or on_step is not None else None, finished=finished)
+        made = [call.emitted(tokens) for tokens in loop.tokens]
+        rows = [torch.cat(pair) for pair in zip(call.prompts, made, strict=True)]
+        sequences = canvas.stack_rows(rows, call.pad, self._parts.device)
+        if not config.return_dict:
+            return sequences
+        log_probs = None
+        if config.log_probs:
+            log_probs = [x[: config.max_new_tokens] for x in loop.log_probs]
+        stats = _stats(loop, made, call.settings.ends, time.perf_counter() - start_time)
+        return BaseSamplerOutput(sequences, film.histories if keeps else None, stats, log_probs)
+
+    def sample_many(
+        self,
+        inputs: canvas.Rows,
+        config: DiffusionGemmaSamplerConfig | None = None,
+        *,
+        rows: int = 16,
+        seed: Seed = None,
+        finished: Finished | None = None,
+        on_row: Callable[[int, SampledRow], object] | None = None,
+        **overrides: Any,
+    ) -> list[SampledRow]:
+        """Continue many prompts, some at a time: the next one takes the place of one that has ended.
+
+        A row's tokens are those that :meth:`sample` gives it, up to the rounding of the model's body.
+
+        Args:
+            inputs, config, seed, finished, overrides: as :meth:`sample` takes them. `return_dict` is not used.
+            rows: how many run together, at most.
+            on_row: called with the number of a prompt and its row as soon as that has ended.
+
+        Returns:
+            The rows, in the order of the prompts; a row that ends early has fewer tokens.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :meth:`sample`.
+        """
+        at_least(1, "rows", rows)
+        check_callable(finished=finished, on_row=on_row)
+        call, results = self._call(inputs, config, seed, overrides), {}
+        loop = CanvasLoop(self._parts, call.settings)
+
+        def keep(row: int) -> None:
+            tokens = torch.cat([call.prompts[row], call.emitted(loop.tokens[row])])
+            results[row] = SampledRow(tokens, loop.row_forwards[row], loop.row_seconds[row])
+            if on_row is not None:
+                on_row(row, results[row])
+
+        with evaluation_mode(self.model):
+            loop.run(call.prompts, call.seeds, rows=rows, finished=finished, on_row=keep)
+        return [results[row] for row in range(len(call.prompts))]
+
+    def check(self, inputs: canvas.Rows, config: DiffusionGemmaSamplerConfig | None = None, **overrides: Any) -> None:
+        """Check a call of :meth:`sample` without running the model.
+
+        Raises:
+            TypeError, ValueError: all that `sample` would raise before it runs the model.
+        """
+        self._call(inputs, config, 0, overrides)
+
+    def _call(
+        self,
+        inputs: canvas.Rows,
+        config: DiffusionGemmaSamplerConfig | None,
+        seed: Seed,
+        overrides: dict[str, Any],
+    ) -> _Call:
+        """A call, checked."""
         if config is None:
             config = DiffusionGemmaSamplerConfig.of(self.model)
         config = settings_of(self.config_class, config, overrides)
-        if on_step is not None and not callable(on_step):
-            raise TypeError(f"on_step must be callable, got {type(on_step).__name__}")
         rows, device = canvas.token_rows(inputs), self._parts.device
         self._check(rows, config)
-        ends, pad = self._ends(config), self._pad()
         seeds = row_seeds(seed, len(rows), device)
         _impl.choose(config.impl, device)
         settings = CanvasSettings(
@@ -118,25 +200,11 @@ class DiffusionGemmaSampler:
             entropy_bound=config.entropy_bound,
             stability_threshold=config.stability_threshold,
             confidence_threshold=config.confidence_threshold,
-            ends=ends,
+            ends=self._ends(config),
             log_probs=config.log_probs,
             impl=config.impl,
         )
-        loop, prompts = CanvasLoop(self._parts, settings), [row.to(device) for row in rows]
-        keeps = config.return_dict and config.keep_histories
-        film = _Film(prompts, self._parts.canvas_length, settings, pad, keeps, on_step)
-        with evaluation_mode(self.model):
-            loop.run(prompts, seeds, film.show if keeps or on_step is not None else None)
-        made = [tokens[: config.max_new_tokens] for tokens in loop.tokens]
-        made = [torch.where(_after_end(tokens, ends), pad, tokens) for tokens in made]
-        sequences = canvas.stack_rows([torch.cat(pair) for pair in zip(prompts, made, strict=True)], pad, device)
-        if not config.return_dict:
-            return sequences
-        log_probs = None
-        if config.log_probs:
-            log_probs = [x[: config.max_new_tokens] for x in loop.log_probs]
-        stats = _stats(loop, made, ends, time.perf_counter() - start_time)
-        return BaseSamplerOutput(sequences, film.histories if keeps else None, stats, log_probs)
+        return _Call([row.to(device) for row in rows], seeds, config, settings, self._pad())
 
     def _check(self, rows: Sequence[Tensor], config: DiffusionGemmaSamplerConfig) -> None:
         """Check prompts against the vocabulary, the positions and the image token."""
@@ -162,9 +230,8 @@ class DiffusionGemmaSampler:
         if found is None:
             found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         if found is None:
-            found = getattr(self.tokenizer, "eos_token_id", None)
-        if found is None:
-            return []
+            named = (getattr(self.tokenizer, name, None) for name in ("eos_token_id", "eot_token_id"))
+            found = [token for token in named if token is not None]
         return canvas.check_tokens("eos_token_ids", found if isinstance(found, (list, tuple)) else [found], self.model)
 
     def _pad(self) -> int:
@@ -176,51 +243,24 @@ class DiffusionGemmaSampler:
         return 0
 
 
-class _Film:
-    """The canvases of a call, step by step, for histories and the live view."""
+class _Call(NamedTuple):
+    """A call of the sampler, checked.
 
-    def __init__(
-        self,
-        prompts: Sequence[Tensor],
-        size: int,
-        settings: CanvasSettings,
-        pad: int,
-        keeps: bool,
-        on_step: Callable[[Step], object] | None,
-    ):
-        self.lengths, self.size, self.settings = [len(prompt) for prompt in prompts], size, settings
-        self.keeps, self.on_step = keeps, on_step
-        self.canvases = -(-settings.max_new_tokens // size)
-        width = max(self.lengths, default=0) + self.canvases * size
-        device = prompts[0].device if len(prompts) else torch.device("cpu")
-        self.read = torch.full((len(prompts), width), pad, dtype=torch.int64, device=device)
-        for row, prompt in enumerate(prompts):
-            self.read[row, : len(prompt)] = prompt
-        self.histories = [self.read.clone()] if keeps else []
+    prompts: B rows, on the model's device.
+    seeds: int64 [B].
+    config, settings: as the caller and as the loop have them.
+    pad: the token behind the end of a row.
+    """
 
-    def show(self, views: list[CanvasView]) -> None:
-        """Take up a step."""
-        draft = self.read.clone()
-        confidence = torch.full(self.read.shape, torch.nan, device=self.read.device)
-        for view in views:
-            begin = self.lengths[view.row] + view.canvas * self.size
-            place = (view.row, slice(begin, begin + self.size))
-            self.read[place] = view.draft if view.done else view.read
-            draft[place] = view.draft
-            confidence[place] = view.neg_entropy
-        if self.keeps:
-            self.histories.append(self.read.clone())
-        if self.on_step is not None:
-            last = min(views, key=lambda view: (view.canvas, view.step))
-            self.on_step(
-                Step(self.read.clone(), draft, confidence, last.canvas, self.canvases, last.step, self.settings.steps)
-            )
+    prompts: list[Tensor]
+    seeds: Tensor
+    config: DiffusionGemmaSamplerConfig
+    settings: CanvasSettings
+    pad: int
 
-
-def _after_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
-    """Which tokens of a row stand after its end, bool."""
-    at = torch.isin(tokens, torch.tensor(list(ends), dtype=torch.int64, device=tokens.device))
-    return at.cumsum(0) - at.long() > 0
+    def emitted(self, tokens: Tensor) -> Tensor:
+        """What a row emits of the canvases that it has generated."""
+        return ended(tokens[: self.settings.max_new_tokens], self.settings.ends, self.pad)
 
 
 def _stats(loop: CanvasLoop, made: Sequence[Tensor], ends: Sequence[int], seconds: float) -> Stats:
@@ -232,7 +272,7 @@ def _stats(loop: CanvasLoop, made: Sequence[Tensor], ends: Sequence[int], second
         head_seconds=None,
         transfer_seconds=None,
         tokens=sum(map(len, made)),
-        useful_tokens=sum(int((~_after_end(tokens, ends)).sum()) for tokens in made),
+        useful_tokens=sum(int((~after_end(tokens, ends)).sum()) for tokens in made),
         mode="eager",
         note=f"{loop.encoded} forwards of the encoder besides",
         cache_bytes=loop.cache_bytes,

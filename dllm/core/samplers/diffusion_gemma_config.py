@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 from torch import nn
 
@@ -24,8 +28,8 @@ class DiffusionGemmaSamplerConfig:
         at most this, in nats; above 0 and below 65536.
     stability_threshold: a canvas is over when its likeliest tokens have stayed the same for so many steps,
     confidence_threshold: and the mean entropy of its positions is below this, in nats.
-    eos_token_ids: tokens that end a row; None: those of the model's generation_config, else the tokenizer's EOS. What
-        follows one in its canvas becomes padding.
+    eos_token_ids: tokens that end a row; None: those of the model's generation_config, else the tokenizer's EOS and end
+        of turn. What follows one in its canvas becomes padding.
     log_probs: also return log-probabilities of the generated tokens, log softmax(l), without a temperature.
     impl: kernels: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
     keep_histories: with `return_dict`, keep the canvas of every step.
@@ -43,6 +47,9 @@ class DiffusionGemmaSamplerConfig:
     log_probs: bool = False
     impl: str = "auto"
     keep_histories: bool = True
+
+    # settings under the names that other samplers give them
+    other_names: ClassVar[Mapping[str, str]] = MappingProxyType({"steps": "max_denoising_steps"})
 
     @classmethod
     def of(cls, model: nn.Module) -> DiffusionGemmaSamplerConfig:
@@ -65,6 +72,10 @@ class DiffusionGemmaSamplerConfig:
                 found[name] = getattr(stated, name)
         bound = getattr(getattr(stated, "sampler_config", None), "entropy_bound", None)
         return cls(**found | ({} if bound is None else {"entropy_bound": bound}))
+
+    def with_length(self, max_new_tokens: int) -> DiffusionGemmaSamplerConfig:
+        """These settings for another number of new tokens. A canvas has as many steps as before."""
+        return dataclasses.replace(self, max_new_tokens=at_least(1, "max_new_tokens", max_new_tokens))
 
     def check(self) -> None:
         """Check the settings, before anything runs.

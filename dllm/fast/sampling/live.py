@@ -23,6 +23,7 @@ class Step(NamedTuple):
         elsewhere.
     block, blocks: index of the current block and the number of blocks, of the row that is farthest behind.
     step, steps: index of the step within that block, and how many it has at most.
+    open: bool [B, L], where no token is final yet; None: where the canvas has masks.
     """
 
     canvas: Tensor
@@ -32,6 +33,7 @@ class Step(NamedTuple):
     blocks: int
     step: int
     steps: int
+    open: Tensor | None = None
 
 
 class Progress(NamedTuple):

@@ -8,10 +8,14 @@
                              other steps: the block
     "prefix"  full           first step of a block: the canvas; other steps: the block and everything after it
     "dual"    full           first step of a block: the canvas; other steps: the block
+    "causal"  block-causal   first step of a block: what is final and was not read before, causally, then the block;
+                             other steps: the block
 
 The keys and values of the columns that run are written to the cache in place; those of all other columns are read from
 it. "block" is exact: the cache holds what the whole canvas would compute. "prefix" and "dual" (Fast-dLLM,
-arXiv:2505.22618) are approximate: the canvas has changed since its keys and values were written.
+arXiv:2505.22618) are approximate: the canvas has changed since its keys and values were written. "causal" (Nemotron)
+keeps of prompts and finished blocks what causal attention computes: it has a pass of its own, in which no position sees
+a later one (:mod:`dllm.fast.sampling.first_tokens`), and whose last logits give the next block's first token.
 
 Rows start blocks at different steps. With "block", one window that reaches back by one block serves all rows: where no
 block starts, it rewrites what the cache holds. With the others, the rows that start a block run their canvas in a pass
@@ -48,6 +52,7 @@ class Pass(NamedTuple):
     all_visible: every query sees all of those columns: the mask hides none.
     starting_rows: the pass runs this many rows: those that start a block in this step first, then others, of which
         nothing is kept; None: it runs all rows.
+    causal: no position sees a later one, also of its own block.
     """
 
     width: int
@@ -55,6 +60,7 @@ class Pass(NamedTuple):
     visible: int | None
     all_visible: bool = False
     starting_rows: int | None = None
+    causal: bool = False
 
 
 class HiddenStates(NamedTuple):
@@ -85,7 +91,7 @@ def run(
     for window in passes:
         if divided:
             kept_rows = starts if window.starting_rows is not None else now.active & ~starts
-        hidden, row, origin = _run_window(split, state, policy, now, cache, window, kept_rows)
+        hidden, row, origin = run_window(split, state, policy, now, cache, window, kept_rows)
         width = hidden[0].shape[1]
         found = ran + torch.arange(len(row), device=row.device) * width - origin
         offset = found if kept_rows is None else torch.where(kept_rows, offset.index_copy(0, row, found), offset)
@@ -116,7 +122,7 @@ def _canvases(state: State, policy: Policy) -> list[Tensor]:
     return [state.tokens, torch.where(state.given, policy.mask_id, state.tokens)]
 
 
-def _run_window(
+def run_window(
     split: SplitModel,
     state: State,
     policy: Policy,
@@ -148,12 +154,14 @@ def _run_window(
     if window.all_visible:
         mask = full_mask(split.model, keys, column.device)
     else:
-        mask = _attention_mask(column, first, length, policy.block_causal, keys).repeat(count, 1, 1, 1)
+        size = 1 if window.causal else policy.block_causal
+        mask = _attention_mask(column, first, length, size, keys).repeat(count, 1, 1, 1)
     context = {"position_ids": inside.repeat(count, 1)}
     if cache is not None:
         kept = (column < columns) & (now.active if kept_rows is None else kept_rows)[row, None]
         target = torch.where(kept, column, cache.columns).repeat(count, 1)
-        cache.set_write_columns(torch.cat([row + i * batch for i in range(count)]), target, visible=window.visible)
+        rows = torch.cat([row + i * batch for i in range(count)])
+        cache.set_write_columns(rows, target, visible=window.visible, first_rows=window.starting_rows is None)
         context["past_key_values"] = cache
     hidden = split.body(tokens, mask, **context)
     if policy.keeps_shift_column:

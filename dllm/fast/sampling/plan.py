@@ -24,7 +24,8 @@ class Planner:
         # a row that stops early ends; it is never ahead of its schedule
         known = policy.cache is not None and not policy.adapts
         self._block_starts = _block_starts(schedule) if known else None
-        self._opening = int(schedule.stop[:, 0].max()) if policy.cache == "block" else None
+        opening = {"block": schedule.stop, "causal": schedule.begin}.get(policy.cache)
+        self._opening = None if opening is None else int(opening[:, 0].max())
         self.suffix_columns = 0
         if policy.cache == "prefix":
             self.suffix_columns = int((state.length - schedule.begin[:, 0]).max())
@@ -43,7 +44,7 @@ class Planner:
     def steps_alike(self, state: State, passes: list[Pass], steps: range) -> int:
         """How many of `steps` are known to run these passes."""
         if self._block_starts is None:
-            return 0 if self.policy.cache in ("prefix", "dual") else len(steps)
+            return 0 if self.policy.cache in ("prefix", "dual", "causal") else len(steps)
         return sum(self.passes(state, step, exact=False) == passes for step in steps)
 
     def keep(self, rows: list[int]) -> None:
@@ -54,12 +55,12 @@ class Planner:
     def _starting_rows(self, state: State, step: int, exact: bool) -> int | None:
         """How many rows start a block at a step, at most; None where that is neither known nor needed.
 
-        The schedule tells, unless blocks adapt. Then the prefix and dual caches read one number from the device in each
-        step. A block cache reads it on a CPU only: elsewhere a window of twice the width costs less than the wait.
+        The schedule tells, unless blocks adapt. Then all caches but a block cache read one number from the device in
+        each step. A block cache reads it on a CPU only: elsewhere a window of twice the width costs less than the wait.
         """
         if self._block_starts is not None:
             return sum(step in starts for starts in self._block_starts)
-        if self.policy.cache in ("prefix", "dual") or (self.policy.cache == "block" and exact):
+        if self.policy.cache in ("prefix", "dual", "causal") or (self.policy.cache == "block" and exact):
             return int(((state.step == 0) & (state.block < state.blocks)).sum())
         return None
 
@@ -78,7 +79,8 @@ def plan(
     Args:
         state: of the rows.
         policy: of the call.
-        opening: in the first step of the call, the column where the first block of every row has ended; else None.
+        opening: in the first step of the call, the column where the first block of every row has ended, or beside a
+            "causal" cache has not begun yet; else None.
         starting_rows: how many rows start a block in this step, at most; None: not known.
         exact: numbers of the state may be read, so that windows are no larger than they must be. Otherwise no step
             waits for a device, and few kinds of steps come up to be captured.
@@ -101,6 +103,8 @@ def plan(
             return [Pass(policy.block_causal + policy.window, policy.block_causal, visible)]
         all_visible = stop is not None and shift == 0 and bool((stop == visible).all())
         return [Pass(policy.window + shift, shift, visible, all_visible=all_visible)]
+    if policy.cache == "causal":
+        return _causal(state, policy, opening, starting_rows, exact)
     whole = Pass(columns, None, None, all_visible=not padded)
     if starting_rows == rows:
         return [whole]
@@ -110,9 +114,27 @@ def plan(
     window = Pass(width, 0, columns, all_visible=not padded)
     if starting_rows == 0:
         return [window]
-    # powers of two: a step for each number of rows would be captured
-    some = starting_rows if exact else min(rows, 1 << (starting_rows - 1).bit_length())
-    return [whole._replace(starting_rows=some), window]
+    return [whole._replace(starting_rows=_room_for(starting_rows, rows, exact)), window]
+
+
+def _causal(state: State, policy: Policy, opening: int | None, starting_rows: int, exact: bool) -> list[Pass]:
+    """The passes beside a "causal" cache: of rows that start a block what is final, then the blocks."""
+    rows, columns = state.tokens.shape
+    now, size = CurrentBlock.of(state.schedule), policy.block_causal
+    visible = max(int(now.stop.max()), 1) if exact else columns
+    window = Pass(policy.window, 0, visible, all_visible=exact and bool((now.stop == visible).all()))
+    if starting_rows == 0:
+        return [window]
+    if opening is not None:
+        return [Pass(opening, None, None, causal=True), window]
+    some = _room_for(starting_rows, rows, exact)
+    return [Pass(size, size, visible, starting_rows=some, causal=True), window]
+
+
+def _room_for(starting_rows: int, rows: int, exact: bool) -> int:
+    """For how many rows a pass over those that start a block has room: a power of two where steps may be captured, as
+    each number of rows is a graph."""
+    return starting_rows if exact else min(rows, 1 << (starting_rows - 1).bit_length())
 
 
 def _block_starts(schedule: Schedule) -> list[set[int]]:

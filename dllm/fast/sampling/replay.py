@@ -86,7 +86,7 @@ class Replays:
     ) -> int:
         """Replay steps from number `step` of the batch on, which has `last` at most. Returns how many; 0: none is
         captured, so the step is to run eagerly."""
-        opening = step == 0 and policy.cache == "block"  # it alone runs the prompts
+        opening = step == 0 and policy.cache in ("block", "causal")  # it alone runs the prompts
         if self.captured is None or opening:
             return 0
         captured = self.captured

@@ -63,7 +63,7 @@ class Running:
         keeps_log_probs: whether finished rows and views have the log-probabilities of their tokens.
 
     Attributes:
-        forwards: how often the model ran.
+        forwards: how often the model ran, causal passes included.
         clock: seconds of the parts of a step, with `timed`.
         replays: the captured steps, and why there are none.
         compiling: whether the body runs compiled, and why.
@@ -233,7 +233,7 @@ class Running:
         if count == 0:
             denoise_step(self._split, self._state, self.policy, self.clock, self._cache, passes)
             count = 1
-        self.forwards, self._taken = self.forwards + count, before + count
+        self.forwards, self._taken = self.forwards + count + passes[0].causal, before + count
         for row in self._rows:
             row.left -= count
         every = POLL_EVERY.get(self._device.type, 1)

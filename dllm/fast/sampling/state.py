@@ -33,8 +33,8 @@ class Policy:
         from softmax(confidence / order_temperature).
     block_causal: the block size of block-causal attention, in which no position sees a later block; None: every
         position sees all others.
-    cache: the KV cache: None, "block", "prefix" or "dual" (:mod:`dllm.fast.sampling.passes`). With a cache, and under
-        `block_causal`, the blocks before the current one are final: masks that are left in them stay.
+    cache: the KV cache: None, "block", "prefix", "dual" or "causal" (:mod:`dllm.fast.sampling.passes`). With a cache,
+        and under `block_causal`, the blocks before the current one are final: masks that are left in them stay.
     rule: what the schedule's amounts mean. "count": so many tokens are committed. "bernoulli": each masked position is
         committed with this probability, independently.
     threshold, factor, budget: with "count" at most one of them, as :func:`dllm_kernels.transfer_tokens` takes them: it
@@ -47,6 +47,8 @@ class Policy:
         becomes this token.
     eot_id: an end of turn, which finishes a row just so and stays; None: none does. It needs `eos_id`.
     stops_between_blocks: a row is finished no earlier than its block is over.
+    think_end_id, max_thinking_tokens: beside a "causal" cache, the token that ends a row's reasoning, and after how
+        many generated tokens it is written in if the row has not chosen it by then; None: it never is.
     impl: the kernels' implementation.
     """
 
@@ -74,6 +76,8 @@ class Policy:
     eos_id: int | None = None
     eot_id: int | None = None
     stops_between_blocks: bool = False
+    think_end_id: int | None = None
+    max_thinking_tokens: int | None = None
     impl: str = "auto"
 
     @property
@@ -124,7 +128,7 @@ class State:
     block: Tensor  # int64 [B], index of the current block; blocks[b] when row b is finished
     step: Tensor  # int64 [B], index of the step within the block
     unmasked_steps: Tensor  # int64 [B], steps of the current block that began without a mask in it
-    row_steps: Tensor  # int64 [B], all steps that the row has taken
+    row_steps: Tensor  # int64 [B], all steps that the row has taken, and causal passes
     failed: Tensor  # int64 [B], the first step in which a row's logits had no finite number, else -1
     overflow: Tensor  # int64 [1], masked positions for which the head had no room, summed over steps
     start: Tensor  # int64 [B], first column of the last step's window

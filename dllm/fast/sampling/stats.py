@@ -16,7 +16,7 @@ class Stats:
 
     forwards: how often the model ran (under guidance one run serves both canvases; beside a cache, a step in which only
         some rows begin a block runs their canvas and the windows of the others, and counts once; so does a step whose
-        rows run apart, see `note`). On a GPU it runs on
+        rows run apart, see `note`; beside a "causal" cache a causal pass counts by itself). On a GPU it runs on
         for a few steps after the last row has finished: `idle_forwards` of these were that.
     row_forwards: for each row the runs that it took part in; a row that has finished takes part in no more.
     seconds: wall time of the call, s.
@@ -55,7 +55,8 @@ class Stats:
 
     @property
     def idle_forwards(self) -> int:
-        """Runs in which no row took part any more."""
+        """Runs in which no row took part any more; beside a "causal" cache also causal passes of other rows than the
+        one that took part in most runs."""
         return self.forwards - max(self.row_forwards, default=0)
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.clock import Clock
+from dllm.fast.sampling.first_tokens import begin_blocks
 from dllm.fast.sampling.passes import HiddenStates, Pass, canvas, run
 from dllm.fast.sampling.propose import ROW_MULTIPLE, Proposed, propose
 from dllm.fast.sampling.state import Policy, State
@@ -44,6 +45,9 @@ def denoise_step(
     they are, also in the cache, except for what the live view reads (`start`, `proposals`, `confidence`).
     """
     clock.start()
+    if passes and passes[0].causal:
+        begin_blocks(split, state, policy, cache, passes[0])
+        passes = passes[1:]
     hidden_states = run(split, state, policy, cache, passes or canvas(state))
     clock.lap("body")
     candidates = _candidates(state, policy, hidden_states)

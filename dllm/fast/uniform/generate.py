@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.sampling.inputs import row_seeds
+from dllm.fast.uniform.checks import check_generate, is_static
 from dllm.fast.uniform.model import DiffusionGemma
 from dllm.fast.uniform.step import canvas_step, is_settled, next_canvas, noise, stability, temperature_of
 
@@ -55,9 +56,11 @@ class FastCanvases:
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor | None = None, *args: object, **arguments: object) -> object:
-        """As the model's own class has it: same arguments, same result."""
+        """As the model's own class has it: same arguments, same result; what breaks a rule is said before it runs."""
         outer, _calls.now = _calls.now, None
         try:
+            if isinstance(input_ids, Tensor):
+                check_generate(DiffusionGemma(self), input_ids, arguments)
             if (why := _why_not(self, input_ids, args, arguments)) is None:
                 _calls.now = self._call(input_ids, arguments)
             elif why not in _logged:
@@ -130,10 +133,8 @@ def _why_not(model: nn.Module, input_ids: object, args: tuple, arguments: dict[s
         return "the streamer takes logits"
     if arguments.get("self_conditioning_logits") is not None:
         return "self_conditioning_logits are given"
-    stated = arguments.get("generation_config") or getattr(model, "generation_config", None)
-    for source in (arguments, vars(stated) if stated is not None else {}):
-        if "static" in str(source.get("cache_implementation") or ""):
-            return "a static cache compiles transformers' steps"
+    if is_static(model, arguments):
+        return "a static cache compiles transformers' steps"
     return None
 
 

@@ -16,15 +16,9 @@ from torch import Tensor, nn
 from dllm.fast.attention import attention_of, is_flash
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.use import hooks_of, is_linear
-from dllm.fast.model import unwrapped
+from dllm.fast.model import is_diffusion_gemma
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.cache_layout import CacheLayout, Layer
-
-
-def is_diffusion_gemma(model: nn.Module) -> bool:
-    """Whether a model is DiffusionGemma, of transformers 5.11 or later."""
-    inner = unwrapped(model)
-    return getattr(getattr(inner, "config", None), "model_type", None) == "diffusion_gemma"
 
 
 class DiffusionGemma:
@@ -41,7 +35,7 @@ class DiffusionGemma:
     def __init__(self, model: nn.Module):
         if not is_diffusion_gemma(model):
             raise TypeError(
-                f"the model must be a DiffusionGemmaForBlockDiffusion (transformers 5.11 or later), "
+                f"the model must be a DiffusionGemmaForBlockDiffusion (transformers 5.12 or later), "
                 f"got {type(model).__name__}"
             )
         inner = next(module for module in model.modules() if hasattr(module, "lm_head") and hasattr(module, "model"))

@@ -133,7 +133,18 @@ def test_the_examples_run_every_task(machine, family, instruct):
         assert options.tasks == []  # all of them, as dllm.core.eval takes it (test_published_tasks)
 
 
-@pytest.mark.parametrize("family", ["a2d", "bert", "dream", "llada"])
+@pytest.mark.parametrize("chosen", [[], ["--tasks", "ifeval"], ["--tasks=ifeval"]])
+def test_the_example_of_diffusion_gemma(machine, chosen):
+    script = ROOT / "examples/diffusiongemma/eval.sh"
+    done = subprocess.run(["bash", str(script), "owner/model", *chosen], env=machine, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ((_, _, _, *given),) = started(machine)
+    options, settings = read(given)
+    assert (options.model, settings) == ("diffusiongemma", {"pretrained": "owner/model"})
+    assert options.tasks == (["ifeval"] if chosen else ["gsm8k_cot"]) and options.apply_chat_template
+
+
+@pytest.mark.parametrize("family", ["a2d", "bert", "diffusiongemma", "dream", "llada"])
 def test_an_example_without_a_model_says_how_to_run_it(machine, family):
     done = subprocess.run(
         ["bash", str(ROOT / f"examples/{family}/eval.sh")], env=machine, capture_output=True, text=True
