@@ -164,15 +164,16 @@ def resident_bytes():
 
 def crowd(count, at_once, growth):
     """Ask `count` times after half as many: memory and threads stay, gauges come back to 0."""
+    threads = threading.active_count()
     with running(rows=16, max_queue=2 * at_once) as server:
         rng = random.Random(4)
         asyncio.run(burst(server.port, count // 2, at_once, rng))
         until(server.is_idle)
-        memory, threads = resident_bytes(), threading.active_count()
+        memory = resident_bytes()
         codes = asyncio.run(burst(server.port, count, at_once, rng))
         until(server.is_idle)
         assert set(codes) <= {200, "left"} and codes["left"] > 0 and sum(codes.values()) == count, codes
-        assert threading.active_count() <= threads + 2
+        assert threading.active_count() <= threads + 42  # the server, its engine, and a pool of at most 40
         assert resident_bytes() < memory + growth
         assert server.chat().status_code == 200
 
