@@ -28,6 +28,7 @@ from benchmarks import (
     markdown,
     report,
     sampling_tables,
+    serving_tables,
     training_tables,
 )
 from benchmarks.summary_table import SUMMARY_HEAD, summary_lines
@@ -57,6 +58,7 @@ KINDS = {
     "nemotron_diffusion": (canvas_tables.NEMOTRON_HEAD, canvas_tables.nemotron_lines),
     "cached_decoding": (sampling_tables.CACHED_HEAD, sampling_tables.cached_lines),
     "quality": (sampling_tables.QUALITY_HEAD, sampling_tables.quality_lines),
+    "serving": (serving_tables.SERVING_HEAD, serving_tables.serving_lines),
 }
 DOCUMENTS = ("README.md", "benchmarks/RESULTS.md")  # must have a place for tables; pages of docs/ may
 

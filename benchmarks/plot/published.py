@@ -1,4 +1,4 @@
-"""The plots of docs/: speed-up over the authors' loops, the parts of a step, accuracy and tokens per step, trainings.
+"""The plots of docs/: speed-up over published loops, parts of a step, accuracy by tokens per step, trainings, traffic.
 
 Each plot is drawn from a list of points, and its file carries these points as JSON, so that a reader finds the exact
 numbers and a check finds a plot that is out of date without drawing it anew.
@@ -21,6 +21,7 @@ from benchmarks import machine
 from benchmarks.plot.edits import draw_lengths, length_points
 from benchmarks.plot.rewards import draw_rewards, reward_points
 from benchmarks.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, open_frame, save
+from benchmarks.plot.traffic import draw_traffic, traffic_points
 from benchmarks.sampling_tables import PROGRAMS, card_and_ours, sampler_and_model, step_parts
 
 Points = list[dict[str, object]]
@@ -208,6 +209,7 @@ PLOTS = {
     "accuracy.svg": Plot(accuracy_points, draw_accuracy),
     "edit_lengths.svg": Plot(length_points, draw_lengths),
     "grpo.svg": Plot(reward_points, draw_rewards),
+    "serving.svg": Plot(traffic_points, draw_traffic),
 }
 
 

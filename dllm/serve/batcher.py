@@ -80,7 +80,7 @@ class Batcher:
         *,
         rows: int = 16,
         max_queue: int = 64,
-        width_multiple: int | None = 32,
+        width_multiple: int | None = 8,
         compile_body: bool | None = False,
         on_step: Callable[[StepReport], object] | None = None,
     ):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dllm.serve.errors import ApiError
-from dllm.serve.json_objects import kind_of, read_object
+from dllm.serve.json_objects import MAX_NAME, kind_of, read_object
 
 MAX_MESSAGES = 1024
 MAX_STOPS = 4
@@ -244,7 +244,7 @@ def _without_echo(message: Any) -> Any:
 def _first_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body."""
     found = error.errors(include_url=False, include_context=False)[0]
-    place = [str(part) for part in found["loc"] if not _is_branch(str(part))]
+    place = [str(part)[:MAX_NAME] for part in found["loc"] if not _is_branch(str(part))]
     name = place[0] if place else None
     where = ".".join(place) or "the body"
     if found["type"] == "extra_forbidden":

@@ -17,7 +17,7 @@ from dllm.fast.model import input_embedding, position_limit
 from dllm.fast.sampling.state import Policy
 from dllm.serve.errors import ApiError
 
-GRID = 32  # columns; rows of a request run as wide as their length needs, rounded up to a multiple of this
+GRID = 8  # columns; rows of a request run as wide as their length needs, rounded up to a multiple of this
 MOST_NEW = 128  # tokens of an answer where a request does not say
 
 

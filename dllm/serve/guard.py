@@ -75,6 +75,8 @@ class Guard:
         charset = parameters.strip().lower()
         if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
             raise ApiError(415, "the body must be of type application/json, in UTF-8", code="unsupported_media_type")
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise ApiError(415, "the body must not be compressed", code="unsupported_media_type")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > self.settings.max_body:
             raise too_large(self.settings)

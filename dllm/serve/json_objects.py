@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from dllm.serve.errors import ApiError
 
 MAX_DEPTH = 32
+MAX_NAME = 64  # characters of a name that an error repeats
 
 
 def read_object(raw: bytes) -> dict[str, Any]:
@@ -45,8 +47,8 @@ def _no_number(word: str) -> None:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"each name must stand once in an object, got {max(names, key=names.count)[:64]!r} again")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"each name must stand once in an object, got {name[:MAX_NAME]!r} again")
     return found
 
 
