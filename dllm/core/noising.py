@@ -1,8 +1,9 @@
-"""Corruption of training data, q(x_t | x_0): tokens are masked at random, by the library's own random stream.
+"""Corruption of training data, q(x_t | x_0): tokens are masked, or replaced by uniform ones, at random, by the library's
+own random stream.
 
 The draw for a sample depends on the run's seed, the sample's tokens and the epoch alone, not on the batch, the rank,
 padding or resumption. A hash of the seed and the tokens is the Philox key, the epoch is the step counter, and a token's
-position is the position (:mod:`dllm_kernels.philox`, streams TRAINING_CORRUPTION and DIFFUSION_TIME).
+position is the position (:mod:`dllm_kernels.philox`, streams TRAINING_CORRUPTION, UNIFORM_TOKENS and DIFFUSION_TIME).
 """
 
 from __future__ import annotations
@@ -110,3 +111,34 @@ def corrupt(
     times = times if times.dim() == 2 else times[:, None]
     masked = maskable & (u < 1 - scheduler.alpha(times))
     return Noised(torch.where(masked, mask_id, tokens), masked)
+
+
+def replace_uniformly(
+    tokens: Tensor, times: Tensor, *, positions: Tensor, seeds: Tensor, epoch: int, vocab_size: int
+) -> Noised:
+    """Replace each token with probability t of its sample by one drawn from the whole vocabulary, itself included.
+
+    Args:
+        tokens: int64 [B, L].
+        times: float32 [B].
+        positions: int64 [B, L], of the tokens in their samples.
+        seeds: int64 [B], of the samples.
+        epoch: the pass over the data.
+        vocab_size: the number of token ids.
+
+    Returns:
+        :class:`Noised`, with `masked` where a token was replaced, be it by itself.
+
+    Source: uniform diffusion as in D3PM (arXiv:2107.03006), with alpha(t) = 1 - t.
+
+    Example:
+        >>> x, address = torch.tensor([[5, 6, 7, 8]]), dict(positions=torch.arange(4)[None], seeds=torch.tensor([1]))
+        >>> replace_uniformly(x, torch.zeros(1), **address, epoch=0, vocab_size=10).tokens
+        tensor([[5, 6, 7, 8]])
+        >>> bool(replace_uniformly(x, torch.ones(1), **address, epoch=0, vocab_size=10).masked.all())
+        True
+    """
+    step = torch.full_like(positions, epoch)
+    replaced = philox.uniform(seeds[:, None], positions, step, philox.TRAINING_CORRUPTION) < times[:, None]
+    noise = philox.uniform_token(seeds[:, None], positions, step, vocab_size)
+    return Noised(torch.where(replaced, noise, tokens), replaced)

@@ -46,9 +46,10 @@ class DiffusionGemma:
             raise ValueError(f"attention must take masks of four dimensions, got {attention_of(inner)}: load the model "
                              'with attn_implementation="sdpa"')  # fmt: skip
         self.encoder, self.decoder = inner.model.encoder, inner.model.decoder
-        text = inner.config.get_text_config()
+        self.text_config = text = inner.config.get_text_config()
         self.softcap: float | None = text.final_logit_softcapping
         self.window: int = text.sliding_window
+        self._is_causal = text.use_bidirectional_attention != "all"
         self.vocab_size: int = text.vocab_size
         self.canvas_length: int = inner.config.canvas_length
         self.image_token_id: int | None = inner.config.image_token_id
@@ -87,11 +88,7 @@ class DiffusionGemma:
         """The head's input [B, L, H] for canvases [B, L] of the first B rows of the cache, each with `length` [B]
         columns before it."""
         columns, visible = canvas.shape[1], int(length.max())
-        key = torch.arange(visible + columns, device=canvas.device)
-        own, before = key >= visible, length[:, None, None, None]
-        seen = own | (key < before)
-        near = own | ((key < before) & (key >= before - self.window + 1))
-        masks = self._masks(seen.expand(-1, -1, columns, -1), near.expand(-1, -1, columns, -1))
+        masks = self.canvas_masks(length, visible, columns)
         position = length[:, None] + torch.arange(columns, device=canvas.device)
         with no_deferral(), cache.reading(len(canvas), visible), self.conditioned(signal):
             return self.decoder(
@@ -100,6 +97,26 @@ class DiffusionGemma:
                 decoder_attention_mask=masks,
                 decoder_position_ids=position,
             ).last_hidden_state
+
+    def canvas_masks(self, length: Tensor, visible: int, columns: int) -> dict[str, Tensor | None]:
+        """Masks by type of layer for canvases of so many columns behind `visible` columns of context, of which each
+        row's canvas sees the first `length` [B], and sliding layers the nearest of these."""
+        key = torch.arange(visible + columns, device=length.device)
+        own, before = key >= visible, length[:, None, None, None]
+        seen = own | (key < before)
+        near = own | ((key < before) & (key >= before - self.window + 1))
+        return self._masks(seen.expand(-1, -1, columns, -1), near.expand(-1, -1, columns, -1))
+
+    def causal_masks(self, columns: int) -> dict[str, Tensor | None]:
+        """Masks by type of layer for the encoder of rows of so many columns, all of which begin at the first."""
+        key = torch.arange(columns, device=self.device)
+        seen = (key <= key[:, None])[None, None]
+        masks = self._masks(seen, seen & (key > key[:, None] - self.window))
+        if attention_of(self.model) == "sdpa" and self._is_causal:  # what None means there, without reading a mask
+            masks["full_attention"] = None
+            if columns <= self.window:
+                masks["sliding_attention"] = None
+        return masks
 
     @contextmanager
     def conditioned(self, signal: Tensor | None) -> Iterator[None]:

@@ -99,7 +99,7 @@ class MetricLogging(Objective):
         metric_key_prefix: str = "eval",
     ) -> Any:
         """Evaluate a data loader, as transformers' Trainer; means are over samples or tokens, never over batches."""
-        self._eval_loss = MeanMetric(self.args.device)
+        self._eval_loss = self._new_eval_loss()
         self.meter.reset("eval")
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         found = self.meter.finalize("eval")
@@ -120,8 +120,16 @@ class MetricLogging(Objective):
         if self._loss_is_replaced():
             self._eval_loss.update(loss, weight=len(inputs["input_ids"]))
             return loss.detach(), None, None
-        # drops the samples that were repeated to fill the last batch on some ranks
-        nll, maskable = self.accelerator.gather_for_metrics((outputs["nll"], inputs[CORRUPTION]["maskable"]))
+        self._record_evaluation(inputs[CORRUPTION], outputs["nll"])
+        return loss.detach(), None, None
+
+    def _new_eval_loss(self) -> MeanMetric:
+        """The metric of the loss of a whole data set."""
+        return MeanMetric(self.args.device)
+
+    def _record_evaluation(self, corruption: Mapping[str, Tensor], nll: Tensor) -> None:
+        """Record the metrics of an evaluation batch, without the samples that were repeated to fill the last batch on
+        some ranks. Arguments are those of `_record_batch`."""
+        nll, maskable = self.accelerator.gather_for_metrics((nll, corruption["maskable"]))
         self.meter.update("eval", value=nll / maskable.clamp(min=1), weight=maskable)
         self._eval_loss.update(*self._loss_terms(nll, maskable))
-        return loss.detach(), None, None

@@ -34,17 +34,17 @@ class WholeStepNormalizer(Objective):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """The batches of one optimizer step, and Z over all of them and all ranks, int64 []."""
+        """The batches of one optimizer step, and Z over all of them and all ranks, int64 of shape `normalizers`."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not self._loss_is_replaced():
             batches = [self._ensure_corrupted(batch, "train") for batch in batches]
-        normalizer = torch.zeros((), dtype=torch.int64, device=device)
+        normalizer = torch.zeros(self.normalizers, dtype=torch.int64, device=device)
         for batch in batches:
             normalizer += self._normalizer(batch).to(device)
-        counts = torch.stack([normalizer, torch.full_like(normalizer, bool(self.stop.asked))])
-        normalizer, asked = self.accelerator.reduce(counts, reduction="sum")
+        counts = torch.cat([normalizer.flatten(), normalizer.new_tensor([bool(self.stop.asked)])])
+        *normalizer, asked = self.accelerator.reduce(counts, reduction="sum")
         self.stop.agreed(asked)
-        return batches, normalizer
+        return batches, torch.stack(normalizer).view(self.normalizers)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ class Objective(HookedTrainer, ABC):
     """
 
     args: MDLMConfig
+    normalizers: ClassVar[tuple[int, ...]] = ()  # the shape of Z: one number, or one for each term of the loss
 
     @abstractmethod
     def _make_collator(self) -> MDLMCollator:
@@ -44,7 +45,7 @@ class Objective(HookedTrainer, ABC):
 
     @abstractmethod
     def _normalizer(self, batch: Mapping[str, Any]) -> Tensor:
-        """Z of one batch, int64 []."""
+        """Z of one batch, int64 of shape `normalizers`."""
 
     @abstractmethod
     def _loss_terms(self, nll: Tensor, maskable: Tensor) -> tuple[Tensor, Tensor]:

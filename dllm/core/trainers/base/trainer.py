@@ -89,8 +89,9 @@ class DiffusionTrainer(
         super().create_accelerator_and_postprocess()
         set_up_fsdp(self)
 
-    def _find_mask_id(self) -> int:
-        """The mask token of the tokenizer, if it has one, else of the model's config."""
+    def _find_mask_id(self) -> int | None:
+        """The mask token of the tokenizer, if it has one, else of the model's config; None where an objective has
+        none."""
         named = getattr(self.processing_class, "mask_token_id", None) is not None
         mask_id = find_mask_id(self.model, None, self.processing_class if named else None)
         if not 0 <= mask_id < self._vocab_size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,52 @@ class EntryMean(MeanMetric):
     def compute(self) -> Tensor | None:
         """The mean over all ranks."""
         return super().compute() if self.weight else None
+
+
+class NextTokenNLL(MeanMetric):
+    """Mean negative log-likelihood of next tokens, recorded beside other values under names of its own.
+
+    Example:
+        >>> nll = NextTokenNLL()
+        >>> nll.update(next_value=2.0, next_weight=10)
+        >>> float(nll.compute())
+        2.0
+    """
+
+    def update(self, next_value: float | Tensor, next_weight: float | Tensor) -> None:
+        """Add values, with weights that broadcast to them."""
+        super().update(next_value, next_weight)
+
+
+class SumOfMeans:
+    """A weighted sum of means that are taken apart from each other: the loss of terms with normalisers of their own.
+
+    Args:
+        weights: of the means.
+        device: of the sums.
+
+    Example:
+        >>> loss = SumOfMeans((1.0, 0.5))
+        >>> loss.update(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1, 1], [1, 3]]))
+        >>> float(loss.compute())
+        3.75
+    """
+
+    def __init__(self, weights: Sequence[float], device: torch.device | str = "cpu"):
+        self.weights, self.means = tuple(weights), [MeanMetric(device) for _ in weights]
+
+    @property
+    def update_called(self) -> bool:
+        return self.means[0].update_called
+
+    def update(self, values: Tensor, weights: Tensor) -> None:
+        """Add values [B, k] with weights [B, k], a column for each mean."""
+        for mean, value, weight in zip(self.means, values.unbind(1), weights.unbind(1), strict=True):
+            mean.update(value, weight)
+
+    def compute(self) -> Tensor:
+        """The sum over all ranks."""
+        return sum(weight * mean.compute() for weight, mean in zip(self.weights, self.means, strict=True))
 
 
 class NLLMetric(MeanMetric):
