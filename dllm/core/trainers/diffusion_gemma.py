@@ -44,7 +44,8 @@ class DiffusionGemmaTrainer(DiffusionTrainer):
 
     s is the self-conditioning signal. With probability `self_conditioning` a sample is run twice: a first pass with
     s = 0 and without gradient gives the embedding that each position expects, under softmax at temperature 1, and this
-    is s of the second. For all other samples s is zero, exactly, as in the first step of sampling.
+    is s of the second. For all other samples s is zero, exactly, as in the first step of sampling. No gradient passes
+    through s, nor into the embedding that it is a mean of.
 
     Not trained are the routers of the experts (`freeze_router`) and what reads images: their `requires_grad` becomes
     False. Draws follow from the run's seed, the sample's tokens and the epoch alone

@@ -38,7 +38,8 @@ class DiffusionGemma:
                 f"the model must be a DiffusionGemmaForBlockDiffusion (transformers 5.12 or later), "
                 f"got {type(model).__name__}"
             )
-        inner = next(module for module in model.modules() if hasattr(module, "lm_head") and hasattr(module, "model"))
+        # an adapter answers for the modules of its model, too; this one holds its head itself
+        inner = next(module for module in model.modules() if "lm_head" in module._modules)
         self.model, self.head = inner, inner.lm_head
         if not (is_linear(self.head) and not hooks_of(self.head)):
             raise TypeError(f"the LM head must be a plain nn.Linear, got {type(self.head).__name__}")

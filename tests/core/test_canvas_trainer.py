@@ -1,0 +1,415 @@
+"""DiffusionGemmaTrainer against the objective in plain PyTorch, with transformers' own passes and full logits."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dllm.core.trainers import DiffusionGemmaTrainer, DiffusionGemmaTrainerConfig
+from dllm.fast.uniform.model import DiffusionGemma
+from dllm.fast.uniform.training import Canvases, Targets, canvas_loss
+from tests.core.canvas_reference import Example, Rules, drawn, exact, plain_loss
+from tests.core.runs import SEED, Gradients, config_of, losses, pad_right
+from tests.diffusion_gemma_models import CANVAS, VOCAB, WINDOW, needs_diffusion_gemma, tiny_diffusion_gemma
+from tests.models import PAD_ID
+
+pytestmark = [needs_diffusion_gemma, pytest.mark.usefixtures("one_thread")]
+
+END = 1
+ONE_STEP = dict(per_device_train_batch_size=3, gradient_accumulation_steps=2, num_train_epochs=1)
+
+
+def samples_of(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Prompts and answers of several canvases, beyond the window of sliding layers too; every third answer was cut,
+    and every fourth sample has two answers."""
+    draw, samples = random.Random(seed), []
+    for number in range(count):
+        prompt, answer = ([draw.randrange(4, VOCAB - 8) for _ in range(draw.randint(*r))] for r in ((1, 20), (2, 30)))
+        answer += [END] * (number % 3 != 2)
+        tokens, labels = prompt + answer, [-100] * len(prompt) + answer
+        if number % 4 == 3:
+            tokens, labels = [*tokens, 7, 8, 9, END], [*labels, -100, 8, 9, END]
+        samples.append({"input_ids": tokens, "labels": labels})
+    return samples
+
+
+def model_of(**text):
+    """A model in which the norms' weights, the layers' scalars and the MLP of the signal are drawn, too."""
+    model = tiny_diffusion_gemma(sureness=6.0, **text)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 1 and "router" not in name:
+                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+            if "self_conditioning" in name and weight.dim() == 2:
+                weight.mul_(8)
+    model.generation_config.eos_token_id = END
+    return model
+
+
+def trainer_of(folder, model, samples, rules=Rules(), **options):
+    callbacks, evaluated = options.pop("callbacks", None), options.pop("eval_dataset", None)
+    own = dict(
+        loss_norm_type=rules.norm,
+        loss_weight_type="reweighted" if rules.reweighted else "uniform",
+        loss_positions="corrupted" if rules.corrupted_only else "all",
+        encoder_loss_weight=rules.encoder,
+        self_conditioning=rules.twice,
+        time_epsilon=rules.low,
+        time_max=rules.high,
+    )
+    config = config_of(folder, DiffusionGemmaTrainerConfig, **own | options)
+    return DiffusionGemmaTrainer(
+        config,
+        model=model,
+        train_dataset=samples,
+        eval_dataset=evaluated,
+        data_collator=pad_right,
+        callbacks=callbacks,
+    )
+
+
+def examples_of(samples, rules, epoch=0):
+    return [drawn(sample["input_ids"], sample["labels"], SEED, epoch, rules) for sample in samples]
+
+
+def truth(model, samples, rules, trained):
+    """The loss and the gradients of `trained` parameters of one optimizer step, float64."""
+    model = exact(model)
+    found = plain_loss(model, examples_of(samples, rules), rules)
+    found.loss.backward()
+    grads = [p.grad for name, p in model.named_parameters() if name in trained]
+    return found, torch.cat([grad.flatten() for grad in grads])
+
+
+class NamedGradients(Gradients):
+    """Notes besides which parameters had a gradient."""
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        super().on_pre_optimizer_step(args, state, control, model)
+        self.names = {name for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_one_step(folder, rules, model=None, **options):
+    model, samples, watch = model if model is not None else model_of(), samples_of(6), NamedGradients()
+    before = copy.deepcopy(model)
+    trainer = trainer_of(folder, model, samples, rules, callbacks=[watch], **ONE_STEP, **options)
+    trainer.train()
+    assert watch.names == {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    found, gradient = truth(before, samples, rules, watch.names)
+    (step,) = watch.seen
+    logs = trainer.state.log_history[0]
+    assert logs["loss"] == pytest.approx(float(found.loss.detach()), rel=2e-5, abs=1e-4)  # the log has four decimals
+    assert logs["nll"] == pytest.approx(float(found.nll), rel=2e-5)
+    if rules.encoder:
+        assert logs["encoder_nll"] == pytest.approx(float(found.next_nll), rel=2e-5)
+    else:
+        assert "encoder_nll" not in logs
+    assert float((step - gradient).norm()) < 1e-4 * float(gradient.norm())
+    return trainer
+
+
+GRID = [
+    Rules(),
+    Rules(twice=0.0, norm="sequence"),
+    Rules(twice=1.0, encoder=0.5, norm="batch"),
+    Rules(encoder=0.0, corrupted_only=True),
+    Rules(reweighted=True, corrupted_only=True, norm="sequence", twice=1.0),
+    Rules(low=0.9, twice=1.0, encoder=0.0, norm="batch"),
+]
+
+
+@pytest.mark.parametrize("rules", GRID)
+def test_losses_and_gradients_of_a_step(rules, tmp_path):
+    check_one_step(tmp_path, rules)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_and_several_experts(attention, tmp_path):
+    model = model_of(num_experts=2, top_k_experts=1)
+    model.set_attn_implementation(attention)
+    check_one_step(tmp_path, Rules(twice=1.0), model, freeze_router=attention == "eager")
+
+
+def test_the_grid_has_what_it_should():
+    """Several canvases, contexts beyond the window, answers that end in their canvas and that were cut, two answers."""
+    samples, rules = samples_of(6), Rules()
+    examples = examples_of(samples, rules)
+    assert max(example.begin for example in examples) > WINDOW
+    assert any(len(example.losses) < CANVAS for example in examples)
+    assert any(example.clean[-2:] == [END, END] and len(example.losses) == CANVAS for example in examples)
+    assert {example.twice for example in examples} == {True, False}
+    firsts = [next(p for p, label in enumerate(s["labels"]) if label != -100) for s in samples]
+    assert any(example.begin != first for example, first in zip(examples, firsts, strict=True))
+    assert len({len(sample["input_ids"]) for sample in samples}) > 1  # padding
+
+
+def test_another_epoch_draws_anew(tmp_path):
+    """Two epochs of one step: the second has draws of its own. The weights do not move."""
+    samples, rules, model = samples_of(6), Rules(), model_of()
+    run = trainer_of(tmp_path, model, samples, rules, learning_rate=0.0, **ONE_STEP | {"num_train_epochs": 2})
+    run.train()
+    wanted = [float(plain_loss(exact(model), examples_of(samples, rules, epoch), rules).loss.detach()) for epoch in (0, 1)]
+    assert losses(run) == pytest.approx(wanted, abs=2e-4)
+    assert abs(wanted[0] - wanted[1]) > 0.01
+
+
+def test_evaluation_has_the_loss_of_the_whole_data_set(tmp_path):
+    for norm in ("token", "sequence"):
+        rules, model, samples = Rules(norm=norm, encoder=0.5), model_of(), samples_of(7)
+        run = trainer_of(tmp_path, model, samples, rules, eval_dataset=samples, per_device_eval_batch_size=3)
+        found = plain_loss(exact(model), examples_of(samples, rules), rules)
+        logs = run.evaluate()
+        assert logs["eval_loss"] == pytest.approx(float(found.loss.detach()), rel=1e-5)
+        assert logs["eval_nll"] == pytest.approx(float(found.nll), rel=1e-5)
+        assert logs["eval_encoder_nll"] == pytest.approx(float(found.next_nll), rel=1e-5)
+
+
+def test_the_signal_is_exactly_zero_when_off(tmp_path, monkeypatch):
+    """In one batch the rows that are not conditioned are told zero, bit for bit, and the others are not."""
+    model, seen = model_of(), []
+    model.model.decoder.self_conditioning.register_forward_hook(lambda module, args, out: seen.append(args[1].detach()))
+    samples = samples_of(6)
+    trainer_of(tmp_path, model, samples, Rules(), max_steps=1, per_device_train_batch_size=6).train()
+    first, second = seen  # the first pass runs the rows that need it alone
+    twice = [example.twice for example in examples_of(samples, Rules())]
+    assert first.shape[0] == sum(twice) and not first.any()
+    assert sorted(bool(row.any()) for row in second) == sorted(twice)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    steps = []
+    for options in ({}, dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})):
+        watch, model, runs = Gradients(), model_of(), []
+        model.model.decoder.layers[0].mlp.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        rules = Rules(twice=1.0)
+        trainer_of(tmp_path, model, samples_of(6), rules, callbacks=[watch], **ONE_STEP, **options).train()
+        steps.append((watch.seen[0], len(runs)))
+    (plain, runs), (again, rerun) = steps
+    assert torch.equal(plain, again) and (runs, rerun) == (4, 6)
+
+
+def test_checkpoints_that_lose_the_context_are_refused(tmp_path, monkeypatch):
+    model = model_of()
+    monkeypatch.setattr(type(model.model.decoder.layers[0]), "_can_checkpoint_with_cache", False)
+    with pytest.raises(ValueError, match=r"gradient checkpointing must keep the context of a canvas"):
+        trainer_of(tmp_path, model, samples_of(3), gradient_checkpointing=True)
+    model.gradient_checkpointing_enable()  # behind the trainer's back
+    run = trainer_of(tmp_path, model, samples_of(3))
+    with pytest.raises(ValueError, match=r"gradient checkpointing must keep the context of a canvas"):
+        run.train()
+    with pytest.raises(ValueError, match="use_reentrant False"):
+        config_of(tmp_path, DiffusionGemmaTrainerConfig, gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+def test_lora(tmp_path):
+    """Adapters in the layers, whose gradients equal those of full logits; the base stays as it is."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    targets = ["q_proj", "o_proj", "gate_proj", "down_proj"]
+    lora = LoraConfig(r=2, target_modules=targets, init_lora_weights=False, exclude_modules=".*vision.*")
+    model, rules, samples, watch = get_peft_model(model_of(), lora), Rules(), samples_of(6), Gradients()
+    before = copy.deepcopy(model)
+    run = trainer_of(tmp_path, model, samples, rules, callbacks=[watch], **ONE_STEP)
+    run.train()
+    exact_model = exact(before.get_base_model())
+    plain_loss(exact_model, examples_of(samples, rules), rules).loss.backward()
+    wanted = torch.cat([p.grad.flatten() for p in exact_model.parameters() if p.requires_grad])
+    (step,) = watch.seen
+    assert float((step - wanted).norm()) < 1e-4 * float(wanted.norm())
+    after = dict(model.named_parameters())
+    moved = {name for name, p in before.named_parameters() if not torch.equal(p, after[name])}
+    assert moved and all("lora_" in name for name in moved)
+
+
+class Widest(TorchDispatchMode):
+    """Notes the most rows that a tensor of the vocabulary's width has had."""
+
+    def __init__(self, vocab):
+        super().__init__()
+        self.vocab, self.rows = vocab, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.dim() and tensor.shape[-1] == self.vocab:
+                self.rows = max(self.rows, tensor.numel() // self.vocab)
+        return result
+
+
+def test_logits_of_a_canvas_are_never_stored():
+    """No tensor has the logits of all positions, nor of all of a canvas where it has more rows than a chunk."""
+    vocab, rows, length = 777, 3, 200
+    model = tiny_diffusion_gemma(vocab_size=vocab, max_position_embeddings=512)
+    tokens, canvas = torch.randint(vocab, (rows, 300)), torch.randint(vocab, (rows, length))
+    everywhere, every = torch.arange(rows * length), torch.arange(rows)
+    texts = torch.arange(rows * 300)
+    batch = Canvases(tokens=tokens, canvas=canvas, begin=every + 50, conditioned=every)
+    targets = (Targets(at, at % vocab, torch.ones(len(at))) for at in (everywhere, texts))
+    with Widest(vocab) as ours:
+        canvas_loss(model, DiffusionGemma(model), batch, *targets).loss.backward()
+    assert 0 < ours.rows <= 256 < rows * length
+    with Widest(vocab) as full:
+        model(input_ids=tokens, decoder_input_ids=canvas)
+    assert full.rows == rows * length
+
+
+@pytest.mark.parametrize("columns", [WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW])
+def test_one_row_at_the_edge_of_the_window(columns):
+    """A canvas behind a context as long as the window of sliding layers, one shorter, one longer, and far longer."""
+    model, rules = model_of(), Rules(norm="batch")
+    text = torch.randint(4, VOCAB - 8, (columns + CANVAS,), generator=torch.Generator().manual_seed(columns)).tolist()
+    example = Example(text, columns, text[columns:], text[:CANVAS], list(range(CANVAS)), 1.0, True)
+    position, nexts = torch.arange(CANVAS), torch.arange(len(text) - 1)
+    found = canvas_loss(
+        model,
+        DiffusionGemma(model),
+        Canvases(
+            tokens=torch.tensor([text]),
+            canvas=torch.tensor([text[:CANVAS]]),
+            begin=torch.tensor([columns]),
+            conditioned=torch.tensor([0]),
+        ),
+        Targets(position, torch.tensor(text[columns:]), torch.ones(CANVAS)),
+        Targets(nexts, torch.tensor(text[1:]), torch.ones(len(text) - 1)),
+    )
+    wanted = plain_loss(exact(model), [example], rules)
+    assert float(found.loss.detach()) == pytest.approx(float(wanted.loss.detach()), rel=1e-5)
+
+
+def test_first_pass_runs_though_no_row_needs_it_where_other_processes_wait():
+    model, runs = model_of(), []
+    model.model.decoder.norm.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    none, row = torch.zeros(0, dtype=torch.int64), torch.tensor([0])
+    batch = Canvases(tokens=torch.tensor([[5, 6]]), canvas=torch.full((1, CANVAS), 9), begin=row + 1, conditioned=none)
+    target = Targets(row, row + 7, torch.ones(1))
+    found = [
+        canvas_loss(model, DiffusionGemma(model), batch, target, target, always_twice=wanted).loss
+        for wanted in (False, True)
+    ]
+    assert torch.equal(*found) and runs == [True, False, True]
+
+
+def test_routers_and_images_are_frozen(tmp_path):
+    for frozen, wanted in ((True, {"vision", "router"}), (False, {"vision"})):
+        model = model_of()
+        trainer_of(tmp_path, model, samples_of(3), freeze_router=frozen)
+        names = [name for name, p in model.named_parameters() if not p.requires_grad]
+        assert {"router" if "router" in name else "vision" for name in names} == wanted
+        assert all("router" in name or "vision" in name for name in names)
+
+
+GOOD = {"input_ids": [5, 6, 7, END], "labels": [-100, -100, 7, END]}
+BAD = [
+    ([], "a batch must have at least one sample, got none"),
+    ([GOOD, GOOD | {"labels": [-100] * 4}], "each sample must have an answer, .* got none in row 1"),
+    ([GOOD | {"input_ids": [5, VOCAB - 1, 7, END]}], f"got the image token {VOCAB - 1} at row 0, position 1"),
+    ([GOOD | {"input_ids": [5, VOCAB, 7, END]}], rf"must lie in the vocabulary \[0, {VOCAB}\), got {VOCAB} at row 0"),
+    ([GOOD | {"labels": [-100, -100, 8, END]}], "labels must equal input_ids wherever they are not -100"),
+]
+
+
+@pytest.mark.parametrize("samples, message", BAD)
+def test_bad_batches(samples, message, tmp_path):
+    collator = trainer_of(tmp_path, model_of(), [GOOD])._collators["train"]
+    if not samples:
+        empty = torch.zeros(0, 4, dtype=torch.int64)
+        collator.base = lambda _: {"input_ids": empty, "labels": empty}
+    with pytest.raises(ValueError, match=message):
+        collator(samples)
+
+
+@pytest.mark.parametrize("entry, message", [("position_ids", "packed"), ("pixel_values", "images")])
+def test_packed_samples_and_images(entry, message, tmp_path):
+    collator = trainer_of(tmp_path, model_of(), [GOOD])._collators["train"]
+    collator.base = lambda samples: pad_right(samples) | {entry: torch.zeros(1)}
+    with pytest.raises(ValueError, match=message):
+        collator([GOOD])
+
+
+def test_bad_models_and_arguments(tmp_path, monkeypatch):
+    with pytest.raises(TypeError, match=r"must be a DiffusionGemmaForBlockDiffusion \(transformers 5.11 or later\)"):
+        trainer_of(tmp_path, torch.nn.Linear(1, 1), [GOOD])
+    with pytest.raises(TypeError, match="model must be a DiffusionGemmaForBlockDiffusion, got None"):
+        trainer_of(tmp_path, None, [GOOD])
+    with pytest.raises(TypeError, match="args must be a DiffusionGemmaTrainerConfig, got int"):
+        DiffusionGemmaTrainer(1, model=model_of())
+    model = model_of()
+    model.generation_config.eos_token_id = model.config.text_config.eos_token_id = None
+    with pytest.raises(ValueError, match="must name an end-of-text token"):
+        trainer_of(tmp_path, model, [GOOD])
+
+    class Own(DiffusionGemmaTrainer):
+        def compute_loss(self, *args, **options):
+            return None
+
+    with pytest.raises(ValueError, match="compute_loss must be this library's own, got another, of Own"):
+        Own(config_of(tmp_path, DiffusionGemmaTrainerConfig), model=model_of())
+    old = model_of()
+    monkeypatch.setattr(type(old.model.decoder), "forward", lambda self, canvas_ids=None: None)
+    with pytest.raises(ValueError, match=r"transformers 5\.12 or later"):
+        trainer_of(tmp_path, old, [GOOD])
+
+
+ARGUMENTS = [
+    (dict(loss_positions="some"), "loss_positions must be one of all, corrupted, got 'some'"),
+    (dict(loss_weight_type="scheduler"), "loss_weight_type must be one of uniform, reweighted, got 'scheduler'"),
+    (dict(encoder_loss_weight=-1.0), "encoder_loss_weight must be at least 0 and finite, got -1.0"),
+    (dict(self_conditioning=1.5), r"self_conditioning must lie in \[0, 1\], got 1.5"),
+    (dict(compile_body=True), "compile_body must be False for uniform diffusion, got True"),
+    (dict(cuda_graph=True), "cuda_graph must be False for uniform diffusion, got True"),
+    (dict(right_shift_logits=True), "right_shift_logits must be None for uniform diffusion, got True"),
+    (dict(loss_weight_type="reweighted", time_max=1.0), "time_max must be below 1"),
+    (dict(time_epsilon=0.5, time_max=0.4), "time_epsilon < time_max"),
+]
+
+
+@pytest.mark.parametrize("options, message", ARGUMENTS)
+def test_bad_arguments(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config_of(tmp_path, DiffusionGemmaTrainerConfig, **options)
+
+
+def test_given_times_and_seeds(tmp_path):
+    """`times` and `seeds` of the data replace the draws; the rest follows from the seeds."""
+    collator = trainer_of(tmp_path, model_of(), [GOOD], Rules(twice=1.0))._collators["train"]
+    collator.base = lambda samples: pad_right(samples) | {"times": torch.tensor([0.0, 1.0]), "seeds": torch.tensor(s)}
+    canvases = {}
+    for s in ([3, 4], [3, 5]):
+        batch = collator([GOOD, GOOD])
+        assert batch["decoder_input_ids"][0].tolist() == [7, END] + [END] * (CANVAS - 2)
+        assert batch["corruption"]["conditioned"].tolist() == [0, 1]
+        canvases[tuple(s)] = batch["decoder_input_ids"][1].tolist()
+    assert canvases[3, 4] != canvases[3, 5]
+
+
+def test_resumed_run_is_the_run(tmp_path):
+    """A run of four steps, and one that is stopped after two and resumed, end in the same weights."""
+    ended = []
+    for name, stops in (("whole", (4,)), ("halves", (2, 4))):
+        for steps in stops:
+            model = model_of()
+            options = dict(save_strategy="steps", save_steps=2, per_device_train_batch_size=2, max_steps=steps)
+            run = trainer_of(tmp_path / name, model, samples_of(6), save_only_model=False, **options)
+            run.train(resume_from_checkpoint=steps == 4 and name == "halves")
+        ended.append(model)
+    for (name, one), other in itertools.zip_longest(ended[0].named_parameters(), ended[1].parameters()):
+        assert torch.equal(one, other), name
+
+
+def test_padding_token_of_the_base_is_not_read(tmp_path):
+    """What stands behind a text changes nothing."""
+    results = []
+    for width in (4, 9):
+        model = model_of()
+        run = trainer_of(tmp_path, model, [GOOD], Rules(twice=1.0))
+        collator = run._collators["train"]
+        collator.base = lambda samples, width=width: pad_right(samples, width)
+        results.append(float(run.compute_loss(model, run._prepare_inputs(collator([GOOD])))))
+    assert results[0] == pytest.approx(results[1], rel=1e-6) and PAD_ID not in GOOD["input_ids"]
