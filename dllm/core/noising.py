@@ -1,5 +1,5 @@
-"""Corruption of training data, q(x_t | x_0): tokens are masked, or replaced by uniform ones, at random, by the library's
-own random stream.
+"""Corruption of training data, q(x_t | x_0): tokens are masked, or replaced by uniform ones, by the library's own
+random stream.
 
 The draw for a sample depends on the run's seed, the sample's tokens and the epoch alone, not on the batch, the rank,
 padding or resumption. A hash of the seed and the tokens is the Philox key, the epoch is the step counter, and a token's

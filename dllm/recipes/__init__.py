@@ -1,5 +1,6 @@
 """Complete training runs, from arguments to a trained model in a folder. The examples and `dllm train` use them."""
 
+from dllm.recipes.diffusion_gemma import DIFFUSION_GEMMA_SFT
 from dllm.recipes.dream import DREAM_SFT, DreamSFTData
 from dllm.recipes.editflow import (
     EDIT_FLOW_PRETRAINING,
@@ -12,9 +13,13 @@ from dllm.recipes.pretraining import PRETRAINING, PretrainingData, PretrainingMo
 from dllm.recipes.run import Recipe, prepared, run
 from dllm.recipes.sft import SFT, SFTData
 
-RECIPES = {recipe.name: recipe for recipe in (SFT, DREAM_SFT, PRETRAINING, EDIT_FLOW_SFT, EDIT_FLOW_PRETRAINING, GRPO)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (SFT, DREAM_SFT, DIFFUSION_GEMMA_SFT, PRETRAINING, EDIT_FLOW_SFT, EDIT_FLOW_PRETRAINING, GRPO)
+}
 
 __all__ = [
+    "DIFFUSION_GEMMA_SFT",
     "DREAM_SFT",
     "EDIT_FLOW_PRETRAINING",
     "EDIT_FLOW_SFT",

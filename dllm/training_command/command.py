@@ -110,8 +110,8 @@ def _usage(words: Sequence[str]) -> str:
         task = words[words.index("--task") + 1]
     return (
         "usage: dllm train [--help] [FILE.yaml] [--task TASK] [--dry-run] [--NAME VALUE ...]\n\n"
-        "Fine-tune on conversations (sft; dream-sft, as Dream is; editflow), pre-train on text (pt; editflow-pt), or\n"
-        "train on problems by reinforcement learning (grpo).\n"
+        "Fine-tune on conversations (sft; dream-sft, as Dream is; diffusiongemma-sft; editflow), pre-train on text\n"
+        "(pt; editflow-pt), or train on problems by reinforcement learning (grpo).\n"
         "The file has lines `name: value`; flags override it. The settings of a run are saved as "
         f"{SETTINGS_FILE} in output_dir;\ndllm train output_dir/{SETTINGS_FILE} starts the same run. --dry-run prints "
         "the settings, parameters, steps,\nmemory and the GPUs that hold it, and trains nothing; without dataset_args "

@@ -1,4 +1,4 @@
-"""The objective of DiffusionGemma's training in plain PyTorch, a sample at a time, with full logits: the trainer's judge.
+"""The objective of DiffusionGemmaTrainer in plain PyTorch, a sample at a time, with full logits: its judge.
 
 The model is transformers' own and is called as its `generate` calls it: the encoder reads the context of a canvas, and
 nothing more, into transformers' cache; the decoder makes its own masks and positions; the signal is computed from
@@ -70,7 +70,7 @@ def drawn(tokens: Sequence[int], labels: Sequence[int], seed: int, epoch: int, r
     content = b"".join(token.to_bytes(8, "little") for token in tokens)
     key = int.from_bytes(hashlib.blake2b(content, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
     key -= 2**64 if key >= 2**63 else 0
-    t = rules.low + (rules.high - rules.low) * uniform(key, 0, epoch, TIME)
+    t = float(rules.low + (rules.high - rules.low) * torch.tensor(uniform(key, 0, epoch, TIME)))  # a float32
     starts = [p for p, label in enumerate(labels) if label != -100 and (p == 0 or labels[p - 1] == -100)]
     pieces = []
     for start in starts:

@@ -1,7 +1,7 @@
 """Trainers: transformers' Trainer with diffusion objectives, on the loss of :mod:`dllm.fast.training.loss`.
 
-An objective is a file (`mdlm.py`, `bd3lm.py`, `dream.py`, `editflow.py`, `diffusion_gemma.py`). Collators make its corrupted batches. `base/`
-is the rest of a trainer.
+An objective is a file (`mdlm.py`, `bd3lm.py`, `dream.py`, `editflow.py`, `diffusion_gemma.py`). Collators make its
+corrupted batches. `base/` is the rest of a trainer.
 """
 
 from dllm.core.trainers.bd3lm import BD3LMConfig, BD3LMTrainer

@@ -154,9 +154,7 @@ class DiffusionGemmaTrainer(DiffusionTrainer):
         loss, nll, next_nll = canvas_loss(
             model,
             self.parts,
-            Canvases(
-                tokens=tokens, canvas=canvas, begin=corruption["begin"], conditioned=corruption["conditioned"]
-            ),
+            Canvases(tokens=tokens, canvas=canvas, begin=corruption["begin"], conditioned=corruption["conditioned"]),
             Targets(corruption["rows"], corruption["targets"], weight * scale[0]),
             Targets(
                 corruption["next_rows"],
@@ -187,7 +185,9 @@ class DiffusionGemmaTrainer(DiffusionTrainer):
         nll, counts = self.accelerator.gather_for_metrics((nll, _counts(corruption)))
         self._update_meter("eval", nll, counts)
         terms = [self._loss_terms(*pair) for pair in zip(nll.unbind(1), counts.unbind(1), strict=True)]
-        values, weights = (torch.stack(columns, dim=1)[:, : len(self._eval_loss.means)] for columns in zip(*terms))
+        values, weights = (
+            torch.stack(columns, dim=1)[:, : len(self._eval_loss.means)] for columns in zip(*terms, strict=True)
+        )
         self._eval_loss.update(values, weights)
 
     def _new_eval_loss(self) -> SumOfMeans:

@@ -6,8 +6,8 @@ each position expects. The logits of a canvas, [B, L, V], never exist. Both loss
 :func:`dllm_kernels.linear_cross_entropy` on the tied head, and the first pass is one of
 :func:`dllm_kernels.linear_expected_embedding`.
 
-All of it happens inside the model's own forward, under the wrappers of DDP, FSDP, autocast and peft, and the loss leaves
-through the model's own output, as they expect of a tensor that is differentiated.
+All of it happens inside the model's own forward, under the wrappers of DDP, FSDP, autocast and peft, and the loss
+leaves through the model's own output, as they expect of a tensor that is differentiated.
 """
 
 from __future__ import annotations
