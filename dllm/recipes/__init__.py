@@ -13,10 +13,8 @@ from dllm.recipes.pretraining import PRETRAINING, PretrainingData, PretrainingMo
 from dllm.recipes.run import Recipe, prepared, run
 from dllm.recipes.sft import SFT, SFTData
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (SFT, DREAM_SFT, DIFFUSION_GEMMA_SFT, PRETRAINING, EDIT_FLOW_SFT, EDIT_FLOW_PRETRAINING, GRPO)
-}
+_FINE_TUNING = (SFT, DREAM_SFT, DIFFUSION_GEMMA_SFT, EDIT_FLOW_SFT)
+RECIPES = {recipe.name: recipe for recipe in (*_FINE_TUNING, PRETRAINING, EDIT_FLOW_PRETRAINING, GRPO)}
 
 __all__ = [
     "DIFFUSION_GEMMA_SFT",

@@ -4,15 +4,16 @@ On one GPU, in 4 bit with a LoRA adapter:
 
     python -u examples/diffusiongemma/sft.py --load_in_4bit True
 
-On several GPUs of a machine; ddp, zero1 and zero2 lie beside fsdp:
+On several GPUs of a machine; zero1 and zero2 lie beside ddp, and the others are refused, as encoder and decoder share
+their weights:
 
-    accelerate launch --config_file scripts/accelerate_configs/fsdp.yaml --num_processes 8 \
+    accelerate launch --config_file scripts/accelerate_configs/ddp.yaml --num_processes 8 \
         examples/diffusiongemma/sft.py ...
 
 On a cluster, from a Slurm login node:
 
     sbatch --nodes 2 --gres gpu:8 scripts/train.slurm.sh \
-        --accelerate_config fsdp2 --script_path examples/diffusiongemma/sft.py ...
+        --accelerate_config ddp --script_path examples/diffusiongemma/sft.py ...
 
 Every field of the argument classes below and of transformers.TrainingArguments is an option; --help lists them. The
 optimizer is that of the published recipe: Adam with betas 0.95 and 0.99, a cosine down to a tenth, 2,000 steps of 8.

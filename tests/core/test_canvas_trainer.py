@@ -4,119 +4,34 @@ from __future__ import annotations
 
 import copy
 import itertools
-import random
+import json
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dllm.core.trainers import DiffusionGemmaTrainer, DiffusionGemmaTrainerConfig
 from dllm.fast.uniform.model import DiffusionGemma
 from dllm.fast.uniform.training import Canvases, Targets, canvas_loss
 from dllm_kernels.testing import assert_no_worse, assert_sum_no_worse
-from tests.core.canvas_reference import Example, Rules, drawn, exact, plain_loss
-from tests.core.runs import SEED, Gradients, config_of, losses, pad_right
+from tests.core.canvas_reference import Example, Rules, exact, plain_loss
+from tests.core.canvas_runs import (
+    END,
+    GOOD,
+    ONE_STEP,
+    NamedGradients,
+    check,
+    check_one_step,
+    examples_of,
+    gradients_of,
+    model_of,
+    samples_of,
+    trainer_of,
+)
+from tests.core.runs import Gradients, losses, pad_right
 from tests.diffusion_gemma_models import CANVAS, VOCAB, WINDOW, needs_diffusion_gemma, tiny_diffusion_gemma
+from tests.launch import two_ranks
 
 pytestmark = [needs_diffusion_gemma, pytest.mark.usefixtures("one_thread")]
-
-END, PLAIN = 1, Rules()
-ONE_STEP = dict(per_device_train_batch_size=3, gradient_accumulation_steps=2, num_train_epochs=1)
-
-
-def samples_of(count: int, seed: int = 1) -> list[dict[str, list[int]]]:
-    """Prompts and answers of several canvases, beyond the window of sliding layers too; every third answer was cut,
-    and every fourth sample has two answers."""
-    draw, samples = random.Random(seed), []
-    for number in range(count):
-        prompt, answer = ([draw.randrange(4, VOCAB - 8) for _ in range(draw.randint(*r))] for r in ((1, 20), (2, 30)))
-        answer += [END] * (number % 3 != 2)
-        tokens, labels = prompt + answer, [-100] * len(prompt) + answer
-        if number % 4 == 3:
-            tokens, labels = [*tokens, 7, 8, 9, END], [*labels, -100, 8, 9, END]
-        samples.append({"input_ids": tokens, "labels": labels})
-    return samples
-
-
-def model_of(**text):
-    """A model in which the norms' weights, the layers' scalars and the MLP of the signal are drawn, too."""
-    model = tiny_diffusion_gemma(sureness=6.0, **text)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() == 1 and "router" not in name:
-                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
-            if "self_conditioning" in name and weight.dim() == 2:
-                weight.mul_(8)
-    model.generation_config.eos_token_id = END
-    return model
-
-
-def trainer_of(folder, model, samples, rules=PLAIN, **options):
-    callbacks, evaluated = options.pop("callbacks", None), options.pop("eval_dataset", None)
-    own = dict(
-        loss_norm_type=rules.norm,
-        loss_weight_type="reweighted" if rules.reweighted else "uniform",
-        loss_positions="corrupted" if rules.corrupted_only else "all",
-        encoder_loss_weight=rules.encoder,
-        self_conditioning=rules.twice,
-        time_epsilon=rules.low,
-        time_max=rules.high,
-    )
-    config = config_of(folder, DiffusionGemmaTrainerConfig, **own | options)
-    return DiffusionGemmaTrainer(
-        config,
-        model=model,
-        train_dataset=samples,
-        eval_dataset=evaluated,
-        data_collator=pad_right,
-        callbacks=callbacks,
-    )
-
-
-def examples_of(samples, rules, epoch=0):
-    return [drawn(sample["input_ids"], sample["labels"], SEED, epoch, rules) for sample in samples]
-
-
-def gradients_of(model, samples, rules, trained):
-    """The loss of one optimizer step, and its gradients of the parameters that are trained."""
-    found = plain_loss(model, examples_of(samples, rules), rules)
-    found.loss.backward()
-    return found, torch.cat([p.grad.flatten() for name, p in model.named_parameters() if name in trained])
-
-
-class NamedGradients(Gradients):
-    """Notes besides which parameters had a gradient."""
-
-    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-        super().on_pre_optimizer_step(args, state, control, model)
-        self.names = {name for name, p in model.named_parameters() if p.grad is not None}
-
-
-def check_one_step(folder, rules, model=None, **options):
-    model, samples, watch = model if model is not None else model_of(), samples_of(6), NamedGradients()
-    before = copy.deepcopy(model)
-    trainer = trainer_of(folder, model, samples, rules, callbacks=[watch], **ONE_STEP, **options)
-    trainer.train()
-    check(trainer, watch, before, samples, rules)
-
-
-def check(trainer, watch, before, samples, rules):
-    """What the only step of a run logged, and its gradients, are no farther from float64 than plain float32 is."""
-    assert watch.names == {name for name, p in trainer.model.named_parameters() if p.requires_grad}
-    inner = getattr(before, "get_base_model", lambda: before)()
-    trained = {name.removeprefix("base_model.model.") for name in watch.names}
-    (found, gradient), (plain, rounded) = (
-        gradients_of(model, samples, rules, trained) for model in (exact(inner), inner)
-    )
-    (step,), logs = watch.seen, trainer.state.log_history[0]
-    assert_no_worse({"gradient": step}, {"gradient": rounded}, {"gradient": gradient}, entries=False)
-    assert logs["loss"] == pytest.approx(float(found.loss.detach()), rel=2e-5, abs=1e-4)  # the log has four decimals
-    assert_sum_no_worse(logs["nll"], plain.nll, found.nll)
-    assert ("encoder_nll" in logs) == bool(rules.encoder)
-    if rules.encoder:
-        assert_sum_no_worse(logs["encoder_nll"], plain.next_nll, found.next_nll)
-
 
 GRID = [
     Rules(),
@@ -200,19 +115,6 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     assert torch.equal(plain, again) and (runs, rerun) == (4, 6)
 
 
-def test_checkpoints_that_lose_the_context_are_refused(tmp_path, monkeypatch):
-    model = model_of()
-    monkeypatch.setattr(type(model.model.decoder.layers[0]), "_can_checkpoint_with_cache", False)
-    with pytest.raises(ValueError, match=r"gradient checkpointing must keep the context of a canvas"):
-        trainer_of(tmp_path, model, samples_of(3), gradient_checkpointing=True)
-    model.gradient_checkpointing_enable()  # behind the trainer's back
-    run = trainer_of(tmp_path, model, samples_of(3))
-    with pytest.raises(ValueError, match=r"gradient checkpointing must keep the context of a canvas"):
-        run.train()
-    with pytest.raises(ValueError, match="use_reentrant False"):
-        config_of(tmp_path, DiffusionGemmaTrainerConfig, gradient_checkpointing_kwargs={"use_reentrant": True})
-
-
 def test_lora(tmp_path):
     """Adapters in the layers, whose gradients equal those of full logits; the base stays as it is."""
     from peft import LoraConfig, get_peft_model
@@ -285,19 +187,6 @@ def test_one_row_at_the_edge_of_the_window(columns):
     assert float(found.loss.detach()) == pytest.approx(float(wanted.loss.detach()), rel=1e-5)
 
 
-def test_first_pass_runs_though_no_row_needs_it_where_other_processes_wait():
-    model, runs = model_of(), []
-    model.model.decoder.norm.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
-    none, row = torch.zeros(0, dtype=torch.int64), torch.tensor([0])
-    batch = Canvases(tokens=torch.tensor([[5, 6]]), canvas=torch.full((1, CANVAS), 9), begin=row + 1, conditioned=none)
-    target = Targets(row, row + 7, torch.ones(1))
-    found = [
-        canvas_loss(model, DiffusionGemma(model), batch, target, target, always_twice=wanted).loss
-        for wanted in (False, True)
-    ]
-    assert torch.equal(*found) and runs == [True, False, True]
-
-
 def test_routers_and_images_are_frozen(tmp_path):
     for frozen, wanted in ((True, {"vision", "router"}), (False, {"vision"})):
         model = model_of()
@@ -305,77 +194,6 @@ def test_routers_and_images_are_frozen(tmp_path):
         names = [name for name, p in model.named_parameters() if not p.requires_grad]
         assert {"router" if "router" in name else "vision" for name in names} == wanted
         assert all("router" in name or "vision" in name for name in names)
-
-
-GOOD = {"input_ids": [5, 6, 7, END], "labels": [-100, -100, 7, END]}
-BAD = [
-    ([], "a batch must have at least one sample, got none"),
-    ([GOOD, GOOD | {"labels": [-100] * 4}], "each sample must have an answer, .* got none in row 1"),
-    ([GOOD | {"input_ids": [5, VOCAB - 1, 7, END]}], f"got the image token {VOCAB - 1} at row 0, position 1"),
-    ([GOOD | {"input_ids": [5, VOCAB, 7, END]}], rf"must lie in the vocabulary \[0, {VOCAB}\), got {VOCAB} at row 0"),
-    ([GOOD | {"labels": [-100, -100, 8, END]}], "labels must equal input_ids wherever they are not -100"),
-]
-
-
-@pytest.mark.parametrize("samples, message", BAD)
-def test_bad_batches(samples, message, tmp_path):
-    collator = trainer_of(tmp_path, model_of(), [GOOD])._collators["train"]
-    if not samples:
-        empty = torch.zeros(0, 4, dtype=torch.int64)
-        collator.base = lambda _: {"input_ids": empty, "labels": empty}
-    with pytest.raises(ValueError, match=message):
-        collator(samples)
-
-
-@pytest.mark.parametrize("entry, message", [("position_ids", "packed"), ("pixel_values", "images")])
-def test_packed_samples_and_images(entry, message, tmp_path):
-    collator = trainer_of(tmp_path, model_of(), [GOOD])._collators["train"]
-    collator.base = lambda samples: pad_right(samples) | {entry: torch.zeros(1)}
-    with pytest.raises(ValueError, match=message):
-        collator([GOOD])
-
-
-def test_bad_models_and_arguments(tmp_path, monkeypatch):
-    with pytest.raises(TypeError, match=r"must be a DiffusionGemmaForBlockDiffusion \(transformers 5.11 or later\)"):
-        trainer_of(tmp_path, torch.nn.Linear(1, 1), [GOOD])
-    with pytest.raises(TypeError, match="model must be a DiffusionGemmaForBlockDiffusion, got None"):
-        trainer_of(tmp_path, None, [GOOD])
-    with pytest.raises(TypeError, match="args must be a DiffusionGemmaTrainerConfig, got int"):
-        DiffusionGemmaTrainer(1, model=model_of())
-    model = model_of()
-    model.generation_config.eos_token_id = model.config.text_config.eos_token_id = None
-    with pytest.raises(ValueError, match="must name an end-of-text token"):
-        trainer_of(tmp_path, model, [GOOD])
-
-    class Own(DiffusionGemmaTrainer):
-        def compute_loss(self, *args, **options):
-            return None
-
-    with pytest.raises(ValueError, match="compute_loss must be this library's own, got another, of Own"):
-        Own(config_of(tmp_path, DiffusionGemmaTrainerConfig), model=model_of())
-    old = model_of()
-    monkeypatch.setattr(type(old.model.decoder), "forward", lambda self, canvas_ids=None: None)
-    with pytest.raises(ValueError, match=r"transformers 5\.12 or later"):
-        trainer_of(tmp_path, old, [GOOD])
-
-
-ARGUMENTS = [
-    (dict(loss_positions="some"), "loss_positions must be one of all, corrupted, got 'some'"),
-    (dict(loss_weight_type="scheduler"), "loss_weight_type must be one of uniform, reweighted, got 'scheduler'"),
-    (dict(encoder_loss_weight=-1.0), "encoder_loss_weight must be at least 0 and finite, got -1.0"),
-    (dict(self_conditioning=1.5), r"self_conditioning must lie in \[0, 1\], got 1.5"),
-    (dict(compile_body=True), "compile_body must be False for uniform diffusion, got True"),
-    (dict(cuda_graph=True), "cuda_graph must be False for uniform diffusion, got True"),
-    (dict(right_shift_logits=True), "right_shift_logits must be None for uniform diffusion, got True"),
-    (dict(loss_weight_type="reweighted", time_max=1.0), "time_max must be below 1"),
-    (dict(time_epsilon=0.5, time_max=0.4), "time_epsilon < time_max"),
-]
-
-
-@pytest.mark.parametrize("options, message", ARGUMENTS)
-def test_bad_arguments(options, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        config_of(tmp_path, DiffusionGemmaTrainerConfig, **options)
 
 
 def test_given_times_and_seeds(tmp_path):
@@ -415,3 +233,19 @@ def test_padding_token_of_the_base_is_not_read(tmp_path):
         batch = {"input_ids": padded, "labels": labels[:, :width], "attention_mask": real[:, :width]}
         results.append(float(run.compute_loss(model, batch).detach()))
     assert results[0] == results[1] == pytest.approx(results[2], rel=1e-6)
+
+
+def test_two_processes_are_one(tmp_path):
+    """DDP: each process has half of the samples and the gradient of all, also where one has no row of a first pass."""
+    options = dict(per_device_train_batch_size=1, gradient_accumulation_steps=3, num_train_epochs=1)
+    runs = [dict(rules=dict(norm=norm, twice=0.3), options=options) for norm in ("token", "sequence")]
+    ranks = two_ranks(tmp_path, "tests.core.canvas_rank", json.dumps(runs))
+    for number, rules in enumerate(Rules(**run["rules"]) for run in runs):
+        model, samples = model_of(), samples_of(6)
+        names = {name for name, _ in model.named_parameters() if "router" not in name and "vision" not in name}
+        (truth, gradient), (plain, rounded) = (gradients_of(m, samples, rules, names) for m in (exact(model), model))
+        for rank in ranks:
+            (step,), logs = rank[number]["gradients"], rank[number]["logs"][0]
+            assert_no_worse({"gradient": step}, {"gradient": rounded}, {"gradient": gradient}, entries=False)
+            assert logs["loss"] == pytest.approx(float(truth.loss.detach()), rel=2e-5, abs=1e-4)
+            assert_sum_no_worse(logs["encoder_nll"], plain.next_nll, truth.next_nll)

@@ -67,7 +67,8 @@ class DiffusionGemmaTrainer(DiffusionTrainer):
         TypeError, ValueError: as :class:`~dllm.core.trainers.mdlm.MDLMTrainer`, but no mask token is needed; `args` is
             not a DiffusionGemmaTrainerConfig; the model is another, of transformers before 5.12, its head is no plain
             nn.Linear, or its attention neither eager nor sdpa; gradient checkpointing would lose the decoder's context
-            (transformers before 5.17); there is no end-of-text token. In training: CanvasCollator refuses a batch.
+            (transformers before 5.17); weights are sharded (FSDP, ZeRO-3); there is no end-of-text token. In training:
+            CanvasCollator refuses a batch.
 
     Source: google-deepmind/gemma, `gemma/diffusion`, with the first step's signal of zero as transformers samples it.
 
@@ -107,6 +108,11 @@ class DiffusionGemmaTrainer(DiffusionTrainer):
         self.scheduler = LinearAlphaScheduler()
         _freeze(self.parts.model, args.freeze_router)
         super().__init__(args, model, **options)
+        if kind := _sharding(self):
+            raise ValueError(
+                f"each process must hold all weights, got {kind}: encoder and decoder share theirs, and would be "
+                "sharded apart; start with ddp, zero1 or zero2 of scripts/accelerate_configs"
+            )
 
     def _find_mask_id(self) -> None:
         """There is no mask token."""
@@ -161,7 +167,6 @@ class DiffusionGemmaTrainer(DiffusionTrainer):
                 corruption["next_targets"],
                 next_weight * (self.args.encoder_loss_weight * scale[1]),
             ),
-            always_twice=self.args.self_conditioning > 0 and (self.is_fsdp_enabled or self.is_deepspeed_enabled),
         )
         of_samples = nll.new_zeros(len(tokens), 2)
         of_samples[:, 0].index_add_(0, sample, corruption["weight"] * nll)
@@ -185,10 +190,8 @@ class DiffusionGemmaTrainer(DiffusionTrainer):
         nll, counts = self.accelerator.gather_for_metrics((nll, _counts(corruption)))
         self._update_meter("eval", nll, counts)
         terms = [self._loss_terms(*pair) for pair in zip(nll.unbind(1), counts.unbind(1), strict=True)]
-        values, weights = (
-            torch.stack(columns, dim=1)[:, : len(self._eval_loss.means)] for columns in zip(*terms, strict=True)
-        )
-        self._eval_loss.update(values, weights)
+        terms = terms[: len(self._eval_loss.means)]
+        self._eval_loss.update(*(torch.stack(columns, dim=1) for columns in zip(*terms, strict=True)))
 
     def _new_eval_loss(self) -> SumOfMeans:
         second = self.args.encoder_loss_weight
@@ -217,6 +220,14 @@ def _checked(model: nn.Module | None, args: DiffusionGemmaTrainerConfig) -> Diff
                          'attn_implementation="sdpa"')  # fmt: skip
     _check_checkpointing(parts, args.gradient_checkpointing)
     return parts
+
+
+def _sharding(trainer: DiffusionTrainer) -> str | None:
+    """What shards the weights of a run; None where each process holds them all."""
+    if trainer.is_fsdp_enabled:
+        return "FSDP"
+    deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return "ZeRO-3" if deepspeed is not None and deepspeed.zero_stage == 3 else None
 
 
 def _check_checkpointing(parts: DiffusionGemma, wanted: bool) -> None:

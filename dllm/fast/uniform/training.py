@@ -6,7 +6,7 @@ each position expects. The logits of a canvas, [B, L, V], never exist. Both loss
 :func:`dllm_kernels.linear_cross_entropy` on the tied head, and the first pass is one of
 :func:`dllm_kernels.linear_expected_embedding`.
 
-All of it happens inside the model's own forward, under the wrappers of DDP, FSDP, autocast and peft, and the loss
+All of it happens inside the model's own forward, under the wrappers of DDP, autocast and peft, and the loss
 leaves through the model's own output, as they expect of a tensor that is differentiated.
 """
 
@@ -78,8 +78,6 @@ def canvas_loss(
     batch: Canvases,
     of_canvas: Targets,
     of_text: Targets,
-    *,
-    always_twice: bool = False,
 ) -> CanvasLoss:
     r"""Weighted cross-entropy of canvases, and of the next tokens of the clean texts before them.
 
@@ -94,7 +92,6 @@ def canvas_loss(
         batch: the texts and canvases.
         of_canvas: targets of the canvases.
         of_text: targets of the encoder's output: the token behind each position.
-        always_twice: run the first pass even where no row needs it, because other processes do (sharded weights).
 
     Returns:
         :class:`CanvasLoss`.
@@ -120,7 +117,7 @@ def canvas_loss(
         ...     result.loss.backward()
         ...     assert result.nll.shape == result.next_nll.shape == (1,)
     """
-    call = _Call(parts, batch, of_canvas, of_text, always_twice)
+    call = _Call(parts, batch, of_canvas, of_text)
     with no_deferral(), fast_dropout(batch.tokens.device):
         with replaced_forward(parts.model.model, call.body), replaced_forward(parts.head, call.head):
             output = logits_of(model(input_ids=batch.tokens, decoder_input_ids=batch.canvas))
@@ -138,7 +135,6 @@ class _Call:
     batch: Canvases
     of_canvas: Targets
     of_text: Targets
-    always_twice: bool
     encoded: Tensor | None = None
     expects: bool = False  # the head is asked for what the first pass expects
     loss: Tensor | None = None
@@ -169,14 +165,13 @@ class _Call:
         """What conditioned rows expect after a pass without a signal, and zero for others, [B, L, H]; None where all
         is zero."""
         rows = self.batch.conditioned
-        if not len(rows) and not self.always_twice:
+        if not len(rows):
             return None
-        run = rows if len(rows) else torch.zeros(1, dtype=torch.int64, device=rows.device)
-        masks = self.parts.canvas_masks(self.batch.begin[run], self.batch.tokens.shape[1], self.batch.canvas.shape[1])
+        masks = self.parts.canvas_masks(self.batch.begin[rows], self.batch.tokens.shape[1], self.batch.canvas.shape[1])
         hidden = self.parts.decoder(
-            past_key_values=context.of_rows(run),
+            past_key_values=context.of_rows(rows),
             decoder_attention_mask=masks,
-            **{name: given[run] for name, given in canvas.items()},
+            **{name: given[rows] for name, given in canvas.items()},
         ).last_hidden_state
         self.expects = True
         try:
@@ -184,7 +179,7 @@ class _Call:
         finally:
             self.expects = False
         everywhere = signal.new_zeros(*self.batch.canvas.shape, signal.shape[-1])
-        return everywhere.index_copy_(0, rows, signal[: len(rows)])
+        return everywhere.index_copy_(0, rows, signal)
 
     def head(self, original: Callable[..., Tensor], hidden: Tensor) -> Tensor:
         """The forward of the head: the loss of its rows, or the embedding that the first pass expects."""
