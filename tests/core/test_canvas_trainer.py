@@ -249,3 +249,19 @@ def test_two_processes_are_one(tmp_path):
             assert_no_worse({"gradient": step}, {"gradient": rounded}, {"gradient": gradient}, entries=False)
             assert logs["loss"] == pytest.approx(float(truth.loss.detach()), rel=2e-5, abs=1e-4)
             assert_sum_no_worse(logs["encoder_nll"], plain.next_nll, truth.next_nll)
+
+
+@pytest.mark.parametrize("encoder", [1.0, 0.0])
+def test_a_text_without_a_prompt(encoder, tmp_path):
+    """The first canvas of a text that is all answer sees nothing before it."""
+    results = []
+    for first in (5, 6):  # of another text, whose canvas is put in the place of this one's
+        model, tokens = model_of(), [first, 8, 9, END]
+        run = trainer_of(tmp_path, model, [GOOD], Rules(encoder=encoder, twice=1.0))
+        batch = run._collators["train"]([{"input_ids": tokens, "labels": tokens}])
+        assert batch["corruption"]["begin"].tolist() == [0]
+        batch["decoder_input_ids"] = torch.arange(CANVAS)[None]
+        batch["corruption"]["targets"] = torch.arange(CANVAS)
+        _, outputs = run.compute_loss(model, run._prepare_inputs(batch), return_outputs=True)
+        results.append(outputs["nll"][0, 0])
+    assert results[0].isfinite() and torch.equal(*results)
