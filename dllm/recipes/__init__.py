@@ -1,6 +1,6 @@
 """Complete training runs, from arguments to a trained model in a folder. The examples and `dllm train` use them."""
 
-from dllm.recipes.diffusion_gemma import DIFFUSION_GEMMA_SFT
+from dllm.recipes.diffusion_gemma import DIFFUSION_GEMMA_SFT, DiffusionGemmaModelArguments
 from dllm.recipes.dream import DREAM_SFT, DreamSFTData
 from dllm.recipes.editflow import (
     EDIT_FLOW_PRETRAINING,
@@ -25,6 +25,7 @@ __all__ = [
     "PRETRAINING",
     "RECIPES",
     "SFT",
+    "DiffusionGemmaModelArguments",
     "DreamSFTData",
     "EditFlowPretrainingData",
     "EditFlowSFTData",

@@ -34,7 +34,7 @@ from dllm.exits import exit_code
 
 
 @dataclass
-class ModelArguments(dllm.utils.ModelArguments):
+class ModelArguments(recipes.DiffusionGemmaModelArguments):
     model_name_or_path: str = "google/diffusiongemma-26B-A4B-it"
     lora: bool = True
     r: int = 8
