@@ -49,7 +49,7 @@ def test_packed_samples_and_images(entry, message, tmp_path):
 
 
 def test_bad_models_and_arguments(tmp_path, monkeypatch):
-    with pytest.raises(TypeError, match=r"must be a DiffusionGemmaForBlockDiffusion \(transformers 5.11 or later\)"):
+    with pytest.raises(TypeError, match=r"must be a DiffusionGemmaForBlockDiffusion \(transformers 5.12 or later\)"):
         trainer_of(tmp_path, torch.nn.Linear(1, 1), [GOOD])
     with pytest.raises(TypeError, match="model must be a DiffusionGemmaForBlockDiffusion, got None"):
         trainer_of(tmp_path, None, [GOOD])
