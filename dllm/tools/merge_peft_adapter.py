@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,7 @@ def _merged(model: nn.Module, folder: Path) -> nn.Module:
     """Merge the adapter into the model, and check that the logits stay the same.
 
     Raises:
-        ValueError: the logits differ.
+        ValueError: the logits differ, or would, since an adapted weight is another module's too.
     """
     import torch
 
@@ -147,6 +148,8 @@ def _merged(model: nn.Module, folder: Path) -> nn.Module:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     probe = torch.linspace(0, vocabulary - 1, 16).long()[None]
     with torch.no_grad():
+        if not _on_embedding_or_head(model):
+            _check_apart(model, folder)
         truth = model(input_ids=probe).logits
         if shares_weights(model) and _on_embedding_or_head(model):
             separate(model)
@@ -159,6 +162,23 @@ def _merged(model: nn.Module, folder: Path) -> nn.Module:
             f"the adapter at {folder} cannot be merged: logits up to {largest:.3g} would change by up to {error:.3g}"
         )
     return merged
+
+
+def _check_apart(model: nn.Module, folder: Path) -> None:
+    """Check that no adapted weight is another module's too, as those of DiffusionGemma's encoder are its decoder's: the
+    merged weight would have the adapter in both modules, and both adapters where both have one.
+
+    Raises:
+        ValueError: it is; names the module.
+    """
+    users = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        base = getattr(module, "base_layer", None)
+        if base is not None and any(users[id(weight)] > 1 for weight in base.parameters(recurse=False)):
+            raise ValueError(
+                f"the adapter at {folder} cannot be merged: {name.removeprefix('base_model.model.')} shares its weight "
+                "with another module, which would change too"
+            )
 
 
 def _on_embedding_or_head(model: nn.Module) -> bool:

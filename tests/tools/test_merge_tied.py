@@ -8,7 +8,9 @@ import transformers
 
 from dllm.demo.shipped import load_shipped
 from dllm.models import get_model, tied
+from dllm.tools import merge_peft_adapter
 from dllm.tools.merge_peft_adapter import main
+from tests.diffusion_gemma_models import needs_diffusion_gemma, tiny_diffusion_gemma
 from tests.models import FIRST_WORD, tiny
 
 peft = pytest.importorskip("peft")
@@ -107,3 +109,15 @@ def test_what_cannot_be_merged_is_refused(case, tmp_path, monkeypatch, capsys):
     words = ["--adapter_model_name_or_path", tmp_path / "adapter", "--output_model_name_or_path", tmp_path / "merged"]
     assert main([*map(str, words)]) == 1 and not (tmp_path / "merged").exists()
     assert "cannot be merged: logits up to" in capsys.readouterr().err
+
+
+@needs_diffusion_gemma
+@pytest.mark.parametrize("adapted", ["decoder", "language_model"])
+def test_layers_that_share_their_weights(adapted, tmp_path):
+    """DiffusionGemma's encoder and decoder: neither one's adapter can be merged."""
+    pattern = rf".*\.{adapted}\.layers\.\d+\.self_attn\.q_proj"
+    model = peft.get_peft_model(tiny_diffusion_gemma(), peft.LoraConfig(r=4, target_modules=pattern))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"{adapted}\.layers\.0\.self_attn\.q_proj shares its weight"):
+        merge_peft_adapter._merged(model, tmp_path)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
