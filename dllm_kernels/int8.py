@@ -17,8 +17,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     .. math::
         s_r = \max(\max_k |x_{rk}|, 2^{-100}) / 127, \qquad q_{rk} = \mathrm{round}(x_{rk} (1 / s_r))
 
-    in float32, the reciprocal too, and halves rounded to even; x ≈ s q, with an error of s / 2 at most. A row that holds
-    a number that is not finite has q = 0 and s = NaN, so that every product with it is NaN.
+    in float32, the reciprocal too, and halves rounded to even; x ≈ s q, with an error of s / 2 at most. A row that
+    holds a number that is not finite has q = 0 and s = NaN, so that every product with it is NaN.
 
     Args:
         x: [R, H], float32, bfloat16 or float16.

@@ -88,7 +88,7 @@ def test_with_gradients_and_with_tiles_it_stays(monkeypatch):
 
 
 def test_a_body(monkeypatch):
-    """All layers of a ModernBERT in bfloat16, longer and shorter than its window, by one graph, with the code that stands
+    """All layers of a ModernBERT in bfloat16, longer and shorter than its window, by one graph, with what is
     between our operator and the compiler: as near to float32 as the eager body."""
     size = dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, local_attention=16)
     counts, replace = [], replacing.replace_attention
