@@ -16,7 +16,7 @@ from dllm.fast import quantize
 
 NAMES = ("card", "card-compile", "card-reduce-overhead", "full-canvas", "ours-eager", "ours-graph")
 NAMES += ("ours-compiled", "ours-graph-compiled")  # the body through torch.compile, inside dllm's loop
-NAMES += ("ours-int8", "ours-int8-compiled")
+NAMES += ("ours-int8",)
 # mode of torch.compile; the second captures CUDA graphs and takes longest to start
 COMPILED = {"card-compile": "default", "card-reduce-overhead": "reduce-overhead"}
 OnStep = Callable[[object], None] | None  # called after each step
@@ -71,10 +71,9 @@ def build(name: str, loaded: Loaded, case: Case, prompt: Tensor) -> Provider:
     if name in COMPILED:
         torch._dynamo.reset()  # else a later case, of another shape, would be compiled with dynamic shapes
         return _card(name, loaded, case, prompt, torch.compile(loaded.model, mode=COMPILED[name]))
-    if name.startswith("ours-int8"):  # approximate: other tokens than those of the weights in full
+    if name == "ours-int8":  # approximate: other tokens than those of the weights in full
         quantized = replace(loaded, model=quantize(copy.deepcopy(loaded.model)))
-        way = "ours-compiled" if name == "ours-int8-compiled" else "ours-eager"
-        return replace(_ours(way, quantized, case, prompt), name=name)
+        return replace(_ours("ours-eager", quantized, case, prompt), name=name)
     if name.startswith("ours-"):
         return _ours(name, loaded, case, prompt)
     raise ValueError(f"provider must be one of {', '.join(NAMES)}, got {name!r}")
