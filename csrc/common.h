@@ -236,15 +236,21 @@ vfloat rounded(vfloat v) {
   return Dtype::load(numbers);
 }
 
+// The first `n` numbers of a vector, or all of them.
+template <typename Dtype>
+void write_few(typename Dtype::type* out, vfloat numbers, int64_t n) {
+  if (n >= kLanes) return Dtype::write(out, numbers);
+  typename Dtype::type few[kLanes];
+  Dtype::write(few, numbers);
+  std::memcpy(out, few, n * sizeof *few);
+}
+
 // float32 numbers as `n` of the dtype. What lies behind them may be read, and is not written.
 template <typename Dtype>
 void write_all(typename Dtype::type* out, const float* in, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) Dtype::write(out + i, load(in + i));
-  if (i == n) return;
-  typename Dtype::type last[kLanes];
-  Dtype::write(last, load(in + i));
-  std::memcpy(out + i, last, (n - i) * sizeof *last);
+  if (i < n) write_few<Dtype>(out + i, load(in + i), n - i);
 }
 
 // Calls `use` with the dtype of `t`.

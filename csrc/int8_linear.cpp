@@ -6,7 +6,7 @@
 namespace dllm {
 namespace {
 
-constexpr int64_t kMostRows = kVectors * kLanes;  // of a block: a weight meets all of its rows
+constexpr int64_t kMostRows = 8 * kLanes;  // of a task: they stay in the second cache, and a stripe of weights meets all
 
 int64_t ceiling(int64_t n, int64_t of) { return (n + of - 1) / of; }
 
@@ -19,17 +19,19 @@ void int8_linear(Tensor hidden, Tensor weight, Tensor scale, std::optional<Tenso
   with_dtype_of(hidden, [&](auto dtype) {
     using Dtype = decltype(dtype);
     auto* to = static_cast<typename Dtype::type*>(out.mutable_data_ptr());
+    const int64_t stride = out.stride(0);
     torch::stable::parallel_for(0, blocks * parts, 1, [&](int64_t first_task, int64_t end_task) {
       for (int64_t task = first_task; task < end_task; ++task) {
         const int64_t first = task / parts * rows, part = task % parts * tokens;
         const Linear<Int8, Dtype> linear(hidden, first, std::min(rows, n - first), weight, bias, scale);
-        typename Linear<Int8, Dtype>::Workspace workspace(linear);
+        typename Linear<Int8, Dtype>::Workspace workspace;
         const int64_t last = std::min(part + tokens, vocab_size);
         for (int64_t begin = part; begin < last; begin += kStripe) {
           const int64_t end = std::min(begin + kStripe, last);
-          const float* logits = linear(0, begin, end, workspace);
-          for (int64_t row = 0; row < linear.first_row(1); ++row, logits += kRow)
-            write_all<Dtype>(to + (first + row) * out.stride(0) + begin, logits, end - begin);
+          for (int64_t block = 0; block < linear.blocks(); ++block)
+            linear.each(block, begin, end, workspace, [&](int64_t row, int64_t token, vfloat numbers) {
+              write_few<Dtype>(to + (first + row) * stride + token, numbers, end - token);
+            });
         }
       }
     });

@@ -33,6 +33,8 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
   m.def(
       "align_tokens(Tensor x0, Tensor x0_length, Tensor x1, Tensor x1_length, Tensor(a!) z0, Tensor(b!) z1, "
       "Tensor(c!) length) -> ()");
+  m.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, Tensor(a!) out) -> ()");
   m.def("position_noise(Tensor seeds, Tensor positions, Tensor step, bool gumbel, Tensor(a!) noise) -> ()");
   m.def("dropout(Tensor x, Tensor seed, int threshold, Tensor(a!) out) -> ()");
   m.def("scale_rows(Tensor(a!) x, Tensor scale) -> ()");

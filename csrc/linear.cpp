@@ -13,7 +13,7 @@ void linear(Tensor hidden, Tensor weight, std::optional<Tensor> bias, Tensor out
     auto* to = static_cast<typename Dtype::type*>(out.mutable_data_ptr());
     const int64_t stride = out.stride(0);
     for_each_stripe(weight.size(0), [&] {
-      return [&, workspace = typename Linear<Dtype>::Workspace(linear)](
+      return [&, workspace = typename Linear<Dtype>::Workspace()](
                  int64_t, int64_t begin, int64_t end) mutable {
         for (int64_t block = 0; block < linear.blocks(); ++block) {
           const float* logits = linear(block, begin, end, workspace);

@@ -93,14 +93,14 @@ constexpr int kAccumulators = 24;  // of 32 registers
 constexpr int kAccumulators = 12;  // of 16
 #endif
 constexpr int64_t kChain = 128;         // steps of a sum; such sums are added up, or errors would grow with the width
-constexpr int kVectors = 4;             // of rows in a block
+template <typename Factor>              // vectors of rows in a block; of 8 bits, whose products are fast, fewer stay in
+constexpr int kVectors = std::is_same_v<typename Factor::type, int8_t> ? 2 : 4;  // the nearest cache
 constexpr int64_t kGroup = 48;          // tokens whose products are turned at a time
 constexpr int64_t kStripe = 512;        // tokens of which a block of rows has logits at a time: a block of a draw's tiles
 constexpr int64_t kRow = kStripe + 16;  // distance of its rows: a power of two would put them into the same cache sets
-// Tokens that V vectors meet at a time: more would share cache sets. Products of 8 bits need registers besides: with more
-// sums GCC keeps some of them in memory.
+// Tokens that V vectors meet at a time: more would share cache sets.
 template <typename Factor, int V>
-constexpr int kTokens = std::min(8, std::is_same_v<typename Factor::type, int8_t> && V > 2 ? 4 : kAccumulators / V);
+constexpr int kTokens = std::min(8, kAccumulators / V);
 static_assert(kStripe % kLanes == 0 && kGroup % kLanes == 0);
 
 // The products of V vectors of rows with kTokens<Factor, V> tokens. `ahead`: the weights to be read after these and the next.
@@ -121,18 +121,6 @@ void multiply(
     }
     for (int t = 0; t < kTokens<Factor, V>; ++t)
       for (int v = 0; v < V; ++v) out[t][v] = k <= kChain ? sums[t][v] : Factor::add(out[t][v], sums[t][v]);
-  }
-}
-
-// Rows become columns: each of log2(kLanes) rounds zips the upper half of the vectors with the lower.
-inline void transpose(std::array<vfloat, kLanes>& m) {
-  for (int round = 1; round < kLanes; round *= 2) {
-    std::array<vfloat, kLanes> zipped;
-    for (int i = 0; i < kLanes / 2; ++i) {
-      zipped[2 * i] = zip<false>(m[i], m[i + kLanes / 2]);
-      zipped[2 * i + 1] = zip<true>(m[i], m[i + kLanes / 2]);
-    }
-    m = zipped;
   }
 }
 
@@ -162,23 +150,16 @@ class Linear {
         lanes_(lanes(n)), vectors_((n + lanes_ - 1) / lanes_),
         rows_((vectors_ * steps_ * lanes_ + kLanes - 1) / kLanes) {
     const auto* h = static_cast<const typename Hidden::type*>(hidden.const_data_ptr()) + first * hidden.stride(0);
-    std::vector<Number> row(length());
-    if constexpr (kQuantised) quantised_.resize(n);
     auto* out = reinterpret_cast<char*>(rows_.data());
     for (int64_t block = 0; block < blocks(); ++block) {  // [steps, rows, kStep]
       const int64_t rows = (vector(block + 1) - vector(block)) * lanes_;
-      for (int64_t i = 0; i < std::min(rows, n - first_row(block)); ++i) {
-        const int64_t at = first_row(block) + i;
-        if constexpr (kQuantised) quantised_[at] = quantise<Hidden>(h + at * hidden.stride(0), width_, row.data());
-        else convert(h + at * hidden.stride(0), row.data());
-        for (int64_t k = 0; k < steps_; ++k)
-          std::memcpy(out + (k * rows + i) * kLane, &row[k * Factor::kStep], kLane);
-      }
+      if constexpr (kQuantised) lay_quantised(h, hidden.stride(0), block, rows, out);
+      else lay(h, hidden.stride(0), block, rows, out);
       out += rows * steps_ * kLane;
     }
   }
 
-  int64_t blocks() const { return (vectors_ + kVectors - 1) / kVectors; }
+  int64_t blocks() const { return (vectors_ + kVectors<Factor> - 1) / kVectors<Factor>; }
 
   // Blocks are as even as whole vectors make them.
   int64_t first_row(int64_t block) const { return std::min(vector(block) * lanes_, n_); }
@@ -187,23 +168,36 @@ class Linear {
   struct Workspace {
     std::vector<float> logits;
     std::vector<Number> converted;  // weights
-
-    explicit Workspace(const Linear& linear) : logits(std::min<int64_t>(linear.n_, kVectors * kLanes) * kRow) {}
+    std::vector<vint> excess;       // of the products of kStripe tokens
+    int64_t excess_of = -1;         // the first of them
   };
 
   // Logits of a block's rows and of tokens `begin` to `end`, which are at most kStripe: [rows, kRow].
-  float* operator()(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
-    if (lanes_ == 1) return logits<OneRow, 1>(block, begin, end, to);
+  float* operator()(int64_t block, int64_t begin, int64_t end, Workspace& with) const {
+    with.logits.resize(std::min<int64_t>(n_, kVectors<Factor> * kLanes) * kRow);
+    float* out = with.logits.data();
+    each(block, begin, end, with, [&](int64_t row, int64_t token, vfloat logits) {
+      store(out + (row - first_row(block)) * kRow + token - begin, logits);
+    });
+    return out;
+  }
+
+  // Calls put(row, token, logits) with the logits of a row and of kLanes tokens from `token` on; those of tokens from
+  // `end` on mean nothing.
+  template <typename Put>
+  void each(int64_t block, int64_t begin, int64_t end, Workspace& with, const Put& put) const {
+    if constexpr (exceeds()) find_excess(begin, end, with);
+    if (lanes_ == 1) return logits<OneRow, 1>(block, begin, end, with, put);
     if constexpr (kFewestLanes < kLanes)
       if (lanes_ < kLanes)
-        return lanes_ == 4 ? logits<Lanes<vfloat4>, 1>(block, begin, end, to)
-                           : logits<Lanes<vfloat8>, 1>(block, begin, end, to);
-    switch (vector(block + 1) - vector(block)) {
-      case 1: return logits<Lanes<vfloat>, 1>(block, begin, end, to);
-      case 2: return logits<Lanes<vfloat>, 2>(block, begin, end, to);
-      case 3: return logits<Lanes<vfloat>, 3>(block, begin, end, to);
-      default: return logits<Lanes<vfloat>, 4>(block, begin, end, to);
-    }
+        return lanes_ == 4 ? logits<Lanes<vfloat4>, 1>(block, begin, end, with, put)
+                           : logits<Lanes<vfloat8>, 1>(block, begin, end, with, put);
+    const int64_t vectors = vector(block + 1) - vector(block);
+    if (vectors == 1) return logits<Lanes<vfloat>, 1>(block, begin, end, with, put);
+    if (vectors == 2) return logits<Lanes<vfloat>, 2>(block, begin, end, with, put);
+    if constexpr (kVectors<Factor> > 2)
+      vectors == 3 ? logits<Lanes<vfloat>, 3>(block, begin, end, with, put)
+                   : logits<Lanes<vfloat>, 4>(block, begin, end, with, put);
   }
 
  private:
@@ -226,7 +220,51 @@ class Linear {
     return lanes;
   }
 
+  // Whether products must be lessened.
+  static constexpr bool exceeds() {
+    if constexpr (kQuantised) return Factor::kExcess != 0;
+    return false;
+  }
+
+  float row_scale(int64_t row) const { return reinterpret_cast<const float*>(row_scales_.data())[row]; }
+
   int64_t length() const { return steps_ * Factor::kStep; }  // of a row with its zeros
+
+  void lay(const Input* hidden, int64_t stride, int64_t block, int64_t rows, char* out) const {
+    std::vector<Number> row(length());
+    for (int64_t i = 0; i < std::min(rows, n_ - first_row(block)); ++i) {
+      convert(hidden + (first_row(block) + i) * stride, row.data());
+      for (int64_t k = 0; k < steps_; ++k) std::memcpy(out + (k * rows + i) * kLane, &row[k * Factor::kStep], kLane);
+    }
+  }
+
+  // Weights behind a row's end are zeros, whatever the row has there.
+  void lay_quantised(const typename Hidden::type* hidden, int64_t stride, int64_t block, int64_t rows, char* out) {
+    for (int64_t first = first_row(block); first < first_row(block + 1); first += kLanes, out += lanes_ * kLane)
+      row_scales_.push_back(quantise<Hidden>(
+          hidden + first * stride, stride, std::min<int64_t>(kLanes, n_ - first), width_,
+          [&](int64_t step, vfloat numbers) {
+            char* to = out + step * rows * kLane;
+            if (lanes_ == kLanes) std::memcpy(to, &numbers, sizeof numbers);
+            else std::memcpy(to, &numbers, lanes_ * kLane);
+          }));
+  }
+
+  // Of a stripe's tokens, unless it is there from another block of rows.
+  void find_excess(int64_t begin, int64_t end, Workspace& with) const {
+    if (with.excess_of == begin) return;
+    with.excess_of = begin;
+    with.excess.resize(kStripe / kLanes);
+    for (int64_t first = begin; first < end; first += kLanes) {
+      std::array<vfloat, kLanes> square = {};
+      for (int64_t t = 0; t < std::min<int64_t>(kLanes, end - first); ++t)
+        square[t] = as_float(partial_sums(weight_ + (first + t) * stride_, width_));
+      transpose(square);
+      vint sums = {};
+      for (const vfloat parts : square) sums += as_int(parts);
+      with.excess[(first - begin) / kLanes] = Factor::kExcess * sums;
+    }
+  }
 
   // The first vector of a block.
   int64_t vector(int64_t block) const { return vectors_ * block / blocks(); }
@@ -246,17 +284,17 @@ class Linear {
     }
   }
 
-  template <typename Rows, int V>
-  float* logits(int64_t block, int64_t begin, int64_t end, Workspace& to) const {
+  template <typename Rows, int V, typename Put>
+  void logits(int64_t block, int64_t begin, int64_t end, Workspace& with, const Put& put) const {
     const float* rows = reinterpret_cast<const float*>(rows_.data()) + vector(block) * steps_ * lanes_;
     typename Rows::type products[kGroup][V];
     const int64_t together = tiles() ? kTileTokens : kGroup;
     for (int64_t group = begin; group < end; group += together) {
       const int64_t group_end = std::min(group + together, end);
-      multiply_group<Rows>(rows, group, group_end, to.converted, products);
-      turn_group(products, group, group_end, first_row(block), first_row(block + 1), &to.logits[group - begin]);
+      multiply_group<Rows>(rows, group, group_end, with.converted, products);
+      const vint* excess = with.excess.data() + (group - begin) / kLanes;
+      turn_group(products, group, group_end, first_row(block), first_row(block + 1), excess, put);
     }
-    return to.logits.data();
   }
 
   template <typename Rows, int V>
@@ -298,31 +336,27 @@ class Linear {
   }
 
   // Tokens into lanes, with scales and bias.
-  template <typename Vector, int V>
+  template <typename Vector, int V, typename Put>
   void turn_group(
-      const Vector (&products)[kGroup][V], int64_t begin, int64_t end, int64_t row, int64_t rows_end, float* out) const {
-    for (int64_t first = 0; first < end - begin; first += kLanes) {
-      const vfloat offsets = of_tokens<Bias>(bias_, begin + first, end);
-      const vfloat scales = kQuantised ? of_tokens<Float32>(scale_, begin + first, end) : splat(1);
-      for (int v = 0; v < V; ++v) {
+      const Vector (&products)[kGroup][V], int64_t begin, int64_t end, int64_t row, int64_t rows_end, const vint* excess,
+      const Put& put) const {
+    for (int64_t first = begin; first < end; first += kLanes) {
+      const vfloat offsets = of_tokens<Bias>(bias_, first, end);
+      [[maybe_unused]] const vfloat scales = kQuantised ? of_tokens<Float32>(scale_, first, end) : splat(1);
+      [[maybe_unused]] const vint beyond = exceeds() ? excess[(first - begin) / kLanes] : vint{};
+      for (int64_t v = 0, at = row; v < V && at < rows_end; ++v, at += kLanes) {
         std::array<vfloat, kLanes> square = {};
-        for (int i = 0; i < kLanes; ++i) std::memcpy(&square[i], &products[first + i][v], sizeof(Vector));
+        for (int i = 0; i < kLanes; ++i) std::memcpy(&square[i], &products[first - begin + i][v], sizeof(Vector));
         transpose(square);
-        const int64_t beyond = v * kLanes;
-        for (int64_t i = 0; i < std::min<int64_t>(kLanes, rows_end - row - beyond); ++i)
-          store(out + (beyond + i) * kRow + first, logit(square[i], row + beyond + i, scales, offsets));
+        for (int64_t i = 0; i < std::min<int64_t>(kLanes, rows_end - at); ++i) {
+          if constexpr (kQuantised) {  // (s_row dot) s_token + bias
+            const vfloat dot = __builtin_convertvector(as_int(square[i]) - beyond, vfloat);
+            put(at + i, first, dot * splat(row_scale(at + i)) * scales + offsets);
+          } else {  // rounded as a library's product is
+            put(at + i, first, rounded<Dtype>(square[i] + offsets));
+          }
+        }
       }
-    }
-  }
-
-  // Logits of a row from its products, rounded as a library's product is or (s_row dot) s_token + bias.
-  vfloat logit(vfloat product, int64_t row, vfloat scales, vfloat offsets) const {
-    if constexpr (kQuantised) {
-      const Quantised& q = quantised_[row];
-      const vint dot = as_int(product) - Factor::kExcess * q.sum;
-      return __builtin_convertvector(dot, vfloat) * splat(q.scale) * scales + offsets;
-    } else {
-      return rounded<Dtype>(product + offsets);
     }
   }
 
@@ -341,7 +375,7 @@ class Linear {
   const float* scale_;
   int64_t lanes_, vectors_;  // `lanes_` of rows are stored of a vector
   std::vector<vfloat> rows_;
-  std::vector<Quantised> quantised_;
+  std::vector<vfloat> row_scales_;
 };
 
 // Every thread takes the next stripe of tokens until there is none, and calls with (stripe, begin, end) what `start`

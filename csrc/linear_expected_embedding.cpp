@@ -128,7 +128,7 @@ class Pass {
   void run() {
     Ordered<Part> ordered;
     for_each_stripe(vocab_size_, [&] {
-      return [&, reached = std::vector<Reached>(n_), workspace = typename Linear<Dtype>::Workspace(linear_)](
+      return [&, reached = std::vector<Reached>(n_), workspace = typename Linear<Dtype>::Workspace()](
                  int64_t part, int64_t begin, int64_t end) mutable {
         ordered.put(part, reduce(begin, end, reached, workspace), [&](Part& next) { append(next); });
       };

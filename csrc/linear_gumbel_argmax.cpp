@@ -18,7 +18,7 @@ void by_stripes(const Linear& linear, int64_t vocab_size, const Sampling& sampli
   Ordered<std::vector<Partial>> ordered;
   for_each_stripe(vocab_size, [&] {
     // `reached`: in this thread's stripes so far, which are of lower tokens
-    return [&, reached = std::vector<Reached>(n), workspace = typename Linear::Workspace(linear)](
+    return [&, reached = std::vector<Reached>(n), workspace = typename Linear::Workspace()](
                int64_t stripe, int64_t begin, int64_t end) mutable {
       std::vector<Partial> partials(n);
       for (int64_t block = 0; block < linear.blocks(); ++block) {

@@ -4,6 +4,7 @@ Importing this package loads neither Triton nor the C++ extension; the first cal
 """
 
 from dllm_kernels.align_tokens import Alignment, align_tokens
+from dllm_kernels.attention import attention
 from dllm_kernels.block_schedule import (
     BlockSchedule,
     Candidates,
@@ -33,6 +34,7 @@ __all__ = [
     "GumbelArgmax",
     "advance_rows",
     "align_tokens",
+    "attention",
     "dropout",
     "gumbel_argmax",
     "int8_linear",

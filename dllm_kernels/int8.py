@@ -15,10 +15,10 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     r"""Rows as integers of 8 bits, symmetric, with one float32 scale a row.
 
     .. math::
-        s_r = \max(\max_k |x_{rk}|, 2^{-100}) / 127, \qquad q_{rk} = \mathrm{round}(x_{rk} / s_r)
+        s_r = \max(\max_k |x_{rk}|, 2^{-100}) / 127, \qquad q_{rk} = \mathrm{round}(x_{rk} (1 / s_r))
 
-    in float32, halves rounded to even; x ≈ s q, with an error of s / 2 at most. A row that holds a number that is not
-    finite has q = 0 and s = NaN, so that every product with it is NaN.
+    in float32, the reciprocal too, and halves rounded to even; x ≈ s q, with an error of s / 2 at most. A row that
+    holds a number that is not finite has q = 0 and s = NaN, so that every product with it is NaN.
 
     Args:
         x: [R, H], float32, bfloat16 or float16.
@@ -35,5 +35,5 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax(1, keepdim=True)
     bad = ~largest.isfinite()
     scale = largest.clamp(min=SMALLEST) / 127
-    q = torch.where(bad, 0.0, torch.round(x / scale)).to(torch.int8)
+    q = torch.where(bad, 0.0, torch.round(x * (1 / scale))).to(torch.int8)
     return q, scale.masked_fill(bad, torch.nan).squeeze(1)

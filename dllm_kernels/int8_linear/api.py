@@ -24,8 +24,8 @@ def int8_linear(
     bits in every batch, with any number of threads, in every implementation. The price is the rounding of h and W:
     about 1 % of the typical size of y, more where a few columns of h are much larger than the rest.
 
-    Memory beyond arguments and result, in bytes: T (R' (H + 2112) + H) on a CPU, for T threads and R' of up to 64 rows
-    (2 H for H on a CPU without instructions for such products); R (H + 4) on a GPU.
+    Memory beyond arguments and result, in bytes: T (R' (H + 4) + 8 H + 2048) on a CPU, for T threads and R' of up to
+    128 rows (2 H for H on a CPU without instructions for such products); R (H + 4) on a GPU.
 
     Args:
         hidden: [..., H], float32, bfloat16 or float16.

@@ -26,7 +26,7 @@ def _quantize_kernel(hidden_ptr, q_ptr, scale_ptr, H, stride_hr, SMALLEST: tl.co
     size = tl.where(finite, bits, 0).to(tl.float32, bitcast=True)
     scale = tl.div_rn(tl.maximum(size, SMALLEST), 127.0)
     shift = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, halves to even
-    q = (tl.div_rn(tl.where(finite, x, 0.0), scale) + shift) - shift
+    q = (tl.where(finite, x, 0.0) * tl.div_rn(1.0, scale) + shift) - shift
     tl.store(q_ptr + row * H + offs_h, q.to(tl.int8), mask=mask_h)
     tl.store(scale_ptr + row, tl.where(finite, scale, float("nan")))
 

@@ -12,6 +12,7 @@ from dllm.core import samplers
 from dllm.core.trainers import MDLMConfig, MDLMTrainer
 from dllm.demo.shipped import SHIPPED
 from dllm.fast import generate, patch, quantize
+from dllm.fast.compiled import body as bodies
 from dllm.fast.head.split import SplitModel
 from dllm.fast.int8 import Int8Linear, check_trainable, is_int8
 from dllm.fast.training.loss import masked_loss
@@ -99,6 +100,20 @@ def test_the_loop(family, temperature, remasking, scale):
     assert_same(got, reference(model, prompt, *arguments, seeds=7))
     alone = generate(model, prompt[1:], *arguments, mask_id=MASK_ID, seed=8)
     assert torch.equal(alone[0], got[1])
+
+
+def test_a_compiled_body(monkeypatch):
+    """The same layers in one graph: the tokens of the eager body."""
+    graphs = []
+    monkeypatch.setattr(bodies, "_BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
+    model = quantized("modernbert")
+    for rows, columns in ((3, 5), (2, 9), (4, 7)):
+        arguments = dict(steps=8, gen_length=16, block_length=8, mask_id=MASK_ID, temperature=0.7, seed=3)
+        eager, compiled = (
+            generate(model, make_prompt(model, rows, columns), compile_body=how, **arguments) for how in (False, True)
+        )
+        assert torch.equal(compiled, eager)
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize(

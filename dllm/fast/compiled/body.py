@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.compiled.attention import replace_attention
 from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.split import output_head
 from dllm.fast.model import unwrapped
@@ -210,7 +211,7 @@ def _new_compiled_call() -> Callable[..., object]:
 
 
 def _compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
-    """torch's default compiler, without CUDA graphs of its own; tells when it begins."""
+    """torch's default compiler with our attention, without CUDA graphs of its own; tells when it begins."""
     import torch._inductor.config as inductor
     from torch._dynamo import lookup_backend
 
@@ -218,6 +219,7 @@ def _compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     body.graphs += 1
     operations = sum(node.op == "call_function" for node in graph.graph.nodes)
     _log.warning("compiling the body of %s, %d operations: 10 to 60 s where it is new", body.name, operations)
+    replace_attention(graph)
     with inductor.patch({"triton.cudagraphs": False}):
         return lookup_backend(_BACKEND)(graph, inputs)
 

@@ -1,0 +1,3 @@
+from dllm_kernels.attention.api import attention
+
+__all__ = ["attention"]
