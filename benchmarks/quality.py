@@ -35,6 +35,7 @@ COLUMNS = (
     "sampler",
     "T",
     "quantised",
+    "compiled",
     "tokens per step",
     "exact answers",
     "95 % interval",
@@ -48,6 +49,7 @@ RULES = {
     "factor": [0.25, 0.5, 1.0, 2.0],
     "gamma": [0.001, 0.01, 0.1],
 }
+COMPILED = {"no": False, "yes": True}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -82,6 +84,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "--quantize", nargs="+", choices=["none", "int8"], default=["none"], help="int8: weights of 8 bits, approximate"
     )
+    add(
+        "--compile-body",
+        nargs="+",
+        choices=list(COMPILED),
+        default=["no"],
+        help="the model's body through torch.compile, whose time is left out",
+    )
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--plot", type=Path, default=None, help="write accuracy against forward passes as a plot")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
@@ -105,9 +114,10 @@ def axes(sampler: str, options: argparse.Namespace) -> dict[str, list[object]]:
 
 def cases(options: argparse.Namespace) -> list[dict[str, object]]:
     """The cases to measure, in order: arguments of `gauge.measure`, and how the model is quantised."""
+    ways = {"quantize": options.quantize, "compile_body": [COMPILED[word] for word in options.compile_body]}
     found = []
     for task, sampler in itertools.product(options.task, options.sampler):
-        values = axes(sampler, options) | {"quantize": options.quantize}
+        values = axes(sampler, options) | ways
         for chosen in itertools.product(*values.values()):
             found.append({"task": task, "sampler": sampler} | dict(zip(values, chosen, strict=True)))
     return found
@@ -141,7 +151,7 @@ def measure(options: argparse.Namespace, begin: Callable[[str], None]) -> list[d
 def one_a_step(result: dict[str, object], results: Sequence[dict[str, object]]) -> dict[str, object] | None:
     """The result with one token per step by highest confidence for the same task and temperature, where measured."""
     same = {"tokens_per_step": 1, "remasking": "low_confidence", "task": result["task"]}
-    same |= {"temperature": result["temperature"], "approximate": False}
+    same |= {"temperature": result["temperature"], "approximate": False, "compile_body": False}
     return next((other for other in results if same.items() <= other.items()), None)
 
 
@@ -195,6 +205,7 @@ def cells(result: dict[str, object]) -> list[str]:
         sampler_in_words(result["sampler"], result, result["approximate"]) + order,
         f"{result['temperature']:g}",
         result["quantize"],
+        "yes" if result["compile_body"] else "no",
         str(result.get("tokens_per_step", "-")),
         f"{result['accuracy']:.1%}",
         f"{low:.1%} to {high:.1%}",

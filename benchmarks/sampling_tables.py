@@ -209,10 +209,14 @@ def way_to_sample(result: dict) -> str:
         'mdlm, 2'
         >>> way_to_sample({"tokens_per_step": 8, "quantize": "int8"})
         '8, weights of int8 (approximate)'
+        >>> way_to_sample({"tokens_per_step": 8, "compile_body": True})
+        '8, compiled body'
     """
     counted = [str(result["tokens_per_step"])] if "tokens_per_step" in result else []
     if result.get("quantize", "none") != "none":
         counted.append(f"weights of {result['quantize']} (approximate)")
+    if result.get("compile_body"):
+        counted.append("compiled body")
     if result.get("sampler", "generate") == "generate":
         return ", ".join(counted)
     return ", ".join([sampler_in_words(result["sampler"], result, result["approximate"]), *counted])

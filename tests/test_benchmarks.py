@@ -760,6 +760,17 @@ class TestQuality:
         text = table.table([json.loads(Path(last["row"]).read_text())])
         assert "| 2 problems | 16 |" in text and "| 2 problems | 16, weights of int8 (approximate) |" in text
 
+    def test_a_compiled_body_stands_beside_the_eager_one(self, tmp_path, capsys):
+        arguments = ["--task", "problems", "--tokens-per-step", "16", "--questions", "2", "--compile-body", "no", "yes"]
+        assert quality.main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
+        last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        row = json.loads(Path(last["row"]).read_text())
+        eager, compiled = row["results"]
+        assert (eager["compile_body"], eager["compile_seconds"]) == (False, 0) and compiled["compile_body"]
+        assert compiled["correct"] == eager["correct"] and 0 < compiled["seconds"]
+        text = table.table([row])
+        assert "| 2 problems | 16 |" in text and "| 2 problems | 16, compiled body |" in text
+
     def test_stands_in_the_readme(self, row):
         text = table.table([row])
         assert "| 2 problems | 8 |" in text and "| 2 problems | 16 |" in text

@@ -51,5 +51,6 @@ def _line(result: dict) -> str:
         + " (approximate)" * result["approximate"]
         + ", random order" * (result.get("remasking") == "random")
         + ", weights of int8" * (result.get("quantize") == "int8")
+        + ", compiled body" * bool(result.get("compile_body"))
     )
     return f"{result['task']}, {name}, temperature {result['temperature']:g}"

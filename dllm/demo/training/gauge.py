@@ -64,7 +64,7 @@ def measure(
         seed: chooses the questions; question i samples with seed + i.
         on_batch: called with the questions and the replies of each batch.
         **options: further options of `dllm.fast.generate`, or of the sampler's config: temperature, remasking,
-            cfg_scale, threshold, impl, ...
+            cfg_scale, threshold, compile_body, impl, ...
 
     Raises:
         ValueError, TypeError: an argument breaks a rule above or one of the sampler; raised before the model runs.
@@ -79,6 +79,7 @@ def measure(
     options |= _steps_option(sampler, tokens_per_step, gen_length, block_length)
     asked = TASKS[task](questions, seed)
     correct = forwards = tokens = 0
+    compiling = 0.0
     started = time.perf_counter()
     for first in range(0, questions, batch_size):
         batch = asked[first : first + batch_size]
@@ -96,9 +97,11 @@ def measure(
         correct += sum(q.read(reply) == q.answer for q, reply in zip(batch, replies, strict=True))
         forwards += sum(stats.row_forwards)
         tokens += stats.useful_tokens
+        compiling += stats.compile_seconds
         if on_batch:
             on_batch(batch, replies)
-    return Score(questions, correct, forwards / questions, tokens / questions, time.perf_counter() - started)
+    seconds = time.perf_counter() - started - compiling
+    return Score(questions, correct, forwards / questions, tokens / questions, seconds, compiling)
 
 
 def _answer_batch(
@@ -180,6 +183,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     add("--quantize", choices=["int8"], default=None, help="weights of 8 bits, approximate")
+    add(
+        "--compile-body",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="the model's body through torch.compile; its time is left out (default: no)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -19,6 +19,7 @@ class Score:
         forwards: mean forward passes per question, as if each were asked alone.
         tokens: mean generated tokens per question, up to the end of the answer.
         seconds: wall time of all questions, s.
+        compile_seconds: what went into compiling the model's body besides, s.
     """
 
     questions: int
@@ -26,6 +27,7 @@ class Score:
     forwards: float
     tokens: float
     seconds: float
+    compile_seconds: float = 0.0
 
     @property
     def accuracy(self) -> float:
@@ -63,4 +65,5 @@ class Score:
             "forwards": round(self.forwards, 2),
             "tokens_per_forward": round(self.tokens_per_forward, 3),
             "seconds": round(self.seconds, 2),
+            "compile_seconds": round(self.compile_seconds, 2),
         }
