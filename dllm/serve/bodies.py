@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from dllm.serve.errors import ApiError
 from dllm.serve.json_objects import MAX_NAME, kind_of, read_object
@@ -51,6 +52,8 @@ WHY_NOT = {
     "top_k": "it is a setting of the server",
     "top_p": "it is a setting of the server",
 }
+# Rules whose words in Pydantic are about Python.
+RULES = {"model_type": "be an object", "list_type": "be an array"}
 # What OpenAI's client has in the messages that it received, and sends back with them.
 _ECHOED = ("annotations", "audio", "function_call", "name", "refusal", "tool_calls")
 
@@ -242,22 +245,34 @@ def _without_echo(message: Any) -> Any:
 
 
 def _first_error(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body."""
-    found = error.errors(include_url=False, include_context=False)[0]
-    place = [str(part)[:MAX_NAME] for part in found["loc"] if not _is_branch(str(part))]
+    """The first thing that is wrong with a body; of a field of several types, with the type that fits best."""
+    errors = error.errors(include_url=False, include_context=False)
+    same = [found for found in errors if found["loc"][:1] == errors[0]["loc"][:1]]
+    found = max(same, key=_fit)
+    # neither a field's own name nor that of an unknown one is that of a branch, however it reads
+    *inner, last = map(str, found["loc"][1:]) if len(found["loc"]) > 1 else [""]
+    kept = [part for part in inner if not _is_branch(part)]
+    if last and (found["type"] == "extra_forbidden" or not _is_branch(last)):
+        kept.append(last)
+    place = [part[:MAX_NAME] for part in (*map(str, found["loc"][:1]), *kept)]
     name = place[0] if place else None
     where = ".".join(place) or "the body"
     if found["type"] == "extra_forbidden":
         return ApiError(400, f"{where} is not a known field", param=name, code="unknown_parameter")
     if found["type"] == "missing":
         return ApiError(400, f"{where} is required", param=name, code="missing_required_parameter")
-    rule = found["msg"].removeprefix("Input should ")
+    rule = RULES.get(found["type"]) or found["msg"].partition(" should ")[2].partition(" after validation")[0]
     return ApiError(400, f"{where} should {rule}, got {_shown(found.get('input'))}", param=name, code="invalid_value")
+
+
+def _fit(found: ErrorDetails) -> tuple[int, bool]:
+    """How well the type fits that an error is about: how deep it got, and whether it failed for more than its type."""
+    return len(found["loc"]), not found["type"].endswith("_type")
 
 
 def _is_branch(part: str) -> bool:
     """Whether a part of a place names one of several allowed types rather than a field."""
-    return part in ("str", "int", "float", "bool") or "[" in part
+    return part in ("str", "constrained-str") or "[" in part
 
 
 def _shown(value: Any) -> str:

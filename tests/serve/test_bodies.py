@@ -93,6 +93,31 @@ def test_wrong_values(http, name):
         refused(post(http, CHAT, {"messages": ASK} | {name: value}), 400, name)
 
 
+WORDS = {
+    ("stop", ""): "stop should have at least 1 character, got a string",
+    ("stop", ("a", "")): "stop.1 should have at least 1 character, got a string",
+    ("stop", ("a",) * 5): "stop should have at most 4 items, got an array",
+    ("messages", ()): "messages should have at least 1 item, got an array",
+    ("messages", ("a",)): "messages.0 should be an object, got a string",
+    ("messages", "a"): "messages should be an array, got a string",
+    ("str", 1): "str is not a known field",
+    ("list[str]", 1): "list[str] is not a known field",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), WORDS)
+def test_what_is_wrong_is_said_of_the_type_that_fits_best(http, name, value):
+    error = refused(post(http, CHAT, {"messages": ASK} | {name: value}), 400, name)
+    assert error["message"] == WORDS[name, value]
+
+
+def test_the_token_that_is_wrong_is_named(http):
+    words = {-1: "prompt.1 should be greater than or equal to 0, got -1"}
+    words |= {2**40: f"prompt.1 should be less than {2**31}, got {2**40}"}
+    for token, message in words.items():
+        assert refused(post(http, TEXT, {"prompt": [5, token]}), 400, "prompt")["message"] == message
+
+
 def test_wrong_messages(http):
     for content in (None, 5, [], [{"type": "image_url", "image_url": {}}], [{"type": "text"}], {"text": "a"}):
         refused(post(http, CHAT, {"messages": [{"role": "user", "content": content}]}), 400, "messages")
