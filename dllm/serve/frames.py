@@ -30,7 +30,6 @@ class Frames:
         self._tokenizer, self._span, self._steps = tokenizer, choice.prompt.span, choice.steps
         self._scale, mask = RANKS[choice.confidence][1], tokenizer.mask_token_id
         row = choice.prompt.tokens + [mask] * (choice.prompt.new or 0)
-        self._mask = mask
         self._film = Film(mask, [self._span], torch.tensor([row]))
         self._sent: list[tuple[str, str, float | None]] | None = None
 

@@ -26,7 +26,7 @@ class Metrics:
 
     Example:
         >>> metrics = Metrics()
-        >>> metrics.request("/v1/models", 200, 0.01)
+        >>> metrics.request("/v1/models", 200)
         >>> b'dllm_requests_total{code="200",route="/v1/models"} 1.0' in metrics.text()
         True
     """
@@ -62,12 +62,10 @@ class Metrics:
         if report.columns:
             self.padding.set(report.padding / report.columns)
 
-    def request(self, path: str, code: int, seconds: float | None = None) -> None:
-        """Count a request; `seconds` are those that an answer took."""
+    def request(self, path: str, code: int) -> None:
+        """Count a request."""
         known = path if path in ROUTES else "/v1/models" if path.startswith("/v1/models/") else "other"
         self.requests.labels(known, str(code)).inc()
-        if seconds is not None and known in ROUTES[:2]:
-            self.request_seconds.observe(seconds)
 
     def text(self) -> bytes:
         """What Prometheus reads."""
