@@ -11,7 +11,7 @@ import socket
 import sys
 import typing
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 from dllm.chat.options import chosen_sampler
 from dllm.chat.program import Loader, load_chosen
@@ -83,8 +83,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
             f"whoever reaches {options.host} could use the server: give --api-key-file, --api-key or {KEY_VARIABLE}, "
             "or --insecure"
         )
-    named = tuple(host.lower() for host in options.allowed_host)
-    hosts = (*LOCAL_HOSTS, options.host, *named) if local or named else None
+    named = tuple(_host_name(host) for host in options.allowed_host)
+    hosts = (*LOCAL_HOSTS, options.host.lower(), *named) if local or named else None
     return Settings(
         rows=1 if options.rows is None else options.rows,
         max_queue=options.max_queue,
@@ -108,9 +108,16 @@ def engine_of(options: argparse.Namespace, load_shipped: Loader) -> Engine:
     if not issubclass(kind, BaseSampler):
         raise ValueError(f"{kind.__name__} has a loop of its own, which no rows can join: it cannot be served")
     config = _with_settings(SamplerChoice(kind, config), options.setting)
-    name = options.name or (Path(options.model).name if options.model else SHIPPED_NAME)
-    sampler = kind(model, tokenizer)
+    sampler, name = kind(model, tokenizer), served_name(options)
     return Engine(sampler, config, name=name, width_multiple=WIDTHS[options.width], max_length=options.max_length)
+
+
+def served_name(options: argparse.Namespace) -> str:
+    """The name under which a model is served: `--name`, else the last part of the folder's or the model's name."""
+    if options.name is not None:
+        return options.name
+    # of the absolute path, as "." has no last part
+    return Path(os.path.abspath(options.model)).name if options.model else SHIPPED_NAME
 
 
 def _with_settings(chosen: SamplerChoice, pairs: list[str]) -> BaseSamplerConfig:
@@ -129,14 +136,29 @@ def _with_settings(chosen: SamplerChoice, pairs: list[str]) -> BaseSamplerConfig
 
 def _keys(options: argparse.Namespace) -> tuple[str, ...]:
     """The keys of the options, the file and the environment: all that are given."""
-    keys: list[Any] = [*options.api_key]
+    keys: list[str] = [*options.api_key]
     if options.api_key_file is not None:
-        in_file = Path(options.api_key_file).read_text(encoding="utf-8").split()
-        if not in_file:
-            raise ValueError(f"--api-key-file must hold at least one key, got an empty file: {options.api_key_file}")
-        keys += in_file
+        keys += _keys_in(options.api_key_file)
     keys += os.environ.get(KEY_VARIABLE, "").split()
     return tuple(dict.fromkeys(keys))
+
+
+def _keys_in(file: str) -> list[str]:
+    """The keys of a file, one a line; empty lines are passed over."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"--api-key-file must be a text in UTF-8, got other bytes: {file}") from None
+    if not (keys := [key for line in lines if (key := line.strip())]):
+        raise ValueError(f"--api-key-file must hold at least one key, got an empty file: {file}")
+    return keys
+
+
+def _host_name(host: str) -> str:
+    """A name as it is compared with that of a Host header, which has no port there."""
+    if not host or urlsplit(f"//{host}").hostname != host.lower():
+        raise ValueError(f"--allowed-host takes a host name without a port, got {host!r}")
+    return host.lower()
 
 
 def _is_local(host: str) -> bool:
@@ -149,19 +171,23 @@ def _is_local(host: str) -> bool:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, which nobody can connect to yet.
+    """A socket at an address, which nobody can connect to yet, nor another server take.
 
     Raises:
         OSError: the address is taken, or none of this machine.
     """
     if not 0 <= port < 2**16:
         raise ValueError(f"--port must lie in [0, {2**16}), got {port}")
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    found = socket.socket(family, kind, protocol)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found = None
     try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except OSError as error:
-        found.close()
+        if found is not None:
+            found.close()
         raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from None
+    # two sockets that both allow it may be bound to one address until one of them listens, which is after the load
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return found

@@ -53,6 +53,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen."""
+        for bound in sockets or ():  # inherited by connections: those that linger must not stop the next server
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await super().startup(sockets)
         if self.started:
             host, port = sockets[0].getsockname()[:2]

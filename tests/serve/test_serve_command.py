@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from dllm.cli import _parser, main
-from dllm.serve.command import settings_of
+from dllm.serve.command import _bound, served_name, settings_of
 from tests import programs
 from tests.live_server import until
 
@@ -30,6 +30,8 @@ WRONG = {
     "--timeout 0": "timeout must be above 0",
     "--api-key ä": "printable ASCII",
     "--api-key-file nowhere": "nowhere: No such file",
+    "--allowed-host model.example:8000": "a host name without a port, got 'model.example:8000'",
+    "--host no.such.host.invalid --insecure": "cannot listen at no.such.host.invalid:0",
     "--max-length 1": "there must be room",
     "--steps 0": "steps must be at least 1",
     "--sampler llama": "the sampler must be one of",
@@ -55,6 +57,25 @@ def test_a_taken_port(no_key, capfd):
     assert "cannot listen at 127.0.0.1" in capfd.readouterr().err
 
 
+def test_a_server_that_still_loads_keeps_its_port_and_one_that_has_ended_does_not():
+    first = _bound("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    with first, pytest.raises(OSError, match=r"cannot listen at 127\.0\.0\.1"):
+        _bound("127.0.0.1", port)
+    _bound("127.0.0.1", port).close()
+
+
+def test_names_of_models(no_key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, name in (
+        (["."], tmp_path.name),
+        (["org/model"], "model"),
+        ([], "dllm-shipped"),
+        ([".", "--name", "a"], "a"),
+    ):
+        assert served_name(_parser().parse_args(["serve", *words])) == name
+
+
 def test_what_is_not_installed_is_said(no_key, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", "--port", "0"]) == 2
@@ -72,9 +93,12 @@ def test_keys_and_hosts_of_the_options(tmp_path, monkeypatch):
     assert set(settings.api_keys) == {"one", "two", "three", "four"} and settings.hosts is None
     local = settings_of(_parser().parse_args(["serve", "--allowed-host", "Model.example"]))
     assert {"127.0.0.1", "localhost", "::1", "model.example"} == set(local.hosts)
-    (tmp_path / "keys").write_text("\n")
-    with pytest.raises(ValueError, match="at least one key"):
-        settings_of(_parser().parse_args(words))
+    (tmp_path / "keys").write_text("\n a key of words \r\n\n")
+    assert "a key of words" in settings_of(_parser().parse_args(words)).api_keys
+    for content, rule in ((b"\n", "at least one key"), (b"\xff\n", "a text in UTF-8, got other bytes: .*keys")):
+        (tmp_path / "keys").write_bytes(content)
+        with pytest.raises(ValueError, match=rule):
+            settings_of(_parser().parse_args(words))
 
 
 def start(tmp_path, *options):
