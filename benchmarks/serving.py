@@ -21,6 +21,7 @@ JSON object; a JSON row in the results folder.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -75,8 +76,13 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not 1 <= options.requests <= MOST_REQUESTS:
         raise ValueError(f"--requests must be 1 to {MOST_REQUESTS}, got {options.requests}")
-    if any(not load > 0 for load in options.loads) or any(clients < 1 for clients in options.clients):
-        raise ValueError(f"loads must be above 0 and clients at least 1, got {options.loads} and {options.clients}")
+    if any(not 0 < load < math.inf for load in options.loads) or any(clients < 1 for clients in options.clients):
+        raise ValueError(
+            f"loads must be finite and above 0, and clients at least 1, got {options.loads} and {options.clients}"
+        )
+    if not 0 <= options.temperature < math.inf or not 0 < options.limit < math.inf:
+        got = f"{options.temperature} and {options.limit}"
+        raise ValueError(f"--temperature must be finite and at least 0 and --limit finite and above 0, got {got}")
     if options.clock == "cpu" and options.threads != 1:
         raise ValueError(f"--clock cpu stands for time with one thread only, got --threads {options.threads}")
     if "http" not in options.where and (options.clients or options.url):

@@ -26,12 +26,18 @@ class Prompt:
     new: masks to put behind it; None: those that it has are filled.
     span: columns of the answer.
     given: how many tokens the client gave.
+    mask: the mask token.
     """
 
     tokens: list[int]
     new: int | None
     span: slice
     given: int
+    mask: int
+
+    def generated(self, columns: int) -> int:
+        """How many of the answer's first columns are generated. The others are given tokens between those filled."""
+        return columns if self.new is not None else self.tokens[self.span][:columns].count(self.mask)
 
     @property
     def canvas(self) -> int:
@@ -150,7 +156,7 @@ def _prompts(engine: Engine, body: CompletionBody) -> list[Prompt]:
             new = engine.new_tokens(len(tokens) + len(suffix), body.max_tokens)
             span = slice(len(tokens), len(tokens) + new)
             row = [*tokens, *[engine.mask_id] * new, *suffix]
-            found.append(Prompt(row, None, span, len(tokens) + len(suffix)))
+            found.append(Prompt(row, None, span, len(tokens) + len(suffix), engine.mask_id))
         else:
             found.append(_continued(engine, tokens, body.max_tokens, "prompt"))
     return found
@@ -160,7 +166,7 @@ def _continued(engine: Engine, tokens: list[int], asked: int | None, param: str)
     if engine.mask_id in tokens:
         raise ApiError(400, f"{param} must not hold the mask token, got it", param=param)
     new = engine.new_tokens(len(tokens), asked)
-    return Prompt(tokens, new, slice(len(tokens), len(tokens) + new), len(tokens))
+    return Prompt(tokens, new, slice(len(tokens), len(tokens) + new), len(tokens), engine.mask_id)
 
 
 def _filled(engine: Engine, tokens: list[int], body: CompletionBody) -> Prompt:
@@ -171,7 +177,7 @@ def _filled(engine: Engine, tokens: list[int], body: CompletionBody) -> Prompt:
         message = f"this model has room for {engine.positions} tokens, got {len(tokens)}"
         raise ApiError(400, message, param="prompt", code="context_length_exceeded")
     masks = tokens.count(engine.mask_id)
-    return Prompt(tokens, None, slice(0, len(tokens)), len(tokens) - masks)
+    return Prompt(tokens, None, slice(0, len(tokens)), len(tokens) - masks, engine.mask_id)
 
 
 def _choices(

@@ -46,7 +46,7 @@ def text_tokens(tokenizer: Any, text: str, param: str = "prompt") -> list[int]:
     """The token ids of a text, in which special tokens other than the mask may be spelled out.
 
     Raises:
-        ApiError: it holds the mask token, or nothing.
+        ApiError: it holds the mask token.
     """
     tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if tokenizer.mask_token_id in tokens:

@@ -38,13 +38,11 @@ def outcome_of(choice: Choice) -> Outcome:
     if end.kind == ABORTED:
         text = answer.text.committed(tokens)
         cut = answer.text.cut(tokens)
-        return Outcome(text, "abort", tokens[: cut.tokens], cut.tokens, None)
+        return Outcome(text, "abort", tokens[: cut.tokens], choice.prompt.generated(cut.tokens), None)
     cut = answer.text.cut(tokens)
-    filled = choice.prompt.new is None
     log_probs = None if end.log_probs is None else end.log_probs[choice.prompt.span][: cut.tokens]
-    reason = "stop" if cut.ended or filled else "length"
-    count = len(choice.prompt.tokens) - choice.prompt.given if filled else cut.tokens
-    return Outcome(cut.text, reason, tokens[: cut.tokens], count, log_probs)
+    reason = "stop" if cut.ended or choice.prompt.new is None else "length"
+    return Outcome(cut.text, reason, tokens[: cut.tokens], choice.prompt.generated(cut.tokens), log_probs)
 
 
 def info(choice: Choice) -> dict[str, Any]:

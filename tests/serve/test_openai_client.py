@@ -156,6 +156,15 @@ def test_infill(client):
         assert joined(list(complete(client, stream=True, steps=3, **WILD, **body)))[0] == plain.choices[0].text
 
 
+def test_usage_of_an_infill_ends_at_a_stop(client):
+    """One mask stands before a stop that is given, and two behind it."""
+    tokenizer = load_shipped()[1]
+    mask, (stop,) = tokenizer.mask_token_id, tokenizer(" =", add_special_tokens=False)["input_ids"]
+    found = complete(client, prompt=[5, mask, stop, mask, mask], stop="=", steps=3)
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (2, 1)
+    assert found.choices[0].finish_reason == "stop" and "=" not in found.choices[0].text
+
+
 def test_models_and_tokens(client, server):
     (model,) = client.models.list().data
     assert model.id == NAME == client.models.retrieve(NAME).id
