@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -55,6 +55,7 @@ class Serving:
 
         Raises:
             ApiError: there is none.
+            Left: its client has left.
         """
         began, key = time.monotonic(), request.state.key
         deadline = began + self.settings.timeout
@@ -81,9 +82,12 @@ class Serving:
 
         Raises:
             ApiError: it does not come in time.
+            Left: its client leaves before its end.
         """
         try:
             return await asyncio.wait_for(request.body(), self.settings.body_timeout)
+        except ClientDisconnect:
+            raise Left from None
         except asyncio.TimeoutError:
             message = f"the body must come within {self.settings.body_timeout:g} s"
             raise ApiError(408, message, code="body_timeout", headers={"Connection": "close"}) from None

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -38,6 +39,12 @@ def cancelled(server):
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("dllm_cancelled_total{"))
 
 
+def left_in_bodies(server):
+    """How many requests ended because their clients had left."""
+    counts = re.findall(r'^dllm_requests_total{code="499".* (\S+)$', server.client.get("/metrics").text, re.MULTILINE)
+    return sum(map(float, counts))
+
+
 # what was sent before the client left
 BEFORE_A_ROW = {
     "nothing": b"",
@@ -48,11 +55,15 @@ BEFORE_A_ROW = {
 
 
 @pytest.mark.parametrize("phase", BEFORE_A_ROW)
-def test_before_there_is_a_row(server, phase):
-    before = cancelled(server)
+def test_before_there_is_a_row(server, phase, caplog):
+    """It is no error of the server either."""
+    before, told = cancelled(server), left_in_bodies(server)
     server.send(BEFORE_A_ROW[phase]).close()
     assert server.chat().status_code == 200
+    if phase in ("the head", "half a body"):
+        until(lambda: left_in_bodies(server) == told + 1)
     assert server.is_idle() and cancelled(server) == before
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
