@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dllm.core.samplers import NemotronDiffusionSampler, NemotronDiffusionSamplerConfig
+from dllm.fast.sampling.running import Running
 from tests import graph_stand_in
 from tests.causal_models import EOS, causal_model
 from tests.models import MASK_ID
@@ -107,19 +108,39 @@ def test_a_row_is_the_same_alone_and_in_any_company():
         assert alone[0].tolist() == together[i, : len(row) + 20].tolist() == many[i].tokens.tolist()
 
 
-def test_the_first_token_of_a_block_is_that_of_an_autoregressive_model():
-    """A plain causal Llama of transformers, which nobody has made bidirectional."""
+def plain_llama():
+    """A causal Llama of transformers, which nobody has made bidirectional."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     size = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-    model = LlamaForCausalLM(LlamaConfig(**size, initializer_range=0.5)).eval()
+    return LlamaForCausalLM(LlamaConfig(**size, initializer_range=0.5)).eval()
+
+
+def test_the_first_token_of_a_block_is_that_of_an_autoregressive_model():
+    model = plain_llama()
     sampler = NemotronDiffusionSampler(model, TOKENIZER)
     rows = [[5, 6, 7], [8, 9, 10, 11, 12]]
     found = sampler.sample(rows, max_new_tokens=16, threshold=0.5, stop_at_eos=False)
     for row, sequence in zip(rows, found, strict=True):
         for begin in (len(row), len(row) + 8):
             assert int(sequence[begin]) == int(model(sequence[None, :begin]).logits[0, -1].argmax())
+
+
+def test_first_tokens_have_the_log_probability_of_an_autoregressive_model():
+    sampler, rows = NemotronDiffusionSampler(plain_llama(), TOKENIZER), [[5, 6, 7], [8, 9, 10, 11, 12]]
+    plan = sampler.plan(rows, seed=0, max_new_tokens=8, block_size=4, stop_at_eos=False)
+    running = Running(sampler.model, plan.policy, keeps_log_probs=True)
+    running.join(plan.batch)
+    finished = []
+    while running:
+        finished += running.step()
+    for prompt, row in zip(rows, sorted(finished, key=lambda row: row.id), strict=True):
+        assert row.log_probs[: len(prompt)].isnan().all() and row.log_probs[len(prompt) :].isfinite().all()
+        with torch.no_grad():
+            logits = sampler.model(row.tokens[None, : len(prompt)]).logits[0, -1]
+        expected = logits.log_softmax(-1)[row.tokens[len(prompt)]]
+        assert row.log_probs[len(prompt)].item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_a_first_token_that_is_a_mask_is_denoised():

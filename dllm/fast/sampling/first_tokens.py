@@ -38,12 +38,16 @@ def begin_blocks(split: SplitModel, state: State, policy: Policy, cache: KeyValu
     last = torch.arange(len(row), device=row.device) * width + begin - 1 - origin
     candidates = _candidates(state, row, begin, last)
     flat = [part.flatten(0, 1) for part in hidden]
-    token, _, _ = propose(split, flat, candidates, policy, state.suppress, state.begin_suppress)
-    token = token[: len(row)]
+    proposed = propose(split, flat, candidates, policy, state.suppress, state.begin_suppress)
+    token = proposed.token[: len(row)]
 
     own, wrong = starts[row], token < 0
     chosen = torch.where(wrong, policy.mask_id, token)
     state.tokens[row, begin] = torch.where(own, chosen, state.tokens[row, begin])
+    if state.log_probs is not None:
+        known = own & (chosen != policy.mask_id)
+        log_prob = proposed.log_prob[: len(row)].float()
+        state.log_probs[row, begin] = torch.where(known, log_prob, state.log_probs[row, begin])
     state.failed[row] = torch.where(own & wrong & (state.failed[row] < 0), state.row_steps[row], state.failed[row])
     state.row_steps += starts
     if policy.max_thinking_tokens is not None:
