@@ -108,6 +108,13 @@ def test_a_row_is_the_same_alone_and_in_any_company():
         assert alone[0].tolist() == together[i, : len(row) + 20].tolist() == many[i].tokens.tolist()
 
 
+def test_steps_beyond_the_masks_cost_nothing():
+    sampler = NemotronDiffusionSampler(plain_llama(), TOKENIZER)
+    settings = dict(max_new_tokens=6, block_size=4, threshold=None)
+    many, enough = (sampler.sample([[5, 6]], steps=steps, **settings) for steps in (10**12, 4))
+    assert torch.equal(many, enough)
+
+
 def plain_llama():
     """A causal Llama of transformers, which nobody has made bidirectional."""
     from transformers import LlamaConfig, LlamaForCausalLM

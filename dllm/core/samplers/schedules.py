@@ -21,7 +21,7 @@ def even_counts(masks: int, steps: int) -> list[int]:
         ([3, 3, 2, 2], [1, 1])
     """
     share, rest = divmod(masks, steps)
-    return [share + (i < rest) for i in range(steps) if share or i < rest]
+    return [share + (i < rest) for i in range(steps if share else rest)]  # steps may be far more than masks
 
 
 def transfer_probabilities(steps: int, scheduler: BaseAlphaScheduler) -> list[float]:
