@@ -38,8 +38,7 @@ def begin_blocks(split: SplitModel, state: State, policy: Policy, cache: KeyValu
     last = torch.arange(len(row), device=row.device) * width + begin - 1 - origin
     candidates = _candidates(state, row, begin, last)
     flat = [part.flatten(0, 1) for part in hidden]
-    token, _, _ = propose(split, flat, candidates, policy, state.suppress, state.begin_suppress)
-    token = token[: len(row)]
+    token = propose(split, flat, candidates, policy, state.suppress, state.begin_suppress).token[: len(row)]
 
     own, wrong = starts[row], token < 0
     chosen = torch.where(wrong, policy.mask_id, token)
