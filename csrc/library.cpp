@@ -28,6 +28,20 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
       "transfer_tokens(Tensor(a!) canvas, Tensor proposals, Tensor confidence, int mask_id, Tensor k, "
       "float? threshold, float? factor, int? budget, Tensor start, Tensor length, Tensor(b!) committed) -> ()");
   m.def(
+      "list_candidates(Tensor tokens, Tensor block, Tensor step, Tensor blocks, Tensor begin, Tensor stop, "
+      "Tensor seeds, int mask_id, Tensor hidden_offset, int hidden_rows, bool right_shift, bool block_only, "
+      "Tensor? editable, Tensor? temperature, Tensor(a!) start, Tensor(b!) overflow, Tensor(c!) lists, "
+      "Tensor(d!) count, Tensor(e!) slot, Tensor(f!)? own) -> ()");
+  m.def(
+      "place_proposals(Tensor slot, Tensor token, Tensor rank, Tensor? uniform, Tensor block, Tensor step, "
+      "Tensor amount, Tensor row_steps, Tensor(a!) proposals, Tensor(b!) confidence, Tensor(c!) failed, "
+      "Tensor(d!) k) -> ()");
+  m.def(
+      "advance_rows(Tensor(a!) tokens, Tensor(b!) block, Tensor(c!) step, Tensor blocks, Tensor begin, Tensor stop, "
+      "Tensor steps, Tensor proposals, Tensor confidence, Tensor committed, int mask_id, Tensor first, "
+      "Tensor(d!) row_steps, Tensor(e!) unmasked_steps, bool adapts, bool block_only, float? edit_threshold, "
+      "int edit_steps, int? eos_id, int eot_id, bool stops_between_blocks) -> ()");
+  m.def(
       "masked_cross_entropy(Tensor logits, Tensor targets, Tensor row_weight, Tensor row_scale, "
       "float label_smoothing, float z_loss, float? softcap, Tensor(a!) nll, Tensor(b!)? gradient) -> ()");
   m.def(

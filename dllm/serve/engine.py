@@ -79,9 +79,13 @@ class Engine:
 
     @cached_property
     def invariant(self) -> str:
-        """ "exact": a request's tokens depend on its body alone; "rounding": up to the last bits of hidden states."""
+        """ "exact": a request's tokens depend on its body alone; "rounding": up to the last bits of hidden states.
+
+        A compiled body takes other products for other numbers of rows, so its bits depend on the company.
+        """
         weight = input_embedding(self.sampler.model)
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not is_int8(self.sampler.model)
+        plain = plain and not self.config.compile_body
         return "exact" if plain and self.width_multiple and not self._policy.keeps_to_blocks else "rounding"
 
     def warm_up(self, rows: int = 1) -> None:

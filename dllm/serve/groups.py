@@ -30,7 +30,6 @@ class Group:
             width_multiple=width_multiple,
             compile_body=compile_body,
             early_ends=EarlyEnds(self._on_final, first.policy, eos_id),
-            keeps_log_probs=True,
         )
 
     @property
@@ -44,7 +43,7 @@ class Group:
         return sum(ticket.length for ticket in self.tickets.values())
 
     def join(self, ticket: Ticket) -> None:
-        (id_,) = self.running.join(ticket.batch, ticket.policy)
+        (id_,) = self.running.join(ticket.batch, ticket.policy, keeps_log_probs=ticket.keeps_log_probs)
         ticket.joined = time.monotonic()
         self.tickets[id_] = ticket
 

@@ -205,6 +205,6 @@ def _choices(
     watches = bool(body.denoise or (body.stream and body.wants_logprobs))
     for place, seed in enumerate(seeds):
         answer = Answer(text, prompt.span, first, wake, streams=bool(body.stream), watches=watches, on_drop=on_drop)
-        ticket = Ticket(work.batch.rows([place]), work.policy, work.eos_id, answer, key)
+        ticket = Ticket(work.batch.rows([place]), work.policy, work.eos_id, answer, key, bool(body.wants_logprobs))
         choices.append(Choice(first_index + place, prompt, seed, answer, ticket, steps, plan.policy.confidence))
     return choices

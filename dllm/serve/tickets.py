@@ -57,7 +57,7 @@ class End(NamedTuple):
 
     kind: FINISHED; ABORTED, because the server ends; or FAILED, with an error.
     tokens: all columns of a finished row; of another one the tokens that were final, from its first generated column.
-    log_probs: of the tokens in all columns of a finished row; NaN for those that were given.
+    log_probs: of the tokens in all columns of a finished row, NaN for those that were given; None: not wanted.
     forwards: runs of the model that it took part in.
     error: why it failed.
     began: whether it ran at all.
@@ -96,6 +96,7 @@ class Ticket:
     """One row in the batcher.
 
     batch: the row. policy, eos_id: see :class:`Work`. listener: hears of it. key: of the client.
+    keeps_log_probs: whether those of its tokens are wanted.
     length: its columns.
     submitted, joined: by `time.monotonic`; None: it has not joined yet.
     final: its tokens that no step can change any more, from its first generated column on.
@@ -109,6 +110,7 @@ class Ticket:
     eos_id: int | None
     listener: Listener
     key: str = ""
+    keeps_log_probs: bool = False
     length: int = field(init=False)
     submitted: float = 0.0
     joined: float | None = None

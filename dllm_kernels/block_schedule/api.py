@@ -62,7 +62,7 @@ def list_candidates(
         temperature: float32 [B], of each row, listed beside its seed; None: rows have none of their own.
         room: places of the list; None: as many as there are cells, which waits for the device of `tokens`.
         multiple: N is rounded up to a multiple of this, and at least that.
-        impl: "auto", "reference", "triton" or "cpu", which is the reference here: a CPU spends no time to speak of.
+        impl: "auto", "reference", "triton" or "cpu"; an explicit one never falls back.
 
     Returns:
         :class:`Candidates`.
@@ -313,5 +313,4 @@ def _check(
 
 
 def _module(impl: str, tensor: Tensor) -> ModuleType:
-    name = _impl.choose(impl, tensor.device)
-    return importlib.import_module(f"dllm_kernels.block_schedule.{'reference' if name == 'cpu' else name}")
+    return importlib.import_module(f"dllm_kernels.block_schedule.{_impl.choose(impl, tensor.device)}")

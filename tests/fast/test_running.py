@@ -116,24 +116,26 @@ def test_rows_that_take_no_step_come_back_at_once():
 
 @pytest.mark.parametrize("rows_per_step", [1, 2])
 def test_log_probs_are_those_of_the_step_that_wrote_a_token(rows_per_step):
-    """By the model's own forward of the canvas before each step, without temperature; rows of other lengths beside."""
+    """By the model's own forward of the canvas before each step, without temperature; a row beside keeps none."""
     model = shared("bert", torch.device("cpu"))
     one, other = plan([[5, 6]], temperature=2.0, steps=4 // rows_per_step), plan([[7] * 9], seed=5, temperature=2.0)
-    running = running_with(one, other, keeps_log_probs=True)
-    expected, seen = {}, running.view([0])[0].canvas
-    while 0 in running.ids:
+    running = running_with(other)
+    running.step()
+    running.join(one.batch, one.policy, keeps_log_probs=True)
+    expected, seen = {}, running.view([1])[0].canvas
+    while 1 in running.ids:
         logits = model(seen[None]).logits[0].detach().log_softmax(-1)
         running.advance()
-        now = running.view([0])[0]
+        now = running.view([1])[0]
         for column in (now.canvas != seen).nonzero().flatten().tolist():
             expected[column] = logits[column, now.canvas[column]]
         seen = now.canvas
         assert now.log_probs.isnan().tolist() == [column not in expected for column in range(6)]
-        found = [row for row in running.collect() if row.id == 0]
-    (row,) = found
+        left = running.collect()
+    (row,) = (row for row in left if row.id == 1)
+    assert all(row.log_probs is None for row in [*left, *finish(running)] if row.id == 0)
     assert row.log_probs[:2].isnan().all() and sorted(expected) == [2, 3, 4, 5]
     torch.testing.assert_close(row.log_probs[2:], torch.stack([expected[column] for column in range(2, 6)]))
-    assert finish(running_with(one))[0].log_probs is None
 
 
 def test_views():

@@ -1,4 +1,4 @@
-"""Lists, proposals and moves of a step: Triton against the reference, bit for bit, and the reference against loops.
+"""Lists, proposals and moves of a step: others against the reference, bit for bit, and the reference against loops.
 
 Tables, canvases and numbers are drawn at random, so that finished rows, leftover masks, blocks that begin left of their
 window, lists without room and steps beyond the last amount all come up.
@@ -26,6 +26,8 @@ triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or not (torch.cuda.is_available() or _impl.interpreting()),
     reason="no triton",
 )
+cpu = pytest.mark.skipif(_impl.why_not_cpu() is not None, reason="no extension")
+each = pytest.mark.parametrize("impl", [pytest.param("triton", marks=triton), pytest.param("cpu", marks=cpu)])
 
 
 class Draw:
@@ -136,13 +138,14 @@ def copied(value, device):
     return value
 
 
-def compare(operation, arguments):
+def compare(operation, arguments, impl="triton"):
     """Results and changed arguments of both implementations are the same, bit for bit."""
     mine = {name: copied(value, torch.device("cpu")) for name, value in arguments.items()}
-    theirs = {name: copied(value, DEVICE) for name, value in arguments.items()}
+    device = DEVICE if impl == "triton" else torch.device("cpu")
+    theirs = {name: copied(value, device) for name, value in arguments.items()}
     expected = operation(**mine, impl="reference")
     with poisoned_memory():
-        got = operation(**theirs, impl="triton")
+        got = operation(**theirs, impl=impl)
     for name, value in {**mine, "the result": expected}.items():
         other = got if name == "the result" else theirs[name]
         fields = zip(value, other, strict=True) if isinstance(value, tuple) else [(value, other)]
@@ -153,14 +156,14 @@ def compare(operation, arguments):
 
 
 # windows of one and of two sizes of programs; rooms with and without places for all
-@triton
+@each
 @pytest.mark.parametrize("room", [None, 1, 8, 300])
 @pytest.mark.parametrize(("rows", "columns", "window"), [(1, 1, 1), (3, 40, 7), (4, 150, 33), (2, 300, 300), (7, 9, 9)])
-def test_lists(rows, columns, window, room):
+def test_lists(rows, columns, window, room, impl):
     overflowed = False
     for seed in range(3):
         draw = Draw(seed)
-        cells = compare(list_candidates, listing(draw, rows, columns, window, room))
+        cells = compare(list_candidates, listing(draw, rows, columns, window, room), impl)
         overflowed |= int(cells.count) > len(cells.position)
     assert overflowed or room not in (1, 8) or rows * window < 30
 
@@ -174,19 +177,19 @@ def test_a_list_of_more_rows_than_are_summed_at_a_time(monkeypatch):
         compare(list_candidates, listing(Draw(1), 11, 24, 24, room))
 
 
-@triton
+@each
 @pytest.mark.parametrize("with_uniform", [False, True])
 @pytest.mark.parametrize(("rows", "window", "places"), [(1, 1, 1), (3, 7, 16), (4, 33, 130), (2, 300, 600)])
-def test_proposals(rows, window, places, with_uniform):
+def test_proposals(rows, window, places, with_uniform, impl):
     for seed in range(4):
-        compare(place_proposals, placing(Draw(seed), rows, window, places, with_uniform))
+        compare(place_proposals, placing(Draw(seed), rows, window, places, with_uniform), impl)
 
 
-@triton
+@each
 @pytest.mark.parametrize(("rows", "columns", "window"), [(1, 1, 1), (5, 40, 7), (4, 150, 33), (2, 1100, 300)])
-def test_moves(rows, columns, window):
+def test_moves(rows, columns, window, impl):
     for seed in range(12):
-        compare(advance_rows, advancing(Draw(seed), rows, columns, window))
+        compare(advance_rows, advancing(Draw(seed), rows, columns, window), impl)
 
 
 def by_hand(arguments):

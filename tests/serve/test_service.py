@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import openai
@@ -238,3 +239,12 @@ def test_keys_in_turn(gate):
             one.result()
         queued = {(key, number): seconds for key, number, seconds in done}
         assert sum(queued["second", 0] > queued["first", number] for number in range(5)) <= 2
+
+
+def test_the_server_says_where_bits_depend_on_company():
+    """On a grid in float32 on a CPU they do not; with rows as wide as the widest, or a compiled body, they do."""
+    assert engine_of().invariant == "exact"
+    assert engine_of(width_multiple=None).invariant == "rounding"
+    engine = engine_of()
+    compiled = replace(engine.config, compile_body=True)
+    assert replace(engine, config=compiled).invariant == "rounding"

@@ -39,36 +39,38 @@ class EarlyEnds:
             state: of the rows that are still in the batch.
             rows: their indices in the call's batch.
         """
-        now = CurrentBlock.of(state.schedule)
-        final = torch.where(now.active, count_final_tokens(state, self.policy, now), 0)
-        counts = dict(zip(rows, final.tolist(), strict=True))
-        grown = [place for place, (row, count) in enumerate(counts.items()) if count > self.asked.get(row, 0)]
-        if not grown:
-            return
-        self.asked = counts  # of rows that have left nothing is kept
-        device = state.tokens.device
-        index, own = torch.tensor(grown, device=device), [rows[place] for place in grown]
-        asked = zip(own, state.tokens[index].tolist(), state.first[index].tolist(), strict=True)
-        ended = [self.finished(row, tokens[first : first + counts[row]]) for row, tokens, first in asked]
-        over = torch.zeros_like(now.active)
-        over[index] = torch.tensor([bool(one) for one in ended], device=device)
-        column = torch.arange(state.tokens.shape[1], device=device)
-        rest = (column >= (state.first + final)[:, None]) & (column < state.length[:, None])
-        state.tokens.masked_fill_(rest & over[:, None], self.eos_id)
-        state.block.copy_(torch.where(over, state.blocks, state.block))
+        canvas, first, length = state.tokens.tolist(), state.first.tolist(), state.length.tolist()
+        final = count_final_tokens(state, self.policy, canvas, first, length)
+        asked, self.asked = self.asked, dict(zip(rows, final, strict=True))  # of rows that have left nothing is kept
+        for place, (row, count) in enumerate(zip(rows, final, strict=True)):
+            stop = first[place] + count
+            if count > asked.get(row, 0) and self.finished(row, canvas[place][first[place] : stop]):
+                state.tokens[place, stop : length[place]] = self.eos_id
+                state.block[place] = state.blocks[place]
 
 
-def count_final_tokens(state: State, policy: Policy, now: CurrentBlock) -> Tensor:
-    """How many of each row's first generated tokens no later step can change, int64 [B].
+def count_final_tokens(
+    state: State, policy: Policy, canvas: list[list[int]], first: list[int], length: list[int]
+) -> list[int]:
+    """How many of each row's first generated tokens no later step can change; of rows that are finished none.
 
     These are the tokens before the first mask; where steps may replace tokens, only those before the current block.
+
+    Args:
+        state, policy: of the rows.
+        canvas, first, length: tensors of the state, on the host: lists are searched faster there than small tensors.
     """
-    column = torch.arange(state.tokens.shape[1], device=state.tokens.device)
-    masked = (state.tokens == policy.mask_id) & (column >= state.first[:, None])
-    stop = torch.where(masked, column, state.length[:, None]).amin(1)
-    if policy.edit_threshold is not None:
-        stop = torch.minimum(stop, now.begin)
-    return (stop - state.first).clamp(min=0)
+    if policy.edit_threshold is None:
+        active, begin = (state.block < state.blocks).tolist(), length
+    else:
+        now = CurrentBlock.of(state.schedule)
+        active, begin = now.active.tolist(), now.begin.tolist()
+    counts = []
+    for row, runs, generated, end, block in zip(canvas, active, first, length, begin, strict=True):
+        own = row[generated:end]
+        before_mask = own.index(policy.mask_id) if policy.mask_id in own else len(own)
+        counts.append(max(min(before_mask, block - generated), 0) if runs else 0)
+    return counts
 
 
 def ended(state: State, policy: Policy, tokens: Tensor) -> Tensor:

@@ -41,9 +41,8 @@ class FinishedRow(NamedTuple):
         error = (
             None if failed < 0 else NoFiniteLogit(f"no logit was finite at step {failed}, so no token could be chosen")
         )
-        return cls(
-            row.id, tokens[: row.length], forwards, error, None if log_probs is None else log_probs[: row.length]
-        )
+        kept = log_probs[: row.length] if row.keeps_log_probs else None
+        return cls(row.id, tokens[: row.length], forwards, error, kept)
 
 
 @dataclass(slots=True)
@@ -55,6 +54,7 @@ class Row:
     blocks, steps: how many it has, and how many steps one of them has, at most.
     temperature: T of its proposals.
     left: steps that it has left, at most.
+    keeps_log_probs: whether it has the log-probabilities of its tokens.
     """
 
     id: int
@@ -64,6 +64,7 @@ class Row:
     steps: int
     temperature: float
     left: int
+    keeps_log_probs: bool = False
 
 
 def rows_of(
@@ -104,6 +105,18 @@ def with_temperatures(state: State, policy: Policy, rows: Sequence[Row]) -> tupl
     if len(set(temperatures)) > 1:
         own = torch.tensor(temperatures, dtype=torch.float32, device=state.tokens.device)
     return replace(state, temperature=own), replace(policy, temperature=max(temperatures))
+
+
+def with_log_probs(state: State, rows: Sequence[Row]) -> State:
+    """The state with a table of log-probabilities if some of the rows keep them, and else with none, which is faster.
+
+    Where rows joined without one, nothing is known of their tokens.
+    """
+    keeps = any(row.keeps_log_probs for row in rows)
+    if keeps == (state.log_probs is not None):
+        return state
+    unknown = torch.full_like(state.tokens, torch.nan, dtype=torch.float32) if keeps else None
+    return replace(state, log_probs=unknown)
 
 
 def common_policy(own: Policy, new: Policy) -> Policy:

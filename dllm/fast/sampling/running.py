@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from dllm.fast.sampling.rows import (
     common_policy,
     rows_of,
     sizes_of,
+    with_log_probs,
     with_temperatures,
 )
 from dllm.fast.sampling.state import Policy, State
@@ -60,7 +62,6 @@ class Running:
         timed: whether the parts of each step are timed.
         early_ends: asked, where the host looks for finished rows, which others end; it is given the rows' ids.
         watched: somebody looks at the rows after each step, so no graph runs several steps at once.
-        keeps_log_probs: whether finished rows and views have the log-probabilities of their tokens.
 
     Attributes:
         forwards: how often the model ran, causal passes included.
@@ -100,7 +101,6 @@ class Running:
         timed: bool = False,
         early_ends: EarlyEnds | None = None,
         watched: bool = False,
-        keeps_log_probs: bool = False,
     ):
         if width_multiple is not None and _checks.int64("width_multiple", width_multiple) < 1:
             raise ValueError(f"width_multiple must be at least 1, got {width_multiple}")
@@ -109,7 +109,6 @@ class Running:
         self.model, self.policy, self.width_multiple = model, policy, width_multiple
         self.cuda_graph, self.compile_body, self.compiling = cuda_graph, compile_body, decision.EAGER
         self.timed, self.early_ends, self.watched = timed, early_ends, watched
-        self.keeps_log_probs = keeps_log_probs
         self.forwards, self.cache_bytes, self.overflow, self.rows_note = 0, 0, 0, ""
         self.clock: Clock | None = None
         self.replays: Replays | None = None
@@ -138,13 +137,14 @@ class Running:
         return widths if self.width_multiple is not None else [max(widths, default=0)] * len(widths)
 
     @torch.no_grad()
-    def join(self, batch: DenoisingBatch, policy: Policy | None = None) -> list[int]:
+    def join(self, batch: DenoisingBatch, policy: Policy | None = None, *, keeps_log_probs: bool = False) -> list[int]:
         """Let rows take part from the next step on.
 
         Args:
             batch: the rows.
             policy: under which they were planned, which may differ from the others' in `window`, `block_length` and
                 `temperature`; None: the same as theirs.
+            keeps_log_probs: whether these rows, finished or seen, have the log-probabilities of their tokens.
 
         Returns:
             Their ids, which go on from 0.
@@ -156,7 +156,7 @@ class Running:
             RuntimeError: cuda_graph=True and the step cannot be captured, or compile_body=True and the body cannot be
                 compiled.
         """
-        new = self._described(batch, self.policy if policy is None else policy)
+        new = self._described(batch, self.policy if policy is None else policy, keeps_log_probs)
         policy = self.policy if policy is None else common_policy(self.policy, policy)
         if self._rows:
             check_company(self._state, policy, batch)
@@ -172,7 +172,8 @@ class Running:
         rows = self._rows + new
         sizes = sizes_of(rows, policy)
         states = [] if self._state is None else [self._state]
-        states = [merge.resized(state, sizes, policy.mask_id) for state in (*states, self._begun(batch, policy))]
+        states = [merge.resized(state, sizes, policy.mask_id) for state in (*states, batch.state(policy))]
+        states = [with_log_probs(state, rows) for state in states]
         state, policy = with_temperatures(merge.joined(states), policy, rows)
         sized = [(row.length, row.width) for row in rows]
         by_width = self.width_multiple is not None
@@ -216,7 +217,9 @@ class Running:
         places = {row.id: place for place, row in enumerate(self._rows)}
         if unknown := set(ids) - set(places):
             raise ValueError(f"no such rows run: {sorted(unknown)}; those that do: {self.ids}")
-        return live.view(self._state, self.policy, [places[id_] for id_ in ids])
+        views = live.view(self._state, self.policy, [places[id_] for id_ in ids])
+        kept = [self._rows[places[id_]].keeps_log_probs for id_ in ids]
+        return [view if keeps else view._replace(log_probs=None) for view, keeps in zip(views, kept, strict=True)]
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -286,20 +289,14 @@ class Running:
         as_scheduled = self.policy.follows_schedule and self.early_ends is None
         return not as_scheduled or self._device.type == "cpu" or len({row.left for row in self._rows}) > 1
 
-    def _described(self, batch: DenoisingBatch, policy: Policy) -> list[Row]:
+    def _described(self, batch: DenoisingBatch, policy: Policy, keeps_log_probs: bool) -> list[Row]:
         """What the host must know of new rows; waits for the device."""
         limit = None
         if self.width_multiple is not None:
             positions, is_hard = position_limit(self.model)
             limit = positions if is_hard else None
-        return rows_of(batch, policy, self._next_id, multiple=self.width_multiple, limit=limit)
-
-    def _begun(self, batch: DenoisingBatch, policy: Policy) -> State:
-        """The state of rows before their first step."""
-        state = batch.state(policy)
-        if self.keeps_log_probs:
-            state.log_probs = torch.full_like(state.tokens, torch.nan, dtype=torch.float32)
-        return state
+        rows = rows_of(batch, policy, self._next_id, multiple=self.width_multiple, limit=limit)
+        return [replace(row, keeps_log_probs=keeps_log_probs) for row in rows]
 
     def _begin(self, device: torch.device) -> None:
         """Take the cache and the captured steps of rows that are the first."""
@@ -375,7 +372,7 @@ class Running:
             state = merge.narrowed(state, sizes_of(self._rows, self.policy), self.policy.mask_id)
         if state.temperature is not None:
             state, self.policy = with_temperatures(state, self.policy, self._rows)
-        self._state = state
+        self._state = with_log_probs(state, self._rows)
 
     def _leave_graphs(self, why: str) -> None:
         """Go on eagerly, in memory of its own."""
