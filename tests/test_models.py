@@ -44,7 +44,8 @@ def test_a_familys_own_tokens(folder, model_type, mask, end):
 def test_families():
     types = [model_type for family in FAMILIES for model_type in family.model_types]
     assert len(set(types)) == len(types)
-    names = {"bert", "llada", "llada_moe", "llada2", "dream", "rnd1", "a2d", "a2d-llama", "diffusion_gemma"}
+    names = {"bert", "llada", "llada_moe", "llada2", "dream", "rnd1", "a2d", "a2d-llama"}
+    names |= {"diffusion_gemma", "nemotron_diffusion"}
     assert {family.name for family in FAMILIES} == names
     assert family_of("gpt2") is None and family_of(None) is None
 

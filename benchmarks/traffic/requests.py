@@ -54,7 +54,7 @@ def poisson(count: int, rate: float, seed: int = 0) -> list[float]:
     Example:
         >>> moments = poisson(1000, rate=5.0)
         >>> round(1000 / moments[-1], 1)
-        5.2
+        5.1
     """
     if not rate > 0:
         raise ValueError(f"rate must be above 0 requests/s, got {rate}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+from types import FrameType
 
 import uvicorn
 
@@ -21,7 +22,7 @@ def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT comes, which uvicorn raises once more at the end.
 
     A signal closes the address at once. Requests that are there may finish for `settings.grace` seconds; then they end
-    with what they have, "abort" as their reason.
+    with what they have, "abort" as their reason. At a second signal they end so at once.
 
     Args:
         engine: what is served.
@@ -59,6 +60,12 @@ class _Server(uvicorn.Server):
         if self.started:
             host, port = sockets[0].getsockname()[:2]
             print(f"serving {self._name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; a second time, wait for no request."""
+        if self.should_exit:
+            self._batcher.drain(0)
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let requests finish, and end."""

@@ -38,7 +38,7 @@ def list_candidates(
         *(start, overflow, lists, count, slot, own),
     )
     if room is None:
-        places = _rounded_up(max(int(count), 1), multiple)
+        places = _rounded_up(max(int(count.numpy()[0]), 1), multiple)
     own = None if own is None else own[:places]
     return Candidates(*lists[:, :places].unbind(), count, slot, own)
 

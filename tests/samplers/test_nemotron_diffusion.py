@@ -137,8 +137,8 @@ def test_the_first_token_of_a_block_is_that_of_an_autoregressive_model():
 def test_first_tokens_have_the_log_probability_of_an_autoregressive_model():
     sampler, rows = NemotronDiffusionSampler(plain_llama(), TOKENIZER), [[5, 6, 7], [8, 9, 10, 11, 12]]
     plan = sampler.plan(rows, seed=0, max_new_tokens=8, block_size=4, stop_at_eos=False)
-    running = Running(sampler.model, plan.policy, keeps_log_probs=True)
-    running.join(plan.batch)
+    running = Running(sampler.model, plan.policy)
+    running.join(plan.batch, keeps_log_probs=True)
     finished = []
     while running:
         finished += running.step()

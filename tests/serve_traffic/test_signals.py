@@ -96,10 +96,12 @@ def test_twice(start):
     """The second signal waits for nobody, although the first one gives them 20 seconds."""
     process, client = start("--rows", "1")
     with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "denoise": True}) as response:
-        next(line for line in response.iter_lines() if "diffusion_frame" in line)
+        lines = response.iter_lines()  # kept: where it is collected, the connection closes
+        next(line for line in lines if "diffusion_frame" in line)
         process.terminate()
         time.sleep(0.5)
         assert process.is_alive()
         began = time.monotonic()
         os.kill(process.pid, signal.SIGTERM)
+        assert '"abort"' in "".join(lines)
         assert ended(process, began) < 15
