@@ -161,6 +161,12 @@ def _gumbel_argmax(impl: str, device: str) -> Outputs:
     )
 
 
+def _attention(impl: str, device: str) -> Outputs:
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 5, 32, generator=draw).to(device) for _ in range(3))
+    return (dllm_kernels.attention(query, key, value, scale=0.2, impl=impl),)
+
+
 def _int8_linear(impl: str, device: str) -> Outputs:
     draw = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(5, 16, generator=draw), torch.randint(-127, 128, (33, 16), generator=draw)
@@ -296,11 +302,12 @@ PARTS = {
     "self-test": self_test,
 }
 # operations of data that no device has yet, and one for which torch serves GPUs
-ON_THE_HOST = ("align_tokens", "dropout")
+ON_THE_HOST = ("align_tokens", "attention", "dropout")
 # for each operation of dllm_kernels a function (impl, device) -> results, which runs it on a tiny input
 SELF_TESTS = {
     "advance_rows": _advance_rows,
     "align_tokens": _align_tokens,
+    "attention": _attention,
     "dropout": _dropout,
     "gumbel_argmax": _gumbel_argmax,
     "int8_linear": _int8_linear,

@@ -208,6 +208,7 @@ def test_an_adapter_is_tried_with_its_model():
 
 ALL = {name: getattr(samplers, name) for name in samplers.__all__ if name.endswith("Sampler")}
 OURS = [name for name, kind in ALL.items() if issubclass(kind, samplers.BaseSampler) and name != "BaseSampler"]
+OURS.remove("NemotronDiffusionSampler")  # whose models are causal between blocks
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -74,7 +74,7 @@ def test_no_step_lists_more_positions_than_the_head_has_room_for(name, monkeypat
 
     monkeypatch.setattr(steps, "head_room", room)
     monkeypatch.setattr(steps, "propose", propose)
-    model = favour(copy.deepcopy(causal_model()), MASK_ID, 6.0)
+    model = favour(copy.deepcopy(causal_model()), MASK_ID, 26.0)
     options = dict(temperature=1.0, stop_at_eos=False, return_dict=True)
     found = call(name, model, prompts(model, (8, 8, 8)), seed=3, **options)
     assert found.stats.masks_left > 0 or name.startswith("bd3lm")  # whose masks are not chosen here
