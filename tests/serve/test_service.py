@@ -55,7 +55,8 @@ def test_clients_that_leave_cost_nothing_more(gate):
         until(gate.entered.is_set)
         with httpx.Client() as leaver:
             with leaver.stream("POST", server.url + CHAT, json=BODY | {"stream": True}) as response:
-                next(response.iter_lines())
+                lines = response.iter_lines()  # kept: where it is collected, the connection closes
+                next(lines)
                 with pytest.raises(httpx.ReadTimeout):
                     ask(server, timeout=0.2)
                 until(lambda: server.batcher.queued == 1)  # the streamed one
