@@ -18,7 +18,7 @@ Notation, in bytes per process of G:
     fsdp    (F + (2 + n) m T) / G + c (R + 2 L) + c max(R, L) + A      weights, gradients, state; units are gathered
     fsdp2   as fsdp
 
-Reinforcement learning takes S besides under fsdp and fsdp2, and refuses zero3.
+Reinforcement learning takes S besides under fsdp and fsdp2.
 
 With mixed precision DeepSpeed keeps weights and gradients in 16 bits and a float32 copy of trained weights (m' = 4,
 else 0; F' = F in 16 bits), and accelerate keeps the trained weights of FSDP in float32. B = 2 c min(5 10^8, T) are the
@@ -60,6 +60,7 @@ class Shares:
     half: whether the run has mixed precision.
     quantised: whether frozen weights are stored in 4 bit.
     sampled: S; 0 where nothing is sampled.
+    refused: configurations that the trainer refuses.
     """
 
     trained: int
@@ -73,6 +74,7 @@ class Shares:
     half: bool
     quantised: bool = False
     sampled: int = 0
+    refused: tuple[str, ...] = ()
 
 
 def bytes_per_process(config: str, gpus: int, run: Shares) -> int | None:
@@ -84,8 +86,8 @@ def bytes_per_process(config: str, gpus: int, run: Shares) -> int | None:
         run: what the run holds.
 
     Returns:
-        None where it is unknown: of an optimizer that is not known, or where 4-bit weights would be sharded, which
-        these configurations do not prepare; and where reinforcement learning refuses the configuration.
+        None where the trainer refuses the configuration, and where it is unknown: of an optimizer that is not known, or
+        where 4-bit weights would be sharded, which these configurations do not prepare.
 
     Raises:
         ValueError: the configuration is unknown, or there is no GPU.
@@ -100,11 +102,9 @@ def bytes_per_process(config: str, gpus: int, run: Shares) -> int | None:
         raise ValueError(f"the configuration must be one of {', '.join(CONFIGS)}, got {config!r}")
     if gpus < 1:
         raise ValueError(f"the number of GPUs must be at least 1, got {gpus}")
-    if run.states is None or run.fixed is None:
+    if run.states is None or run.fixed is None or config in run.refused:
         return None
     if run.quantised and config in ("zero3", "fsdp", "fsdp2"):
-        return None
-    if run.sampled and config == "zero3":
         return None
     if config == "ddp":
         return run.frozen_bytes + (3 + run.states) * run.trained_bytes + run.fixed

@@ -90,6 +90,8 @@ def fit_report(run: Shares) -> list[str]:
 
 
 def _fit(config: str, gpus: int, run: Shares) -> str:
+    if config in run.refused:
+        return "refused"
     needed = bytes_per_process(config, gpus, run)
     if needed is None:
         return "unknown"

@@ -118,6 +118,7 @@ def estimate(
         half=_half(args) is not None,
         quantised=model_args.load_in_4bit,
         sampled=memory.weights if args.samples_while_training else 0,
+        refused=args.refused_configs,
     )
     return Estimate(parameters, number, memory, shares)
 

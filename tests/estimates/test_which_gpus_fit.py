@@ -10,6 +10,7 @@ import yaml
 from dllm.cli import main
 from dllm.core.trainers import MDLMConfig
 from dllm.estimates.sharding import CONFIGS, GPU_BYTES, GPUS, Shares, bytes_per_process, units
+from dllm.estimates.text import fit_report
 from dllm.estimates.training import estimate
 from tests.documents import ROOT
 from tests.estimates.official import CONFIGS as FOLDERS
@@ -73,6 +74,12 @@ def test_a_later_stage_never_needs_more(run):
     for gpus in GPUS:
         first, second = (bytes_per_process(config, gpus, run) for config in ("zero1", "zero2"))
         assert first >= second
+
+
+def test_what_a_trainer_refuses_is_said():
+    lines = fit_report(replace(PLAIN, refused=("zero3", "fsdp2")))[1:]
+    assert [line.split()[0] for line in lines if line.split()[1:] == ["refused"] * 3] == ["zero3", "fsdp2"]
+    assert bytes_per_process("zero3", 8, replace(PLAIN, refused=("zero3",))) is None
 
 
 def test_what_is_unknown_stays_so():

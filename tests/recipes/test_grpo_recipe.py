@@ -97,7 +97,7 @@ def test_a_dry_run_counts_completions_and_refuses_too_few_prompts(copy, capsys):
     assert main(["train", *words, "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "5 prompts for training" in told and "steps       12 of 8 completions" in told
-    assert next(line for line in told.splitlines() if line.startswith("zero3")).split()[1:] == ["unknown"] * 3
+    assert next(line for line in told.splitlines() if line.startswith("zero3")).split()[1:] == ["refused"] * 3
     assert main(["train", *words, "--gradient_accumulation_steps", "3", "--dry-run"]) == 1
     assert "an optimizer step takes 6 prompts, got 5 in all" in capsys.readouterr().err
 

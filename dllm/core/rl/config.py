@@ -76,6 +76,7 @@ class DiffuGRPOConfig(MDLMConfig):
 
     row: ClassVar[str] = "completion"
     samples_while_training: ClassVar[bool] = True
+    refused_configs: ClassVar[tuple[str, ...]] = ("zero3",)
 
     def __post_init__(self):
         fixed = dict(

@@ -57,6 +57,7 @@ class MDLMConfig(TrainingArguments):
     row: ClassVar[str] = "sample"  # what a row of a batch is
     keeps_reference: ClassVar[bool] = False  # whether the model as it was is kept beside the trained one
     samples_while_training: ClassVar[bool] = False  # for which every process needs the whole model
+    refused_configs: ClassVar[tuple[str, ...]] = ()  # of scripts/accelerate_configs, by the trainer
 
     def __post_init__(self):
         check_cuda_graph(self.cuda_graph)

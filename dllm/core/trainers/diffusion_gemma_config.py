@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from dllm.core.trainers.config import MDLMConfig, check_fixed
 
@@ -41,6 +42,8 @@ class DiffusionGemmaTrainerConfig(MDLMConfig):
     freeze_router: bool = field(default=True, metadata={"help": "Keep the routers of the experts as they are."})
     cuda_graph: bool | None = field(default=False, metadata={"help": "False: samples differ in what they run."})
     compile_body: bool | None = field(default=False, metadata={"help": "False: encoder and decoder run in one step."})
+
+    refused_configs: ClassVar[tuple[str, ...]] = ("zero3", "fsdp", "fsdp2")  # encoder and decoder share weights
 
     def __post_init__(self):
         if self.loss_positions not in LOSS_POSITIONS:
