@@ -14,12 +14,11 @@ schedule of its own. The same command resumes an interrupted run. The last line 
 
 from __future__ import annotations
 
-import argparse
 import operator
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +26,8 @@ import torch
 import transformers
 from torch import nn
 
-from benchmarks import report
-from benchmarks.resumable import add_arguments, has_checkpoint, once, read_settings
+from benchmarks import report, resumable
+from benchmarks.resumable import has_checkpoint, once
 from dllm.core.trainers import BD3LMConfig, BD3LMTrainer, MDLMConfig, MDLMTrainer
 from dllm.demo.answer import decode, encode
 from dllm.demo.training import gauge
@@ -38,7 +37,6 @@ from dllm.demo.training.optimizer import MuonAdamW, schedule
 from dllm.demo.training.questions import TASKS
 from dllm.demo.training.score import Score
 from dllm.demo.training.train import save_tokenizer
-from dllm.exits import exit_code
 from dllm.models import get_model, get_tokenizer
 from dllm.pipelines.a2d.convert import convert
 
@@ -280,33 +278,16 @@ def cells(name: str, result: dict[str, object]) -> list[str]:
     ]
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Measure, print, and write the row."""
-    settings = read_settings(options, Settings)
-    row = report.new_row("a2d_lessons", "-m benchmarks.a2d_lessons", arguments, torch.device("cpu"))
-    row |= {"settings": asdict(settings), "results": measure(options.folder, settings, options.arm)}
+def show(settings: Settings, results: dict[str, dict[str, object]]) -> None:
+    """Print the table."""
     title = f"exact answers of {settings.questions}, {settings.tokens_per_step} tokens a step; causal: one"
-    report.print_table(title, COLUMNS, [cells(name, result) for name, result in row["results"].items()])
-    path = report.write_row(row, options.out, "qwen3-cpu")
-    report.print_last_line({"row": str(path), "results": row["results"]})
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; unknown options end the program."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    add_arguments(parser, Settings)
-    names = [arm.name for arm in arms(Settings())]
-    parser.add_argument(
-        "--arm", nargs="+", choices=names, default=names, help="models to train by diffusion (default: all)"
-    )
-    return parser.parse_args(arguments)
+    report.print_table(title, COLUMNS, [cells(name, result) for name, result in results.items()])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (:mod:`dllm.exits`)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
-    return exit_code("a2d_lessons", lambda: run(options, arguments))
+    how = dict(measure=measure, show=show, slug="qwen3-cpu", arms=[arm.name for arm in arms(Settings())])
+    return resumable.main("a2d_lessons", __doc__, Settings, arguments, **how)
 
 
 if __name__ == "__main__":

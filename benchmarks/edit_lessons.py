@@ -17,22 +17,21 @@ benchmarks.plot` draws docs/edit_lengths.svg.
 
 from __future__ import annotations
 
-import argparse
 import math
 import operator
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from benchmarks import report
+from benchmarks import report, resumable
 from benchmarks.a2d_lessons import HELD_OUT_SEED, HELD_OUT_STEPS, InOrder, arguments_of, train
-from benchmarks.resumable import add_arguments, once, read_settings
+from benchmarks.resumable import once
 from dllm.core.noising import diffusion_times
 from dllm.core.samplers import EditFlowSampler
 from dllm.core.schedulers import get_kappa_scheduler_class
@@ -46,7 +45,6 @@ from dllm.demo.training.optimizer import MuonAdamW, schedule
 from dllm.demo.training.questions import TASKS, Question
 from dllm.demo.training.score import Score
 from dllm.demo.training.train import save_tokenizer
-from dllm.exits import exit_code
 from dllm.models import EditFlowModel, get_model, get_tokenizer
 from dllm_kernels import philox
 
@@ -281,33 +279,16 @@ def cells(name: str, result: dict[str, object], score: dict[str, object]) -> lis
     ]
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Measure, print, and write the row."""
-    settings = read_settings(options, Settings)
-    row = report.new_row("edit_lessons", "-m benchmarks.edit_lessons", arguments, torch.device("cpu"))
-    results = measure(options.folder, settings, options.arm)
-    row |= {"settings": asdict(settings), "results": results}
+def show(settings: Settings, results: dict[str, dict[str, object]]) -> None:
+    """Print the table."""
     lines = [cells(name, result, score) for name, result in results.items() for score in result["after"]]
     report.print_table(f"exact answers of {settings.questions}, {settings.steps} steps of training", COLUMNS, lines)
-    path = report.write_row(row, options.out, "modernbert-cpu")
-    report.print_last_line({"row": str(path), "results": results})
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; unknown options end the program."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    add_arguments(parser, Settings)
-    parser.add_argument(
-        "--arm", nargs="+", choices=ARMS, default=list(ARMS), help="what answers begin as (default: both)"
-    )
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (:mod:`dllm.exits`)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
-    return exit_code("edit_lessons", lambda: run(options, arguments))
+    how = dict(measure=measure, show=show, slug="modernbert-cpu", arms=ARMS)
+    return resumable.main("edit_lessons", __doc__, Settings, arguments, **how)
 
 
 if __name__ == "__main__":

@@ -15,28 +15,25 @@ model as a PNG, in the folder of the run.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from benchmarks import report
-from benchmarks.resumable import add_arguments, has_checkpoint, once, read_settings
+from benchmarks import report, resumable
+from benchmarks.resumable import has_checkpoint, once
 from dllm.core.rl import DiffuGRPOConfig, DiffuGRPOTrainer
 from dllm.demo.shipped import load_shipped
 from dllm.demo.training import gauge
 from dllm.demo.training.problems import final_answer
 from dllm.demo.training.sums import draw
 from dllm.demo.training.train import save_tokenizer
-from dllm.exits import exit_code
 
 LENGTH = 16  # tokens of an answer to a sum
 # tasks, tokens of an answer, and tokens a step that are counted at temperature 0
@@ -207,31 +204,22 @@ def cells(before: Mapping[str, object], after: Mapping[str, object], seconds: fl
     return [*measured, f"{seconds / 60:.0f}"]
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Measure, print, and write the row."""
-    settings = read_settings(options, Settings)
-    row = report.new_row("grpo_lessons", "-m benchmarks.grpo_lessons", arguments, torch.device("cpu"))
-    results = once(options.folder / "results.json", learn, options.folder, settings)
-    row |= {"settings": asdict(settings), "results": results}
+def measure(folder: Path, settings: Settings) -> dict[str, object]:
+    """The results of the run in this folder, trained if they are not there."""
+    return once(folder / "results.json", learn, folder, settings)
+
+
+def show(settings: Settings, results: dict[str, object]) -> None:
+    """Print the table."""
     pairs = zip(results["before"], results["after"], strict=True)
     lines = [cells(before, after, results["cpu_seconds"]) for before, after in pairs]
     report.print_table(f"exact answers of {settings.questions}, {settings.updates} updates", COLUMNS, lines)
-    path = report.write_row(row, options.out, "modernbert-cpu")
-    report.print_last_line({"row": str(path), "results": results})
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; unknown options end the program."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    add_arguments(parser, Settings)
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (:mod:`dllm.exits`)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
-    return exit_code("grpo_lessons", lambda: run(options, arguments))
+    how = dict(measure=measure, show=show, slug="modernbert-cpu")
+    return resumable.main("grpo_lessons", __doc__, Settings, arguments, **how)
 
 
 if __name__ == "__main__":

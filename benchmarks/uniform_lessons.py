@@ -14,13 +14,12 @@ an interrupted run. The last line is JSON; a row goes to the results.
 
 from __future__ import annotations
 
-import argparse
 import math
 import operator
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,9 +27,9 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks import report
+from benchmarks import report, resumable
 from benchmarks.a2d_lessons import HELD_OUT_SEED, HELD_OUT_STEPS, InOrder, arguments_of, train
-from benchmarks.resumable import add_arguments, once, read_settings
+from benchmarks.resumable import once
 from dllm.core.samplers import DiffusionGemmaSampler
 from dllm.core.trainers import DiffusionGemmaTrainer, DiffusionGemmaTrainerConfig
 from dllm.core.trainers.batches import IGNORE
@@ -42,7 +41,6 @@ from dllm.demo.training.optimizer import MuonAdamW, schedule
 from dllm.demo.training.questions import TASKS, Question
 from dllm.demo.training.score import Score
 from dllm.demo.training.train import save_tokenizer
-from dllm.exits import exit_code
 
 # Steps of a canvas and the entropy bound; the first is the model's own default.
 SAMPLINGS = ((48, 0.1), (16, 0.1), (48, 0.02), (48, 1.0))
@@ -238,30 +236,21 @@ def cells(result: dict[str, object], score: dict[str, object]) -> list[str]:
     ]
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Measure, print, and write the row."""
-    settings = read_settings(options, Settings)
-    row = report.new_row("uniform_lessons", "-m benchmarks.uniform_lessons", arguments, torch.device("cpu"))
-    results = once(options.folder / "results.json", learn, options.folder, settings)
-    row |= {"settings": asdict(settings), "results": results}
+def measure(folder: Path, settings: Settings) -> dict[str, object]:
+    """The results of the run in this folder, trained if they are not there."""
+    return once(folder / "results.json", learn, folder, settings)
+
+
+def show(settings: Settings, results: dict[str, object]) -> None:
+    """Print the table."""
     lines = [cells(results, score) for score in results["after"]["scores"]]
     report.print_table(f"exact answers of {settings.questions}, {settings.steps} steps of training", COLUMNS, lines)
-    path = report.write_row(row, options.out, "diffusion_gemma-cpu")
-    report.print_last_line({"row": str(path), "results": results})
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; unknown options end the program."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    add_arguments(parser, Settings)
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (:mod:`dllm.exits`)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parse(arguments)
-    return exit_code("uniform_lessons", lambda: run(options, arguments))
+    how = dict(measure=measure, show=show, slug="diffusion_gemma-cpu")
+    return resumable.main("uniform_lessons", __doc__, Settings, arguments, **how)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dllm",
         description="Masked-diffusion language models, fast and exact.",
-        epilog=f"Errors are printed in one line, and with their traceback if {TRACEBACK}=1 is set in the environment.",
+        epilog=f"Errors are printed in one line, and with their traceback if {TRACEBACK}=1 is set in the environment. "
+        "Exit codes: 0 done, 1 failed, 2 wrong command line, 130 Ctrl-C, 143 SIGTERM, 141 stdout closed by its reader.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)

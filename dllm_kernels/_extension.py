@@ -38,7 +38,7 @@ _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", f"-DTORC
 
 
 class Status(NamedTuple):
-    """Where the extension stands. `reason` is None when it is loaded, else says what is missing."""
+    """The state of the extension. `reason` is None when it is loaded, else says what is missing."""
 
     library: Path | None
     compiler: str | None
@@ -53,7 +53,7 @@ def load() -> str | None:
 
 @functools.cache
 def status() -> Status:
-    """Build and load as :func:`load` does, and tell where everything is.
+    """Build and load as :func:`load` does, and say where everything is.
 
     Example:
         >>> status().source.name

@@ -26,7 +26,7 @@ _DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/versio
 
 
 def switched_off() -> bool:
-    """Whether the environment says to take the tables as they are written.
+    """Whether the environment switches measured block shapes off.
 
     Raises:
         ValueError: DLLM_TUNING is neither on nor off.
@@ -104,7 +104,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def check_writable(gpu: str) -> None:
-    """Make the folder of a GPU's file, before minutes are spent on what it is to hold.
+    """Make the folder of a GPU's file, before the measurement that fills it.
 
     Raises:
         OSError: it cannot be written to.

@@ -45,7 +45,7 @@ MARGIN = 0.98  # what is kept must be faster than the table's choice by more tha
 
 
 class Row(NamedTuple):
-    """What became of a candidate: its time relative to the table's choice, or None and why it is out."""
+    """The result of a candidate: its time relative to the table's choice, or None and why it is out."""
 
     table: str
     choice: object

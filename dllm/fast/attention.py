@@ -1,4 +1,4 @@
-"""Which attention masks a model's attention implementation takes, and which kernels it is to do without.
+"""Which attention masks a model's attention implementation takes, and which kernels must not be used.
 
 Of transformers' implementations, "eager", "sdpa" and "flex_attention" take a mask of four dimensions. Flash attention
 does not: it takes rows padded at their ends (a mask [B, L]), and rows packed one after the other.
@@ -105,7 +105,7 @@ _SWITCH = _CudnnSwitch()
 
 @contextmanager
 def without_cudnn(columns: int) -> Iterator[None]:
-    """Within, scaled dot product attention over few columns does without cuDNN, also in other threads.
+    """In this context scaled dot product attention over few columns does not use cuDNN, also in other threads.
 
     From torch 2.11 on cuDNN comes first on an H200. It makes a plan for each shape of its operands, which takes the
     host 23 to 37 ms. A batch that shrinks row by row, and prompts of any length, ask for one after the other; flash

@@ -95,7 +95,7 @@ def capture_conditions(model: nn.Module, device: torch.device) -> Hashable:
 
 
 def warm_up(run: Callable[[], None], device: torch.device) -> None:
-    """Call `run` on the stream on which it will be captured, so that what is set up once is set up before.
+    """Call `run` on the stream on which it will be captured, so that one-time set-up happens before.
 
     Raises:
         CaptureError: it raised an error, or the device has no graphs.

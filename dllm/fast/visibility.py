@@ -87,7 +87,7 @@ def check_bidirectional(model: nn.Module, device: torch.device) -> None:
 
 
 def why_not_batched(model: nn.Module, device: torch.device) -> str | None:
-    """Why rows of a batch must be run one at a time to be what they are alone; None where they need not."""
+    """Why rows must be run one at a time, since they change in a batch; None where they need not."""
     visibility = _verdict(model, device, _visibility)
     return f"rows of a batch see each other in {_name(model)}" if visibility is not None and visibility.rows else None
 
@@ -158,7 +158,7 @@ class Probe:
 
 
 class Change(NamedTuple):
-    """What other tokens did to logits [B, L, V] of which row 0 had none.
+    """How other tokens changed logits [B, L, V]; row 0 had none.
 
     seen: bool [B, L], columns whose logits changed by far more than noise.
     above_noise: bool [B, L], those that changed by more than noise.

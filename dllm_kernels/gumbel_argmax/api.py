@@ -16,7 +16,7 @@ STATISTICS = ("raw", "tempered")
 
 
 class GumbelArgmax(NamedTuple):
-    """What one pass over a row of logits tells. Every field has one entry per chosen row, [N].
+    """The result of one pass over each row of logits. Every field has one entry per chosen row, [N].
 
     p is softmax(logits), or softmax(logits / T) where statistics at the temperature were asked for; l its exponents.
 

@@ -12,7 +12,7 @@ from dllm_kernels.masked_cross_entropy import autograd, reference
 
 
 class CrossEntropy(NamedTuple):
-    """What a weighted cross-entropy tells; both fields can be differentiated.
+    """The result of a weighted cross-entropy; both fields can be differentiated.
 
     loss: float32 scalar, the sum over rows of row_weight x nll, divided by nothing.
     nll: float32 [R], nats, each row's loss without its weight; 0 where the weight is 0.

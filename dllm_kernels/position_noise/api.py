@@ -1,4 +1,4 @@
-"""Noise of positions: what orders masked positions where confidence does not, or not alone."""
+"""Noise of positions, which orders masked positions where confidence does not, or not alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat with a BERT in the terminal, and look on as its answers take form.
+"""Chat with a BERT in the terminal, and watch its answers being denoised.
 
     python -u examples/bert/chat.py --model_name_or_path models/minilm-chat/checkpoint-final --chat_template True
 
@@ -7,7 +7,7 @@ every line is continued as it stands, or, where it has mask tokens, these are fi
 
     echo "She runs [MASK] kilometers." | python -u examples/bert/chat.py --chat_template False
 
-Lines can be piped in and answers out; on a terminal /help lists what else can be typed. On a cluster:
+Lines can be piped in and answers out; on a terminal /help lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/bert/chat.py --model_name_or_path NAME --chat_template True
 

@@ -1,4 +1,4 @@
-"""Pre-train a BERT by masked diffusion on running text: from random weights in any shape, or on from what was learnt.
+"""Pre-train a BERT by masked diffusion on running text, from random weights in any shape or from trained ones.
 
 On a laptop, a small ModernBERT on every .txt file of a folder, with the tokenizer of another model:
 

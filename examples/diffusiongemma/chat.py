@@ -1,4 +1,4 @@
-"""Chat with DiffusionGemma in the terminal, and look on as its answers take form.
+"""Chat with DiffusionGemma in the terminal, and watch its answers being denoised.
 
     python -u examples/diffusiongemma/chat.py --model_name_or_path google/diffusiongemma-26B-A4B-it
 
@@ -7,7 +7,7 @@ final before all stay the same. Settings that are not given are those of the mod
 --max_denoising_steps 16 and --entropy_bound 1 are faster. transformers 5.12 or later is needed.
 
 --chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
-lists what else can be typed. On a cluster:
+lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/diffusiongemma/chat.py --model_name_or_path NAME
 

@@ -1,11 +1,11 @@
-"""Chat with Dream in the terminal, and look on as its answers take form.
+"""Chat with Dream in the terminal, and watch its answers being denoised.
 
     python -u examples/dream/chat.py --model_name_or_path Dream-org/Dream-v0-Instruct-7B
 
 The settings are those that its authors published; --alg origin, maskgit_plus and topk_margin commit other tokens.
 
 --chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
-lists what else can be typed. On a cluster:
+lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/dream/chat.py --model_name_or_path NAME
 

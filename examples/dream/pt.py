@@ -1,4 +1,4 @@
-"""Pre-train Dream on running text: on from its weights, or from random ones in its shape.
+"""Pre-train Dream on running text, from its weights or from random ones in its shape.
 
 On one GPU, random weights in a smaller shape:
 

@@ -1,4 +1,4 @@
-"""Chat with a model of Edit Flows in the terminal, and look on as its answers grow, shrink and change.
+"""Chat with a model of Edit Flows in the terminal, and watch its answers grow, shrink and change.
 
     python -u examples/editflow/chat.py --model_name_or_path models/EditFlow-ModernBERT-large-sft/checkpoint-final
 

@@ -1,4 +1,4 @@
-"""Pre-train a model of Edit Flows on running text: on from a masked language model's weights, or from random ones.
+"""Pre-train a model of Edit Flows on running text, from a masked language model's weights or from random ones.
 
 On one GPU:
 

@@ -1,11 +1,11 @@
-"""Chat with LLaDA in the terminal, and look on as its answers take form.
+"""Chat with LLaDA in the terminal, and watch its answers being denoised.
 
     python -u examples/llada/chat.py --model_name_or_path GSAI-ML/LLaDA-8B-Instruct
 
 LLaDA-1.5 and the LLaDA-MoE models are options too: --model_name_or_path inclusionAI/LLaDA-MoE-7B-A1B-Instruct.
 
 --chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
-lists what else can be typed. On a cluster:
+lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/llada/chat.py --model_name_or_path NAME
 

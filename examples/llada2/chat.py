@@ -1,11 +1,11 @@
-"""Chat with LLaDA 2.0 in the terminal, and look on as its answers take form.
+"""Chat with LLaDA 2.0 in the terminal, and watch its answers being denoised.
 
     python -u examples/llada2/chat.py --model_name_or_path inclusionAI/LLaDA2.0-mini
 
 Finished blocks stay in a KV cache; --threshold 0.8 is faster.
 
 --chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
-lists what else can be typed. On a cluster:
+lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/llada2/chat.py --model_name_or_path NAME
 

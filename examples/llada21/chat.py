@@ -1,11 +1,11 @@
-"""Chat with LLaDA 2.1 in the terminal, and look on as its answers take form.
+"""Chat with LLaDA 2.1 in the terminal, and watch its answers being denoised.
 
     python -u examples/llada21/chat.py --model_name_or_path inclusionAI/LLaDA2.1-mini
 
 A step may also replace tokens of its block; --threshold 0.7 --editing_threshold 0.5 is faster.
 
 --chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
-lists what else can be typed. On a cluster:
+lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/llada21/chat.py --model_name_or_path NAME
 

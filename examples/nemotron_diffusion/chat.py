@@ -1,4 +1,4 @@
-"""Chat with Nemotron-Labs-Diffusion in the terminal, and look on as its answers take form.
+"""Chat with Nemotron-Labs-Diffusion in the terminal, and watch its answers being denoised.
 
     python -u examples/nemotron_diffusion/chat.py --trust_remote_code True
 
@@ -6,7 +6,7 @@ The model runs by code that comes with it, which needs --trust_remote_code True:
 tokens that the model was trained with; --threshold 0.8 is faster, --temperature 0.7 draws.
 
 --chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
-lists what else can be typed. On a cluster:
+lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/nemotron_diffusion/chat.py --trust_remote_code True
 

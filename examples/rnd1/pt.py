@@ -1,4 +1,4 @@
-"""Pre-train RND1 on running text: on from its weights, or from random ones in its shape.
+"""Pre-train RND1 on running text, from its weights or from random ones in its shape.
 
 On one GPU, random weights in a smaller shape:
 

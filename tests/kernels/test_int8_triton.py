@@ -7,24 +7,18 @@ from dllm_kernels import _impl, int8_linear, linear_gumbel_argmax
 from dllm_kernels.int8 import quantize_rows
 from dllm_kernels.testing import make_noise, poisoned_memory
 from tests.kernels.test_int8_linear import DTYPES, INF, NAN, make, same_bits
+from tests.triton_device import DEVICE, NO_TRITON, here
 
-if _impl.why_not_triton():
-    pytest.skip(_impl.why_not_triton(), allow_module_level=True)
-if not torch.cuda.is_available() and not _impl.interpreting():
-    pytest.skip("no CUDA device, and TRITON_INTERPRET=0", allow_module_level=True)
+if NO_TRITON:
+    pytest.skip(NO_TRITON, allow_module_level=True)
 
 from dllm_kernels import _tuning
 from dllm_kernels.int8_linear import triton as kernels
-from tests.interpreter import compute_as_gpus_do
 
-if _impl.interpreting():
-    compute_as_gpus_do()
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy remarks on inf and NaN
 
 
-def here(*tensors):
+def on_device(*tensors):
     return [None if x is None else x.to(DEVICE) for x in tensors]
 
 
@@ -45,7 +39,7 @@ def test_a_layer_has_the_bits_of_the_reference(rows, width, outputs, dtype):
         pytest.skip("the interpreter cuts off bits where it converts to bfloat16")
     given = make(rows, width, outputs, dtype, bias=outputs != 40)
     with poisoned_memory():
-        got = int8_linear(*here(*given), impl="triton").cpu()
+        got = int8_linear(*on_device(*given), impl="triton").cpu()
     assert torch.equal(got, int8_linear(*given, impl="reference"))
 
 
@@ -56,10 +50,9 @@ def test_a_head_draws_the_tokens_of_the_reference(fused, temperature):
     hidden[2, 1] = NAN
     noise = make_noise(5, temperature)
     expected = linear_gumbel_argmax(hidden, weight, bias, weight_scale=scale, **noise, impl="reference")
-    h, w, s, b = here(hidden, weight, scale, bias)
-    on_device = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in noise.items()}
+    h, w, s, b = on_device(hidden, weight, scale, bias)
     with _tuning.using({"fused_rows": 32 if fused else 0}), poisoned_memory():
-        got = linear_gumbel_argmax(h, w, b, weight_scale=s, **on_device, impl="triton")
+        got = linear_gumbel_argmax(h, w, b, weight_scale=s, **here(noise), impl="triton")
     assert torch.equal(got.token.cpu(), expected.token) and expected.token[2] == -1
     for ours, theirs in zip(got[1:], expected[1:], strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=1e-5)
@@ -70,7 +63,6 @@ def test_a_head_with_filters(cut):
     hidden, weight, scale, bias = make(3, 24, 90)
     noise = make_noise(3, 1.0)
     expected = linear_gumbel_argmax(hidden, weight, bias, weight_scale=scale, **noise, **cut, impl="reference")
-    h, w, s, b = here(hidden, weight, scale, bias)
-    on_device = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in noise.items()}
-    got = linear_gumbel_argmax(h, w, b, weight_scale=s, **on_device, **cut, impl="triton")
+    h, w, s, b = on_device(hidden, weight, scale, bias)
+    got = linear_gumbel_argmax(h, w, b, weight_scale=s, **here(noise), **cut, impl="triton")
     assert same_bits([got.token.cpu()], [expected.token])

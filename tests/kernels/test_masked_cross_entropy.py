@@ -9,12 +9,11 @@ import torch
 from dllm_kernels import _impl, masked_cross_entropy
 from dllm_kernels.masked_cross_entropy import autograd, reference
 from dllm_kernels.testing import assert_no_worse, make_logits, make_rows, plain_cross_entropy, poisoned_memory
+from tests.triton_device import CUDA, NO_TRITON
 from tests.watch import SyncWatch
 
-CUDA = torch.cuda.is_available()
-no_triton = _impl.why_not_triton() or (None if CUDA or _impl.interpreting() else "no CUDA device, TRITON_INTERPRET=0")
 CPU = pytest.param("cpu", marks=pytest.mark.skipif(_impl.why_not_cpu() is not None, reason=str(_impl.why_not_cpu())))
-TRITON = pytest.param("triton", marks=pytest.mark.skipif(no_triton is not None, reason=str(no_triton)))
+TRITON = pytest.param("triton", marks=pytest.mark.skipif(NO_TRITON is not None, reason=str(NO_TRITON)))
 KERNELS = pytest.mark.parametrize("impl", [CPU, TRITON])
 ALL = pytest.mark.parametrize("impl", ["reference", CPU, TRITON])
 

@@ -21,11 +21,10 @@ from dllm_kernels.testing import (
     poisoned_memory,
     true_linear_gumbel_argmax,
 )
+from tests.triton_device import DEVICE, NO_TRITON, here
 
-if _impl.why_not_triton():
-    pytest.skip(_impl.why_not_triton(), allow_module_level=True)
-if not torch.cuda.is_available() and not _impl.interpreting():
-    pytest.skip("no CUDA device, and TRITON_INTERPRET=0", allow_module_level=True)
+if NO_TRITON:
+    pytest.skip(NO_TRITON, allow_module_level=True)
 
 import triton
 import triton.language as tl
@@ -33,23 +32,13 @@ import triton.language as tl
 from dllm_kernels import _tuning, philox_triton
 from dllm_kernels.gumbel_argmax import bounds_triton
 from dllm_kernels.linear_gumbel_argmax import triton as head_kernels
-from tests.interpreter import compute_as_gpus_do
 
-if _impl.interpreting():
-    compute_as_gpus_do()
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = math.inf, math.nan
 MASK = 9
 
 # In the interpreter numpy remarks on inf and NaN.
 remarks = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-def here(arguments):
-    """Tensors among the arguments, on the device of the tests."""
-    return {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
 def fast(logits, **arguments):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dllm_kernels import _impl, linear_expected_embedding, linear_gumbel_argmax
+from dllm_kernels import linear_expected_embedding, linear_gumbel_argmax
 from dllm_kernels.testing import (
     assert_no_worse,
     make_head,
@@ -14,20 +14,14 @@ from dllm_kernels.testing import (
     poisoned_memory,
     true_expected_embedding,
 )
+from tests.triton_device import DEVICE, NO_TRITON, here
 
-if _impl.why_not_triton():
-    pytest.skip(_impl.why_not_triton(), allow_module_level=True)
-if not torch.cuda.is_available() and not _impl.interpreting():
-    pytest.skip("no CUDA device, and TRITON_INTERPRET=0", allow_module_level=True)
+if NO_TRITON:
+    pytest.skip(NO_TRITON, allow_module_level=True)
 
 from dllm_kernels import _tuning
 from dllm_kernels.linear_gumbel_argmax import triton as head_kernels
-from tests.interpreter import compute_as_gpus_do
 
-if _impl.interpreting():
-    compute_as_gpus_do()
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -40,9 +34,9 @@ def narrow(monkeypatch):
 
 
 def fast(*head, **arguments):
-    there = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
     with poisoned_memory():
-        got = linear_expected_embedding(*(None if x is None else x.to(DEVICE) for x in head), **there, impl="triton")
+        operands = (None if x is None else x.to(DEVICE) for x in head)
+        got = linear_expected_embedding(*operands, **here(arguments), impl="triton")
     return type(got)(type(got.sampled)(*(x.cpu() for x in got.sampled)), got.embedding.cpu())
 
 

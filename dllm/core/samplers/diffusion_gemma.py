@@ -259,7 +259,7 @@ class _Call(NamedTuple):
     pad: int
 
     def emitted(self, tokens: Tensor) -> Tensor:
-        """What a row emits of the canvases that it has generated."""
+        """The tokens that a row emits of the canvases that it has generated."""
         return ended(tokens[: self.settings.max_new_tokens], self.settings.ends, self.pad)
 
 

@@ -124,7 +124,7 @@ class NemotronDiffusionSampler(BaseSampler):
         super().plan(inputs, config, seed=0, **overrides)
 
     def infill(self, inputs: canvas.Rows, config: BaseSamplerConfig | None = None, **overrides: Any) -> Any:
-        """Not there: blocks begin with a token that is chosen from what stands before them.
+        """Not supported: a block begins with a token that is chosen from the tokens before it.
 
         Raises:
             ValueError: always.

@@ -1,4 +1,4 @@
-"""CART, the loss weights of Dream: a masked token weighs the more, the nearer it is to visible ones."""
+"""CART, the loss weights of Dream: masked tokens near visible ones weigh more."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ EAGER = Decision(None, "")
 
 
 def check_compile_body(compile_body: object, device: torch.device) -> None:
-    """Check that `compile_body` is None, True or False, and that True can be had.
+    """Check that `compile_body` is None, True or False, and that True is possible here.
 
     Raises:
         TypeError: it is something else.

@@ -1,4 +1,4 @@
-"""How rows look between steps: all of a call, as the `on_step` callback is given them, or single ones."""
+"""Rows between two steps: all of a call, as the `on_step` callback gets them, or single ones."""
 
 from __future__ import annotations
 

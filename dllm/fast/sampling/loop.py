@@ -117,7 +117,7 @@ class Denoiser:
 
 
 def warn_of_waiting(times: int) -> None:
-    """Tell that masked positions had to wait for the head, if they had."""
+    """Log that masked positions had to wait for the head, if they had."""
     if times:
         _log.warning(
             "the model chooses its mask token so often that masked positions had to wait for the head %d times; "
@@ -127,7 +127,7 @@ def warn_of_waiting(times: int) -> None:
 
 
 def warn_of_masks(masks: int, row: int) -> None:
-    """Tell of masks that are left: the model chose the mask token, or steps were too few."""
+    """Log that masks are left: the model chose the mask token, or steps were too few."""
     _log.warning(
         "%d of the generated tokens are still the mask token, the first in row %d: the model chose it, or the "
         "steps were too few; suppress_tokens of a sampler keeps it from being chosen",

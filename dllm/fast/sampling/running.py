@@ -187,7 +187,7 @@ class Running:
 
     @torch.no_grad()
     def leave(self, ids: Sequence[int]) -> None:
-        """Give rows up: they cost nothing more and are not reported.
+        """Remove rows before they are finished; they are not reported.
 
         Raises:
             ValueError: no such row runs; none has left.

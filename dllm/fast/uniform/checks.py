@@ -1,4 +1,4 @@
-"""What is checked of a call of DiffusionGemma's own `generate` before anything runs."""
+"""Checks of a call of DiffusionGemma's own `generate` before anything runs."""
 
 from __future__ import annotations
 

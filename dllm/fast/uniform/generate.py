@@ -56,7 +56,7 @@ class FastCanvases:
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor | None = None, *args: object, **arguments: object) -> object:
-        """As the model's own class has it: same arguments, same result; what breaks a rule is said before it runs."""
+        """The `generate` of the model's own class: same arguments, same result; a bad call raises before it runs."""
         outer, _calls.now = _calls.now, None
         try:
             if isinstance(input_ids, Tensor):

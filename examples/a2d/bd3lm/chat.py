@@ -1,11 +1,11 @@
-"""Chat with an A2D model in the terminal, and look on as its answers take form.
+"""Chat with an A2D model in the terminal, and watch its answers being denoised.
 
     python -u examples/a2d/bd3lm/chat.py --model_name_or_path dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1
 
 Blocks are generated from left to right, and finished blocks stay in a KV cache.
 
 --chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
-lists what else can be typed. On a cluster:
+lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/a2d/bd3lm/chat.py --model_name_or_path NAME
 

@@ -1,4 +1,4 @@
-"""Pre-train an A2D model by masked diffusion on running text: on from its weights, or from random ones in its shape.
+"""Pre-train an A2D model by masked diffusion on running text, from its weights or from random ones in its shape.
 
 The model is made of a causal one first:
 

@@ -1,4 +1,4 @@
-"""Chat with Dream in the terminal, and look on as its answers take form.
+"""Chat with Dream in the terminal, and watch its answers being denoised.
 
     python -u examples/fastdllm/dream/chat.py --model_name_or_path Dream-org/Dream-v0-Instruct-7B
 
@@ -6,7 +6,7 @@ This is Fast-dLLM: keys and values outside the block are kept, and a step commit
 is approximate; --use_cache dual is faster still.
 
 --chat_template False continues every line as it stands. Lines can be piped in and answers out; on a terminal /help
-lists what else can be typed. On a cluster:
+lists the commands. On a cluster:
 
     srun --gres=gpu:1 --pty python -u examples/fastdllm/dream/chat.py --model_name_or_path NAME
 
