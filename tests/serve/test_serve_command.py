@@ -3,8 +3,10 @@
 import json
 import signal
 import socket
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -99,6 +101,14 @@ def test_keys_and_hosts_of_the_options(tmp_path, monkeypatch):
         (tmp_path / "keys").write_bytes(content)
         with pytest.raises(ValueError, match=rule):
             settings_of(_parser().parse_args(words))
+
+
+def test_an_interruption_while_it_imports_and_loads():
+    command = [sys.executable, "-m", "dllm.cli", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=programs.ROOT)
+    until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text(), 60)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "dllm serve: interrupted\n") and process.returncode == 130
 
 
 def start(tmp_path, *options):
