@@ -61,7 +61,7 @@ def test_idle(start):
 
 
 def test_interrupted(start, tmp_path):
-    process, client = start()
+    process, _ = start()
     os.kill(process.pid, signal.SIGINT)
     process.join(SOON)
     assert process.exitcode == 130 and (tmp_path / "err").read_text().splitlines()[-1] == "dllm serve: interrupted"
