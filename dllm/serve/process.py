@@ -20,6 +20,8 @@ from dllm.serve.settings import Settings
 KEEP_ALIVE = 75  # seconds; longer than balancers keep idle connections
 LEEWAY = 5  # seconds after the grace in which responses that were cut short are written
 
+_log = logging.getLogger("dllm.serve")
+
 
 def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT comes, which uvicorn raises once more at the end.
@@ -33,7 +35,9 @@ def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
         address: a bound socket.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("dllm.serve").setLevel(logging.INFO)
+    _log.setLevel(logging.INFO)
+    if engine.one_at_a_time:
+        _log.info("this sampler keeps a KV cache: one row runs at a time, whatever --rows says")
     app = create_app(engine, settings)
     config = config_of(app, settings)
     server = _Server(config, app.state.serving.batcher, settings.grace, engine.name)
