@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dllm.exits import TRACEBACK, exit_code
+from dllm.exits import TRACEBACK, ends_at_once, exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,10 +225,11 @@ def _chat(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _serve(options: argparse.Namespace, _: Sequence[str]) -> int:
-    from dllm.demo.shipped import load_shipped
-    from dllm.serve import command
+    with ends_at_once("dllm serve"):  # uvicorn has handlers of its own while it serves, and raises signals after that
+        from dllm.demo.shipped import load_shipped
+        from dllm.serve import command
 
-    return command.main(options, load_shipped)
+        return command.main(options, load_shipped)
 
 
 def _train(options: argparse.Namespace, settings: Sequence[str]) -> int:

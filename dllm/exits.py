@@ -13,8 +13,10 @@ import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 TRACEBACK = "DLLM_TRACEBACK"
 _BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
@@ -100,6 +102,34 @@ def usage() -> Iterator[None]:
         if not is_expected(error):
             raise
         raise UsageError(explanation(error)) from error
+
+
+@contextlib.contextmanager
+def ends_at_once(program: str) -> Iterator[None]:
+    """Context manager: Ctrl-C in its body ends the process with exit code 130 and one line, without an exception.
+
+    It is for programs that have nothing to lose while they load. A KeyboardInterrupt that is raised inside an import, a
+    destructor or a callback of C++ gets lost there, or aborts the process. In a thread other than the main one, which
+    no signal reaches, it does nothing.
+
+    Args:
+        program: its name, which begins the line on stderr.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        if os.environ.get(TRACEBACK):
+            traceback.print_stack(frame)
+        os.write(2, f"{program}: interrupted\n".encode())  # print could have been interrupted itself
+        os._exit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
 
 
 def is_expected(error: BaseException) -> bool:

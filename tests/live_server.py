@@ -13,6 +13,7 @@ from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
 from dllm.demo.shipped import load_shipped
 from dllm.serve.api import create_app
 from dllm.serve.engine import Engine
+from dllm.serve.process import config_of
 from dllm.serve.settings import Settings
 
 NAME = "dllm-shipped"
@@ -30,10 +31,11 @@ def engine_of(model=None, tokenizer=None, **options):
 def served(engine, **settings):
     """Serves while its body runs; yields the address, the batcher and the metrics."""
     engine.warm_up()
-    app = create_app(engine, Settings(**settings))
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=10)
-    )
+    settings = Settings(**{"grace": 5.0} | settings)
+    app = create_app(engine, settings)
+    config = config_of(app, settings)
+    config.port = 0
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

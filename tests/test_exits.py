@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 import subprocess
 import sys
+import threading
 import zlib
 
 import jinja2
@@ -13,7 +15,7 @@ import pytest
 import safetensors
 import torch
 
-from dllm.exits import TRACEBACK, Interrupted, UsageError, exit_code, explanation, is_expected, usage
+from dllm.exits import TRACEBACK, Interrupted, UsageError, ends_at_once, exit_code, explanation, is_expected, usage
 from dllm.fast.sampling.loop import NoFiniteLogit
 
 
@@ -127,3 +129,34 @@ def test_output_that_goes_nowhere(size):
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "program: [Errno 28] No space left on device\n")
+
+
+LOADS = """
+import signal
+from dllm.exits import ends_at_once
+with ends_at_once("program"):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:  # as callbacks do, and imports that look for several modules
+        pass
+print("it ran on")
+"""
+
+
+def test_an_interruption_that_nothing_can_swallow():
+    done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "program: interrupted\n")
+
+
+def test_an_interruption_is_an_exception_again_after_it():
+    def load():
+        with ends_at_once("program"):  # in a thread, whose signals go to the main one
+            pass
+        over.append(True)
+
+    earlier, over = signal.getsignal(signal.SIGINT), []
+    with ends_at_once("program"):
+        thread = threading.Thread(target=load)
+        thread.start()
+        thread.join()
+    assert over and signal.getsignal(signal.SIGINT) is earlier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import weakref
 from collections.abc import Iterator
@@ -92,20 +93,27 @@ def position_limit(model: nn.Module) -> tuple[int | None, bool]:
 
 
 def check_positions(model: nn.Module, columns: int, rule: str, where: str = "") -> None:
-    """Check that rows of so many columns fit the model; where they are only longer than what it was trained for, that
-    is logged, once per model.
+    """Check that rows of so many columns fit the model and its device; where they are only longer than what it was
+    trained for, that is logged, once per model.
 
     Args:
         rule, where: what must fit, "every row must fit", and where that many columns are, for the error.
 
     Raises:
-        ValueError: the model has fewer positions.
+        ValueError: the model has fewer positions. Or its positions go on, and the hidden states of one row, which each
+            layer computes, are larger than all memory of the device.
     """
     positions, ends = position_limit(model)
+    if positions is not None and ends and columns > positions:
+        raise ValueError(f"{rule} the model's {positions} positions, got {columns}{where}")
+    needed, memory = columns * _hidden_bytes(model), _memory_beside(model)
+    if memory is not None and needed > memory:
+        raise ValueError(
+            f"{rule} the device's memory of {memory / 2**30:.4g} GiB, got {columns} tokens{where}, whose hidden states "
+            f"alone take {needed / 2**30:.4g} GiB"
+        )
     if positions is None or columns <= positions:
         return
-    if ends:
-        raise ValueError(f"{rule} the model's {positions} positions, got {columns}{where}")
     if model not in _warned:
         _warned.add(model)
         _log.warning(
@@ -114,6 +122,28 @@ def check_positions(model: nn.Module, columns: int, rule: str, where: str = "") 
             positions,
             type(model).__name__,
         )
+
+
+def _hidden_bytes(model: nn.Module) -> int:
+    """Bytes of one token's hidden state, at least; 0 if the configuration does not say how wide it is."""
+    config, weight = getattr(unwrapped(model), "config", None), next(model.parameters(), None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    width = getattr(config, "hidden_size", None)
+    return width * weight.element_size() if isinstance(width, int) and weight is not None else 0
+
+
+def _memory_beside(model: nn.Module) -> int | None:
+    """All memory of the device that has the model, in bytes; None if that is not known."""
+    device = next((weight.device for weight in model.parameters()), None)
+    if device is None or device.type not in ("cpu", "cuda"):
+        return None
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return None
 
 
 def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None) -> int:

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 
 from dllm.chat.options import chosen_sampler
 from dllm.chat.program import Loader, load_chosen
-from dllm.core.samplers import BaseSampler, BaseSamplerConfig
+from dllm.core.samplers import BaseSamplerConfig
 from dllm.core.samplers.families import SamplerChoice
 from dllm.exits import usage
 from dllm.fast.model import input_embedding
+from dllm.models.sources import check_source, config_at
 from dllm.serve.engine import GRID, Engine
 from dllm.serve.settings import LOCAL_HOSTS, Settings
 from dllm.values import parse_value
@@ -103,13 +104,24 @@ def engine_of(options: argparse.Namespace, load_shipped: Loader) -> Engine:
     Raises:
         OSError, TypeError, ValueError: the model cannot be loaded, or its sampler has no such setting.
     """
+    if options.model is not None:
+        _check_kind(options.model)
     model, tokenizer = load_chosen(options, load_shipped)
     kind, config = chosen_sampler(options, model)
-    if not issubclass(kind, BaseSampler):
-        raise ValueError(f"{kind.__name__} has a loop of its own, which no rows can join: it cannot be served")
     config = _with_settings(SamplerChoice(kind, config), options.setting)
     sampler, name = kind(model, tokenizer), served_name(options)
     return Engine(sampler, config, name=name, width_multiple=WIDTHS[options.width], max_length=options.max_length)
+
+
+def _check_kind(source: str) -> None:
+    """Check that a model is one whose sampler rows can join, before its weights are read.
+
+    Raises:
+        OSError: it does not exist.
+        ValueError: its sampler has a loop of its own.
+    """
+    if config_at(check_source(source)).get("model_type") == "diffusion_gemma":
+        raise ValueError("a DiffusionGemma cannot be served: rows cannot join its sampler's loop (dllm chat runs it)")
 
 
 def served_name(options: argparse.Namespace) -> str:

@@ -152,6 +152,11 @@ class Engine:
         except (TypeError, ValueError) as error:
             raise ApiError(400, str(error), code="invalid_value") from None
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a row must end before another one begins: the KV cache is that of rows that began together."""
+        return self._policy.cache is not None
+
     @cached_property
     def _policy(self) -> Policy:
         """The policy of rows that are continued."""

@@ -17,6 +17,7 @@ ROUTES = (
     "/",
 )
 CANCELLED = ("disconnect", "timeout", "error")
+CLOSED = ("head", "reader", "crowd")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -35,6 +36,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("dllm_requests", "Requests", ["route", "code"], registry=registry)
         self.cancelled = Counter("dllm_cancelled", "Rows given up", ["why"], registry=registry)
+        self.closed = Counter("dllm_connections_closed", "Connections that did not get on", ["why"], registry=registry)
         self.tokens = Counter("dllm_tokens", "Generated tokens, up to the end of answers", registry=registry)
         self.forwards = Counter("dllm_forwards", "Steps of groups of rows", registry=registry)
         self.dropped = Counter("dllm_frames_dropped", "Frames that a reader was too slow for", registry=registry)
@@ -48,6 +50,8 @@ class Metrics:
         self.rows_per_step = Histogram("dllm_rows_per_step", "Rows that a step runs", buckets=ROWS, registry=registry)
         for why in CANCELLED:
             self.cancelled.labels(why)
+        for why in CLOSED:
+            self.closed.labels(why)
 
     def watch(self, batcher: Batcher) -> None:
         """Read the gauges from a batcher whenever they are asked for."""
@@ -66,6 +70,10 @@ class Metrics:
         """Count a request."""
         known = path if path in ROUTES else "/v1/models" if path.startswith("/v1/models/") else "other"
         self.requests.labels(known, str(code)).inc()
+
+    def close(self, why: str) -> None:
+        """Count a connection that was closed because of its client."""
+        self.closed.labels(why).inc()
 
     def text(self) -> bytes:
         """What Prometheus reads."""

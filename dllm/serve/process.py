@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import socket
+from functools import partial
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from dllm.serve.api import create_app
 from dllm.serve.batcher import Batcher
+from dllm.serve.connections import MAX_HEAD, Connection, Patience
 from dllm.serve.engine import Engine
 from dllm.serve.settings import Settings
 
 KEEP_ALIVE = 75  # seconds; longer than balancers keep idle connections
 LEEWAY = 5  # seconds after the grace in which responses that were cut short are written
+
+_log = logging.getLogger("dllm.serve")
 
 
 def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
@@ -30,10 +35,28 @@ def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
         address: a bound socket.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("dllm.serve").setLevel(logging.INFO)
+    _log.setLevel(logging.INFO)
+    if engine.one_at_a_time:
+        _log.info("this sampler keeps a KV cache: one row runs at a time, whatever --rows says")
     app = create_app(engine, settings)
-    config = uvicorn.Config(
+    config = config_of(app, settings)
+    server = _Server(config, app.state.serving.batcher, settings.grace, engine.name)
+    server.run(sockets=[address])
+
+
+def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to run an application of :func:`dllm.serve.api.create_app`."""
+    patience = Patience(
+        head=settings.head_timeout,
+        reading=settings.timeout,
+        waiting=settings.max_waiting,
+        on_close=app.state.serving.metrics.close,
+    )
+    return uvicorn.Config(
         app,
+        http=partial(Connection, patience=patience),
+        h11_max_incomplete_event_size=MAX_HEAD,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -41,8 +64,6 @@ def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=math.ceil(settings.grace) + LEEWAY,
     )
-    server = _Server(config, app.state.serving.batcher, settings.grace, engine.name)
-    server.run(sockets=[address])
 
 
 class _Server(uvicorn.Server):

@@ -22,7 +22,9 @@ class Settings:
     hosts: names by which the server may be called, against DNS rebinding; None: any.
     page: whether / is the chat page.
     max_body: bytes of a body.
-    body_timeout: seconds in which a body must have come.
+    head_timeout: seconds in which the headers of a request must have come.
+    body_timeout: seconds in which its body must have come.
+    max_waiting: connections that wait for their client, at most; of more the one that has waited longest is closed.
     ping: seconds between the comments that keep a stream open.
 
     Raises:
@@ -43,15 +45,17 @@ class Settings:
     hosts: tuple[str, ...] | None = LOCAL_HOSTS
     page: bool = True
     max_body: int = 2**20
+    head_timeout: float = 10.0
     body_timeout: float = 30.0
+    max_waiting: int = 512
     ping: float = 15.0
 
     def __post_init__(self) -> None:
-        for name in ("rows", "max_queue", "max_in_flight", "max_body"):
+        for name in ("rows", "max_queue", "max_in_flight", "max_body", "max_waiting"):
             value = getattr(self, name)
             if value is not None and _checks.int64(name, value) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("timeout", "body_timeout", "ping"):
+        for name in ("timeout", "head_timeout", "body_timeout", "ping"):
             if not _checks.finite_at_least_zero(name, getattr(self, name)) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         _checks.finite_at_least_zero("grace", self.grace)

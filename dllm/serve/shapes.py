@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dllm.serve.errors import ApiError
 from dllm.serve.orders import Choice, Order
+from dllm.serve.spelling import token_bytes
+from dllm.serve.text import AnswerText
 from dllm.serve.tickets import ABORTED, FAILED, FINISHED
 
 
@@ -85,31 +88,40 @@ def head(order: Order, kind: str) -> dict[str, Any]:
 
 
 def log_prob_entries(
-    order: Order, texts: Sequence[str], log_probs: Sequence[float], offset: int = 0
-) -> dict[str, Any] | None:
+    order: Order, text: AnswerText, tokens: Sequence[int], log_probs: Sequence[float], since: int = 0
+) -> dict[str, Any]:
     """Log-probabilities of tokens with their texts, as a chat or a completion tells them.
+
+    A token's text is that of its own bytes; where these are part of a character only, U+FFFD stands for it, and the
+    bytes of the tokens together make the text.
 
     Args:
         order: of the tokens.
-        texts: of the tokens.
+        text: decodes them.
+        tokens: the first ones of an answer.
         log_probs: of them.
-        offset: characters before the first one.
+        since: the first token that is told of.
     """
+    added = text.texts(tokens)
     values = [None if math.isnan(value) else max(value, -9999.0) for value in log_probs]  # JSON has no infinity
+    spelled = token_bytes(text.tokenizer, tokens, added)
+    names = [each.decode("utf-8", "replace") for each in spelled]
     if order.chat:
         content = [
-            {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}
-            for text, value in zip(texts, values, strict=True)
+            {"token": name, "logprob": value, "bytes": list(each), "top_logprobs": []}
+            for name, value, each in zip(names, values, spelled, strict=True)
         ]
-        return {"content": content, "refusal": None}
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
-    return {"tokens": list(texts), "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
+        return {"content": content[since:], "refusal": None}
+    offsets = list(itertools.accumulate(map(len, added), initial=0))[:-1]
+    return {
+        "tokens": names[since:],
+        "token_logprobs": values[since:],
+        "top_logprobs": None,
+        "text_offset": offsets[since:],
+    }
 
 
 def _log_probs(order: Order, choice: Choice, outcome: Outcome) -> dict[str, Any] | None:
     if choice.answer.end.kind != FINISHED or outcome.log_probs is None:
         return None
-    return log_prob_entries(order, choice.answer.text.texts(outcome.tokens), outcome.log_probs)
+    return log_prob_entries(order, choice.answer.text, outcome.tokens, outcome.log_probs)

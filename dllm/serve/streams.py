@@ -82,7 +82,7 @@ class _Part:
         self._frames = Frames(tokenizer, choice) if order.body.denoise else None
         self._mask = tokenizer.mask_token_id
         self._log_probs: list[float] = []
-        self._told, self._offset = 0, 0  # tokens whose log-probabilities were sent, and the length of their text
+        self._told = 0  # tokens whose log-probabilities were sent
         self.text, self.over = "", False
         self.outcome: Outcome | None = None
         self.error: ApiError | None = None
@@ -153,15 +153,13 @@ class _Part:
 
     def _more_log_probs(self, tokens: list[int]) -> dict[str, Any] | None:
         """The entries of tokens whose text is final and that were not told of."""
-        texts = self._answer.text.texts(tokens)
-        known = len(tokens) if self.over else self._answer.text.released(tokens, texts)
+        text = self._answer.text
+        known = len(tokens) if self.over else text.released(tokens, text.texts(tokens))
         known = min(known, len(self._log_probs))
         if known <= self._told:
             return None
-        new = slice(self._told, known)
-        entries = log_prob_entries(self._order, texts[new], self._log_probs[new], self._offset)
-        self._told, self._offset = known, self._offset + sum(map(len, texts[new]))
-        return entries
+        since, self._told = self._told, known
+        return log_prob_entries(self._order, text, tokens[:known], self._log_probs[:known], since)
 
 
 def failed(error: ApiError) -> bytes:

@@ -117,3 +117,17 @@ def test_rows_beyond_what_rotary_positions_were_made_for_are_told_once(caplog):
     with caplog.at_level(logging.WARNING):
         check_positions(tiny("modernbert", max_position_embeddings=12), 14, "rows must fit")
     assert len(caplog.records) == 2  # of another model it is told, too
+
+
+def test_rows_that_no_memory_holds_are_refused():
+    """Where positions go on, the rule is that of the device, which has room for all that anybody can run."""
+    model, calls = tiny("modernbert"), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    sampler, rule = samplers.MDLMSampler(model, TOKENIZER), r"every row must fit the device's memory of .* GiB, got 10"
+    with pytest.raises(ValueError, match=f"{rule}.* tokens in row 1, whose hidden states alone take .* GiB"):
+        sampler.sample([[7], [8, 9]], max_new_tokens=10**12)
+    with pytest.raises(ValueError, match=rule):
+        samplers.RND1Sampler(model, TOKENIZER).sample([[7]], max_length=10**12)
+    with pytest.raises(ValueError, match="gen_length must fit the device's memory"):
+        generate(model, make_prompt(model, 1, 8), 2**30, 2**40, 2**10, mask_id=MASK_ID)
+    assert not calls

@@ -3,9 +3,13 @@
 import random
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
+from dllm.chat.tokens import added_texts
 from dllm.demo.shipped import load_shipped
 from dllm.serve.prompts import chat_tokens
+from dllm.serve.spelling import token_bytes
 from dllm.serve.text import AnswerText
 
 TOKENIZER = load_shipped()[1]
@@ -77,6 +81,32 @@ def test_texts_of_tokens_add_up():
     for count in range(len(tokens) + 1):
         released = text.released(tokens[:count], texts[:count])
         assert len("".join(texts[:released])) <= len(text.committed(tokens[:count]))
+
+
+def test_bytes_of_tokens_add_up():
+    """Also where an answer ends in half a character, or has parts that make none."""
+    draw, halves = random.Random(0), 0
+    for _ in range(200):
+        tokens = [draw.randrange(1, 2048) for _ in range(draw.randrange(24))]
+        text = AnswerText(TOKENIZER, fills=True)
+        spelled = token_bytes(TOKENIZER, tokens, text.texts(tokens))
+        whole = text.cut(tokens).text
+        assert b"".join(spelled).decode("utf-8", "replace") == whole and len(spelled) == len(tokens)
+        halves += whole.endswith("�")
+    assert halves > 10
+
+
+def test_bytes_of_a_tokenizer_that_falls_back_to_bytes():
+    names = ["<unk>", "▁", *"abc", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(models.BPE({name: place for place, name in enumerate(names)}, [], byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_tokens([AddedToken("<é>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokens = tokenizer("a <é>é c🙂").input_ids
+    spelled = token_bytes(tokenizer, tokens, added_texts(tokenizer, tokens))
+    expected = [b"a", b" ", "<é>".encode(), b"\xc3", b"\xa9", b" ", b"c", b"\xf0", b"\x9f", b"\x99", b"\x82"]
+    assert spelled == expected
 
 
 def test_special_tokens_in_messages_are_text():

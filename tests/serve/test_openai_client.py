@@ -120,6 +120,25 @@ def test_logprobs(client):
     assert chat(client, max_tokens=6, **WILD).choices[0].logprobs is None
 
 
+def test_logprobs_of_answers_with_half_characters(client):
+    """At this temperature all tokens are as likely: many are bytes that make no character."""
+    found = chat(client, logprobs=True, n=8, max_tokens=12, temperature=100.0, seed=8).choices
+    for choice in found:
+        told = b"".join(bytes(entry.bytes) for entry in choice.logprobs.content)
+        assert told.decode("utf-8", "replace").strip() == choice.message.content
+        assert all(bytes(entry.bytes).decode("utf-8", "replace") == entry.token for entry in choice.logprobs.content)
+    assert any(choice.message.content.endswith("�") for choice in found)
+    body = dict(max_tokens=12, temperature=100.0, logprobs=0)
+    for seed in range(8):
+        choice = complete(client, seed=seed, **body).choices[0]
+        for name, place in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+            # bytes that make no character are part of what the next token adds
+            assert "�" in name or choice.text[place:].lstrip("�").startswith(name)
+        streamed = list(complete(client, seed=seed, stream=True, **body))
+        parts = [choice.logprobs for chunk in streamed for choice in chunk.choices if choice.logprobs]
+        assert [name for part in parts for name in part.tokens] == choice.logprobs.tokens
+
+
 def test_frames_show_every_step(client):
     chunks = list(chat(client, stream=True, denoise=True, **WILD))
     frames = [chunk for chunk in chunks if getattr(chunk, "type", None) == "diffusion_frame"]

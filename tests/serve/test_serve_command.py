@@ -3,16 +3,26 @@
 import json
 import signal
 import socket
+import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import transformers
 
 from dllm.cli import _parser, main
+from dllm.core.samplers import FastDLLMSampler, FastDLLMSamplerConfig
 from dllm.serve.command import _bound, served_name, settings_of
+from dllm.serve.engine import Engine
+from dllm.serve.process import _Server, serve
+from dllm.serve.settings import Settings
 from tests import programs
+from tests.causal_models import EOS, causal_model
 from tests.live_server import until
+from tests.models import MASK_ID
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "What is 12 * 4?"}]}
@@ -49,6 +59,26 @@ def test_what_cannot_be_is_said_in_one_line(options, no_key, capfd):
     assert main(["serve", "--port", "0", *options.split()]) == 2
     told = capfd.readouterr().err
     assert WRONG[options] in told and told.count("\n") == 1 and told.startswith("dllm serve: ")
+
+
+def test_a_model_with_a_loop_of_its_own_is_refused_before_its_weights_are_read(no_key, capfd, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "diffusion_gemma"}))
+    assert main(["serve", "--port", "0", str(tmp_path)]) == 2
+    told = capfd.readouterr().err
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 12):
+        assert "a DiffusionGemma cannot be served" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("cache", [None, "prefix"])
+def test_rows_that_run_one_at_a_time_are_told_of(cache, monkeypatch, caplog):
+    tokenizer = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=EOS, pad_token_id=1)
+    sampler = FastDLLMSampler(causal_model(), tokenizer)
+    engine = Engine(sampler, FastDLLMSamplerConfig(max_new_tokens=8, block_size=4, cache=cache), name="tiny")
+    monkeypatch.setattr(_Server, "run", lambda server, sockets: None)
+    with _bound("127.0.0.1", 0) as address:
+        serve(engine, Settings(), address)
+    assert ("one row runs at a time, whatever --rows says" in caplog.text) == bool(cache)
 
 
 def test_a_taken_port(no_key, capfd):
@@ -99,6 +129,14 @@ def test_keys_and_hosts_of_the_options(tmp_path, monkeypatch):
         (tmp_path / "keys").write_bytes(content)
         with pytest.raises(ValueError, match=rule):
             settings_of(_parser().parse_args(words))
+
+
+def test_an_interruption_while_it_imports_and_loads():
+    command = [sys.executable, "-m", "dllm.cli", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=programs.ROOT)
+    until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text(), 60)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "dllm serve: interrupted\n") and process.returncode == 130
 
 
 def start(tmp_path, *options):

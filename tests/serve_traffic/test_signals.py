@@ -60,6 +60,13 @@ def test_idle(start):
     assert ended(process, began) < 15
 
 
+def test_interrupted(start, tmp_path):
+    process, _ = start()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(SOON)
+    assert process.exitcode == 130 and (tmp_path / "err").read_text() == "dllm serve: interrupted\n"
+
+
 def test_busy_and_streaming(start):
     """What is being answered is answered in full; a request that comes after the signal is not."""
     process, client = start()

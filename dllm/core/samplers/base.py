@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dllm.core.samplers import canvas
 from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_callable, settings_of
-from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts
+from dllm.core.samplers.layout import RowLayout, Seed, Span, lay_out_prompts, lay_out_texts, new_tokens
 from dllm.core.samplers.many import SampledRow, run_many
 from dllm.core.samplers.run import BaseSamplerOutput, Plan, run
 from dllm.core.schedulers import BaseAlphaScheduler, LinearAlphaScheduler
@@ -173,10 +173,12 @@ class BaseSampler(ABC):
         Raises:
             TypeError, ValueError, RuntimeError: all that `sample` would raise before it runs the model.
         """
-        config = self._settings(config, overrides)
+        config, prompts, mask_id = self._settings(config, overrides), canvas.token_rows(inputs), self._mask_id()
+        new = [new_tokens(len(prompt), config.max_new_tokens, config.max_length) for prompt in prompts]
+        canvas.check_lengths(self.model, [len(prompt) + more for prompt, more in zip(prompts, new, strict=True)])
         layout = lay_out_prompts(
-            canvas.token_rows(inputs),
-            self._mask_id(),
+            prompts,
+            mask_id,
             seed,
             max_new_tokens=config.max_new_tokens,
             max_length=config.max_length,

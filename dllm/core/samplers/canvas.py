@@ -83,16 +83,24 @@ def check_rows(model: nn.Module, rows: Sequence[Tensor], mask_id: int) -> None:
     Raises:
         ValueError: a token is outside the vocabulary, or a row is too long for the model.
     """
+    check_lengths(model, [len(row) for row in rows])
     vocab_size = len(input_embedding(model))
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"the mask token must lie in the vocabulary of {vocab_size} tokens, got {mask_id}")
-    lengths = [len(row) for row in rows]
-    longest = max(lengths, default=0)
-    check_positions(model, longest, "every row must fit", f" in row {lengths.index(longest)}" if rows else "")
     for number, row in enumerate(rows):
         if len(row) and not (0 <= int(row.min()) and int(row.max()) < vocab_size):
             wrong = int(row.min()) if int(row.min()) < 0 else int(row.max())
             raise ValueError(f"tokens must lie in [0, {vocab_size}), got {wrong} in row {number}")
+
+
+def check_lengths(model: nn.Module, lengths: Sequence[int]) -> None:
+    """Check how long rows are, before they are laid out.
+
+    Raises:
+        ValueError: one is too long for the model.
+    """
+    longest = max(lengths, default=0)
+    check_positions(model, longest, "every row must fit", f" in row {lengths.index(longest)}" if lengths else "")
 
 
 def check_tokens(name: str, tokens: Sequence[int] | None, model: nn.Module) -> list[int]:

@@ -95,28 +95,42 @@ def lay_out_prompts(
         prompts: int64 vectors.
         mask_id: the mask token.
         seed: as in :meth:`~dllm.core.samplers.base.BaseSampler.sample`.
-        max_new_tokens: masks of each row; None: as many as `max_length` leaves.
-        max_length: columns of each row, used if `max_new_tokens` is None.
+        max_new_tokens, max_length: see :func:`new_tokens`.
         block_size: columns of a block; None: all masks of a row are one block.
         first_column: the column of the first block, given the length of the prompt.
 
     Raises:
-        ValueError: both lengths are None, or a prompt holds the mask token or fills `max_length`.
+        ValueError: a prompt holds the mask token, or see :func:`new_tokens`.
     """
-    if max_new_tokens is None and max_length is None:
-        raise ValueError("expected max_new_tokens or max_length, got None for both")
     for number, prompt in enumerate(prompts):
         if bool((prompt == mask_id).any()):
             raise ValueError(f"inputs must not hold the mask token, got one in row {number}: infill fills texts")
     rows, spans, seeds = [], [], row_seeds(seed, len(prompts), torch.device("cpu"))
     for prompt, own_seed in zip(prompts, seeds.tolist(), strict=True):
-        new = max_new_tokens
-        if new is None and (new := max_length - len(prompt)) < 1:
-            raise ValueError(f"max_length must exceed every prompt, got {max_length} and {len(prompt)}")
+        new = new_tokens(len(prompt), max_new_tokens, max_length)
         rows.append(torch.cat([prompt, prompt.new_full((new,), mask_id)]))
         spans.append(_blocks(rows[-1], first_column(len(prompt)), block_size or new, mask_id, own_seed))
     first = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
     return RowLayout(rows, first, spans, seeds, mask_id)
+
+
+def new_tokens(given: int, max_new_tokens: int | None, max_length: int | None) -> int:
+    """How many masks follow a prompt of `given` tokens: `max_new_tokens`; None: as many as `max_length` columns leave.
+
+    Raises:
+        ValueError: both lengths are None, or the prompt fills `max_length`.
+
+    Example:
+        >>> new_tokens(5, 3, None), new_tokens(5, None, 12)
+        (3, 7)
+    """
+    if max_new_tokens is not None:
+        return max_new_tokens
+    if max_length is None:
+        raise ValueError("expected max_new_tokens or max_length, got None for both")
+    if max_length <= given:
+        raise ValueError(f"max_length must exceed every prompt, got {max_length} and {given}")
+    return max_length - given
 
 
 def lay_out_texts(rows: list[Tensor], mask_id: int, seed: Seed, *, block_size: int | None) -> RowLayout:

@@ -73,7 +73,7 @@ class Settings:
             return [self.gen_length]  # all there are
         steps = self.steps // self.blocks
         share, rest = divmod(self.block_length, steps)
-        return [share + (i < rest) for i in range(steps) if share or i < rest]
+        return [share + (i < rest) for i in range(steps if share else rest)]
 
 
 def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int) -> None:
