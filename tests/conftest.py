@@ -70,6 +70,16 @@ def environment_as_before():
         yield
 
 
+@pytest.fixture(autouse=True)
+def training_curves(request):
+    """Drawn by tests marked `curve` only: it takes longer than the few steps of most runs here."""
+    trainers = sys.modules.get("dllm.core.trainers.base.metric_logging")  # tests of other parts do not import them
+    with pytest.MonkeyPatch.context() as patch:
+        if trainers is not None and request.node.get_closest_marker("curve") is None:
+            patch.setattr(trainers, "draw_curve", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where models and prompts of the tests live: the GPU if there is one."""

@@ -51,6 +51,7 @@ def run(tmp_path, monkeypatch, capsys, tokenizer):
     return call
 
 
+@pytest.mark.curve
 def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_repeated(run, tmp_path, monkeypatch):
     status, last = run("whole")
     assert status == 0

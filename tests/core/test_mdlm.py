@@ -152,6 +152,7 @@ def test_bad_samples_stop_the_run(tmp_path):
         trainer_of(tmp_path, model_of(), wrong).train()
 
 
+@pytest.mark.curve
 def test_logs_and_curve(tmp_path):
     samples = samples_of(8)
     trainer = trainer_of(
@@ -180,6 +181,7 @@ def test_logs_and_curve(tmp_path):
     assert (tmp_path / "training_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.curve
 def test_an_interrupted_run_leaves_its_curve(tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

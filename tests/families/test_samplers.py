@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +15,7 @@ import transformers
 
 from dllm.core import samplers
 from dllm.models import get_model
+from tests import programs
 from tests import reference_samplers as judges
 from tests.families.toys import CHECKPOINTS
 
@@ -200,9 +199,6 @@ def test_the_table_of_families_names_cases_that_exist():
     pytest.importorskip("lm_eval")  # without it the cases of evaluation are not collected
     page = (CHECKPOINTS.parents[2] / "docs" / "families.md").read_text()
     named = set(re.findall(r"`(test_\w+\[[^]]+\])`", page))
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", str(CHECKPOINTS.parent)],
-        cwd=CHECKPOINTS.parents[2], capture_output=True, text=True,
-    )  # fmt: skip
+    run = programs.run("-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", CHECKPOINTS.parent)
     there = {line.partition("::")[2] for line in run.stdout.splitlines()}
     assert named and {name for name in named if not any(case.startswith(name[:-1]) for case in there)} == set()

@@ -43,6 +43,7 @@ def test_noise_of_tiles_is_a_stream_of_its_own():
     assert not (noise == draw.token_noise(torch.arange(512), *addresses(3))).any()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("vocab_size", VOCABULARIES)
 @pytest.mark.parametrize("T", [0.2, 1.0, 3.0])
 def test_draw_is_the_formula(vocab_size, T):
@@ -136,6 +137,7 @@ TEMPERATURES = [1e-38, 1e-30, 1e-12, 1e-3, 0.05, 0.3, 1.0, 2.0, 1e3, 1e20, 1e30,
 
 
 @cpu_kernel
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 3.0, 100.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_kernel_draws_the_tokens_of_the_specification(scale, dtype):

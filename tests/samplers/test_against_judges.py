@@ -152,6 +152,7 @@ RND1 = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("last_token", [PAD_ID, EOS])
 @pytest.mark.parametrize("steps", [5, 9, 40])
 @pytest.mark.parametrize("name", RND1)

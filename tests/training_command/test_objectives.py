@@ -95,6 +95,7 @@ def test_the_longest_text_may_be_what_a_text_begins_from(tmp_path):
     assert data_args.max_length == 24 and recipe.longest(data_args, training_args) == 41
 
 
+@pytest.mark.curve
 @pytest.mark.parametrize("task", TASKS)
 def test_a_killed_run_goes_on(task, tmp_path, capsys):
     """Killed in the fourth step: weights and logs of the run that was not; and what a run logs and leaves."""

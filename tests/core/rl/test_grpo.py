@@ -209,6 +209,7 @@ def test_guidance_reaches_completions_and_scores(tmp_path):
         loss_of_nll(guided.model, {"input_ids": one[None]}, rows=one, targets=one, objective=torch.sum, guidance=1.0)
 
 
+@pytest.mark.curve
 def test_a_reward_rises(tmp_path):
     """One token is rewarded; at the end it is nearly all that is written."""
     # a seed that meets the token early: it is rare, and what is never written is never rewarded
