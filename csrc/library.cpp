@@ -49,6 +49,8 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
       "Tensor(c!) length) -> ()");
   m.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, Tensor(a!) out) -> ()");
+  m.def(
+      "swiglu_experts(Tensor hidden, Tensor gate_up, Tensor down, Tensor index, Tensor weights, Tensor(a!) out) -> ()");
   m.def("position_noise(Tensor seeds, Tensor positions, Tensor step, bool gumbel, Tensor(a!) noise) -> ()");
   m.def("dropout(Tensor x, Tensor seed, int threshold, Tensor(a!) out) -> ()");
   m.def("scale_rows(Tensor(a!) x, Tensor scale) -> ()");

@@ -142,19 +142,24 @@ class Linear {
   Linear(
       const Tensor& hidden, int64_t first, int64_t n, const Tensor& weight, const std::optional<Tensor>& bias,
       const std::optional<Tensor>& scale = std::nullopt)
-      : n_(n), width_(hidden.size(1)), steps_(steps(width_)),
-        stride_(weight.stride(0)), vocab_size_(weight.size(0)),
-        weight_(static_cast<const Input*>(weight.const_data_ptr())),
-        bias_(bias ? static_cast<const typename Bias::type*>(bias->const_data_ptr()) : nullptr),
-        scale_(scale ? static_cast<const float*>(scale->const_data_ptr()) : nullptr),
-        lanes_(lanes(n)), vectors_((n + lanes_ - 1) / lanes_),
+      : Linear(
+            static_cast<const typename Hidden::type*>(hidden.const_data_ptr()) + first * hidden.stride(0),
+            hidden.stride(0), n, hidden.size(1), static_cast<const Input*>(weight.const_data_ptr()), weight.stride(0),
+            weight.size(0), bias ? static_cast<const typename Bias::type*>(bias->const_data_ptr()) : nullptr,
+            scale ? static_cast<const float*>(scale->const_data_ptr()) : nullptr) {}
+
+  // Rows [n, width] and a weight [vocab_size, width], each with its distance from row to row.
+  Linear(
+      const typename Hidden::type* h, int64_t h_stride, int64_t n, int64_t width, const Input* weight, int64_t stride,
+      int64_t vocab_size, const typename Bias::type* bias = nullptr, const float* scale = nullptr)
+      : n_(n), width_(width), steps_(steps(width)), stride_(stride), vocab_size_(vocab_size), weight_(weight),
+        bias_(bias), scale_(scale), lanes_(lanes(n)), vectors_((n + lanes_ - 1) / lanes_),
         rows_((vectors_ * steps_ * lanes_ + kLanes - 1) / kLanes) {
-    const auto* h = static_cast<const typename Hidden::type*>(hidden.const_data_ptr()) + first * hidden.stride(0);
     auto* out = reinterpret_cast<char*>(rows_.data());
     for (int64_t block = 0; block < blocks(); ++block) {  // [steps, rows, kStep]
       const int64_t rows = (vector(block + 1) - vector(block)) * lanes_;
-      if constexpr (kQuantised) lay_quantised(h, hidden.stride(0), block, rows, out);
-      else lay(h, hidden.stride(0), block, rows, out);
+      if constexpr (kQuantised) lay_quantised(h, h_stride, block, rows, out);
+      else lay(h, h_stride, block, rows, out);
       out += rows * steps_ * kLane;
     }
   }

@@ -21,6 +21,7 @@ from dllm_kernels.linear_expected_embedding import ExpectedEmbedding, linear_exp
 from dllm_kernels.linear_gumbel_argmax import linear_gumbel_argmax
 from dllm_kernels.masked_cross_entropy import CrossEntropy, masked_cross_entropy
 from dllm_kernels.position_noise import position_noise
+from dllm_kernels.swiglu_experts import swiglu_experts
 from dllm_kernels.transfer_tokens import transfer_tokens
 from dllm_kernels.truncation_floor import truncation_floor
 
@@ -45,6 +46,7 @@ __all__ = [
     "masked_cross_entropy",
     "place_proposals",
     "position_noise",
+    "swiglu_experts",
     "transfer_tokens",
     "truncation_floor",
 ]

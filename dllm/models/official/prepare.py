@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dllm.models import experts
 from dllm.models.official.mapping import marker_of
 
 BIAS = "e_score_correction_bias"
@@ -12,10 +13,11 @@ GROUPED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # of torch's gr
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """Prepare a model whose configuration has the marker, in place; others are not changed. It is not saved.
+    """Prepare a model, in place, by the marker of its configuration and by its experts. It is not saved.
 
     - The embedding of LLaDA has no padding row: its padding token ends sequences, too, and must learn.
     - Experts in float64 are computed one by one: torch's grouped product has no float64.
+    - Other experts run by a kernel of ours where that serves them (:mod:`dllm.models.experts`).
     - Routing of GLM-4-MoE: transformers 4 gives experts of groups that were not chosen the score 0, so that one of them
       wins if all others are negative. A hook routes as the official code and transformers 5 do, where they never win.
 
@@ -31,6 +33,7 @@ def prepared(model: nn.Module) -> nn.Module:
         model.get_input_embeddings().padding_idx = None
     if hasattr(model, "set_experts_implementation") and model.dtype not in GROUPED_DTYPES:
         model.set_experts_implementation("eager")
+    experts.use_kernel(model)
     if family == "llada2":
         for module in model.modules():
             if hasattr(module, "get_topk_indices") and _route not in module._forward_hooks.values():

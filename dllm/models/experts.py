@@ -1,0 +1,85 @@
+"""Experts on a CPU by our kernel, as one of transformers' implementations of experts. No model is changed or forked.
+
+transformers 5 lets a model's configuration name how its experts are computed. Its default, "grouped_mm", takes 2 to 2.5
+times as long on a CPU as :func:`dllm_kernels.swiglu_experts` for up to 192 tokens (benchmarks/LOG.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from dllm_kernels import _impl, swiglu_experts
+
+try:
+    from transformers.integrations import moe
+except ImportError:  # transformers 4, whose experts are modules of their own
+    moe = None
+
+NAME = "dllm"  # of the implementation
+REPLACED = "grouped_mm"  # transformers' default, which also does what the kernel does not
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def use_kernel(model: nn.Module) -> nn.Module:
+    """Let a model's experts run by :func:`dllm_kernels.swiglu_experts` where that serves them, in place.
+
+    It serves gated experts with SiLU and without biases, on a CPU, while no gradients are recorded. All else, and
+    training, stays with transformers' "grouped_mm". A model that was loaded with another `experts_implementation` keeps
+    it; `model.set_experts_implementation("grouped_mm")` undoes this. Nothing of it is saved. transformers 4 has no such
+    choice: there nothing changes.
+
+    Args:
+        model: of any class.
+
+    Returns:
+        The same model.
+
+    Example:
+        >>> use_kernel(nn.Linear(2, 2))
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    chosen = getattr(getattr(model, "config", None), "_experts_implementation", None)
+    if moe is not None and chosen == REPLACED and any(_is_known(module) for module in model.modules()):
+        moe.ALL_EXPERTS_FUNCTIONS.register(NAME, _forward)
+        model.set_experts_implementation(NAME)
+    return model
+
+
+def _forward(experts: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """The experts of a layer, for tokens [T, H], chosen experts and their weights [T, k]."""
+    if _is_served(experts, hidden):
+        return swiglu_experts(hidden, experts.gate_up_proj, experts.down_proj, index, weights)
+    return moe.grouped_mm_experts_forward(experts, hidden, index, weights)
+
+
+def _is_served(experts: nn.Module, hidden: Tensor) -> bool:
+    if torch.is_grad_enabled() or hidden.device.type != "cpu" or not _is_known(experts):
+        return False
+    up, down = experts.gate_up_proj, experts.down_proj  # of another type where they are sharded
+    plain = type(up) in (Tensor, nn.Parameter) and type(down) in (Tensor, nn.Parameter)
+    same = hidden.dtype == up.dtype == down.dtype and hidden.dtype in DTYPES  # not under autocast
+    return plain and same and _is_built()
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module's experts are those of the kernel's formula, stored as it reads them."""
+    return (
+        getattr(module, "has_gate", False)
+        and getattr(module, "is_concatenated", True)
+        and not any(getattr(module, name, False) for name in OTHERWISE)
+        and isinstance(getattr(module, "act_fn", None), (SiLUActivation, nn.SiLU))
+        and type(module)._apply_gate is moe._default_apply_gate
+    )
+
+
+OTHERWISE = ("has_bias", "is_transposed", "has_post_expert_norm", "_is_expert_parallel")  # the kernel has none of it
+
+
+def _is_built() -> bool:
+    return _impl.why_not_cpu() is None
+
+
+_is_built._dynamo_marked_constant = True  # torch.compile keeps the answer, as it does with that of _impl.choose
+

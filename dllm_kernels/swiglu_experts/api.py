@@ -1,0 +1,70 @@
+"""The chosen experts of a mixture, each a gated layer (SwiGLU), weighted and added up, for CPUs."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from dllm_kernels import _checks, _impl
+
+
+def swiglu_experts(
+    hidden: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weights: Tensor, *, impl: str = "auto"
+) -> Tensor:
+    r"""The weighted sum of the experts that a router has chosen for each token.
+
+    .. math::
+        y_t = \sum_j w_{tj}\, D_{e} \left(\mathrm{silu}(G_e h_t) \odot U_e h_t\right), \qquad e = i_{tj}
+
+    G_e and U_e are the upper and the lower half of `gate_up[e]`. Products are rounded to the dtype of the hidden
+    states, silu and its product once more; the last sum is float32, in the order of j. Experts that no token has chosen
+    are not read. On a CPU a token has the same bits in every batch, with any number of threads.
+
+    Memory beyond arguments and result: T k (H + I) numbers, and for each thread the hidden states of up to 256 pairs.
+
+    Args:
+        hidden: h, [T, H], float32, bfloat16 or float16.
+        gate_up: G and U, [E, 2 I, H], of the same dtype.
+        down: D, [E, H, I], of the same dtype.
+        index: i, int64 [T, k], from 0 to E - 1; an expert may be named twice.
+        weights: w, [T, k], float32, bfloat16 or float16.
+        impl: "auto", "reference" or "cpu"; an explicit one never falls back. There is none for GPUs, which
+            torch.nn.functional.grouped_mm serves.
+
+    Returns:
+        y, [T, H], of the dtype of `hidden`. No gradients.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above; nothing has run.
+        RuntimeError: an argument needs a gradient, or the implementation asked for is not available.
+
+    Source: Shazeer, "GLU variants improve Transformer" (arXiv:2002.05202); stored as transformers 5 stores experts.
+
+    Example:
+        >>> h, gate_up, down = torch.ones(1, 2), torch.ones(3, 4, 2), torch.ones(3, 2, 2)
+        >>> swiglu_experts(h, gate_up, down, torch.tensor([[0, 2]]), torch.tensor([[0.5, 0.25]]))
+        tensor([[5.2848, 5.2848]])
+    """
+    _checks.tensor("hidden", hidden, dtypes=_checks.LOGIT_DTYPES, shape=("T", "H"))
+    tokens, width = hidden.shape
+    same = dict(dtypes=(hidden.dtype,), device=hidden.device)
+    _checks.tensor("down", down, shape=("E", width, "I"), **same)
+    experts, _, inner = down.shape
+    _checks.tensor("gate_up", gate_up, shape=(experts, 2 * inner, width), **same)
+    _checks.tensor("index", index, dtypes=(torch.int64,), shape=(tokens, "k"), device=hidden.device)
+    _checks.tensor(
+        "weights", weights, dtypes=_checks.LOGIT_DTYPES, shape=(tokens, index.shape[1]), device=hidden.device
+    )
+    if width == 0 or inner == 0:
+        raise ValueError(f"H and I must be at least 1, got {width} and {inner}")
+    named = index.reshape(-1)
+    _checks.every_row("index", named, (named >= 0) & (named < experts), f"from 0 to {experts - 1}")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, gate_up, down, weights)):
+        raise RuntimeError("swiglu_experts has no gradient, and its arguments need one: grouped_mm has")
+    if impl == "triton":
+        raise ValueError("impl='triton' does not exist for swiglu_experts: PyTorch's grouped_mm serves GPUs")
+    name = "reference" if impl == "auto" and hidden.device.type != "cpu" else impl
+    module = sys.modules[_impl.imported("swiglu_experts", name, hidden.device)]
+    return module.swiglu_experts(hidden, gate_up, down, index, weights.float())
