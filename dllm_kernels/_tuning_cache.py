@@ -139,7 +139,8 @@ def made_for(gpu: str) -> dict[str, str]:
 def fingerprint(package: Path) -> str:
     """A digest of the kernels, their launchers and the tables they are launched by."""
     digest = hashlib.sha256()
-    for file in sorted([*package.glob("*/triton.py"), package / "philox_triton.py", package / "_tuning.py"]):
+    sources = [*package.glob("*/*triton.py"), *package.glob("*_triton.py"), package / "_tuning.py"]
+    for file in sorted(sources):
         digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:24]
 

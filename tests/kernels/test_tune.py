@@ -154,7 +154,8 @@ def test_the_key_changes_with_the_sources(tmp_path):
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", "csrc"))
     assert _tuning_cache.fingerprint(copy) == _tuning_cache.fingerprint(package)
     before = _tuning_cache.fingerprint(copy)
-    for file in ("gumbel_argmax/triton.py", "philox_triton.py", "_tuning.py"):
+    kernels = ("gumbel_argmax/triton.py", "gumbel_argmax/columns_triton.py", "philox_triton.py", "draw_triton.py")
+    for file in (*kernels, "_tuning.py"):
         with (copy / file).open("a") as source:
             source.write("# one more line\n")
         assert _tuning_cache.fingerprint(copy) != before
