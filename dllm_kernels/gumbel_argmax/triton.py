@@ -38,8 +38,18 @@ import triton.language as tl
 from torch import Tensor
 
 from dllm_kernels import _checks, _tuning
-from dllm_kernels.draw_triton import BLOCK, tile_of, tile_score, tile_token, tile_words, word_of
+from dllm_kernels.draw_triton import tile_of, tile_token, tile_words, word_of
 from dllm_kernels.gumbel_argmax.bounds_triton import bound_of_scores, tile_bound
+from dllm_kernels.gumbel_argmax.columns_triton import (
+    beaten,
+    best_score,
+    column_logits,
+    column_tokens,
+    first_of_ties,
+    larger_max,
+    largest,
+    lowest,
+)
 from dllm_kernels.gumbel_argmax.combine_triton import (
     _FIRST,
     _MOMENT,
@@ -62,12 +72,10 @@ from dllm_kernels.logits_triton import (
     statistics_temperature,
     stride,
 )
-from dllm_kernels.philox_triton import exp_float32
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _FAR = tl.constexpr(2.0**16)
 _LOWEST = tl.constexpr(-256.0)  # 2^-256 is 0 in float32
-_RULED_OUT = tl.constexpr(-(2**31))
 
 
 @triton.jit(do_not_specialize=["R", "first_chunk", "chunks", "stride_tr", "stride_sr", "stride_pr", "stride_ir"])
@@ -187,20 +195,15 @@ def _chunk_kernel(
 
     # the two likeliest: the peak, and the better of its column's runner-up and the other columns' peaks
     peak = tl.minimum(peak, HIGHEST)
-    first = _max(peak)
-    column = _lowest(offs_c, peak == first)
-    offs_first = _column_tokens(0, offs_c, COLUMNS, GROUP)
-    offs_k = tl.arange(0, BLOCK_V // COLUMNS)
-    offs_v = _column_tokens(offs_k, column, COLUMNS, GROUP)
-    l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, softcap, HAS_SOFTCAP)
+    first = largest(peak)
+    column = lowest(offs_c, peak == first)
+    offs_first = column_tokens(0, offs_c, COLUMNS, GROUP)
+    logits = (x_ptr, suppress_ptr, size_v, floor, softcap)
+    l, offs_v = column_logits(logits, column, BLOCK_V, COLUMNS, GROUP, HAS_SUPPRESS, HAS_FLOOR, HAS_SOFTCAP)
     if HAS_BEGIN_SUPPRESS:
         l = hide(l, begin_suppress_ptr, offs_v, size_v)
-    token = _lowest(offs_v, l == first)
-    runner_up, rival = tl.where(offs_v == token, -INF, l), tl.where(offs_c == column, -INF, peak)
-    if BLOCK_V == COLUMNS * COLUMNS:  # as many tokens in a column as columns
-        second = _max(tl.maximum(runner_up, rival))
-    else:
-        second = tl.maximum(_max(runner_up), _max(rival))
+    token = lowest(offs_v, l == first)
+    second = larger_max(tl.where(offs_v == token, -INF, l), tl.where(offs_c == column, -INF, peak))
 
     # the first token with the largest logit: known of the column of the peak, which others may equal
     highest, likeliest = first, token
@@ -208,53 +211,29 @@ def _chunk_kernel(
         tied = (peak == first) & (peak > -INF) & (offs_c != column)
         if HAS_BEGIN_SUPPRESS:
             top = tl.minimum(top, HIGHEST)
-            highest, likeliest = _max(top), tl.full([], _NO_TOKEN, tl.int32)
+            highest, likeliest = largest(top), tl.full([], _NO_TOKEN, tl.int32)
             tied = (top == highest) & (top > -INF)
-        tied &= offs_first < likeliest
-        next_c = _lowest(offs_c, tied)
-        while next_c < COLUMNS:
-            offs_v = _column_tokens(offs_k, next_c, COLUMNS, GROUP)
-            l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, softcap, HAS_SOFTCAP)
-            likeliest = tl.minimum(likeliest, _lowest(offs_v, l == highest))
-            tied &= (offs_c > next_c) & (offs_first < likeliest)
-            next_c = _lowest(offs_c, tied)
+        likeliest = first_of_ties(
+            *(logits, tied, highest, likeliest),
+            *(BLOCK_V, COLUMNS, GROUP, HAS_SUPPRESS, HAS_FLOOR, HAS_SOFTCAP),
+        )
 
-    # the best score: column by column, in the order of their bounds, for as long as one can still win
+    # the best score: of columns that a bound of theirs lets win
     if HAS_NOISE or HAS_BEGIN_SUPPRESS:
         best, token = tl.full([], -INF, tl.float32), tl.full([], _NO_TOKEN, tl.int32)
         reach = tl.where(draws, bound_of_scores(bound, T), tl.minimum(top, HIGHEST))
         reach = tl.where(top > -INF, reach, -INF)
     else:  # of the column of the peak it is known
         best = first
-        reach = tl.where(_beaten(peak, offs_first, best, token) | (offs_c == column), -INF, peak)
-    next_c = tl.max(_rank(reach, offs_c, COLUMNS), axis=0)
-    while next_c > _RULED_OUT:
-        column = COLUMNS - 1 - (next_c & (COLUMNS - 1))
-        offs_v = _column_tokens(offs_k, column, COLUMNS, GROUP)
-        l = load_logits(x_ptr, suppress_ptr, offs_v, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, softcap, HAS_SOFTCAP)
-        score_here = _max(l)
-        token_here = _lowest(offs_v, l == score_here)
-        if HAS_NOISE:
-            if draws:
-                score, offs_t = _tile_scores(l, T, seed, position, step, first_v, column, COLUMNS, GROUP)
-                score_here = _max(score)
-                token_here = _lowest(offs_t, score == score_here)
-        better = (score_here > best) | ((score_here == best) & (token_here < token))
-        best = tl.where(better, score_here, best)
-        token = tl.where(better, token_here, token)
-        reach = tl.where(_beaten(reach, offs_first, best, token) | (offs_c == column), -INF, reach)
-        next_c = tl.max(_rank(reach, offs_c, COLUMNS), axis=0)
+        reach = tl.where(beaten(peak, offs_first, best, token) | (offs_c == column), -INF, peak)
+    best, token = best_score(
+        *(logits, draws, T, seed, position, step, first_v, reach, best, token),
+        *(BLOCK_V, COLUMNS, GROUP, HAS_NOISE, HAS_SUPPRESS, HAS_FLOOR, HAS_SOFTCAP),
+    )
 
-    # the sums at the chunk's peak, whose exponents its rounding moved by `low`
+    # the sums; where the peak is far from 0 the chunk is read again
     far = tl.abs(first * rate) > _FAR
-    lift = tl.where(far, _FAR, -(first * rate))
-    low = tl.where(far, 0.0, tl.fma(first, rate, lift))
-    fall = lift - shift
-    moment = tl.sum(tl.fma(s, fall, t) * tl.exp2(fall), axis=0)
-    total = tl.sum(s * tl.exp2(fall), axis=0)
-    x = -_LN2 * low
-    back = 1.0 + x * (1.0 + 0.5 * x)  # 2^-low
-    total, moment = total * back, (moment - low * total) * back
+    total, moment = _sums_at_peak(s, t, shift, first, rate, far)
     if far & (first > -INF):
         total, moment = 0.0, 0.0
         offs_w = tl.arange(0, GROUP * COLUMNS)
@@ -268,18 +247,9 @@ def _chunk_kernel(
             total += tl.sum(tl.exp2(d), axis=0)
             moment += tl.sum(tl.exp2(d) * d, axis=0)
 
-    # one store of a lane each
-    offs_f = tl.arange(0, 8)
-    fields = tl.where(offs_f == _SCORE, best, -INF)
-    fields = tl.where(offs_f == _FIRST, first, fields)
-    fields = tl.where(offs_f == _SECOND, second, fields)
-    fields = tl.where(offs_f == _SUM, total, fields)
-    fields = tl.where(offs_f == _MOMENT, moment, fields)
-    if HAS_NOISE:
-        fields = tl.where(offs_f == _TOP, highest, fields)
     out = n.to(tl.int64) * chunks + chunk
     stride_f = tl.num_programs(0).to(tl.int64) * chunks
-    tl.store(partial_ptr + out + offs_f * stride_f, fields, mask=offs_f <= (_TOP if HAS_NOISE else _MOMENT))
+    _store_fields(partial_ptr + out, stride_f, best, first, second, total, moment, highest, HAS_NOISE)
     tl.store(partial_token_ptr + out, tl.where(token < size_v, first_v + token, _NO_TOKEN))
     if HAS_NOISE:
         tl.store(likeliest_ptr + out, first_v + likeliest)
@@ -324,7 +294,7 @@ def _pass(
     `words` are those of the tiles' Philox blocks, and number `own` is the tiles'.
     """
     offs_c = tl.arange(0, COLUMNS)
-    offs_0 = start + _column_tokens(0, offs_c, COLUMNS, GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
+    offs_0 = start + column_tokens(0, offs_c, COLUMNS, GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
     offs_1, offs_2, offs_3 = offs_0 + 128, offs_0 + 256, offs_0 + 384
     l0 = load_unbounded(
         x_ptr, suppress_ptr, offs_0, size_v, floor, HAS_SUPPRESS, HAS_FLOOR, HAS_END, softcap, HAS_SOFTCAP
@@ -379,7 +349,7 @@ def _words(first_v, seed, position, step, COLUMNS: tl.constexpr, GROUP: tl.const
     w0, w1, w2, w3 = 0, 0, 0, 0
     if HAS_NOISE:
         offs_t = tl.arange(0, GROUP // 4)[None, :] * 4
-        offs_v = first_v + _column_tokens(0, tl.arange(0, COLUMNS), COLUMNS, GROUP)[:, None] + offs_t
+        offs_v = first_v + column_tokens(0, tl.arange(0, COLUMNS), COLUMNS, GROUP)[:, None] + offs_t
         w0, w1, w2, w3, _ = tile_words(seed, tile_of(offs_v), position, step)
     return w0, w1, w2, w3
 
@@ -392,16 +362,33 @@ def _tile_sums(e0, e1, e2, e3):
 
 
 @triton.jit
-def _tile_scores(l, T, seed, position, step, first_v, column, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """Scores of the tiles of a column, of its logits, and their first tokens."""
-    TILES: tl.constexpr = l.shape[0] // 16
-    x = tl.reshape(l, [TILES, 16])
-    m = tl.max(x, axis=1)
-    e = exp_float32((x - tl.where(m > -INF, m, 0.0)[:, None]) * tl.div_rn(1.0, T))
-    of_j = tl.sum(tl.sum(tl.reshape(e, [TILES, 2, 2, 4]), axis=2), axis=1)
-    total = tl.sum(tl.sum(tl.reshape(of_j, [TILES, 2, 2]), axis=2), axis=1)
-    offs_t = _column_tokens(tl.arange(0, TILES) * 16, column, COLUMNS, GROUP)
-    return tile_score(m, total, T, seed, tile_of(first_v + offs_t), position, step), offs_t
+def _sums_at_peak(s, t, shift, first, rate, far):
+    """sum 2^d and sum 2^d d of all columns, with d from the chunk's peak `first` on; not where it is `far` from 0.
+
+    The rounding of the peak's exponent moved all d by `low`, which is computed exactly and taken back.
+    """
+    lift = tl.where(far, _FAR, -(first * rate))
+    low = tl.where(far, 0.0, tl.fma(first, rate, lift))
+    fall = lift - shift
+    moment = tl.sum(tl.fma(s, fall, t) * tl.exp2(fall), axis=0)
+    total = tl.sum(s * tl.exp2(fall), axis=0)
+    x = -_LN2 * low
+    back = 1.0 + x * (1.0 + 0.5 * x)  # 2^-low
+    return total * back, (moment - low * total) * back
+
+
+@triton.jit
+def _store_fields(out_ptr, stride_f, best, first, second, total, moment, highest, HAS_NOISE: tl.constexpr):
+    """Store the numbers of a chunk, a lane each."""
+    offs_f = tl.arange(0, 8)
+    fields = tl.where(offs_f == _SCORE, best, -INF)
+    fields = tl.where(offs_f == _FIRST, first, fields)
+    fields = tl.where(offs_f == _SECOND, second, fields)
+    fields = tl.where(offs_f == _SUM, total, fields)
+    fields = tl.where(offs_f == _MOMENT, moment, fields)
+    if HAS_NOISE:
+        fields = tl.where(offs_f == _TOP, highest, fields)
+    tl.store(out_ptr + offs_f * stride_f, fields, mask=offs_f <= (_TOP if HAS_NOISE else _MOMENT))
 
 
 @triton.jit
@@ -414,50 +401,6 @@ def _exponent(l, rate, shift):
 def _highest(l0, l1, l2, l3):
     """Per column the largest of four groups [COLUMNS, 4]; NaN only where all are."""
     return tl.max(tl.maximum(tl.maximum(l0, l1), tl.maximum(l2, l3)), axis=1)
-
-
-@triton.jit
-def _ordered(x):
-    """The bits of float32 numbers as integers in the order of the numbers; its own inverse. Integers, because sm_80 and
-    later reduce them by one instruction a warp."""
-    bits = x.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _max(x):
-    """The largest of some numbers, none of them NaN."""
-    return _ordered(tl.max(_ordered(x), axis=0)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _rank(bound, offs_c, COLUMNS: tl.constexpr):
-    """Integers whose largest names the column to look at: its bound but for the last bits, and the column in their
-    place, the lowest first."""
-    rank = (_ordered(bound) & -COLUMNS) | (COLUMNS - 1 - offs_c)
-    return tl.where(bound > -INF, rank, _RULED_OUT)
-
-
-@triton.jit
-def _lowest(index, condition):
-    """The lowest index where a condition holds."""
-    return tl.min(tl.where(condition, index, _NO_TOKEN), axis=0)
-
-
-@triton.jit
-def _beaten(bound, lowest, best, token):
-    """Columns that cannot win, of bounds and lowest tokens."""
-    return (bound < best) | ((bound == best) & (lowest > token))
-
-
-@triton.jit
-def _column_tokens(k, column, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """Token number k of a column: tile by tile, and number k mod 16 of its tile."""
-    LANES: tl.constexpr = 128 // GROUP
-    TILES: tl.constexpr = GROUP // 4
-    turn, tile = k // (16 * TILES), k // 16 % TILES
-    first = (turn * (COLUMNS // LANES) + column // LANES) * BLOCK + column % LANES * GROUP
-    return first + tile * 4 + tile_token(k % 16)
 
 
 class _Options(NamedTuple):
