@@ -116,17 +116,18 @@ def order_of(
     seed = secrets.randbits(DRAWN_BITS) if body.seed is None else body.seed
     if seed + count > INT64:
         raise ApiError(400, f"seed + n must be at most {INT64}, got {seed + count}", param="seed")
+    given = 1 if isinstance(body, ChatBody) else len(body.prompts)
+    if given * count > most_rows:  # before they are made tokens, which takes longest
+        message = f"a request may have {most_rows} rows, got {given} prompts times n = {count}"
+        raise ApiError(400, message, param="n" if given == 1 else "prompt")
     prompts = [_chat_prompt(engine, body)] if isinstance(body, ChatBody) else _prompts(engine, body)
-    if len(prompts) * count > most_rows:
-        message = f"a request may have {most_rows} rows, got {len(prompts)} prompts times n = {count}"
-        raise ApiError(400, message, param="n" if len(prompts) == 1 else "prompt")
     choices = []
     for prompt in prompts:
         seeds = list(range(seed, seed + count))
         choices += _choices(engine, body, prompt, seeds, len(choices), wake=wake, key=key, on_drop=on_drop)
     kind = "chatcmpl" if isinstance(body, ChatBody) else "cmpl"
-    given = sum(prompt.given for prompt in prompts)
-    return Order(f"{kind}-{secrets.token_hex(12)}", int(time.time()), engine.name, body, choices, given)
+    tokens = sum(prompt.given for prompt in prompts)
+    return Order(f"{kind}-{secrets.token_hex(12)}", int(time.time()), engine.name, body, choices, tokens)
 
 
 def check_model(engine: Engine, name: str | None) -> None:
