@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import socket
@@ -40,6 +41,8 @@ def serve(engine: Engine, settings: Settings, address: socket.socket) -> None:
         _log.info("this sampler keeps a KV cache: one row runs at a time, whatever --rows says")
     app = create_app(engine, settings)
     config = config_of(app, settings)
+    gc.collect()
+    gc.freeze()  # what is loaded stays; a collection that looks at all of it stops every request for 0.3 s and more
     server = _Server(config, app.state.serving.batcher, settings.grace, engine.name)
     server.run(sockets=[address])
 

@@ -1,5 +1,6 @@
 """`dllm serve` as a process: what it refuses to start with, and how it ends."""
 
+import gc
 import json
 import signal
 import socket
@@ -78,6 +79,8 @@ def test_rows_that_run_one_at_a_time_are_told_of(cache, monkeypatch, caplog):
     monkeypatch.setattr(_Server, "run", lambda server, sockets: None)
     with _bound("127.0.0.1", 0) as address:
         serve(engine, Settings(), address)
+    assert gc.get_freeze_count() > 0  # collections pass over what is loaded
+    gc.unfreeze()
     assert ("one row runs at a time, whatever --rows says" in caplog.text) == bool(cache)
 
 
