@@ -129,7 +129,7 @@ def test_logprobs_of_answers_with_half_characters(client):
         assert all(bytes(entry.bytes).decode("utf-8", "replace") == entry.token for entry in choice.logprobs.content)
     assert any(choice.message.content.endswith("�") for choice in found)
     body = dict(max_tokens=12, temperature=100.0, logprobs=0)
-    for seed in range(8):
+    for seed in range(3):
         choice = complete(client, seed=seed, **body).choices[0]
         for name, place in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
             # bytes that make no character are part of what the next token adds
