@@ -177,11 +177,17 @@ class PhiloxNoise:
 
     def choose(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Tokens [L], and how near every token was to being drawn [L, V]: that of each is the largest."""
-        if self.temperature == 0:
-            return _lowest_argmax(logits), logits
+        return self.token(logits, step), self.score(logits, step)
+
+    def token(self, logits: Tensor, step: int) -> Tensor:
+        return _lowest_argmax(logits) if self.temperature == 0 else self._drawn(draw, logits, step)
+
+    def score(self, logits: Tensor, step: int) -> Tensor:
+        return logits if self.temperature == 0 else self._drawn(draw_scores, logits, step)
+
+    def _drawn(self, by: Callable[..., Tensor], logits: Tensor, step: int) -> Tensor:
         where = (self.seed[None], torch.arange(len(logits)), torch.tensor([step]))
-        drawn = [choose(logits.cpu(), self.temperature, *where) for choose in (draw, draw_scores)]
-        return tuple(x.to(logits.device) for x in drawn)
+        return by(logits.cpu(), self.temperature, *where).to(logits.device)
 
     def uniform(self, length: int, step: int) -> Tensor:
         seed = self.seed.expand(length)
