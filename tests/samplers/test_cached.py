@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENIZER = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=EOS, pad_token_id=1)
 LENGTHS = (5, 1, 8, 11)
-JUDGED = (1, 8, 11)  # within a block, at its border and beyond it: a row alone takes the judge as long as a batch us
+JUDGED = (1, 8, 11)  # within a block, at its border and beyond it
 
 
 def prompts(model, lengths=LENGTHS, seed=0):
