@@ -3,7 +3,7 @@ export PYTHON TORCH
 RUN := .venv/bin/python
 # test files that run at a time
 JOBS ?= 3
-# a file's tests share what they make; files in their order, since those of few tests take longest
+# a file's tests share what they make; files in their order, of which tests/conftest.py puts the longest first
 TOGETHER = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # threads that wait sleep, or else the processes that run at a time hold each other up
 test test-all: export OMP_WAIT_POLICY := passive

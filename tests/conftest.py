@@ -28,6 +28,24 @@ if workers > 1:  # programs that tests start share the cores with other workers
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
+# Files that begin before all others, or else the last of them runs alone at the end (`--dist loadfile`).
+LONGEST = (
+    "kernels/test_offline.py",
+    "test_other_transformers.py",
+    "test_machines.py",
+    "test_benchmarks.py",
+    "demo/test_train.py",
+    "test_gpu_report.py",
+    "kernels/test_triton.py",
+    "kernels/test_extension.py",
+)
+
+
+def path_of(item) -> str:
+    """A test's file, seen from this folder; what lies elsewhere keeps its whole path."""
+    return item.path.as_posix().removeprefix(f"{Path(__file__).parent.as_posix()}/")
+
+
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="run the tests marked `exhaustive` as well")
 
@@ -37,6 +55,7 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if "exhaustive" in item.keywords] + beyond_covering(items)
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+    items.sort(key=lambda item: LONGEST.index(name) if (name := path_of(item)) in LONGEST else len(LONGEST))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:

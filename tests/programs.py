@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = ["torch", "transformers", "transformers.trainer", "datasets", "peft", "accelerate"]
+PRELOADED = ["torch", "transformers", "transformers.trainer", "datasets", "peft", "accelerate", "torchmetrics"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)  # what is not installed is left out

@@ -93,7 +93,7 @@ def reference_generate(
             remasking=remasking,
             mask_id=mask_id,
             draw=draw,
-            report=lambda *told, b=b: on_step and on_step(Step(b, *told)),
+            report=on_step and (lambda *told, b=b: on_step(Step(b, *told))),
         )
         if eos_token_id is not None:
             _fill_after_eos(canvas[-gen_length:], eos_token_id)
@@ -133,8 +133,9 @@ def _denoise(
                 k = len(eligible) if step == 0 else 0
             for p in surest_first[:k]:
                 canvas[p] = proposal[p]
-            gaps = _token_gap(score[eligible]), _confidence_gap(confidence[surest_first], k)
-            report(block, step, canvas.clone(), proposal, confidence, *gaps)
+            if report is not None:  # the gaps take longer than the step
+                gaps = _token_gap(score()[eligible]), _confidence_gap(confidence[surest_first], k)
+                report(block, step, canvas.clone(), proposal, confidence, *gaps)
 
 
 @torch.no_grad()
@@ -156,13 +157,13 @@ class CardNoise:
         self.generator = torch.Generator().manual_seed(seed)
         self.temperature = temperature
 
-    def choose(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens [L], and what each is the argmax of [L, V]."""
+    def choose(self, logits: Tensor, step: int) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Tokens [L], and a function that returns what each is the argmax of [L, V]."""
         if self.temperature == 0:
-            return _lowest_argmax(logits), logits
+            return _lowest_argmax(logits), lambda: logits
         u = torch.rand(logits.shape, dtype=torch.float64, generator=self.generator).to(logits.device)
         score = logits.double().exp() / (-u.log()) ** self.temperature
-        return _lowest_argmax(score), score
+        return _lowest_argmax(score), lambda: score
 
     def uniform(self, length: int, step: int) -> Tensor:
         return torch.rand(length, generator=self.generator)
@@ -175,13 +176,20 @@ class PhiloxNoise:
         self.seed = torch.tensor(philox.as_int64(seed))
         self.temperature = temperature
 
-    def choose(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens [L], and how near every token was to being drawn [L, V]: that of each is the largest."""
-        if self.temperature == 0:
-            return _lowest_argmax(logits), logits
+    def choose(self, logits: Tensor, step: int) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Tokens [L], and a function that returns how near every token was to being drawn [L, V]: that of each is the
+        largest."""
+        return self.token(logits, step), lambda: self.score(logits, step)
+
+    def token(self, logits: Tensor, step: int) -> Tensor:
+        return _lowest_argmax(logits) if self.temperature == 0 else self._drawn(draw, logits, step)
+
+    def score(self, logits: Tensor, step: int) -> Tensor:
+        return logits if self.temperature == 0 else self._drawn(draw_scores, logits, step)
+
+    def _drawn(self, by: Callable[..., Tensor], logits: Tensor, step: int) -> Tensor:
         where = (self.seed[None], torch.arange(len(logits)), torch.tensor([step]))
-        drawn = [choose(logits.cpu(), self.temperature, *where) for choose in (draw, draw_scores)]
-        return tuple(x.to(logits.device) for x in drawn)
+        return by(logits.cpu(), self.temperature, *where).to(logits.device)
 
     def uniform(self, length: int, step: int) -> Tensor:
         seed = self.seed.expand(length)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dllm_kernels import _extension
+from tests.compiler import quick
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -68,7 +69,7 @@ MANY = (
 )
 
 
-def run(name: str, tests: tuple[str, ...], threads: int) -> None:
+def run(name: str, tests: tuple[str, ...], threads: int, compiler: str) -> None:
     machine = MACHINES[name]
     if machine.needs not in Path("/proc/cpuinfo").read_text().split():
         pytest.skip(f"this CPU has no {machine.needs}")
@@ -76,7 +77,7 @@ def run(name: str, tests: tuple[str, ...], threads: int) -> None:
         ONEDNN_MAX_CPU_ISA=machine.onednn,
         ATEN_CPU_CAPABILITY=machine.aten,
         MKL_ENABLE_INSTRUCTIONS=machine.mkl,
-        CXX=f"{_extension.find_compiler()} {machine.flags}",
+        CXX=compiler,
         OMP_NUM_THREADS=str(threads),
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | limits
@@ -89,8 +90,8 @@ def run(name: str, tests: tuple[str, ...], threads: int) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels of the GPU would run instead")
-def test_avx2():
-    run("AVX2", FEW, 1)
+def test_avx2(tmp_path):
+    run("AVX2", FEW, 1, quick(tmp_path, MACHINES["AVX2"].flags))
 
 
 @pytest.mark.exhaustive
@@ -98,4 +99,4 @@ def test_avx2():
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", MACHINES)
 def test_every_machine(name, threads):
-    run(name, MANY, threads)
+    run(name, MANY, threads, f"{_extension.find_compiler()} {MACHINES[name].flags}")

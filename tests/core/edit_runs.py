@@ -127,6 +127,7 @@ def run(
         per_device_eval_batch_size=2,
         **dict(num_train_epochs=1, learning_rate=0.0) | options,
     )
+    trainer.curves = ()  # drawing takes longer than the run
     trainer.train(resume_from_checkpoint=resume)
     if saved:
         trainer.save_model(saved)

@@ -44,6 +44,7 @@ def run(out: str, settings: dict) -> dict:
         eval_dataset=samples_for(kind, settings["evaluated"], seed=5),
         **settings["options"],
     )
+    trainer.curves = ()  # drawing takes longer than the run
     trainer.train(resume_from_checkpoint=settings["resume"])
     if settings["saved"]:
         trainer.save_model(settings["saved"])

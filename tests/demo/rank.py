@@ -37,6 +37,7 @@ def first_step(folder: Path, *, everything: bool, architecture: str = "modernber
         train.MDLMConfig, train.EVALUATION_PROBLEMS = functools.partial(config, bf16=False), 1
         run = train.new_run(folder, dataclasses.replace(SETTINGS, architecture=architecture), cpu=True)
         run.add_callback(watch)
+        run.curves = ()  # drawing takes longer than the run
         run.train()
     finally:
         train.MDLMConfig, train.EVALUATION_PROBLEMS = config, problems

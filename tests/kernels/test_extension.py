@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dllm_kernels import _extension
+from tests.compiler import quick
 
 pytestmark = pytest.mark.skipif(_extension.find_compiler() is None, reason="no C++ compiler")
 
@@ -57,7 +58,9 @@ TILES = """
 import ctypes
 import torch
 import torch.nn.functional as F
-from dllm_kernels import linear_gumbel_argmax
+from pathlib import Path
+from dllm_kernels import _extension, linear_gumbel_argmax
+_extension.source_folder = lambda: Path({source!r})
 from dllm_kernels._linear import linear
 from dllm_kernels.testing import assert_head_within_budget, make_head
 torch.set_num_threads(2)
@@ -75,6 +78,7 @@ for width, vocab_size in ((1, 40), (31, 33), (32, 800), (100, 500), (160, 31)):
     assert_head_within_budget(linear_gumbel_argmax(hidden, weight, bias, impl="cpu"), hidden, weight, bias)
 print("agree", ctypes.CDLL(None).tiles_multiplied())
 """
+PRODUCTS = ("library.cpp", "linear.cpp", "linear_gumbel_argmax.cpp")  # of csrc/, what the program above needs
 
 
 @pytest.mark.skipif(not (sys.platform == "linux" and os.uname().machine == "x86_64"), reason="needs Linux on x86-64")
@@ -83,11 +87,15 @@ def test_matrix_tiles(tmp_path):
     cpu = Path("/proc/cpuinfo").read_text()
     if "avx512_bf16" not in cpu:
         pytest.skip("needs AVX-512 BF16")
-    compiler, stand_in = _extension.find_compiler(), tmp_path / "tiles.so"
+    compiler, stand_in, products = _extension.find_compiler(), tmp_path / "tiles.so", tmp_path / "products"
+    products.mkdir()
+    for file in (*_extension.source_folder().glob("*.h"), *map(_extension.source_folder().joinpath, PRODUCTS)):
+        shutil.copy(file, products)
     source = Path(__file__).parents[1] / "tiles_stand_in.cpp"
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", str(source), "-o", str(stand_in), "-ldl"]
     subprocess.run([*shlex.split(compiler), *flags], check=True)
-    done = run(TILES, tmp_path, CXX=f"{compiler} -mamx-tile -mamx-bf16", LD_PRELOAD=str(stand_in))
+    tiles = TILES.format(source=str(products))
+    done = run(tiles, tmp_path, CXX=quick(tmp_path, "-mamx-tile -mamx-bf16"), LD_PRELOAD=str(stand_in))
     word, _, multiplied = done.stdout.strip().partition(" ")
     assert word == "agree" and (int(multiplied) > 0 or "amx_bf16" in cpu), done.stderr
 

@@ -351,6 +351,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(narrow):
 
 
 @remarks
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_values_that_are_no_numbers(narrow, temperature, dtype):

@@ -41,6 +41,7 @@ def fast(*head, **arguments):
 
 
 # one slice and one of two, the last ragged; as many rows as temperatures
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("vocab_size", [37, 1600])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_against_the_truth(dtype, vocab_size):

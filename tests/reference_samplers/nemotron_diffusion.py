@@ -109,7 +109,7 @@ def _first_token(row: Row, column: int) -> int:
     """The choice for a column from the logits of the one before, all columns causal."""
     row.model.begin = row.model.end = column
     shifted = row._logits().roll(1, 0)  # the draw has the address of the column that it fills
-    return int(row.noise.choose(shifted, -1)[0][column])
+    return int(row.noise.token(shifted, -1)[column])
 
 
 def _denoise(row: Row, block: int, start: int, end: int, steps: int | None, threshold: float | None) -> None:

@@ -84,4 +84,4 @@ def _counts(m: int, steps: int) -> list[int]:
 
 def _greedy(look: Look) -> Look:
     """The look with the likeliest tokens proposed: the lowest of them on ties."""
-    return look._replace(proposal=look.law.argmax(1), score64=look.law64)
+    return look._replace(proposal=look.law.argmax(1), scores=lambda: look.law64)

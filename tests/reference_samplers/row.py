@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,13 +40,16 @@ class Reading:
 
 
 class Look(NamedTuple):
-    """What one forward says. `law` and `law64` are log-probabilities [L, V], computed in float32 and in float64."""
+    """What one forward says. `law` and `law64` are log-probabilities [L, V], computed in float32 and in float64.
+
+    `scores` computes :attr:`Step.score64`, which only near ties need and which takes longer than all the rest.
+    """
 
     block: int
     step: int
     eligible: list[int]
     proposal: Tensor
-    score64: Tensor
+    scores: Callable[[], Tensor]
     law: Tensor
     law64: Tensor
     filter_gap: float
@@ -78,14 +82,22 @@ class Step(NamedTuple):
     eligible: list[int]
     committed: list[int]
     proposal: Tensor
-    score64: Tensor
-    """float64 [L, V], how near each token was to being proposed (:func:`dllm_kernels.testing.draw_scores`)."""
-    token_gap: float
-    """The narrowest distance between the two best scores of an eligible position."""
+    scores: Callable[[], Tensor]
     transfer_gap: float
     """How far the step was from committing other positions."""
     filter_gap: float
     """How far an eligible position was from another top-p or top-k set."""
+
+    @property
+    def score64(self) -> Tensor:
+        """float64 [L, V], how near each token was to being proposed (:func:`dllm_kernels.testing.draw_scores`)."""
+        return self.scores()
+
+    @property
+    def token_gap(self) -> float:
+        """The narrowest distance between the two best scores of an eligible position."""
+        best = self.score64[self.eligible].topk(2).values.tolist()
+        return min((ulps(a, b) for a, b in best), default=float("inf"))
 
 
 class Trace(NamedTuple):
@@ -137,8 +149,8 @@ class Row:
             block,
             step,
             eligible,
-            proposal=self.noise.choose(left, step)[0],
-            score64=self.noise.choose(left.double(), step)[1],
+            proposal=self.noise.token(left, step),
+            scores=functools.cache(lambda: self.noise.score(left.double(), step)),
             law=self._law(l, kept),
             law64=self._law(l.double(), kept),
             filter_gap=filter_gap,
@@ -150,7 +162,6 @@ class Row:
         self._stop_at_eos()
         canvas = self.canvas.clone()
         self.history.append(canvas)
-        best = look.score64[look.eligible].topk(2).values.tolist()
         self.steps.append(
             Step(
                 look.block,
@@ -159,8 +170,7 @@ class Row:
                 look.eligible,
                 choice.positions,
                 look.proposal,
-                look.score64,
-                token_gap=min((ulps(a, b) for a, b in best), default=float("inf")),
+                look.scores,
                 transfer_gap=choice.gap,
                 filter_gap=look.filter_gap,
             )

@@ -18,7 +18,8 @@ from tests.reference_samplers.rules import at_least, by_factor, surest
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENIZER = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=EOS, pad_token_id=1)
-LENGTHS = (1, 8, 11)  # within a block, at its border and beyond it
+LENGTHS = (5, 1, 8, 11)
+JUDGED = (1, 8, 11)  # within a block, at its border and beyond it
 
 
 def prompts(model, lengths=LENGTHS, seed=0):
@@ -110,7 +111,7 @@ def test_bd3lm(name, family, cache, device):
     settings = dict(max_new_tokens=20, block_size=8) | BD3LM[name]
     judge = functools.partial(bd3lm, **settings)
     sampler = samplers.BD3LMSampler(model, TOKENIZER)
-    out = check(sampler, judge, prompts(model), stop_at_eos=False, cache=cache, **settings)
+    out = check(sampler, judge, prompts(model, JUDGED), stop_at_eos=False, cache=cache, **settings)
     assert (out.stats.cache_bytes > 0) == cache
 
 
@@ -226,7 +227,7 @@ def test_fast_dllm(name, family, cache, device):
     settings = dict(max_new_tokens=20, block_size=8, cache=cache) | FAST[name]
     judge = functools.partial(fast_dllm, **settings)
     sampler = samplers.FastDLLMSampler(model, TOKENIZER)
-    out = check(sampler, judge, prompts(model), **(dict(threshold=None) | settings))
+    out = check(sampler, judge, prompts(model, JUDGED), **(dict(threshold=None) | settings))
     assert out.stats.cache_bytes > 0 and (len(set(out.stats.row_forwards)) > 1 or "steps" in settings)
 
 
@@ -290,7 +291,7 @@ def test_llada2(family, blocks_from, steps, threshold, device):
     settings = dict(max_new_tokens=20, block_size=8, steps=steps, threshold=threshold, temperature=0.4)
     settings["blocks_from"] = blocks_from
     judge = functools.partial(llada2, BlockRow, **settings)
-    check(samplers.LLaDA2Sampler(model, TOKENIZER), judge, prompts(model), cache=True, **settings)
+    check(samplers.LLaDA2Sampler(model, TOKENIZER), judge, prompts(model, JUDGED), cache=True, **settings)
 
 
 EDITS = {
@@ -310,7 +311,7 @@ def test_llada21(name, family, cache, device):
     model, edited = causal_model(family, str(device)), []
     settings = dict(max_new_tokens=20, block_size=8, steps=4, temperature=0.4) | EDITS[name]
     judge = functools.partial(llada2, BlockRow if cache else Row, edited=edited, **settings)
-    out = check(samplers.LLaDA21Sampler(model, TOKENIZER), judge, prompts(model), cache=cache, **settings)
+    out = check(samplers.LLaDA21Sampler(model, TOKENIZER), judge, prompts(model, JUDGED), cache=cache, **settings)
     assert (sum(edited) > 0) == (name != "never")
     if name == "without end":
         assert max(out.stats.row_forwards) == 3 * (4 + 3)

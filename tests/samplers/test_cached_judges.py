@@ -8,7 +8,7 @@ from dllm.core import samplers
 from tests import reference_samplers as judges
 from tests.causal_models import EOS, causal_model
 from tests.models import MASK_ID
-from tests.samplers.test_cached import TOKENIZER, check, prompts
+from tests.samplers.test_cached import JUDGED, TOKENIZER, check, prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,5 +102,5 @@ def test_cached(name, family, stops, device):
     kind, judge, settings, ours = CASES[name]
     model = causal_model(family, str(device), favoured=3.0 if stops else 0.0)
     judge = functools.partial(judge, mask_id=MASK_ID, eos_token_id=EOS if stops else None, **COMMON, **settings)
-    rows = prompts(model)
+    rows = prompts(model, JUDGED)
     check(kind(model, TOKENIZER), judge, rows, stop_at_eos=stops, **COMMON, **settings, **ours)
