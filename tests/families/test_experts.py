@@ -7,13 +7,14 @@ import torch
 import transformers
 from torch import nn
 
-from dllm.fast import generate
+from dllm.core import samplers
 from dllm.fast.compiled import body as bodies
 from dllm.fast.compiled.body import CompiledBody
 from dllm.fast.compiled.decision import why_it_does_not_pay
 from dllm.models import experts, get_model
 from tests.families.toys import CHECKPOINTS
 from tests.models import MASK_ID
+from tests.samplers.test_cached import TOKENIZER
 
 V5 = int(transformers.__version__.split(".")[0]) >= 5
 pytestmark = [
@@ -66,12 +67,12 @@ def test_it_errs_no_more_than_transformers(name, dtype, calls):
 def test_tokens_are_those_of_transformers(name, calls):
     """float32, temperature 0: no toy's tokens lie so near to each other that rounding decides."""
     model, prompts = load(name), list(tokens(3, 8))
-    sampler = samplers.LLaDA2Sampler if name == "llada2" else samplers.MDLMSampler
-    how = dict(steps=16, max_new_tokens=32, block_size=32, temperature=0.0, return_dict=False)
-    ours = sampler(model, TOKENIZER).sample(prompts, **how)
+    kind, cache = (samplers.LLaDA2Sampler, dict(cache=True)) if name == "llada2" else (samplers.MDLMSampler, {})
+    how = dict(steps=16, max_new_tokens=32, block_size=32, temperature=0.0, seed=0, **cache)
+    ours = kind(model, TOKENIZER).sample(prompts, **how)
     assert calls
     model.set_experts_implementation("eager")
-    assert torch.equal(ours, sampler(model, TOKENIZER).sample(prompts, **how))
+    assert torch.equal(ours, kind(model, TOKENIZER).sample(prompts, **how))
 
 
 def test_other_cases_stay_with_transformers(calls):
@@ -105,13 +106,13 @@ def test_nothing_of_it_is_saved(tmp_path):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", MIXTURES)
-def test_routing_compiles_nothing_again(name, monkeypatch):
+def test_routing_compiles_nothing_again(monkeypatch):
     monkeypatch.setattr(bodies, "_BACKEND", "eager")
     torch._dynamo.reset()
-    model = load(name)
+    model = load("rnd1")
+    model.model.layers = model.model.layers[:1]  # tracing takes a second for each
     compiled = CompiledBody(model, required=True)
-    for seed, shape in enumerate([(2, 16), (3, 24), (2, 9), (5, 16), (2, 16)]):
+    for seed, shape in enumerate([(2, 16), (3, 24), (5, 9)]):
         ids = tokens(*shape, seed=seed)
         want = model.base_model(ids).last_hidden_state
         with compiled.in_place():
