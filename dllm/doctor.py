@@ -246,6 +246,13 @@ def _advance_rows(impl: str, device: str) -> Outputs:
     return schedule.block, schedule.step, rows
 
 
+def _swiglu_experts(impl: str, device: str) -> Outputs:
+    draw = torch.Generator().manual_seed(0)
+    hidden, gate_up, down = (torch.randn(*n, generator=draw).to(device) for n in ((9, 20), (4, 12, 20), (4, 20, 6)))
+    weights, index = torch.rand(9, 4, generator=draw).topk(2)
+    return (dllm_kernels.swiglu_experts(hidden, gate_up, down, index.to(device), weights.to(device), impl=impl),)
+
+
 def _transfer_tokens(impl: str, device: str) -> Outputs:
     mask_id = 9
     canvas = torch.tensor([[mask_id, 1, mask_id, mask_id], [mask_id, mask_id, 2, 3]], device=device)
@@ -301,8 +308,8 @@ PARTS = {
     "picked": picked,
     "self-test": self_test,
 }
-# operations of data that no device has yet, and one for which torch serves GPUs
-ON_THE_HOST = ("align_tokens", "attention", "dropout")
+# operations of data that no device has yet, and those for which torch serves GPUs
+ON_THE_HOST = ("align_tokens", "attention", "dropout", "swiglu_experts")
 # for each operation of dllm_kernels a function (impl, device) -> results, which runs it on a tiny input
 SELF_TESTS = {
     "advance_rows": _advance_rows,
@@ -318,6 +325,7 @@ SELF_TESTS = {
     "masked_cross_entropy": _masked_cross_entropy,
     "place_proposals": _place_proposals,
     "position_noise": _position_noise,
+    "swiglu_experts": _swiglu_experts,
     "transfer_tokens": _transfer_tokens,
     "truncation_floor": _truncation_floor,
 }

@@ -25,10 +25,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def use_kernel(model: nn.Module) -> nn.Module:
     """Let a model's experts run by :func:`dllm_kernels.swiglu_experts` where that serves them, in place.
 
-    It serves gated experts with SiLU and without biases, on a CPU, while no gradients are recorded. All else, and
-    training, stays with transformers' "grouped_mm". A model that was loaded with another `experts_implementation` keeps
-    it; `model.set_experts_implementation("grouped_mm")` undoes this. Nothing of it is saved. transformers 4 has no such
-    choice: there nothing changes.
+    It serves gated experts with SiLU and without biases, on a CPU, in one dtype, while no gradients are recorded. All
+    else, and training, stays with transformers' "grouped_mm". A model that was loaded with another
+    `experts_implementation` keeps it; `model.set_experts_implementation("grouped_mm")` undoes this. Nothing of it is
+    saved. transformers 4 has no such choice: there nothing changes.
 
     Args:
         model: of any class.
@@ -59,7 +59,7 @@ def _is_served(experts: nn.Module, hidden: Tensor) -> bool:
         return False
     up, down = experts.gate_up_proj, experts.down_proj  # of another type where they are sharded
     plain = type(up) in (Tensor, nn.Parameter) and type(down) in (Tensor, nn.Parameter)
-    same = hidden.dtype == up.dtype == down.dtype and hidden.dtype in DTYPES  # not under autocast
+    same = hidden.dtype == up.dtype == down.dtype and hidden.dtype in DTYPES
     return plain and same and _is_built()
 
 
@@ -82,4 +82,3 @@ def _is_built() -> bool:
 
 
 _is_built._dynamo_marked_constant = True  # torch.compile keeps the answer, as it does with that of _impl.choose
-

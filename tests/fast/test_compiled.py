@@ -298,6 +298,8 @@ def test_what_pays():
     assert "at most" in decision.why_it_does_not_pay(model, least(64) - 1, 64, CPU)
     for device in ("meta", "cuda"):
         assert "not been measured" in decision.why_it_does_not_pay(model, 10**9, 64, torch.device(device))
+    model.bert.encoder.experts = nn.ModuleList([nn.Linear(8, 8)])  # as transformers 4 keeps them
+    assert "one by one" in decision.why_it_does_not_pay(model, 10**9, 64, CPU)
 
 
 def test_without_a_compiler(monkeypatch):

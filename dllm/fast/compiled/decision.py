@@ -140,6 +140,8 @@ def why_it_does_not_pay(model: nn.Module, forwards: int, tokens: int, device: to
     widths = [] if body is None else [width for module in body.modules() if (width := _width(module))]
     if not widths:
         return "the body has no linear layer of its own"
+    if _routes_in_python(body):
+        return "its experts run one by one as tokens choose them, which torch.compile cannot follow"
     if device.type not in SAVED_PER_BYTE:
         return f"what a compiled body saves on {device.type} has not been measured: compile_body=True compiles it"
     size = next(body.parameters()).element_size()
@@ -188,6 +190,14 @@ def why_not_compile(device: torch.device) -> str | None:
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "the headers of Python are missing (Python.h; the package python3-dev of most systems)"
     return None
+
+
+def _routes_in_python(body: nn.Module) -> bool:
+    """Whether experts run in a loop over those that tokens have chosen: in transformers 4, where each is a module, and
+    in transformers 5 with `experts_implementation="eager"`."""
+    joined = getattr(getattr(body, "config", None), "_experts_implementation", None) != "eager"
+    experts = [getattr(module, "experts", None) for module in body.modules()]
+    return any(isinstance(each, nn.ModuleList) or (isinstance(each, nn.Module) and not joined) for each in experts)
 
 
 def _width(module: nn.Module) -> int:
