@@ -1,7 +1,7 @@
 """Experts on a CPU by our kernel, as one of transformers' implementations of experts. No model is changed or forked.
 
-transformers 5 lets a model's configuration name how its experts are computed. Its default, "grouped_mm", takes 2 to 2.5
-times as long on a CPU as :func:`dllm_kernels.swiglu_experts` for up to 192 tokens (benchmarks/LOG.md).
+transformers 5 lets a configuration name how experts are computed. Its default, "grouped_mm", takes 1.6 to 2.5 times as
+long on a CPU as :func:`dllm_kernels.swiglu_experts` for up to 192 tokens (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
