@@ -18,6 +18,16 @@ HEAD_HEAD = (
     "same tokens",
     "command",
 )
+EXPERTS_HEAD = (
+    "chosen experts",
+    "machine",
+    "one after the other, ms a layer",
+    "grouped_mm, ms",
+    "swiglu_experts, ms",
+    "speed-up over grouped_mm",
+    "of the floor",
+    "command",
+)
 CEILINGS_HEAD = ("machine", "copy, TB/s", "read, TB/s", "bfloat16 product, TFLOP/s", "command")
 GPU_KERNEL_HEAD = (
     "operation",
@@ -64,6 +74,25 @@ def head_lines(row: dict, commands: list[str]) -> list[list[str]]:
             f"{commands.index(row['command']) + 1}",
         ]
         for result in row["results"]
+    ]
+
+
+def experts_lines(row: dict, commands: list[str]) -> list[list[str]]:
+    """A line for each dtype and number of tokens of a cpu_experts row."""
+    settings, cases = row["settings"], {}
+    for result in row["results"]:
+        cases.setdefault((result["dtype"], result["tokens"]), {})[result["program"]] = result
+    return [
+        [
+            f"{settings['chosen']} of {settings['experts']}, {settings['width']} x {settings['inner']}, {dtype}, "
+            f"{report.count(tokens, 'token')}",
+            machine.short_name(row["machine"]),
+            *(f"{1000 * case[name]['seconds']['median']:.1f}" for name in ("eager", "grouped_mm", "ours")),
+            f"{case['grouped_mm']['ours_is_faster_by']:.2f}x",
+            f"{case['ours']['floor_seconds'] / case['ours']['seconds']['median']:.0%}",
+            f"{commands.index(row['command']) + 1}",
+        ]
+        for (dtype, tokens), case in cases.items()
     ]
 
 

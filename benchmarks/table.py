@@ -49,6 +49,7 @@ KINDS = {
     "ceilings": (kernel_tables.CEILINGS_HEAD, kernel_tables.ceilings_lines),
     "kernel": (kernel_tables.GPU_KERNEL_HEAD, kernel_tables.gpu_kernel_lines),
     "cpu_head": (kernel_tables.HEAD_HEAD, kernel_tables.head_lines),
+    "cpu_experts": (kernel_tables.EXPERTS_HEAD, kernel_tables.experts_lines),
     "cpu_cross_entropy": (training_tables.ENTROPY_HEAD, training_tables.entropy_lines),
     "training_step": (training_tables.TRAINING_HEAD, training_tables.training_lines),
     "cpu_bodies": (body_tables.BODY_HEAD, body_tables.body_lines),

@@ -18,9 +18,11 @@ from torch import nn
 from benchmarks import (
     card_loop,
     cpu_cross_entropy,
+    cpu_experts,
     cpu_head,
     cpu_kernels,
     families,
+    kernel_tables,
     losses,
     machine,
     measure,
@@ -43,6 +45,7 @@ from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED
 from dllm.fast.compiled import body
 from dllm.models.bidirectional import causal
+from dllm.models.experts import moe
 from dllm_kernels.testing import assert_model_no_worse
 from tests import programs
 from tests.causal_models import causal_model
@@ -525,6 +528,26 @@ class TestKernelBenchmarks:
         batch = cpu_cross_entropy.make_batch(options, "minilm", torch.float32)
         losses = [cpu_cross_entropy.programs(options)[name](batch).item() for name in ("full", "gathered", "ours")]
         assert losses == pytest.approx([losses[0]] * 3, rel=1e-5) and losses[0] > 0
+
+    @pytest.mark.skipif(moe is None, reason="experts of transformers 4 are modules of their own")
+    def test_cpu_experts(self, tmp_path, capsys):
+        small = ["--tokens", "3", "5", "--experts", "4", "--chosen", "2", "--width", "16", "--inner", "8"]
+        arguments = [*small, "--dtype", "float32", "--repeats", "1", "--out", str(tmp_path)]
+        assert cpu_experts.main(arguments) == 0
+        row = json.loads(Path(json.loads(capsys.readouterr().out.splitlines()[-1])["row"]).read_text())
+        lines = kernel_tables.experts_lines(row, [row["command"]])
+        assert [line[0] for line in lines] == [f"2 of 4, 16 x 8, float32, {tokens} tokens" for tokens in (3, 5)]
+        assert all(result["floor_seconds"] > 0 and result["ours_is_faster_by"] > 0 for result in row["results"])
+
+    @pytest.mark.skipif(moe is None, reason="experts of transformers 4 are modules of their own")
+    def test_implementations_of_experts_compute_the_same(self):
+        options = cpu_experts.parse(["--experts", "4", "--chosen", "2", "--width", "16", "--inner", "8"])
+        layers, case = cpu_experts.make_layers(options, torch.float32), cpu_experts.make_case(options, 5, torch.float32)
+        with torch.inference_mode():
+            results = {name: program(case) for name, program in cpu_experts.programs(layers).items()}
+        for name in ("grouped_mm", "ours"):
+            torch.testing.assert_close(results[name], results["eager"])
+        assert results["ours"][0].abs().max() > 0 and not torch.equal(results["ours"][0], results["ours"][1])
 
     def test_pytest_finds_the_cases(self):
         call = [

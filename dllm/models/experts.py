@@ -20,6 +20,8 @@ except ImportError:  # transformers 4, whose experts are modules of their own
 NAME = "dllm"  # of the implementation
 REPLACED = "grouped_mm"  # transformers' default, which also does what the kernel does not
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# what experts may have besides, and the kernel has not
+OTHERWISE = ("has_bias", "is_transposed", "has_post_expert_norm", "_is_expert_parallel")
 
 
 def use_kernel(model: nn.Module) -> nn.Module:
@@ -42,9 +44,14 @@ def use_kernel(model: nn.Module) -> nn.Module:
     """
     chosen = getattr(getattr(model, "config", None), "_experts_implementation", None)
     if moe is not None and chosen == REPLACED and any(_is_known(module) for module in model.modules()):
-        moe.ALL_EXPERTS_FUNCTIONS.register(NAME, _forward)
+        register()
         model.set_experts_implementation(NAME)
     return model
+
+
+def register() -> None:
+    """Make our kernel one of transformers' implementations of experts, under the name NAME; needs transformers 5."""
+    moe.ALL_EXPERTS_FUNCTIONS.register(NAME, _forward)
 
 
 def _forward(experts: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -72,9 +79,6 @@ def _is_known(module: nn.Module) -> bool:
         and isinstance(getattr(module, "act_fn", None), (SiLUActivation, nn.SiLU))
         and type(module)._apply_gate is moe._default_apply_gate
     )
-
-
-OTHERWISE = ("has_bias", "is_transposed", "has_post_expert_norm", "_is_expert_parallel")  # the kernel has none of it
 
 
 def _is_built() -> bool:
