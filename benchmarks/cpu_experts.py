@@ -2,10 +2,11 @@
 
     python benchmarks/cpu_experts.py
 
-Four layers of 64 experts of 512 x 256, 8 of them a token, 32 to 1536 tokens, float32 and bfloat16. RND1 and Qwen3-MoE have
-layers of this kind, twelve times as large. Four layers do not fit the cache, as those of a model do not. The floor is the
-larger of two times, both at rates measured in the same run: that of the products, and that of reading the experts that
-were chosen. Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results folder.
+Four layers of 64 experts of 512 x 256, 8 of them a token, 32 to 1536 tokens, float32 and bfloat16. RND1 and Qwen3-MoE
+have layers of this kind, twelve times as large. Four layers do not fit the cache, as those of a model do not. The floor
+is the larger of two times, both at rates measured in the same run: that of the products, and that of reading the
+experts that were chosen. Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results
+folder.
 """
 
 from __future__ import annotations
