@@ -49,6 +49,7 @@ NOT_ON_GPUS = {
     "kernels/test_dropout.py",  # likewise
     "kernels/test_extension.py",  # the C++ extension
     "kernels/test_offline.py",  # compilation for GPUs that are not there
+    "kernels/test_swiglu_experts.py",  # an operation of the CPU
     "kernels/test_testing.py",  # the rule of accuracy itself
     "kernels/test_tune.py",  # what is kept of tuning
 }
