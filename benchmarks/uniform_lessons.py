@@ -56,7 +56,7 @@ class Settings:
         ValueError: a setting out of range.
     """
 
-    steps: int = 3000
+    steps: int = 2900
     batch_size: int = 64
     hidden: int = 128
     layers: int = 6
