@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks import machine
+from benchmarks.plot.bodies import draw_growth, growth_points
 from benchmarks.plot.edits import draw_lengths, length_points
 from benchmarks.plot.rewards import draw_rewards, reward_points
 from benchmarks.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, open_frame, save
@@ -208,6 +209,7 @@ PLOTS = {
     "steps.svg": Plot(step_points, draw_steps),
     "accuracy.svg": Plot(accuracy_points, draw_accuracy),
     "edit_lengths.svg": Plot(length_points, draw_lengths),
+    "body_growth.svg": Plot(growth_points, draw_growth),
     "grpo.svg": Plot(reward_points, draw_rewards),
     "serving.svg": Plot(traffic_points, draw_traffic),
 }
