@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 LOOPS = ("card", "ours-eager")  # run with every body
 OWN_LOOPS = tuple(name for name in providers.NAMES if name not in (*LOOPS, "full-canvas") and "graph" not in name)
 WARMUP = 2
+REST = 0.1  # seconds before a timed call, in which the threads of other libraries stop to wait for work
 BLOCK = 64
 
 
@@ -158,6 +159,7 @@ class BodyCase:
 
         def once(name: str) -> float:
             self.begin(f"{self.title}: {name}")
+            time.sleep(REST)
             return timing.host_seconds(calls[name])
 
         with torch.no_grad():

@@ -13,8 +13,9 @@ Each body also takes part in the model card's loop and in that of dllm, with the
 the last block of the canvas. Loops with a body of their own run beside: card-compile is the whole class under
 torch.compile in the card's loop. Tokens/s are those of a run with one token per step and row.
 
-All timings of a shape are interleaved. Memory is the growth of resident memory: by loading a body beside the model, and
-the peak of one run. Output: a table and, as the last line, one JSON object on stdout; a JSON row in the results folder.
+All timings of a shape are interleaved, with a rest of 0.1 s between two. Memory is the growth of resident memory: by
+loading a body beside the model, and the peak of one run. Output: a table and, as the last line, one JSON object on
+stdout; a JSON row in the results folder.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+# Inductor's processes would load torch beside the first shapes that are timed.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch
 
