@@ -29,7 +29,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: packages are imported from the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-# Inductor's processes would load torch beside the first shapes that are timed.
+# No processes of Inductor's beside the first shapes that are timed.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch
