@@ -902,7 +902,16 @@ class TestPublishedPlots:
         assert plot_command.main(["--root", str(tmp_path)]) == 2
         assert "benchmarks.plot: [Errno" in capsys.readouterr().err
         chosen = report.chosen_rows()
-        kinds = ("sampler", "sampler_steps", "quality", "edit_lessons", "cpu_bodies", "grpo_lessons", "serving")
+        kinds = (
+            "sampler",
+            "sampler_steps",
+            "quality",
+            "edit_lessons",
+            "cpu_bodies",
+            "diffusion_gemma",
+            "grpo_lessons",
+            "serving",
+        )
         rows = {kind: next(row for row in chosen if row["kind"] == kind) for kind in kinds}
         for kind, row in rows.items():
             (results / f"{kind}.json").write_text(json.dumps(row))

@@ -1,4 +1,4 @@
-"""Plots of published results, docs/{speed,steps,accuracy,edit_lengths,body_growth,grpo,serving}.svg, by chosen rows.
+"""Plots of published results, the files docs/*.svg that `published.PLOTS` names, drawn from the chosen rows.
 
     python -m benchmarks.plot            draw them
     python -m benchmarks.plot --check    only compare; exit status 1 where one is out of date

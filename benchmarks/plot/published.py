@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 
 from benchmarks import machine
 from benchmarks.plot.bodies import draw_growth, growth_points
+from benchmarks.plot.canvases import draw_memory, memory_points
 from benchmarks.plot.edits import draw_lengths, length_points
 from benchmarks.plot.rewards import draw_rewards, reward_points
 from benchmarks.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, open_frame, save
@@ -210,6 +211,7 @@ PLOTS = {
     "accuracy.svg": Plot(accuracy_points, draw_accuracy),
     "edit_lengths.svg": Plot(length_points, draw_lengths),
     "body_growth.svg": Plot(growth_points, draw_growth),
+    "canvas_memory.svg": Plot(memory_points, draw_memory),
     "grpo.svg": Plot(reward_points, draw_rewards),
     "serving.svg": Plot(traffic_points, draw_traffic),
 }
