@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dllm.fast.attention import without_cudnn
 from dllm.fast.deferred import DeferredHead, no_deferral
 from dllm.fast.head.interception import replaced_forward
+from dllm.fast.head.last_layer import find_tail, only_read
 from dllm.fast.head.use import find_head_use, hooks_of, is_linear
 from dllm.fast.model import logits_of
 from dllm_kernels import int8_linear
@@ -48,17 +49,23 @@ class SplitModel:
         self.kind = find_head_use(model, self.head, {"input_ids": example}).kind
         if (self.kind == "int8" and hooks_of(self.head)) or (self.kind == "linear" and not _weight_at_hand(self.head)):
             self.kind = "module"
+        self.tail = () if self.kind == "logits" else find_tail(model, self.head, example[:1, :1])
 
-    def body(self, tokens: Tensor, attention_mask: Tensor | None, **context: object) -> Tensor:
+    def body(
+        self, tokens: Tensor, attention_mask: Tensor | None, read: Tensor | None = None, **context: object
+    ) -> Tensor:
         """The head's input for tokens [B, L]: hidden states [B, L, H]; for "logits" the logits [B, L, V].
 
+        `read`, int64 [N], says which positions b L + l are read; all others may hold anything finite. None: all are.
         `context` holds further arguments of the model's forward.
         """
         inputs = {"input_ids": tokens} | context
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         to_the_head = no_deferral() if self.kind == "logits" else replaced_forward(self.head, _hidden)
-        with to_the_head, self.body_context(), without_cudnn(tokens.shape[1]):
+        on_all = read is None or self.body_context is not nullcontext
+        last_layer = nullcontext() if on_all else only_read(self.tail, read, tokens.shape)
+        with to_the_head, self.body_context(), last_layer, without_cudnn(tokens.shape[1]):
             return logits_of(self.model(**inputs))
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ _RESHAPES = {aten.view, aten._unsafe_view, aten._reshape_alias, aten.unsqueeze, 
 # Operators that draw or fill in a number for each entry.
 _FILLS = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.rand_like, aten.bernoulli_, aten.native_dropout}
 _PRODUCTS = {aten.mm: 0, aten.matmul: 0, aten.linear: 0, aten.addmm: 1}  # and which factor holds the rows
+# Operators that cut a tensor along an axis, and where they are told which.
+_CUTS = {aten.slice: 1, aten.split: 2, aten.split_with_sizes: 2, aten.chunk: 2}
 _ALONG_ROWS = {aten.mean, aten.sum, aten.amax, aten._softmax, aten._log_softmax}
 ROWS = 7  # of a tensor under :func:`is_rowwise`; no other axis may have this size
 
@@ -97,6 +99,9 @@ def is_rowwise(function: object, args: tuple, kwargs: dict, result: object) -> b
             and not isinstance(factor, TracedTensor)
             and _lines_up(rows, bias)
         )
+    if packet in _CUTS:
+        axis = args[_CUTS[packet]] if len(args) > _CUTS[packet] else 0
+        return axis in (-1, first.dim() - 1) and all(map(_has_rows, tree_leaves(result)))
     if packet in _ALONG_ROWS:
         last = first.dim() - 1
         return args[1:2] in ((-1,), (last,), ([-1],), ([last],)) and _has_rows(result)

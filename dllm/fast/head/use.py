@@ -128,7 +128,7 @@ def _trace(model: nn.Module, head: nn.Module, example: Mapping[str, object]) -> 
         calls.append((probe, None if kind != "module" else _mixes_rows(original, hidden, args, kwargs), kind))
         return TracedTensor(probe, is_copy)
 
-    with torch.inference_mode(False), torch.no_grad(), no_deferral(), _no_side_effects(model):
+    with torch.inference_mode(False), torch.no_grad(), no_deferral(), no_side_effects(model):
         try:
             with replaced_forward(head, watched):
                 logits = logits_of(model(**example))
@@ -196,7 +196,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _no_side_effects(model: nn.Module) -> Iterator[None]:
+def no_side_effects(model: nn.Module) -> Iterator[None]:
     """Run forwards eagerly, in the model's present modes, without side effects: random numbers, buffers (running means)
     and warnings are as before."""
     modules, state = list(model.modules()), random.getstate()
@@ -231,7 +231,7 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
     of_head = id(model), id(head), type(head), type(weight), getattr(weight, "dtype", None), *forward_and_hooks(head)
     states, path = [], _path(model, head)
     for module in path:
-        states.append(_state_of(module))
+        states.append(state_of(module))
         for child in module._modules.values():
             if child is not None and child is not head and not any(child is other for other in path):
                 states.append(_state_beside(child))
@@ -242,7 +242,8 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
     return of_head, tuple(states), values
 
 
-def _state_of(module: nn.Module) -> Hashable:
+def state_of(module: nn.Module) -> Hashable:
+    """A key of a module's forward, hooks, children and settings."""
     children = tuple(id(child) for child in module._modules.values())
     settings = module.training if _is_distributed() else module_settings(module)
     return id(module), id(type(module).forward), forward_and_hooks(module), children, settings
@@ -250,7 +251,7 @@ def _state_of(module: nn.Module) -> Hashable:
 
 def _state_beside(module: nn.Module) -> Hashable:
     parts = list(itertools.islice(module.modules(), _SMALL + 1))
-    return tuple(map(_state_of, parts[:1] if len(parts) > _SMALL else parts))
+    return tuple(map(state_of, parts[:1] if len(parts) > _SMALL else parts))
 
 
 def _path(model: nn.Module, head: nn.Module) -> list[nn.Module]:

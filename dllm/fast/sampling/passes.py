@@ -82,8 +82,6 @@ def run(
     passes: Sequence[Pass],
 ) -> HiddenStates:
     """Run the model's body over the columns of some passes."""
-    if cache is None and policy.block_causal is None:
-        return _run_canvas(split, state, policy)
     now = CurrentBlock.of(state.schedule)
     outputs, ran, offset, kept_rows = [], 0, torch.zeros_like(now.begin), None
     starts = now.active & (state.step == 0)
@@ -106,13 +104,31 @@ def canvas(state: State) -> list[Pass]:
     return [Pass(state.tokens.shape[1], None, None)]
 
 
-def _run_canvas(split: SplitModel, state: State, policy: Policy) -> HiddenStates:
-    """Run all columns, which see each other."""
-    (batch, columns), canvases = state.tokens.shape, _canvases(state, policy)
+def runs_canvas(policy: Policy, cache: KeyValueCache | None) -> bool:
+    """Whether a step runs all columns, which see each other: :func:`run_canvas`."""
+    return cache is None and policy.block_causal is None
+
+
+def canvas_offset(state: State) -> Tensor:
+    """Where each row begins among all columns, int64 [B]."""
+    batch, columns = state.tokens.shape
+    return torch.arange(0, batch * columns, columns, device=state.tokens.device)
+
+
+def run_canvas(split: SplitModel, state: State, policy: Policy, read: Tensor) -> list[Tensor]:
+    """Run all columns, which see each other, for the hidden states of some.
+
+    Args:
+        read: int64 [N], the positions b L + l that are read.
+
+    Returns:
+        [B L, H], one for each canvas.
+    """
+    canvases, positions = _canvases(state, policy), state.tokens.numel()
     tokens = canvases[0] if len(canvases) == 1 else torch.cat(canvases)
-    hidden = unpadded.run(split, tokens, state.attention_mask, state.cells, state.row_groups)
-    offset = torch.arange(0, batch * columns, columns, device=tokens.device)
-    return HiddenStates([part.flatten(0, 1) for part in hidden.chunk(len(canvases))], offset)
+    read = read if len(canvases) == 1 else torch.cat([read, read + positions])
+    hidden = unpadded.run(split, tokens, state.attention_mask, state.cells, state.row_groups, read)
+    return [part.flatten(0, 1) for part in hidden.chunk(len(canvases))]
 
 
 def _canvases(state: State, policy: Policy) -> list[Tensor]:

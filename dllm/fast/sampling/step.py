@@ -19,7 +19,7 @@ from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.first_tokens import begin_blocks
-from dllm.fast.sampling.passes import HiddenStates, Pass, canvas, run
+from dllm.fast.sampling.passes import Pass, canvas, canvas_offset, run, run_canvas, runs_canvas
 from dllm.fast.sampling.propose import ROW_MULTIPLE, Proposed, propose
 from dllm.fast.sampling.state import Policy, State
 from dllm_kernels import Candidates, advance_rows, list_candidates, place_proposals, transfer_tokens
@@ -48,10 +48,14 @@ def denoise_step(
     if passes and passes[0].causal:
         begin_blocks(split, state, policy, cache, passes[0])
         passes = passes[1:]
-    hidden_states = run(split, state, policy, cache, passes or canvas(state))
+    if runs_canvas(policy, cache):  # which positions are read is known before
+        candidates = _candidates(state, policy, canvas_offset(state), state.tokens.numel())
+        hidden = run_canvas(split, state, policy, candidates.index)
+    else:
+        hidden, offset = run(split, state, policy, cache, passes or canvas(state))
+        candidates = _candidates(state, policy, offset, len(hidden[0]))
     clock.lap("body")
-    candidates = _candidates(state, policy, hidden_states)
-    sampled = propose(split, hidden_states.hidden, candidates, policy, state.suppress, state.begin_suppress)
+    sampled = propose(split, hidden, candidates, policy, state.suppress, state.begin_suppress)
     clock.lap("head")
     before = None if state.log_probs is None else state.tokens.clone()
     committed = _commit(state, policy, candidates, sampled)
@@ -61,8 +65,8 @@ def denoise_step(
     clock.lap("transfer")
 
 
-def _candidates(state: State, policy: Policy, hidden_states: HiddenStates) -> Candidates:
-    """The positions for which a token is sampled.
+def _candidates(state: State, policy: Policy, offset: Tensor, hidden_rows: int) -> Candidates:
+    """The positions for which a token is sampled; column c of row b has hidden state offset[b] + c of `hidden_rows`.
 
     Their number does not follow from the schedule: a model may choose the mask token itself, and such a position stays
     masked. On a CPU the number is known. On a GPU the list has a fixed room, which only models that leave masks
@@ -77,8 +81,8 @@ def _candidates(state: State, policy: Policy, hidden_states: HiddenStates) -> Ca
         start=state.start,
         overflow=state.overflow,
         window=state.proposals.shape[1],
-        hidden_offset=hidden_states.offset,
-        hidden_rows=len(hidden_states.hidden[0]),
+        hidden_offset=offset,
+        hidden_rows=hidden_rows,
         right_shift=policy.right_shift,
         block_only=policy.keeps_to_blocks,
         editable=state.editable,

@@ -78,6 +78,7 @@ def run(
     attention_mask: Tensor | None,
     cells: Tensor | None,
     groups: RowGroups | None = None,
+    read: Tensor | None = None,
 ) -> Tensor:
     """The head's input for all columns of some canvases.
 
@@ -87,19 +88,22 @@ def run(
         attention_mask: int64 [B, L], None when no row is padded.
         cells: int64 [T], the real cells of [B, L], to run packed; None: rows run with their padding.
         groups: of the B rows, to run one after the other.
+        read: int64 [N], the columns r L + l of all canvases that are read; None: all are.
 
     Returns:
         [n B, L, H]; zeros in padding where rows run packed or in groups.
     """
     rows, columns = tokens.shape
     if groups is not None:
-        return _run_groups(split, tokens, groups, attention_mask)
+        return _run_groups(split, tokens, groups, attention_mask, read)
     mask = None if attention_mask is None else attention_mask.repeat(rows // len(attention_mask), 1)
     if cells is None:
-        return split.body(tokens, mask)
+        return split.body(tokens, mask, read)
     size = attention_mask.numel()
     cells = torch.cat([cells + start for start in range(0, rows * columns, size)])
-    hidden = _run_packed(split, tokens.flatten()[cells], cells % columns, mask.sum(1), columns)
+    if read is not None:
+        read = read.new_zeros(rows * columns).index_copy(0, cells, torch.arange(len(cells), device=cells.device))[read]
+    hidden = _run_packed(split, tokens.flatten()[cells], cells % columns, mask.sum(1), columns, read)
     return hidden.new_zeros(rows * columns, hidden.shape[1]).index_copy(0, cells, hidden).view(rows, columns, -1)
 
 
@@ -151,7 +155,9 @@ def _log_once(split: SplitModel, note: str) -> str:
     return note
 
 
-def _run_groups(split: SplitModel, tokens: Tensor, groups: RowGroups, attention_mask: Tensor | None) -> Tensor:
+def _run_groups(
+    split: SplitModel, tokens: Tensor, groups: RowGroups, attention_mask: Tensor | None, read: Tensor | None
+) -> Tensor:
     """Hidden states [n B, L, H] of tokens [n B, L], zeros in columns that do not run."""
     count, result = len(groups.widths), None
     for rows in groups.groups(len(tokens) // count).values():
@@ -159,18 +165,32 @@ def _run_groups(split: SplitModel, tokens: Tensor, groups: RowGroups, attention_
         if width == 0:
             continue
         mask = attention_mask[row % count, :width] if groups.padded and attention_mask is not None else None
-        hidden = split.body(tokens[row, :width], mask)
+        hidden = split.body(tokens[row, :width], mask, None if read is None else _read_in(row, width, read, tokens))
         if result is None:
             result = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
         result[row, :width] = hidden
     return result
 
 
-def _run_packed(split: SplitModel, tokens: Tensor, position: Tensor, lengths: Tensor, longest: int) -> Tensor:
+def _read_in(row: Tensor, width: int, read: Tensor, tokens: Tensor) -> Tensor:
+    """Which of the columns [len(row), width] of some rows are read, of those in all `tokens` that are."""
+    place = row.new_full((len(tokens),), -1).index_copy(0, row, torch.arange(len(row), device=row.device))
+    place, column = place[read.div(tokens.shape[1], rounding_mode="floor")], read % tokens.shape[1]
+    return (place * width + column)[place >= 0]
+
+
+def _run_packed(
+    split: SplitModel,
+    tokens: Tensor,
+    position: Tensor,
+    lengths: Tensor,
+    longest: int,
+    read: Tensor | None = None,
+) -> Tensor:
     """Hidden states [T, H] of packed rows: tokens [T], their positions [T] in their own rows, and lengths [B]."""
     ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     row_ends = dict(cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
-    return split.body(tokens[None], None, position_ids=position[None], **row_ends)[0]
+    return split.body(tokens[None], None, read, position_ids=position[None], **row_ends)[0]
 
 
 def _why_not_packed(split: SplitModel) -> str | None:

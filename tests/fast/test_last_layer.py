@@ -1,0 +1,174 @@
+"""The last layer behind its attention, on the positions that are read only."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from dllm.fast import generate, quantize
+from dllm.fast.head.last_layer import ROW_MULTIPLE, find_tail, only_read
+from dllm.fast.head.split import SplitModel, output_head
+from dllm.fast.training.loss import masked_loss
+from tests.causal_models import causal_model
+from tests.models import FAMILIES, MASK_ID, make_prompt, tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BATCH, COLUMNS = 3, 20
+READ = torch.tensor([58, 3, 21, 7, 40])
+BEHIND = {
+    "bert": ["attention.output", "intermediate", "output"],
+    "roberta": ["attention.output", "intermediate", "output"],
+    "modernbert": ["attn.Wo", "mlp"],
+}
+
+
+def last_layer_of(model):
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))[-1]
+
+
+def tail_of(model):
+    """Names within the last layer of the modules that run on chosen positions."""
+    names = {module: name for name, module in last_layer_of(model).named_modules()}
+    return [names[module] for module in find_tail(model, output_head(model), torch.tensor([[5]]))]
+
+
+def states_of(model, read):
+    """The states that are read, and how many multiplications and additions they took."""
+    split, tokens = SplitModel(model, make_prompt(model, 1, 3)), make_prompt(model, BATCH, COLUMNS)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        return split.body(tokens, None, read).flatten(0, 1)[READ], counter.get_total_flops()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_states_that_are_read_are_the_same(family, dtype):
+    model = tiny(family).to(dtype)
+    (full, everywhere), (part, few) = states_of(model, None), states_of(model, READ)
+    assert torch.equal(part, full)
+    behind = [module for name, module in last_layer_of(model).named_modules() if name.startswith(tuple(BEHIND[family]))]
+    weights = sum(module.weight.numel() for module in behind if isinstance(module, nn.Linear))
+    assert everywhere - few == 2 * weights * (BATCH * COLUMNS - ROW_MULTIPLE) > 0
+    assert tail_of(model) == BEHIND[family]
+
+
+def test_causal_models_have_it_too_and_mixtures_do_not():
+    assert tail_of(causal_model("Llama")) == ["self_attn.o_proj", "mlp"]
+    assert tail_of(causal_model("Qwen3Moe")) == []
+
+
+def test_weights_of_8_bits_run_on_few_positions_too():
+    model = quantize(tiny("modernbert", hidden_size=64, intermediate_size=64))
+    assert tail_of(model) == BEHIND["modernbert"]
+    assert torch.equal(states_of(model, READ)[0], states_of(model, None)[0])
+
+
+def test_no_value_decides_what_lies_behind_the_attention():
+    """Keys and values that change nothing yet, because what reads them is zero, will change something later."""
+    model = tiny("modernbert")
+    nn.init.zeros_(last_layer_of(model).attn.Wo.weight)
+    assert tail_of(model) == BEHIND["modernbert"]
+
+
+def test_a_hook_that_would_see_it_prevents_it():
+    model, seen = tiny("bert"), []
+    handle = last_layer_of(model).register_forward_hook(lambda module, args, out: seen.append(out[0].isfinite().all()))
+    assert tail_of(model) == []
+    handle.remove()
+    assert tail_of(model) == BEHIND["bert"]
+    first = next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0]
+    first.register_forward_hook(lambda *args: None)  # it sees what it always saw
+    assert tail_of(model) == BEHIND["bert"]
+
+
+def test_a_layer_that_changes_is_looked_at_again():
+    class Neighbours(nn.Module):
+        """Adds to each position what stands left of it."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden):
+            return self.inner(hidden + hidden.roll(1, dims=1))
+
+    model = tiny("modernbert")
+    assert tail_of(model) == BEHIND["modernbert"]
+    layer = last_layer_of(model)
+    layer.mlp = Neighbours(layer.mlp)
+    assert tail_of(model) == ["mlp.inner"]
+
+
+def test_layers_that_are_shared_run_everywhere():
+    import transformers
+
+    size = dict(vocab_size=99, hidden_size=32, intermediate_size=48, num_attention_heads=4, embedding_size=16)
+    model = transformers.AlbertForMaskedLM(transformers.AlbertConfig(**size, num_hidden_layers=3)).eval()
+    assert find_tail(model, output_head(model), torch.tensor([[5]])) == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_losses_and_gradients_are_those_of_full_logits(family, share):
+    """Positions may come twice, and in any order."""
+    dropouts = {} if family == "modernbert" else dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = tiny(family, **dropouts).train()
+    tokens = make_prompt(model, BATCH, COLUMNS)
+    count = int(share * tokens.numel())
+    rows = torch.randperm(tokens.numel())[:count].repeat(2)[: count + 3]
+    targets, weight = torch.randint(5, 97, (len(rows),)), torch.rand(len(rows))
+    plain = copy.deepcopy(model)
+    nll = F.cross_entropy(plain(tokens).logits.flatten(0, 1)[rows], targets, reduction="none")
+    (weight * nll).sum().backward()
+    result = masked_loss(model, {"input_ids": tokens}, rows=rows, targets=targets, row_weight=weight)
+    result.loss.backward()
+    assert (tail_of(model) == BEHIND[family]) and torch.allclose(result.nll, nll.detach(), atol=1e-4)
+    largest = max(float(parameter.grad.abs().max()) for parameter in plain.parameters())
+    for (name, found), wanted in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(found.grad, wanted.grad, rtol=1e-3, atol=1e-5 * largest), name
+
+
+def test_a_gradient_checkpoint_runs_its_layers_alike_both_times():
+    model = tiny("modernbert").train()
+    layer, forward = last_layer_of(model), type(last_layer_of(model)).forward
+    model.get_submodule("model").layers[-1].forward = lambda *args, **kwargs: checkpoint(
+        lambda *inner: forward(layer, *inner, **kwargs), *args, use_reentrant=False
+    )
+    tokens, rows = make_prompt(model, BATCH, COLUMNS), torch.tensor([2, 30])
+    targets, weight = torch.tensor([7, 9]), torch.ones(2)
+    plain = tiny("modernbert").train()
+    F.cross_entropy(plain(tokens).logits.flatten(0, 1)[rows], targets, reduction="sum").backward()
+    masked_loss(model, {"input_ids": tokens}, rows=rows, targets=targets, row_weight=weight).loss.backward()
+    assert torch.allclose(layer.mlp.Wi.weight.grad, last_layer_of(plain).mlp.Wi.weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_run_twice_run_everywhere():
+    model = tiny("bert").train()
+    model.gradient_checkpointing_enable()
+    assert tail_of(model) == []
+
+
+@pytest.mark.parametrize("options", [{}, dict(cfg_scale=1.5), dict(temperature=1.0)], ids=str)
+def test_tokens_are_those_of_a_layer_that_runs_everywhere(options, monkeypatch):
+    """Also with rows of different length, and under guidance."""
+    model = tiny("bert")
+    prompt, mask = make_prompt(model, BATCH, COLUMNS), torch.ones(BATCH, COLUMNS, dtype=torch.int64)
+    mask[1, :9] = 0
+    call = dict(
+        steps=12, gen_length=24, block_length=12, attention_mask=mask, mask_id=MASK_ID, seed=[3, 4, 5], **options
+    )
+    found = generate(model, prompt, **call)
+    monkeypatch.setattr("dllm.fast.head.split.find_tail", lambda *args: ())
+    assert torch.equal(found, generate(model, prompt, **call))
+
+
+def test_nothing_runs_where_nothing_is_read():
+    layer = nn.Linear(2, 2)
+    with torch.no_grad(), only_read((layer,), torch.tensor([], dtype=torch.int64), (2, 3)):
+        assert torch.equal(layer(torch.ones(2, 3, 2)), torch.zeros(2, 3, 2))
+        assert layer(torch.ones(1, 3, 2)).any(), "other shapes are others' calls"
