@@ -114,7 +114,7 @@ class Sampling:
         def replay():
             alike = object.__new__(SplitModel)
             alike.model, alike.head, alike.kind = model(), model().get_output_embeddings(), kind
-            alike.tail, alike.body_context = (), nullcontext  # torch compiles nothing under the modes that watch here
+            alike.tail, alike.body_context = None, nullcontext  # torch compiles nothing under the modes that watch here
             with SyncWatch() as watch:
                 for _ in range(count):
                     run_step(alike, *rest, passes)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from dllm.fast import generate, quantize
+from dllm.fast.compiled.body import CompiledBody
 from dllm.fast.head.last_layer import ROW_MULTIPLE, find_tail, only_read
 from dllm.fast.head.split import SplitModel, output_head
 from dllm.fast.training.loss import masked_loss
@@ -35,7 +36,8 @@ def last_layer_of(model):
 def tail_of(model):
     """Names within the last layer of the modules that run on chosen positions."""
     names = {module: name for name, module in last_layer_of(model).named_modules()}
-    return [names[module] for module in find_tail(model, output_head(model), torch.tensor([[5]]))]
+    tail = find_tail(model, output_head(model), torch.tensor([[5]]))
+    return tail if tail is None else [names[module] for module in tail]
 
 
 def states_of(model, read):
@@ -78,7 +80,7 @@ def test_no_value_decides_what_lies_behind_the_attention():
 def test_a_hook_that_would_see_it_prevents_it():
     model, seen = tiny("bert"), []
     handle = last_layer_of(model).register_forward_hook(lambda module, args, out: seen.append(out[0].isfinite().all()))
-    assert tail_of(model) == []
+    assert tail_of(model) is None
     handle.remove()
     assert tail_of(model) == BEHIND["bert"]
     first = next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0]
@@ -150,7 +152,7 @@ def test_a_gradient_checkpoint_runs_its_layers_alike_both_times():
 def test_layers_that_run_twice_run_everywhere():
     model = tiny("bert").train()
     model.gradient_checkpointing_enable()
-    assert tail_of(model) == []
+    assert tail_of(model) is None
 
 
 @pytest.mark.parametrize("options", [{}, dict(cfg_scale=1.5), dict(temperature=1.0)], ids=str)
@@ -167,8 +169,86 @@ def test_tokens_are_those_of_a_layer_that_runs_everywhere(options, monkeypatch):
     assert torch.equal(found, generate(model, prompt, **call))
 
 
-def test_nothing_runs_where_nothing_is_read():
-    layer = nn.Linear(2, 2)
-    with torch.no_grad(), only_read((layer,), torch.tensor([], dtype=torch.int64), (2, 3)):
-        assert torch.equal(layer(torch.ones(2, 3, 2)), torch.zeros(2, 3, 2))
-        assert layer(torch.ones(1, 3, 2)).any(), "other shapes are others' calls"
+class Counted:
+    """A compiler that counts the multiplications of what it compiled, whenever it runs."""
+
+    def __init__(self):
+        self.flops = []
+
+    def __call__(self, graph, inputs):
+        def run(*args):
+            with FlopCounterMode(display=False) as counter:
+                out = graph(*args)
+            self.flops.append(counter.get_total_flops())
+            return out
+
+        return run
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compiled_body_leaves_out_the_same(family, monkeypatch):
+    compiler = Counted()
+    monkeypatch.setattr("dllm.fast.compiled.body._BACKEND", compiler)
+    model, few = tiny(family), READ[:3]
+    split, tokens = SplitModel(model, make_prompt(model, 1, 3)), make_prompt(model, BATCH, COLUMNS)
+    compiled = CompiledBody(model, required=True)
+    with torch.no_grad():
+        full = split.body(tokens, None).flatten(0, 1)
+        split.body_context = compiled.in_place
+        for read in (READ, few, None, READ):
+            hidden = split.body(tokens, None, read).flatten(0, 1)
+            chosen = slice(None) if read is None else read
+            assert torch.allclose(hidden[chosen], full[chosen], atol=1e-4)
+        wide = split.body(make_prompt(model, BATCH + 1, COLUMNS + 4), None, READ)
+        assert wide.shape == (BATCH + 1, COLUMNS + 4, 32)
+    assert compiled.graphs == 2, "one where all is read, one for any other number"
+    behind = [module for name, module in last_layer_of(model).named_modules() if name.startswith(tuple(BEHIND[family]))]
+    weights = sum(module.weight.numel() for module in behind if isinstance(module, nn.Linear))
+    first, second, all_read, again, _ = compiler.flops
+    assert first == again and first - second == 2 * weights * (len(READ) - len(few))
+    assert all_read - first == 2 * weights * (BATCH * COLUMNS - len(READ))
+
+
+def test_what_somebody_sees_of_a_compiled_body_is_whole(monkeypatch):
+    monkeypatch.setattr("dllm.fast.compiled.body._BACKEND", "eager")
+    model, seen = tiny("bert"), []
+    model.bert.register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    tokens = make_prompt(model, BATCH, COLUMNS)
+    split = SplitModel(model, tokens[:1, :3])
+    split.body_context = CompiledBody(model, required=True).in_place
+    with torch.no_grad():
+        split.body(tokens, None, READ)
+    assert split.tail is None and bool((seen[-1] != 0).any(-1).all())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_losses_and_gradients_are_those_of_an_eager_body(family, monkeypatch):
+    """With dropout, whose masks are the same."""
+    compiler = Counted()
+    monkeypatch.setattr("dllm.fast.compiled.body._BACKEND", compiler)
+    model = tiny(family, **({} if family == "modernbert" else dict(hidden_dropout_prob=0.2))).train()
+    tokens, rows = make_prompt(model, BATCH, COLUMNS), READ[:4]
+    batch = dict(rows=rows, targets=torch.tensor([7, 9, 8, 7]), row_weight=torch.ones(4))
+    eager = copy.deepcopy(model)
+    torch.manual_seed(0)
+    wanted = masked_loss(eager, {"input_ids": tokens}, **batch)
+    wanted.loss.backward()
+    torch.manual_seed(0)
+    with CompiledBody(model, training=True, required=True).in_place():
+        found = masked_loss(model, {"input_ids": tokens}, **batch)
+    found.loss.backward()
+    assert torch.allclose(found.nll, wanted.nll, atol=1e-4)
+    largest = max(float(parameter.grad.abs().max()) for parameter in eager.parameters())
+    for (name, one), other in zip(model.named_parameters(), eager.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5 * largest), name
+
+
+def test_other_forwards_are_left_alone():
+    layer, states = nn.Linear(2, 2), torch.ones(2, 3, 2)
+    with torch.no_grad():
+        whole = layer(states)
+        with only_read((layer,), torch.tensor([4]), (2, 3)):
+            assert torch.equal(layer(states).flatten(0, 1)[4], whole[1, 1]) and not layer(states)[0].any()
+            assert torch.equal(layer(states[:1]), whole[:1])
+        with only_read((layer,), torch.tensor([], dtype=torch.int64), (2, 3)):
+            assert torch.equal(layer(states), whole), "a batch of which nothing is learnt"

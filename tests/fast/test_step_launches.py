@@ -66,7 +66,8 @@ def launched(**options):
     split = SimpleNamespace(
         kind="linear",
         head=nn.Linear(16, 32, device=META),
-        body=lambda tokens, mask: torch.empty(*tokens.shape, 16, device=META),
+        tail=None,
+        body=lambda tokens, mask, read: torch.empty(*tokens.shape, 16, device=META),
     )
     kernels = []
     named = mock.patch.object(

@@ -152,20 +152,19 @@ class Forwards:
         rows = [job.row for job in batch]
         if self.canvases == 2:
             rows += [_without_context(row, self.mask_id) for row in rows]
-        hidden, first = self._body(rows)
         shift = int(bool(self.right_shift))
         places = [(b, max(c - shift, 0)) for b, job in enumerate(batch) for c in job.row.columns]
-        index = [[b * hidden.shape[1] + column - first[b] for b, column in places]]
-        if self.canvases == 2:
-            index.append([(b + len(batch)) * hidden.shape[1] + column - first[b] for b, column in places])
-        flat = hidden.flatten(0, 1)
-        states = [flat[torch.tensor(places, device=self.device)] for places in index]
-        self._read(batch, states)
+        places = [(b + canvas * len(batch), column) for canvas in range(self.canvases) for b, column in places]
+        row, column = torch.tensor(places, dtype=torch.int64, device=self.device).view(-1, 2).unbind(1)
+        if self.blocks is None:
+            hidden = self._body(rows, row, column)
+        else:
+            hidden, first = self.blocks.run(rows)
+            column = column - torch.tensor(first, device=self.device)[row]
+        self._read(batch, list(hidden[row, column].chunk(self.canvases)))
 
-    def _body(self, rows: Sequence[Row]) -> tuple[Tensor, list[int]]:
-        """Hidden states [n B, W, H], and the column of each row that is the first of them."""
-        if self.blocks is not None:
-            return self.blocks.run(rows)
+    def _body(self, rows: Sequence[Row], row: Tensor, column: Tensor) -> Tensor:
+        """Hidden states [n B, W, H] of rows that see all of themselves, of which those at `row`, `column` are read."""
         lengths = [len(row.tokens) for row in rows][: len(rows) // self.canvases]
         longest = max(lengths)
         # a mask token is padding: no model counts positions without it
@@ -173,11 +172,11 @@ class Forwards:
         tokens = torch.tensor(tokens, dtype=torch.int64, device=self.device)
         mask = None
         if min(lengths) < longest:
-            column, length = torch.arange(longest, device=self.device), torch.tensor(lengths, device=self.device)
-            mask = (column < length[:, None]).long()
+            length = torch.tensor(lengths, device=self.device)
+            mask = (torch.arange(longest, device=self.device) < length[:, None]).long()
         packed, groups = self._layout(lengths)
         cells = unpadded.real_cells(mask) if packed else None
-        return unpadded.run(self.split, tokens, mask, cells, groups), [0] * len(rows)
+        return unpadded.run(self.split, tokens, mask, cells, groups, row * longest + column)
 
     def _layout(self, lengths: list[int]) -> tuple[bool, unpadded.RowGroups | None]:
         """Whether rows of these lengths run packed, or else in which groups; None where they run with their padding."""

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from dllm.fast.compiled.attention import replace_attention
+from dllm.fast.compiled.last_layer import keep_read_rows
 from dllm.fast.head.interception import replaced_forward
+from dllm.fast.head.last_layer import positions_read
 from dllm.fast.head.split import output_head
 from dllm.fast.model import unwrapped
 
@@ -126,7 +128,7 @@ class CompiledBody:
         _here.body = self
         try:
             with _torch_settings():
-                result = self._compiled.call(original, args, kwargs)
+                result, _ = self._compiled.call(original, args, kwargs, _read_of(args, kwargs))
         except Exception as error:
             if not _is_compilers(error):
                 raise
@@ -143,8 +145,7 @@ class CompiledBody:
 
     def _is_shared(self, args: tuple, kwargs: dict) -> bool:
         """Whether a forward's graph is that of many shapes, or of the call's first forward."""
-        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        ones = tuple(size == 1 for size in next(tensors).shape[:2])
+        ones = tuple(size == 1 for size in _tokens(args, kwargs).shape[:2])
         if self._first is None:
             self._first = ones
         return not any(ones) or ones == self._first
@@ -203,8 +204,8 @@ def _new_compiled_call() -> Callable[..., object]:
     """A function that calls what it is given, compiled. torch keeps compiled code, and counts it, by code object: each
     body has its own. The function does not hold the body, which is free to go."""
 
-    def run_body(forward: Callable[..., object], args: tuple, kwargs: dict) -> object:
-        return forward(*args, **kwargs)
+    def run_body(forward: Callable[..., object], args: tuple, kwargs: dict, read: Tensor | None) -> tuple:
+        return forward(*args, **kwargs), None if read is None else read.clone()
 
     run_body.__code__ = run_body.__code__.replace()
     return torch.compile(run_body, fullgraph=True, dynamic=True, backend=_compile_graph)
@@ -219,9 +220,20 @@ def _compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
     body.graphs += 1
     operations = sum(node.op == "call_function" for node in graph.graph.nodes)
     _log.warning("compiling the body of %s, %d operations: 10 to 60 s where it is new", body.name, operations)
+    keep_read_rows(graph)
     replace_attention(graph)
     with inductor.patch({"triton.cudagraphs": False}):
         return lookup_backend(_BACKEND)(graph, inputs)
+
+
+def _tokens(args: tuple, kwargs: dict) -> Tensor:
+    """What a body is called with, [B, L]."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
+def _read_of(args: tuple, kwargs: dict) -> Tensor | None:
+    """The positions that are read of a forward with these arguments, int64 [N]; None: all are."""
+    return positions_read(_tokens(args, kwargs).shape[:2])
 
 
 @contextmanager
@@ -252,5 +264,5 @@ def _has_forward(module: nn.Module) -> bool:
     return not isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
-def _no_body(forward: Callable[..., object], args: tuple, kwargs: dict) -> object:
-    return forward(*args, **kwargs)
+def _no_body(forward: Callable[..., object], args: tuple, kwargs: dict, read: Tensor | None) -> tuple:
+    return forward(*args, **kwargs), read

@@ -11,6 +11,7 @@ Which modules those are is found by following one forward, so no model class is 
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,15 +39,17 @@ ROW_MULTIPLE = 16
 _HARMLESS = ("accelerate", "dllm")
 
 _log = logging.getLogger("dllm.fast")
-_known: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, tuple[weakref.ref[nn.Module], ...]]] = (
+_here = threading.local()  # what is read of the thread's forward
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, tuple[weakref.ref[nn.Module], ...] | None]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Module, ...]:
+def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Module, ...] | None:
     """The modules with linear layers that run behind the model's last attention and before its head, in order, found
-    once for each state of the last layer. None where somebody's hook would see that positions are missing, where
-    layers run twice for their gradients, and where the order of operations cannot be followed.
+    once for each state of the last layer. No modules where the order of operations cannot be followed, and of a body
+    that runs compiled: its graph is searched. None where somebody's hook would see that positions are missing, or
+    layers run twice for their gradients.
 
     Args:
         model: as it is called.
@@ -62,25 +65,27 @@ def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Modu
     """
     layers = _layers(unwrapped(model), head)
     if layers is None or token.device.type not in DEVICES or checkpoints_activations(model):
-        return ()
+        return None
     last, outside = layers[-1], _outside(model, layers)
-    if any(is_replaced(module) for module in outside if module is not head):  # compiled for this call
-        return ()
     state = id(model), len(layers), tuple(map(state_of, outside))
     known = _known.get(last)
     if known is None or known[0] != state:
-        found = () if _is_watched(model, outside) else _trace(model, head, last, token)
-        known = _known[last] = state, tuple(map(weakref.ref, found))
+        found = None if _is_watched(model, outside) else tuple(map(weakref.ref, _trace(model, head, last, token)))
+        known = _known[last] = state, found
+    if known[1] is None:
+        return None
+    if any(is_replaced(module) for module in outside if module is not head):  # compiled for this call
+        return ()
     return tuple(module for reference in known[1] if (module := reference()) is not None)
 
 
 @contextmanager
-def only_read(tail: tuple[nn.Module, ...], read: Tensor, positions: tuple[int, int]) -> Iterator[None]:
-    """Within this context the calling thread's forwards run the modules of a tail on some positions only. At all others
-    their output is zero.
+def only_read(tail: tuple[nn.Module, ...] | None, read: Tensor, positions: tuple[int, int]) -> Iterator[None]:
+    """Within this context the calling thread's forwards run the modules of a tail on some positions only, and so do
+    compiled bodies with their last operators. At all others their output is zero.
 
     Args:
-        tail: see :func:`find_tail`.
+        tail: see :func:`find_tail`; None: nothing changes.
         read: int64 [N], which of the B x L positions, b L + l. Gradients want each to occur once.
         positions: B and L, of the tensors that the modules get.
 
@@ -92,6 +97,26 @@ def only_read(tail: tuple[nn.Module, ...], read: Tensor, positions: tuple[int, i
         ...     layer(torch.ones(1, 4, 1)).flatten().tolist()
         [0.0, 0.0, 1.0, 0.0]
     """
+    if tail is None or len(read) == 0:
+        yield
+        return
+    before = getattr(_here, "read", None)
+    _here.read = read, tuple(positions)
+    try:
+        with _on_rows(tail, read, positions):
+            yield
+    finally:
+        _here.read = before
+
+
+def positions_read(positions: tuple[int, int]) -> Tensor | None:
+    """Which positions of a forward on [B, L] tokens are read, as :func:`only_read` has it; None: all are."""
+    read = getattr(_here, "read", None)
+    return read[0] if read is not None and read[1] == tuple(positions) else None
+
+
+@contextmanager
+def _on_rows(tail: tuple[nn.Module, ...], read: Tensor, positions: tuple[int, int]) -> Iterator[None]:
     batch, columns = positions
     if not tail or len(read) > MOST_READ * batch * columns:
         yield

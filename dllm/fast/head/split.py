@@ -49,7 +49,7 @@ class SplitModel:
         self.kind = find_head_use(model, self.head, {"input_ids": example}).kind
         if (self.kind == "int8" and hooks_of(self.head)) or (self.kind == "linear" and not _weight_at_hand(self.head)):
             self.kind = "module"
-        self.tail = () if self.kind == "logits" else find_tail(model, self.head, example[:1, :1])
+        self.tail = None if self.kind == "logits" else find_tail(model, self.head, example[:1, :1])
 
     def body(
         self, tokens: Tensor, attention_mask: Tensor | None, read: Tensor | None = None, **context: object
@@ -63,8 +63,8 @@ class SplitModel:
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         to_the_head = no_deferral() if self.kind == "logits" else replaced_forward(self.head, _hidden)
-        on_all = read is None or self.body_context is not nullcontext
-        last_layer = nullcontext() if on_all else only_read(self.tail, read, tokens.shape)
+        tail = self.tail if self.tail is None or self.body_context is nullcontext else ()  # a graph finds its own
+        last_layer = nullcontext() if read is None else only_read(tail, read, tokens.shape)
         with to_the_head, self.body_context(), last_layer, without_cudnn(tokens.shape[1]):
             return logits_of(self.model(**inputs))
 

@@ -126,7 +126,10 @@ def run_canvas(split: SplitModel, state: State, policy: Policy, read: Tensor) ->
     """
     canvases, positions = _canvases(state, policy), state.tokens.numel()
     tokens = canvases[0] if len(canvases) == 1 else torch.cat(canvases)
-    read = read if len(canvases) == 1 else torch.cat([read, read + positions])
+    if split.tail is None:
+        read = None
+    elif len(canvases) == 2:
+        read = torch.cat([read, read + positions])
     hidden = unpadded.run(split, tokens, state.attention_mask, state.cells, state.row_groups, read)
     return [part.flatten(0, 1) for part in hidden.chunk(len(canvases))]
 

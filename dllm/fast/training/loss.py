@@ -160,7 +160,7 @@ def _run(model: nn.Module, inputs: Mapping[str, object], *loss_of: object) -> Ma
 def _on_read_rows(model: nn.Module, tokens: Tensor, loss: _HeadLoss) -> Iterator[None]:
     """Within this context forwards on tokens [B, L] run the last layer where the loss reads it only."""
     tail = find_tail(model, loss.head, tokens[:1, :1])
-    if not tail:
+    if tail is None:
         yield
         return
     rows = torch.cat([loss.rows, loss.rows + tokens.numel() // 2]) if loss.guidance else loss.rows
