@@ -251,4 +251,4 @@ def test_other_forwards_are_left_alone():
             assert torch.equal(layer(states).flatten(0, 1)[4], whole[1, 1]) and not layer(states)[0].any()
             assert torch.equal(layer(states[:1]), whole[:1])
         with only_read((layer,), torch.tensor([], dtype=torch.int64), (2, 3)):
-            assert torch.equal(layer(states), whole), "a batch of which nothing is learnt"
+            assert not layer(states)[1].any(), "a batch of which nothing is learnt"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dllm.fast.compiled.attention import replace_attention
 from dllm.fast.compiled.last_layer import keep_read_rows
 from dllm.fast.head.interception import replaced_forward
-from dllm.fast.head.last_layer import positions_read
+from dllm.fast.head.last_layer import by_graphs, on_modules, positions_read
 from dllm.fast.head.split import output_head
 from dllm.fast.model import unwrapped
 
@@ -116,14 +116,14 @@ class CompiledBody:
                 raise CannotCompile(self.why_not)
             yield
             return
-        with replaced_forward(self._body, self._run):
+        with replaced_forward(self._body, self._run), by_graphs():
             yield
 
     def _run(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
         watched = torch._C._len_torch_dispatch_stack() > 0  # by a TorchDispatchMode, under which torch compiles nothing
         only_looks = self.training and not torch.is_grad_enabled()
         if self.why_not is not None or watched or only_looks or not self._is_shared(args, kwargs):
-            return original(*args, **kwargs)
+            return _eagerly(original, args, kwargs)
         began, graphs, outer = time.perf_counter(), self.graphs, getattr(_here, "body", None)
         _here.body = self
         try:
@@ -133,7 +133,7 @@ class CompiledBody:
             if not _is_compilers(error):
                 raise
             self._give_up(error)
-            return original(*args, **kwargs)
+            return _eagerly(original, args, kwargs)
         finally:
             _here.body = outer
         self.ran = True
@@ -226,6 +226,11 @@ def _compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
         return lookup_backend(_BACKEND)(graph, inputs)
 
 
+def _eagerly(forward: Callable[..., object], args: tuple, kwargs: dict) -> object:
+    with on_modules():
+        return forward(*args, **kwargs)
+
+
 def _tokens(args: tuple, kwargs: dict) -> Tensor:
     """What a body is called with, [B, L]."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -233,21 +238,21 @@ def _tokens(args: tuple, kwargs: dict) -> Tensor:
 
 def _read_of(args: tuple, kwargs: dict) -> Tensor | None:
     """The positions that are read of a forward with these arguments, int64 [N]; None: all are."""
-    return positions_read(_tokens(args, kwargs).shape[:2])
+    read = positions_read(_tokens(args, kwargs).shape[:2])
+    return None if read is None else read.clone()  # a view would have another graph
 
 
 @contextmanager
 def _torch_settings() -> Iterator[None]:
-    """torch's settings for a body's forward alone: room for its graphs, beyond which torch gives up; and numbers like a
-    scale or an epsilon are constants, or torch would find that out in a first attempt and trace all of it again."""
+    """torch's settings for a body's forward alone: room for its graphs, beyond which torch gives up; numbers like a
+    scale or an epsilon are constants, or torch would find that out in a first attempt and trace all of it again; and
+    sizes that happen to be equal, as those of rows and of what is read of them, need not be equal the next time."""
     import torch._dynamo.config as dynamo
+    import torch.fx.experimental._config as symbols
 
-    limit, constants = dynamo.recompile_limit, dynamo.specialize_float
-    dynamo.recompile_limit, dynamo.specialize_float = max(limit, MOST_GRAPHS), True
-    try:
+    room = max(dynamo.recompile_limit, MOST_GRAPHS)
+    with dynamo.patch(recompile_limit=room, specialize_float=True), symbols.patch(use_duck_shape=False):
         yield
-    finally:
-        dynamo.recompile_limit, dynamo.specialize_float = limit, constants
 
 
 def _is_compilers(error: BaseException) -> bool:

@@ -106,19 +106,6 @@ def replaced_forward(module: nn.Module, replacement: Replacement) -> Iterator[No
             dispatcher.remove()
 
 
-def is_replaced(module: nn.Module) -> bool:
-    """Whether the calling thread replaces the module's forward now.
-
-    Example:
-        >>> layer = nn.Linear(2, 5)
-        >>> with replaced_forward(layer, lambda original, x: x):
-        ...     is_replaced(layer)
-        True
-    """
-    forward = module.__dict__.get("forward")
-    return isinstance(forward, _Dispatcher) and getattr(forward.here, "replacement", None) is not None
-
-
 def instance_forward(module: nn.Module) -> Callable[..., object] | None:
     """The forward set on an instance in place of its class's, apart from replacements made here; None if there is
     none."""

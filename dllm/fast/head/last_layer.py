@@ -14,16 +14,17 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dllm.fast.checkpointing import autograd_state
 from dllm.fast.deferred import no_deferral
-from dllm.fast.head.interception import is_replaced, replaced_forward
+from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.traced import ROWS, Trace, TracedTensor, is_copy, is_rowwise
 from dllm.fast.head.use import hooks_of, no_side_effects, state_of
 from dllm.fast.int8 import Int8Linear
@@ -47,9 +48,8 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, tuple[weakref.ref[n
 
 def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Module, ...] | None:
     """The modules with linear layers that run behind the model's last attention and before its head, in order, found
-    once for each state of the last layer. No modules where the order of operations cannot be followed, and of a body
-    that runs compiled: its graph is searched. None where somebody's hook would see that positions are missing, or
-    layers run twice for their gradients.
+    once for each state of the last layer. No modules where the order of operations cannot be followed. None where
+    somebody's hook would see that positions are missing, or layers run twice for their gradients.
 
     Args:
         model: as it is called.
@@ -74,8 +74,6 @@ def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Modu
         known = _known[last] = state, found
     if known[1] is None:
         return None
-    if any(is_replaced(module) for module in outside if module is not head):  # compiled for this call
-        return ()
     return tuple(module for reference in known[1] if (module := reference()) is not None)
 
 
@@ -97,22 +95,62 @@ def only_read(tail: tuple[nn.Module, ...] | None, read: Tensor, positions: tuple
         ...     layer(torch.ones(1, 4, 1)).flatten().tolist()
         [0.0, 0.0, 1.0, 0.0]
     """
-    if tail is None or len(read) == 0:
+    if tail is None:
         yield
         return
-    before = getattr(_here, "read", None)
-    _here.read = read, tuple(positions)
+    read = _at_least_two(read, positions)
+    before = getattr(_here, "reading", None)
+    _here.reading = _Reading(tail, read, tuple(positions))
     try:
-        with _on_rows(tail, read, positions):
+        with nullcontext() if getattr(_here, "compiled", False) else on_modules():
             yield
     finally:
-        _here.read = before
+        _here.reading = before
 
 
 def positions_read(positions: tuple[int, int]) -> Tensor | None:
     """Which positions of a forward on [B, L] tokens are read, as :func:`only_read` has it; None: all are."""
-    read = getattr(_here, "read", None)
-    return read[0] if read is not None and read[1] == tuple(positions) else None
+    reading = getattr(_here, "reading", None)
+    return reading.read if reading is not None and reading.positions == tuple(positions) else None
+
+
+@contextmanager
+def by_graphs() -> Iterator[None]:
+    """Within this context :func:`only_read` leaves modules as they are: what they compute is compiled, and a module
+    whose forward is replaced cannot be."""
+    before = getattr(_here, "compiled", False)
+    _here.compiled = True
+    try:
+        yield
+    finally:
+        _here.compiled = before
+
+
+@contextmanager
+def on_modules() -> Iterator[None]:
+    """Within this context modules run as :func:`only_read` has it, also where bodies are compiled otherwise."""
+    reading = getattr(_here, "reading", None)
+    if reading is None:
+        yield
+        return
+    with _on_rows(*reading):
+        yield
+
+
+def _at_least_two(read: Tensor, positions: tuple[int, int]) -> Tensor:
+    """The same and others that are not read: a graph for any number is not for 0 and 1."""
+    if len(read) >= 2:
+        return read
+    begin = read.new_zeros(1) if len(read) == 0 else read
+    return torch.cat([begin, (begin + 1) % (positions[0] * positions[1])])
+
+
+class _Reading(NamedTuple):
+    """What is read of a forward: see :func:`only_read`."""
+
+    tail: tuple[nn.Module, ...]
+    read: Tensor
+    positions: tuple[int, int]
 
 
 @contextmanager

@@ -63,8 +63,7 @@ class SplitModel:
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         to_the_head = no_deferral() if self.kind == "logits" else replaced_forward(self.head, _hidden)
-        tail = self.tail if self.tail is None or self.body_context is nullcontext else ()  # a graph finds its own
-        last_layer = nullcontext() if read is None else only_read(tail, read, tokens.shape)
+        last_layer = nullcontext() if read is None else only_read(self.tail, read, tokens.shape)
         with to_the_head, self.body_context(), last_layer, without_cudnn(tokens.shape[1]):
             return logits_of(self.model(**inputs))
 
