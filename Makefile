@@ -7,6 +7,8 @@ JOBS ?= 3
 TOGETHER = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # threads that wait sleep, or else the processes that run at a time hold each other up
 test test-all: export OMP_WAIT_POLICY := passive
+# what Python compiles is kept for the processes that come after
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-all lint bench clean
 .DEFAULT_GOAL := help

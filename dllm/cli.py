@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dllm.exits import TRACEBACK, ends_at_once, exit_code
+
+Command = Callable[[argparse.Namespace, Sequence[str]], int]  # of the options, and words that it parses itself
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown and options.command not in ("train", "eval"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return exit_code(f"dllm {options.command}", lambda: options.run(options, unknown))
+    program = f"dllm {options.command}"
+    return exit_code(program, lambda: _loaded(program, options.load)(options, unknown))
+
+
+def _loaded(program: str, load: Callable[[], Command]) -> Command:
+    """A command, imported."""
+    with ends_at_once(program):
+        return load()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--dry-run", action="store_true")
     train.add_argument("--help", "-h", action="store_true")
-    train.set_defaults(run=_train)
+    train.set_defaults(load=_train)
     # so does this one
     evaluation = commands.add_parser(
         "eval",
@@ -55,14 +64,14 @@ def _parser() -> argparse.ArgumentParser:
         help="evaluate a model on tasks of lm-evaluation-harness",
     )
     evaluation.add_argument("--help", "-h", action="store_true")
-    evaluation.set_defaults(run=_eval)
+    evaluation.set_defaults(load=_eval)
     doctor = commands.add_parser(
         "doctor",
         help="check the installation: devices, chosen implementations, self-tests",
         description="Print versions, devices, the implementation of each operation with the reason, and self-tests.",
     )
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(load=_doctor)
     return parser
 
 
@@ -90,7 +99,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     add("--prompt-length", type=int, default=None, help="with --dry-run: tokens of the question (default: 128)")
     add("--batch-size", type=int, default=None, help="with --dry-run: rows sampled at once (default: 1)")
-    generate.set_defaults(run=_generate)
+    generate.set_defaults(load=_generate)
 
 
 def _add_chat(commands: argparse._SubParsersAction) -> None:
@@ -108,7 +117,7 @@ def _add_chat(commands: argparse._SubParsersAction) -> None:
         help="dtype of the weights (default: float32 on a CPU, else bfloat16)",
     )
     _add_sampling(chat, remasking="low_confidence or random")
-    chat.set_defaults(run=_chat)
+    chat.set_defaults(load=_chat)
 
 
 def _add_serve(commands: argparse._SubParsersAction) -> None:
@@ -151,7 +160,7 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
         help="dtype of the weights (default: float32 on a CPU, else bfloat16)",
     )
     _add_sampler(serve, remasking="low_confidence or random", length=128)
-    serve.set_defaults(run=_serve, gen_length=128)
+    serve.set_defaults(load=_serve, gen_length=128)
 
 
 def _add_sampling(command: argparse.ArgumentParser, *, remasking: str) -> None:
@@ -211,43 +220,47 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _generate(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _generate() -> Command:
     from dllm.demo import generate
 
-    return generate.main(options)
+    return lambda options, _: generate.main(options)
 
 
-def _chat(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _chat() -> Command:
     from dllm.chat import program
     from dllm.demo.shipped import load_shipped
 
-    return program.main(options, load_shipped)
+    return lambda options, _: program.main(options, load_shipped)
 
 
-def _serve(options: argparse.Namespace, _: Sequence[str]) -> int:
-    with ends_at_once("dllm serve"):  # uvicorn has handlers of its own while it serves, and raises signals after that
-        from dllm.demo.shipped import load_shipped
-        from dllm.serve import command
+def _serve() -> Command:
+    from dllm.demo.shipped import load_shipped
+    from dllm.serve import command
 
-        return command.main(options, load_shipped)
+    def serve(options: argparse.Namespace, _: Sequence[str]) -> int:
+        # uvicorn has handlers of its own while it serves, and raises signals after that
+        with ends_at_once("dllm serve"):
+            return command.main(options, load_shipped)
+
+    return serve
 
 
-def _train(options: argparse.Namespace, settings: Sequence[str]) -> int:
+def _train() -> Command:
     from dllm import training_command
 
-    return training_command.main(options, settings)
+    return training_command.main
 
 
-def _eval(options: argparse.Namespace, words: Sequence[str]) -> int:
+def _eval() -> Command:
     from dllm.core.eval import command
 
-    return command.main(["--help"] if options.help else words)
+    return lambda options, words: command.main(["--help"] if options.help else words)
 
 
-def _doctor(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _doctor() -> Command:
     from dllm import doctor
 
-    return doctor.main(as_json=options.json)
+    return lambda options, _: doctor.main(as_json=options.json)
 
 
 if __name__ == "__main__":

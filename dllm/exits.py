@@ -74,7 +74,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # now: a failure at interpreter exit would get neither the line nor the exit code
     except KeyboardInterrupt as error:
-        if os.environ.get("RANK", "0") == "0":  # only the main process prints
+        if _is_first():
             _print_error(program, str(error) or "interrupted", error)
         return 128 + getattr(error, "signum", signal.SIGINT)
     except Exception as error:
@@ -119,7 +119,8 @@ def ends_at_once(program: str) -> Iterator[None]:
     def end(signum: int, frame: FrameType | None) -> None:
         if os.environ.get(TRACEBACK):
             traceback.print_stack(frame)
-        os.write(2, f"{program}: interrupted\n".encode())  # print could have been interrupted itself
+        if _is_first():
+            os.write(2, f"{program}: interrupted\n".encode())  # print could have been interrupted itself
         os._exit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
@@ -191,6 +192,11 @@ def _raised_by_statement(error: BaseException) -> bool:
     while trace.tb_next is not None:
         trace = trace.tb_next
     return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _is_first() -> bool:
+    """Whether this is the process that prints, of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _failed(program: str, error: Exception) -> int:

@@ -20,6 +20,8 @@ from tests.environment import restored_environment
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: nothing above does
+    # a process that compiles a body or two starts no others, which import torch for their share of it
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if "OMP_NUM_THREADS" not in os.environ:

@@ -217,7 +217,7 @@ LINES = [
     (["generate", "Hi", "--device", "toaster"], 2, "a device of this machine"),
     (["generate", "Hi", "--model", ""], 2, "must be named by a folder or a name on the Hub"),
     (["generate", "[MASK]"], 2, "must not contain the mask token"),
-    (["generate", "\udcff"], 2, "surrogates not allowed"),
+    (["generate", "\udcff"], 2, "a text must be UTF-8, got other bytes at character 0"),
     (["generate", "-"], 2, "expected a question, got an empty text"),
     (["generate", "Hi", "--nosuch"], 2, "unrecognized arguments: --nosuch"),
     (["chat", "--gen-length", "0"], 2, "max_new_tokens must be at least 1, got 0"),

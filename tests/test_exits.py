@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +18,7 @@ import pytest
 import safetensors
 import torch
 
+from dllm import cli
 from dllm.exits import TRACEBACK, Interrupted, UsageError, ends_at_once, exit_code, explanation, is_expected, usage
 from dllm.fast.sampling.loop import NoFiniteLogit
 
@@ -146,6 +150,46 @@ print("it ran on")
 def test_an_interruption_that_nothing_can_swallow():
     done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "program: interrupted\n")
+
+
+IMPORTS = """
+import signal, sys
+from dllm import cli
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name.startswith("dllm."):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException:
+                raise ImportError("cannot load module more than once per process")
+
+sys.meta_path.insert(0, Finder())
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["generate", "train", "eval"])
+def test_a_command_that_is_interrupted_inside_an_import(command):
+    done = subprocess.run([sys.executable, "-c", IMPORTS, command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, f"dllm {command}: interrupted\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a copy of this process")
+@pytest.mark.parametrize("program, name", [("dllm.demo.generate", "load"), ("dllm.chat.program", "load_chosen")])
+def test_a_command_that_is_interrupted_inside_a_load(program, name, monkeypatch):
+    def load(*_):
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(importlib.import_module(program), name, load)
+    child = os.fork()
+    if not child:
+        try:
+            cli.main(["generate", "?"] if name == "load" else ["chat"])
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
 
 
 def test_an_interruption_is_an_exception_again_after_it():

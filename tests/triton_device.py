@@ -14,9 +14,10 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 NO_TRITON = _impl.why_not_triton() or (None if CUDA or _impl.interpreting() else "no CUDA device, TRITON_INTERPRET=0")
 
 if NO_TRITON is None and _impl.interpreting():
-    from tests.interpreter import compute_as_gpus_do
+    from tests.interpreter import compute_as_gpus_do, compute_only_what_counts
 
     compute_as_gpus_do()
+    compute_only_what_counts()
 
 
 def here(arguments: Mapping[str, object]) -> dict[str, object]:

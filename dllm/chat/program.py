@@ -11,7 +11,7 @@ import torch
 
 from dllm.chat.options import check_compiler, talk_of
 from dllm.chat.session import Session
-from dllm.exits import usage
+from dllm.exits import ends_at_once, usage
 from dllm.models import get_model, get_tokenizer
 from dllm.models.sources import device_named
 
@@ -30,7 +30,7 @@ def main(options: argparse.Namespace, load_shipped: Loader) -> int:
         UsageError: an option is invalid, or the model cannot be loaded.
         KeyboardInterrupt: see :meth:`dllm.chat.session.Session.run`.
     """
-    with usage():
+    with ends_at_once("dllm chat"), usage():
         session = _session(options, load_shipped)
     return session.run(f"chat with {options.model or 'the bundled model'}")
 

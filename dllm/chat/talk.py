@@ -197,7 +197,7 @@ class Conversation(Talk):
         """See :meth:`Talk.prompt`."""
         if not text.strip():
             raise ValueError("expected a question, got an empty text")
-        text.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
+        check_unicode(text)
         question = [{"role": "user", "content": text}]
         tokens = build_chat_inputs(self.tokenizer, [*self.messages, *question], add_generation_prompt=True)
         if (mask := self._mask_id) in tokens:
@@ -234,7 +234,7 @@ class Continuation(Talk):
 
     def prompt(self, text: str) -> Prompt:
         """See :meth:`Talk.prompt`."""
-        text.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
+        check_unicode(text)
         tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not tokens:
             raise ValueError("expected a text to continue, got an empty one")
@@ -261,6 +261,24 @@ class Continuation(Talk):
         output = self.sampler.sample([prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True)
         (reply,) = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])
         return Reply(reply.strip("\n"), output.stats)
+
+
+def check_unicode(text: str) -> None:
+    """Check that a text is Unicode.
+
+    Raises:
+        ValueError: it holds half of a surrogate pair, as Python reads a byte that is no UTF-8.
+
+    Example:
+        >>> check_unicode(b"caf\\xe9".decode("utf-8", "surrogateescape"))
+        Traceback (most recent call last):
+        ...
+        ValueError: a text must be UTF-8, got other bytes at character 3
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text must be UTF-8, got other bytes at character {error.start}") from None
 
 
 def build_chat_inputs(

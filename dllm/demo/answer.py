@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dllm.chat.talk import check_unicode
 from dllm.fast import Stats, generate
 
 
@@ -24,7 +25,7 @@ def encode(tokenizer: object, questions: Sequence[str], room: int | None = None)
     if isinstance(questions, str) or not all(isinstance(q, str) for q in questions):
         raise TypeError(f"expected a list of texts, got {questions!r}")
     for question in questions:
-        question.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
+        check_unicode(question)
     if not questions:
         raise ValueError("expected at least one question, got none")
     if not all(question.strip() for question in questions):

@@ -18,7 +18,7 @@ from dllm.chat.options import answer_length, check_compiler, talk_of
 from dllm.core.samplers import MDLMSampler, sampler_for
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load, quiet_transformers
-from dllm.exits import usage
+from dllm.exits import ends_at_once, usage
 from dllm.fast import Stats, Step
 from dllm.fast.sampling.inputs import Settings
 from dllm.models.sources import check_source, device_named, dtype_named
@@ -57,7 +57,8 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     where = device_named(device), dtype_named(options.dtype)
     check_compiler(options, where[0])
-    model, tokenizer = load(_source(options), *where, options.quantize)
+    with ends_at_once("dllm generate"):
+        model, tokenizer = load(_source(options), *where, options.quantize)
     by_card = not options.raw and options.sampler is None and sampler_for(model).sampler is MDLMSampler
     reply, stats = (_by_model_card if by_card else _by_sampler)(options, model, tokenizer, text)
     return reply, f"{stats.useful_tokens} tokens in {stats.forwards} forward passes, {stats.seconds:.2f} s"

@@ -180,25 +180,25 @@ def _kinds(canvas: Canvas, policy: Policy, state: State) -> Iterator[tuple[str, 
 
 
 def _state(canvas: Canvas, policy: Policy, mode: FakeTensorMode) -> State:
-    """The state of the rows as fake tensors."""
-    batch, columns, settings = canvas.batch, canvas.columns, canvas.settings
+    """The state of the rows as fake tensors: that of one row, so many times."""
+    columns, settings = canvas.columns, canvas.settings
     size = settings.block_length
     starts = range(canvas.prompt, columns, size)
     row = [Block(start, start + size, settings.transfers()) for start in starts]
     with unset_fake_temporarily():
-        tokens = torch.zeros(batch, columns, dtype=torch.int64)
-        lengths = torch.full((batch,), columns)
+        tokens = torch.zeros(1, columns, dtype=torch.int64)
+        lengths = torch.full((1,), columns)
         state = DenoisingBatch(
             tokens=tokens,
             given=tokens.bool(),
             first=lengths - settings.gen_length,
             length=lengths,
             seeds=lengths,
-            schedule=Schedule.of([row] * batch, torch.device("cpu")),
+            schedule=Schedule.of([row], torch.device("cpu")),
         ).state(policy)
     for name, tensor in state.tensors().items():
         setattr(state, name, mode.from_tensor(tensor))
-    return state
+    return state.rows(torch.zeros(canvas.batch, dtype=torch.int64))
 
 
 def _step(

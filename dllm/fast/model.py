@@ -151,7 +151,7 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
     `model.name_or_path`.
 
     Raises:
-        TypeError: `mask_id` is no integer.
+        TypeError: it is no integer.
         ValueError: none of these knows one; or the model is DiffusionGemma, which has none whatever its tokenizer says.
     """
     if is_diffusion_gemma(model):
@@ -165,7 +165,7 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
         found = getattr(tokenizer, "mask_token_id", None)
         if found is None:
             raise ValueError(f"the tokenizer ({type(tokenizer).__name__}) has no mask token; pass mask_id=")
-        return int(found)
+        return _checks.int64("mask_token_id", found)
     found = getattr(getattr(model, "config", None), "mask_token_id", None)
     if found is None:
         found = _mask_id_at(getattr(model, "name_or_path", "") or "")
@@ -174,7 +174,7 @@ def find_mask_id(model: nn.Module, mask_id: int | None, tokenizer: object | None
             "no mask token is known: pass mask_id= or tokenizer= "
             "(the model's config has no mask_token_id and no tokenizer with one lies at model.name_or_path)"
         )
-    return int(found)
+    return _checks.int64("mask_token_id", found)
 
 
 def right_shift_of(model: nn.Module) -> bool | None:

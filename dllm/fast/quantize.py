@@ -39,6 +39,7 @@ def quantize(model: nn.Module, kind: str = "int8") -> nn.Module:
         The same model.
 
     Raises:
+        TypeError: `model` is none.
         ValueError: `kind` is unknown; the model is quantised or patched already, has an adapter that is not merged, has
             no linear layers, or some with hooks, with forwards of their own or in another dtype. It is as it was then.
 
@@ -47,6 +48,8 @@ def quantize(model: nn.Module, kind: str = "int8") -> nn.Module:
         >>> type(quantize(model)[0]).__name__
         'Int8Linear'
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if kind not in KINDS:
         raise ValueError(f"quantize must be one of {', '.join(KINDS)}, got {kind!r}")
     if is_int8(model) or getattr(model, "is_quantized", False):

@@ -17,8 +17,25 @@ try:
 except ImportError:  # transformers 4, whose experts are modules of their own
     moe = None
 
-NAME = "dllm"  # of the implementation
 REPLACED = "grouped_mm"  # transformers' default, which also does what the kernel does not
+
+
+class _Name(str):
+    """The name of our implementation. It is pickled as REPLACED: a model that was saved whole loads without dllm."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (REPLACED,)
+
+    def __copy__(self) -> _Name:
+        return self
+
+    def __deepcopy__(self, _: object) -> _Name:
+        return self
+
+
+NAME = _Name("dllm")  # of the implementation
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # what experts may have besides, and the kernel has not
 OTHERWISE = ("has_bias", "is_transposed", "has_post_expert_norm", "_is_expert_parallel")
@@ -30,7 +47,7 @@ def use_kernel(model: nn.Module) -> nn.Module:
     It serves gated experts with SiLU and without biases, on a CPU, in one dtype, while no gradients are recorded. All
     else, and training, stays with transformers' "grouped_mm". A model that was loaded with another
     `experts_implementation` keeps it; `model.set_experts_implementation("grouped_mm")` undoes this. Nothing of it is
-    saved. transformers 4 has no such choice: there nothing changes.
+    saved or pickled. transformers 4 has no such choice: there nothing changes.
 
     Args:
         model: of any class.

@@ -11,7 +11,7 @@ from dllm.core.trainers.resume import checkpoint_to_resume
 from dllm.data.splits import row_count
 from dllm.estimates.text import fit_report, size_text
 from dllm.estimates.training import estimate, optimizer_steps
-from dllm.exits import usage
+from dllm.exits import ends_at_once, usage
 from dllm.recipes import RECIPES, prepared
 from dllm.recipes.run import check_trained, finished, resumed_from, samples
 from dllm.startup import initial_training_setup, is_main, print_main
@@ -35,7 +35,7 @@ def main(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.help:
         print(_usage(words))
         return 0
-    with usage():
+    with ends_at_once("dllm train"), usage():
         settings = read_settings(words)
     if options.dry_run:
         print_main(report(settings))

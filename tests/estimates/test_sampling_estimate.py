@@ -6,6 +6,7 @@ import functools
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -165,6 +166,8 @@ def test_flops_and_bytes_by_their_formulae():
     assert other.read == 4 * (everything - table + 3 * 16 * 96) + 3 * 3 * 2 * 48 * 80 * 4
     assert found[None].flops == 32 * step.flops
     assert found["dual"].flops == 2 * found["dual"].steps[0].flops + 30 * other.flops
+    many = {cost.cache: cost for cost in told(config, replace(canvas, batch=3 * 10**9)).caches}  # takes no memory
+    assert many["dual"].bytes == 10**9 * found["dual"].bytes
 
 
 def test_few_tokens_read_few_experts():

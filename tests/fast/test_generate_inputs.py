@@ -110,6 +110,7 @@ def test_prompt(refuse, device):
     refuse(TypeError, r"prompt.*tensor.*list", prompt=good.tolist())
     refuse(TypeError, r"prompt.*int64.*int32", prompt=good.int())
     refuse(TypeError, r"prompt.*int64.*float32", prompt=good.float())
+    refuse(TypeError, r"prompt.*dense.*sparse", prompt=good.to_sparse())
     refuse(ValueError, r"prompt.*\[B, P\].*\[5\]", prompt=good[0])
     refuse(ValueError, r"prompt.*\[B, P\].*\[1, 2, 5\]", prompt=good[None])
     refuse(ValueError, r"prompt.*device.*meta", prompt=good.to("meta"))
@@ -155,6 +156,7 @@ def test_block_longer_than_a_window(refuse, device):
 def test_model_without_output_embeddings(refuse, device):
     for model in (shared("bert", device).base_model, nn.Linear(3, 3)):
         refuse((TypeError, ValueError), rf"output embeddings.*{type(model).__name__}", model=model)
+    refuse(ValueError, "must have weights, got some on the device meta", model=tiny("bert").to("meta"))
 
 
 def test_nobody_knows_the_mask_token(refuse, device):

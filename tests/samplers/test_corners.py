@@ -125,6 +125,30 @@ def test_a_gamma_that_costs_cannot_be_counted_to(gamma, model, never_run):
         sample(samplers.EntropyBoundSampler, model, gamma=gamma)
 
 
+WRITTEN_DOWN = [
+    (samplers.MDLMSampler, "steps"),
+    (samplers.BD3LMSampler, "steps_per_block"),
+    (samplers.DreamSampler, "steps"),
+    (samplers.RND1Sampler, "steps"),
+    (samplers.LLaDA2Sampler, "steps"),
+    (samplers.LLaDA21Sampler, "edit_steps"),
+]
+
+
+@pytest.mark.parametrize("kind, name", WRITTEN_DOWN, ids=[kind.__name__ for kind, _ in WRITTEN_DOWN])
+def test_no_schedule_of_a_billion_steps_is_written_down(kind, name, model, never_run):
+    with pytest.raises(ValueError, match="a block must take at most 16384 steps, got 4611686018427387904"):
+        kind(model, TOKENIZER).check([[7]], **{"block_size": 32, "max_new_tokens": 32, name: 2**62})
+
+
+@pytest.mark.parametrize("kind", [samplers.LLaDASampler, samplers.FastDLLMSampler])
+def test_steps_that_nothing_is_left_for(kind, model, never_run):
+    """One token a step: the steps beyond are none."""
+    options = dict(threshold=None) if kind is samplers.FastDLLMSampler else {}
+    span = samplers.base.Span(start=1, stop=33, masks=32, blocks=1, seed=0)
+    assert kind(model, TOKENIZER).amounts(kind.config_class(steps=2**62, **options), span) == [1] * 32
+
+
 def test_no_bound_at_all(model):
     """An infinite gamma spends everything at once, and no probability exceeds a threshold however high."""
     options = dict(return_dict=True, max_new_tokens=6, block_size=3)

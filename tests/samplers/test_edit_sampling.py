@@ -251,7 +251,8 @@ def test_the_scheduler_that_the_model_was_trained_with(tmp_path):
 def test_what_is_refused():
     sampler = EditFlowSampler(model_of().eval(), TOKENS)
     for wrong, rule in (
-        (dict(tau=0.0), r"tau must lie in \(0, 1\]"),
+        (dict(tau=0.0), r"tau must lie in \[1e-6, 1\], got 0.0"),
+        (dict(tau=1e-9), r"tau must lie in \[1e-6, 1\], got 1e-09"),
         (dict(time_epsilon=1.0), "time_epsilon must lie between"),
         (dict(mask_length=-1), "mask_length must be at least 0"),
         (dict(max_w=0.0), "max_w must be above 0"),

@@ -230,6 +230,7 @@ def test_bad_settings(options, error, message, model):
 
 BAD_INPUTS = [
     ("What is 2 + 2?", TypeError, "inputs must be a list of token rows, got str"),
+    ([torch.tensor([7], device="meta")], TypeError, "got a tensor on the device meta, which holds none"),
     (["What"], TypeError, "a row of inputs must hold token ids, got text 'What': tokenize it first"),
     ([[1.5]], TypeError, "a row of inputs must hold integers, got float32"),
     ([[[7]]], TypeError, r"a row of inputs must be a vector of token ids, got shape \[1, 1\]"),

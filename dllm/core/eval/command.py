@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dllm.core.eval.arguments import output_folder, pairs, parser, read
 from dllm.core.eval.models import model_named, name_for
-from dllm.exits import Interrupted, usage
+from dllm.exits import Interrupted, ends_at_once, usage
 from dllm.models.sources import need
 from dllm.startup import is_main, print_main
 
@@ -48,7 +48,8 @@ def main(words: Sequence[str]) -> int:
             raise ValueError("expected a model: dllm eval MODEL, or --model_args pretrained=MODEL; got none")
         source = settings.get("pretrained", settings.get("model_name_or_path"))
         model = model_named(options.model or name_for(source))
-        items, manager = _items(options, settings, model.name)
+        with ends_at_once("dllm eval"):
+            items, manager = _items(options, settings, model.name)
     from dllm.core.eval import dry_run, run
 
     with contextlib.redirect_stdout(sys.stderr):  # lm-evaluation-harness prints what it is doing

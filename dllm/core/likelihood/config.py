@@ -13,6 +13,7 @@ LIKELIHOODS = ("exact", "as-published", *ORDERS)
 FORMS = ("llada", "dream")
 BLOCKS_FROM = ("row", "context")
 IMPLS = ("auto", "reference", "triton", "cpu")
+MAX_MASKS = 2**16  # of a target; an exact sum takes at most one less
 PUBLISHED_ROWS = {"llada": 32, "dream": 1}  # of a batch
 
 
@@ -27,7 +28,7 @@ class LikelihoodConfig:
         sum up to the log-likelihood of decoding in that order, without any estimate.
     form: "llada" or "dream", how masks are weighted (:mod:`dllm.core.likelihood.weights`). In the form of Dream the
         first token of a row is never masked.
-    mc_num: rows of a target for which the sum is estimated, at least 1. None: 128 as published; 64 else, whose
+    mc_num: rows of a target for which the sum is estimated, from 1 to 65,536. None: 128 as published; 64 else, whose
         variance was 3 to 4 times smaller than that of 128 published rows (benchmarks/LOG.md).
     exact_up_to: the sum is exact for targets of so many tokens, at the price of 2^n - 1 rows, and for longer ones where
         this takes no more rows than `mc_num`. At most 16.
@@ -84,6 +85,8 @@ class LikelihoodConfig:
             value = getattr(self, name)
             if value is not None and _checks.int64(name, value) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.mc_num is not None and self.mc_num > MAX_MASKS:
+            raise ValueError(f"mc_num must be at most {MAX_MASKS}, got {self.mc_num}")
         if not 0 <= _checks.int64("exact_up_to", self.exact_up_to) <= 16:
             raise ValueError(f"exact_up_to must be from 0 to 16, got {self.exact_up_to}")
         if _checks.finite_at_least_zero("sampling_eps", self.sampling_eps) >= 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dllm.core.rl.prompts import RepeatedPrompts
+from dllm.core.samplers.schedules import check_steps
 from dllm.core.trainers.config import MDLMConfig, check_fixed
 
 # The normalisation of the loss that each name means.
@@ -140,6 +141,8 @@ class DiffuGRPOConfig(MDLMConfig):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
                 raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}")
+        blocks = -(-self.max_completion_length // self.block_size)
+        check_steps(-(-self.steps // blocks))
         for name in ("temperature", "eval_temperature", "cfg_scale", "beta", "epsilon_high"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):

@@ -58,6 +58,8 @@ def _token_row(row: Tensor | Sequence[int]) -> Tensor:
         tokens = torch.as_tensor(row)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"a row of inputs must hold token ids, got {type(row).__name__}: {error}") from error
+    if tokens.is_meta:
+        raise TypeError("a row of inputs must hold token ids, got a tensor on the device meta, which holds none")
     if tokens.dim() != 1:
         raise TypeError(f"a row of inputs must be a vector of token ids, got shape {list(tokens.shape)}")
     if tokens.numel() == 0:

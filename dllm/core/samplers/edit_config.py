@@ -15,7 +15,7 @@ class EditFlowSamplerConfig:
     return_dict: return a :class:`BaseSamplerOutput` with histories and stats instead of the texts alone.
     mask_length: masks behind a prompt, with which an answer begins. 0: nothing, as models that were trained on
         `x0_sampler="empty"` begin.
-    tau: size of a step in time; there are ceil(1 / tau) of them, from t = 0 on.
+    tau: size of a step in time, at least 1e-6; there are ceil(1 / tau) of them, from t = 0 on.
     time_epsilon: no step begins at a time of 1 - time_epsilon or more.
     temperature: T of the tokens; 0 takes the most probable one.
     edit_prompt: edit the prompt, too, apart from its first token.
@@ -62,8 +62,8 @@ class EditFlowSamplerConfig:
             true_or_false(name, getattr(self, name))
         if self.compile_body is not None:
             true_or_false("compile_body", self.compile_body)
-        if not 0 < _checks.number("tau", self.tau) <= 1:
-            raise ValueError(f"tau must lie in (0, 1], got {self.tau}")
+        if not 1e-6 <= _checks.number("tau", self.tau) <= 1:
+            raise ValueError(f"tau must lie in [1e-6, 1], got {self.tau}")
         if not 0 < _checks.number("time_epsilon", self.time_epsilon) < 1:
             raise ValueError(f"time_epsilon must lie between 0 and 1, got {self.time_epsilon}")
         if self.max_w is not None and not _checks.finite_at_least_zero("max_w", self.max_w) > 0:

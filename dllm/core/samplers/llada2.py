@@ -13,7 +13,7 @@ import torch
 from dllm.core.samplers.base import BaseSampler
 from dllm.core.samplers.config import BaseSamplerConfig, at_least, check_filters, one_of, true_or_false
 from dllm.core.samplers.layout import Span
-from dllm.core.samplers.schedules import even_counts
+from dllm.core.samplers.schedules import check_steps, even_counts
 from dllm.fast.model import block_size_of
 from dllm_kernels import _checks
 
@@ -96,7 +96,7 @@ class LLaDA2Sampler(BaseSampler):
         if config.minimal_topk > 1 and config.max_new_tokens is not None:
             steps = min(steps, max(1, config.max_new_tokens // config.minimal_topk))
         counts = even_counts(span.masks, steps)
-        return counts + [0] * (steps - len(counts))
+        return counts + [0] * (check_steps(steps) - len(counts))
 
     def first_column(self, config: LLaDA2SamplerConfig, given: int) -> int:
         """The column of the first block: a multiple of block_size, or the prompt's end."""

@@ -9,6 +9,7 @@ from typing import Any
 from dllm.core.samplers.config import at_least
 from dllm.core.samplers.layout import Span
 from dllm.core.samplers.llada2 import LLaDA2Sampler, LLaDA2SamplerConfig
+from dllm.core.samplers.schedules import check_steps
 from dllm_kernels import _checks
 
 
@@ -48,7 +49,7 @@ class LLaDA21Sampler(LLaDA2Sampler):
 
     def amounts(self, config: LLaDA21SamplerConfig, span: Span) -> Sequence[int]:
         """The least number of tokens to commit at each step; 0 in steps after the schedule's end."""
-        return [*super().amounts(config, span), *[0] * config.edit_steps]
+        return [*super().amounts(config, span), *[0] * check_steps(config.edit_steps)]
 
     def policy(self, config: LLaDA21SamplerConfig) -> dict[str, Any]:
         """The policy of :class:`LLaDA2Sampler`, with edits."""

@@ -9,6 +9,26 @@ import torch
 
 from dllm.core.schedulers import BaseAlphaScheduler
 from dllm_kernels import philox
+from dllm_kernels.transfer_tokens.api import MAX_WINDOW
+
+MAX_STEPS = 2 * MAX_WINDOW  # of a block, where each is written down; a block has at most MAX_WINDOW tokens to commit
+
+
+def check_steps(steps: int) -> int:
+    """Check how many steps a block takes, before they are written down, and return it.
+
+    Raises:
+        ValueError: more than MAX_STEPS.
+
+    Example:
+        >>> check_steps(10**9)
+        Traceback (most recent call last):
+        ...
+        ValueError: a block must take at most 16384 steps, got 1000000000
+    """
+    if steps > MAX_STEPS:
+        raise ValueError(f"a block must take at most {MAX_STEPS} steps, got {steps}")
+    return steps
 
 
 def even_counts(masks: int, steps: int) -> list[int]:
@@ -31,12 +51,15 @@ def transfer_probabilities(steps: int, scheduler: BaseAlphaScheduler) -> list[fl
 
     The precision is part of the rule: many products m p lie halfway between two integers, where rounding decides.
 
+    Raises:
+        ValueError: more than MAX_STEPS.
+
     Example:
         >>> from dllm.core.schedulers import LinearAlphaScheduler
         >>> transfer_probabilities(2, LinearAlphaScheduler())
         [0.5, 1.0]
     """
-    left = torch.arange(steps, -1, -1, dtype=torch.float32) / steps
+    left = torch.arange(check_steps(steps), -1, -1, dtype=torch.float32) / steps
     return [1 - masked for masked in scheduler.reverse_mask_prob(left[1:], left[:-1]).tolist()]
 
 
@@ -92,11 +115,14 @@ def binomial_draws(seed: int, column: int) -> Callable[[int, int, float], int]:
 def time_grid_probabilities(steps: int, epsilon: float) -> list[float]:
     """1 - s / t for neighbouring times t > s of linspace(1, epsilon, S + 1), float32; the last is 1 (Dream).
 
+    Raises:
+        ValueError: more than MAX_STEPS.
+
     Example:
         >>> [round(p, 3) for p in time_grid_probabilities(2, 1e-3)]
         [0.499, 1.0]
     """
-    times = torch.linspace(1, epsilon, steps + 1, dtype=torch.float32)
+    times = torch.linspace(1, epsilon, check_steps(steps) + 1, dtype=torch.float32)
     return [*(1 - times[1:-1] / times[:-2]).tolist(), 1.0]
 
 
@@ -121,11 +147,14 @@ def falling_counts(masks: int, steps: int) -> list[int]:
 
     The product of m and the quotient s / S is float32, which is part of the rule: 75 * (42 / 50) gives 62.
 
+    Raises:
+        ValueError: more than MAX_STEPS.
+
     Source: `diffusion_sample` of RND1.
 
     Example:
         >>> falling_counts(10, 4), falling_counts(2, 3)
         ([3, 2, 3, 2], [1, 1])
     """
-    left = [masks, *(int(torch.tensor(float(masks)) * (s / steps)) for s in range(steps - 1, -1, -1))]
+    left = [masks, *(int(torch.tensor(float(masks)) * (s / steps)) for s in range(check_steps(steps) - 1, -1, -1))]
     return [before - after for before, after in itertools.pairwise(left) if before > after]

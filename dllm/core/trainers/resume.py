@@ -57,10 +57,12 @@ def complete_or_removed(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        cut_off = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _WRITE_ERROR_SIGNS)
+        free = shutil.disk_usage(checkpoint.parent).free if cut_off else 0
         if not _is_complete(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _WRITE_ERROR_SIGNS):
-            raise OSError(f"{checkpoint} could not be written: {error}") from error
+        if cut_off:
+            raise OSError(f"{checkpoint} could not be written, {free / 1e6:.0f} MB were free: {error}") from error
         raise
 
 

@@ -85,7 +85,7 @@ def output_head(model: nn.Module) -> nn.Module:
     """The module that `model.get_output_embeddings()` names.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it has no weights yet.
     """
     get = getattr(model, "get_output_embeddings", None)
     head = get() if callable(get) else None
@@ -97,6 +97,8 @@ def output_head(model: nn.Module) -> nn.Module:
             f"the model must have output embeddings (get_output_embeddings() returning its LM head); "
             f"{type(model).__name__} has none"
         )
+    if getattr(getattr(head, "weight", None), "is_meta", False) and not hasattr(head, "_hf_hook"):
+        raise ValueError(f"{type(model).__name__} must have weights, got some on the device meta: load them first")
     return head
 
 

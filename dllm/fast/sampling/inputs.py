@@ -80,13 +80,15 @@ def check_prompt(model: nn.Module, prompt: Tensor, gen_length: int, mask_id: int
     """Check the prompt against the model.
 
     Raises:
-        TypeError: not an int64 tensor.
+        TypeError: not a dense int64 tensor.
         ValueError: wrong rank or device, a token outside the vocabulary, or more positions than the model has.
     """
     if not isinstance(prompt, Tensor):
         raise TypeError(f"prompt must be a tensor of token ids [B, P], got {type(prompt).__name__}")
     if prompt.dtype != torch.int64:
         raise TypeError(f"prompt must be int64, got {str(prompt.dtype).removeprefix('torch.')}")
+    if prompt.is_nested or prompt.layout != torch.strided:
+        raise TypeError("prompt must be a dense tensor, padded on the left, got a nested or sparse one")
     if prompt.dim() != 2:
         raise ValueError(f"prompt must have shape [B, P], got {list(prompt.shape)}")
     embedding = input_embedding(model)

@@ -90,6 +90,7 @@ def test_other_arguments(model):
         (dict(impl="cuda"), ValueError, "impl must be one of"),
         (dict(blocks_from="prompt"), ValueError, "blocks_from must be one of row, context"),
         (dict(mc_num=0), ValueError, "mc_num must be at least 1, got 0"),
+        (dict(mc_num=2**40), ValueError, "mc_num must be at most 65536, got 1099511627776"),
         (dict(mc_num="8"), TypeError, "mc_num must be an integer, got str"),
         (dict(batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
         (dict(tokens_per_forward=0), ValueError, "tokens_per_forward must be at least 1"),

@@ -255,6 +255,7 @@ def test_seeds_differ_by_place_update_and_run():
         (dict(loss_norm_type="batch"), "loss_norm_type must not be given"),
         (dict(time_max=0.5), "time_max must be 1.0 for diffu-GRPO"),
         (dict(sync_ref_model=True), "sync_ref_model needs a beta above 0"),
+        (dict(steps=10**9), "a block must take at most 16384 steps"),
         (dict(max_completion_length=0), "max_completion_length must be an integer of at least 1"),
     ],
 )
