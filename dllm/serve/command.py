@@ -109,7 +109,7 @@ def engine_of(options: argparse.Namespace, load_shipped: Loader) -> Engine:
     model, tokenizer = load_chosen(options, load_shipped)
     kind, config = chosen_sampler(options, model)
     config = _with_settings(SamplerChoice(kind, config), options.setting)
-    sampler, name = kind(model, tokenizer), served_name(options)
+    sampler, name = kind(model.requires_grad_(False), tokenizer), served_name(options)
     return Engine(sampler, config, name=name, width_multiple=WIDTHS[options.width], max_length=options.max_length)
 
 

@@ -29,6 +29,7 @@ class Group:
             first.policy,
             width_multiple=width_multiple,
             compile_body=compile_body,
+            record_body=True,
             early_ends=EarlyEnds(self._on_final, first.policy, eos_id),
         )
 

@@ -1,1 +1,1 @@
-"""The model's body through torch.compile, inside our loops: whether that pays, and running the body so."""
+"""The model's body inside our loops through torch.compile, where that pays, or from a recording of its operations."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dllm.fast.compiled import decision
+from dllm.fast.compiled.recorded import RecordedBody
 from dllm.fast.head.split import SplitModel
 from dllm.fast.model import position_limit
 from dllm.fast.sampling import live, merge
@@ -59,6 +60,8 @@ class Running:
         cuda_graph: as :func:`dllm.fast.generate` takes it. Captured steps keep their shape: rows then leave when all
             are finished, and once a row joins or is made to leave, steps run eagerly.
         compile_body: as :func:`dllm.fast.generate` takes it; decided when the first rows join.
+        record_body: a body that does not run compiled runs from a recording of its operations, where it can, with the
+            same bits (:mod:`dllm.fast.compiled.recorded`).
         timed: whether the parts of each step are timed.
         early_ends: asked, where the host looks for finished rows, which others end; it is given the rows' ids.
         watched: somebody looks at the rows after each step, so no graph runs several steps at once.
@@ -98,6 +101,7 @@ class Running:
         width_multiple: int | None = None,
         cuda_graph: bool | None = False,
         compile_body: bool | None = False,
+        record_body: bool = False,
         timed: bool = False,
         early_ends: EarlyEnds | None = None,
         watched: bool = False,
@@ -108,6 +112,7 @@ class Running:
             raise ValueError("width_multiple needs attention to whole rows, got a cache or block-causal attention")
         self.model, self.policy, self.width_multiple = model, policy, width_multiple
         self.cuda_graph, self.compile_body, self.compiling = cuda_graph, compile_body, decision.EAGER
+        self.record_body = record_body
         self.timed, self.early_ends, self.watched = timed, early_ends, watched
         self.forwards, self.cache_bytes, self.overflow, self.rows_note = 0, 0, 0, ""
         self.clock: Clock | None = None
@@ -322,6 +327,8 @@ class Running:
         how = dict(forwards=most_steps, tokens=tokens, device=self._device)
         self.compiling = decision.decide(self.model, self.compile_body, **how)
         self._split.body_context = self.compiling.context
+        if self.record_body and self.compiling.body is None:
+            self._split.body_context = RecordedBody.of(self.model).in_place
 
     def _take_cache(self) -> None:
         """Take a KV cache for all rows, of both canvases under guidance."""
