@@ -15,6 +15,8 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from dllm.fast.attention import PACKED
+
 # names, as transformers imports them lazily
 SUPPORTED = (
     "LlamaForCausalLM",
@@ -24,7 +26,7 @@ SUPPORTED = (
     "Glm4MoeForCausalLM",
 )
 SUPPORTED_TYPES = ("llama", "qwen2", "qwen3", "qwen3_moe", "glm4_moe")  # of their configurations
-ATTENTION = ("eager", "sdpa", "flex_attention")  # and every kind of flash attention, which takes no 4-D mask
+ATTENTION = ("eager", "sdpa", "flex_attention", PACKED)  # and every kind of flash attention, which takes no 4-D mask
 
 
 def bidirectional(model: nn.Module) -> nn.Module:

@@ -176,7 +176,7 @@ class Forwards:
             column, length = torch.arange(longest, device=self.device), torch.tensor(lengths, device=self.device)
             mask = (column < length[:, None]).long()
         packed, groups = self._layout(lengths)
-        cells = unpadded.real_cells(mask) if packed else None
+        cells = unpadded.cells_of(tokens[: len(lengths)], mask) if packed else None
         return unpadded.run(self.split, tokens, mask, cells, groups), [0] * len(rows)
 
     def _layout(self, lengths: list[int]) -> tuple[bool, unpadded.RowGroups | None]:
