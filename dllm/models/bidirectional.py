@@ -50,8 +50,8 @@ def bidirectional(model: nn.Module) -> nn.Module:
 
     Args:
         model: a Llama, Qwen2, Qwen3, Qwen3-MoE or GLM-4-MoE `ForCausalLM` of transformers, or a module that wraps one
-            (PEFT, DDP). Its attention is "eager", "sdpa", "flex_attention" or a kind of flash attention, such as
-            "flash_attention_2".
+            (PEFT, DDP). Its attention is "eager", "sdpa", "packed_sdpa", "flex_attention" or a kind of flash attention,
+            such as "flash_attention_2".
 
     Returns:
         The same model.

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dllm.fast.attention import PACKED, attention_of
 from dllm.fast.compiled.attention import is_measured_here
-from dllm.fast.model import input_embedding, unwrapped
+from dllm.fast.model import input_embedding, is_diffusion_gemma, unwrapped
 from dllm_kernels import _impl
 from dllm_kernels.attention.api import MULTIPLE
 
@@ -32,8 +32,8 @@ def with_packed_attention(model: nn.Module) -> nn.Module:
     without padding. Its logits change in their last bits only.
 
     Nothing changes where that would bring nothing, or has not been measured: on a GPU, on a CPU without AVX-512,
-    without the C++ extension, under another attention than "sdpa", and for classes of models that do not use
-    transformers' interface (ModernBERT in 4.57).
+    without the C++ extension, under another attention than "sdpa", for DiffusionGemma, and for classes that are not
+    transformers' own or do not use its interface (ModernBERT in 4.57).
 
     Returns:
         The same model.
@@ -47,15 +47,15 @@ def with_packed_attention(model: nn.Module) -> nn.Module:
     """
     inner = unwrapped(model)
     on_cpu = input_embedding(inner).device.type == "cpu"
-    if attention_of(inner) == "sdpa" and on_cpu and is_measured_here() and _uses_interface(inner):
+    if attention_of(inner) == "sdpa" and on_cpu and _uses_interface(inner) and is_measured_here():
         inner.set_attn_implementation(PACKED)
     return model
 
 
 def _uses_interface(model: nn.Module) -> bool:
-    """Whether a model's class uses the interface, by transformers' own judgement."""
-    judge = getattr(type(model), "_can_set_attn_implementation", None)
-    return judge is not None and judge()
+    """Whether a model's class uses the interface, by transformers' own judgement, and asks nowhere for a name."""
+    ours = type(model).__module__.partition(".")[0] == "transformers" and not is_diffusion_gemma(model)
+    return ours and type(model)._can_set_attn_implementation()
 
 
 def packed_sdpa(

@@ -1,4 +1,4 @@
-"""Attention of every query to all keys that it sees, for the short canvases of a CPU."""
+"""Attention of every query to all keys that it sees, for the short canvases of a CPU: in a batch, or in packed rows."""
 
 from __future__ import annotations
 

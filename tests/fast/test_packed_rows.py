@@ -1,5 +1,6 @@
-"""Rows of any lengths in one forward on a CPU, without padding: what attention computes, whose bits, when and for whom."""
+"""Rows of any lengths in one forward on a CPU, without padding: what attention computes, whose bits, and for whom."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -211,24 +212,20 @@ def test_a_running_batch_is_as_wide_as_its_rows(switched):
     for plan in plans:
         running.join(plan.batch, plan.policy)
         got |= {row.id: row.tokens.tolist() for row in running.step()}
-    assert running.widths == [length + 8 for length in LENGTHS]
+    assert running.widths == [LENGTHS[id_] + 8 for id_ in running.ids]
     assert (got | finished(running)) == dict(enumerate(alone))
 
 
 def test_who_gets_it(monkeypatch):
     """Models under sdpa, and nobody else."""
-    model = causal_model("Llama")
-    before = attention_of(model)
-    try:
-        model.config._attn_implementation = "eager"
-        assert attention_of(with_packed_attention(model)) == "eager"
-        model.config._attn_implementation = "sdpa"
-        monkeypatch.setattr(packed_attention, "is_measured_here", lambda: False)
-        assert attention_of(with_packed_attention(model)) == "sdpa" and not is_packed(model)
-        monkeypatch.undo()
-        assert is_packed(with_packed_attention(model)) and not is_packed(model.to("meta"))
-    finally:
-        model.config._attn_implementation = before
+    model = copy.deepcopy(causal_model("Llama"))
+    model.config._attn_implementation = "eager"
+    assert attention_of(with_packed_attention(model)) == "eager"
+    model.config._attn_implementation = "sdpa"
+    monkeypatch.setattr(packed_attention, "is_measured_here", lambda: False)
+    assert attention_of(with_packed_attention(model)) == "sdpa" and not is_packed(model)
+    monkeypatch.undo()
+    assert is_packed(with_packed_attention(model)) and not is_packed(model.to("meta"))
 
 
 @pytest.mark.skipif(V5, reason="before transformers 5")
