@@ -1,9 +1,10 @@
 // Attention of every query to all keys, of short canvases: one head of one row of the batch at a time, whose keys and
-// values are laid out once and whose scores never leave the thread's caches. Formulae: dllm_kernels/attention/api.py.
+// values are laid out once and whose scores never leave the thread's caches. Rows lie in a batch, or one after the other
+// in a single long one. Formulae: dllm_kernels/attention/api.py.
 //
 // Scores are the products of linear.h with queries as its rows: lanes are queries, so a softmax goes along vectors. The
 // sum over values has the head's dimensions as lanes. Every sum is one chain over keys in order, so a query has the same
-// bits whatever is computed beside it.
+// bits whatever is computed beside it, and a packed row those of a batch.
 
 #include "linear.h"
 
@@ -24,7 +25,7 @@ struct Heads {
   template <typename Pointer>
   Heads(Pointer data, const Tensor& t)
       : data(static_cast<T*>(data)), batch(t.stride(0)), head(t.stride(1)), row(t.stride(2)) {}
-  T* of(int64_t b, int64_t h) const { return data + b * batch + h * head; }
+  T* of(int64_t b, int64_t h, int64_t first) const { return data + b * batch + h * head + first * row; }
 };
 
 template <typename Dtype>
@@ -35,29 +36,35 @@ class Attention {
   static constexpr int64_t kStep = Factor::kStep, kTogether = kTokens<Factor, 2>;
 
  public:
+  // Of rows with at most `keys` keys.
   Attention(
-      const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask, double scale,
-      Tensor& out)
-      : heads_(query.size(1)), queries_(query.size(2)), keys_(key.size(2)), dim_(query.size(3)),
-        shared_(heads_ / key.size(1)), scale_(float(scale)), query_(query.const_data_ptr(), query),
-        key_(key.const_data_ptr(), key), value_(value.const_data_ptr(), value), out_(out.mutable_data_ptr(), out),
+      const Tensor& query, const Tensor& key, const Tensor& value, int64_t keys, const std::optional<Tensor>& mask,
+      std::optional<int64_t> window, double scale, Tensor& out)
+      : dim_(query.size(3)), shared_(query.size(1) / key.size(1)), scale_(float(scale)),
+        window_(window.value_or(keys)), query_(query.const_data_ptr(), query), key_(key.const_data_ptr(), key),
+        value_(value.const_data_ptr(), value), out_(out.mutable_data_ptr(), out),
         mask_(mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr),
         mask_batch_(mask ? mask->stride(0) : 0), mask_row_(mask ? mask->stride(1) : 0),
         mask_key_(mask ? mask->stride(2) : 0) {
-    const int64_t padded = (keys_ + kTogether - 1) / kTogether * kTogether;
+    const int64_t padded = (keys + kTogether - 1) / kTogether * kTogether;
     laid_keys_.resize(padded * dim_);
-    laid_values_.resize((keys_ + kStep - 1) / kStep * kStep * dim_);
+    laid_values_.resize((keys + kStep - 1) / kStep * kStep * dim_);
     laid_queries_.resize(kQueries * dim_);
     scores_.resize(2 * padded);
-    visible_.assign(keys_, ~uint32_t{});
+    visible_.resize(padded);
   }
 
-  void operator()(int64_t batch, int64_t head) {
-    lay_keys(key_.of(batch, head / shared_));
-    lay_values(value_.of(batch, head / shared_));
-    for (int64_t first = 0; first < queries_; first += kQueries) {
-      const int64_t n = std::min(kQueries, queries_ - first);
-      n > kLanes ? block<2>(batch, head, first, n) : block<1>(batch, head, first, n);
+  // A head of a row of the batch: so many queries, and as many keys, from place `begin` on.
+  void operator()(int64_t batch, int64_t head, int64_t begin, int64_t queries, int64_t keys) {
+    keys_ = keys;
+    hides_ = mask_ || window_ < keys;
+    lay_keys(key_.of(batch, head / shared_, begin));
+    lay_values(value_.of(batch, head / shared_, begin));
+    for (int64_t first = 0; first < queries; first += kQueries) {
+      const int64_t n = std::min(kQueries, queries - first);
+      const Input* from = query_.of(batch, head, begin + first);
+      Input* to = out_.of(batch, head, begin + first);
+      n > kLanes ? block<2>(batch, first, n, from, to) : block<1>(batch, first, n, from, to);
     }
   }
 
@@ -115,7 +122,8 @@ class Attention {
 
   // Bit i of visible_[k]: whether query `first + i` sees key k. Returns the range of keys that some query sees.
   std::pair<int64_t, int64_t> find_visible(int64_t batch, int64_t first, int64_t n) {
-    if (!mask_) return {0, keys_};
+    if (!hides_) return {0, keys_};
+    if (!mask_) return find_in_window(first, n);
     std::fill(visible_.begin(), visible_.end(), 0);
     for (int64_t i = 0; i < n; ++i) {
       const uint8_t* row = mask_ + batch * mask_batch_ + (first + i) * mask_row_;
@@ -130,10 +138,21 @@ class Attention {
     return {begin / kTogether * kTogether, end};
   }
 
+  // The same where a query at place q sees the keys in (q - window, q + window).
+  std::pair<int64_t, int64_t> find_in_window(int64_t first, int64_t n) {
+    const int64_t begin = std::max<int64_t>(0, first - window_ + 1) / kTogether * kTogether;
+    const int64_t end = std::min(keys_, first + n - 1 + window_);
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t low = std::max<int64_t>(0, k - window_ + 1 - first), high = std::min(n, k + window_ - first);
+      visible_[k] = low < high ? uint32_t((uint64_t{1} << high) - (uint64_t{1} << low)) : 0;
+    }
+    return {begin, end};
+  }
+
   template <int V>
-  DLLM_APART void block(int64_t batch, int64_t head, int64_t first, int64_t n) {
+  DLLM_APART void block(int64_t batch, int64_t first, int64_t n, const Input* from, Input* to) {
     const auto [begin, end] = find_visible(batch, first, n);
-    lay_queries<V>(query_.of(batch, head) + first * query_.row, n);
+    lay_queries<V>(from, n);
     auto* scores = reinterpret_cast<vfloat(*)[V]>(scores_.data());
     for (int64_t k = begin; k < end; k += kTokens<Factor, V>) {
       const Number* keys = &laid_keys_[k * dim_];
@@ -143,7 +162,6 @@ class Attention {
     const std::array<vfloat, V> inverse = softmax<V>(scores, begin, end);
     float factors[kQueries];
     std::memcpy(factors, &inverse, sizeof inverse);
-    Input* to = out_.of(batch, head) + first * out_.row;
     const auto* weights = reinterpret_cast<const Number*>(scores + begin);
     for (int64_t d = 0; d < dim_;) {
       const bool wide = dim_ - d >= 4 * kLanes;
@@ -162,7 +180,7 @@ class Attention {
     for (int64_t k = begin; k < end; ++k)
       for (int v = 0; v < V; ++v) {
         scores[k][v] *= scale_;
-        if (mask_) scores[k][v] = as_int(splat(0)) == bits_of(visible_[k], v) ? splat(-kInf) : scores[k][v];
+        if (hides_) scores[k][v] = as_int(splat(0)) == bits_of(visible_[k], v) ? splat(-kInf) : scores[k][v];
         largest[v] = max(scores[k][v], largest[v]);
       }
     std::array<vfloat, V> from = largest;
@@ -220,8 +238,10 @@ class Attention {
     }
   }
 
-  int64_t heads_, queries_, keys_, dim_, shared_;  // query heads of a key's head
+  int64_t keys_ = 0, dim_, shared_;  // query heads of a key's head
+  bool hides_ = false;               // whether some query may not see some key
   float scale_;
+  int64_t window_;
   Heads<const Input> query_, key_, value_;
   Heads<Input> out_;
   const uint8_t* mask_;
@@ -231,16 +251,46 @@ class Attention {
   std::vector<uint32_t> visible_;
 };
 
+void check_heads(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& out) {
+  for (const Tensor* t : {&query, &key, &value, &out})
+    STD_TORCH_CHECK(t->size(3) % 32 == 0 && t->stride(3) == 1, "numbers of a head must be adjacent, 32 or a multiple");
+}
+
 // query and out [B, heads, L, d], key and value [B, heads of keys, S, d] of one dtype, adjacent along d, a multiple of 32;
 // mask bool [B, L, S].
 void attention(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mask, double scale, Tensor out) {
-  for (const Tensor* t : {&query, &key, &value, &out})
-    STD_TORCH_CHECK(t->size(3) % 32 == 0 && t->stride(3) == 1, "numbers of a head must be adjacent, 32 or a multiple");
+  check_heads(query, key, value, out);
   with_dtype_of(query, [&](auto dtype) {
-    const int64_t heads = query.size(1);
+    const int64_t heads = query.size(1), queries = query.size(2), keys = key.size(2);
     torch::stable::parallel_for(0, query.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
-      Attention<decltype(dtype)> attention(query, key, value, mask, scale, out);
-      for (int64_t task = begin; task < end; ++task) attention(task / heads, task % heads);
+      Attention<decltype(dtype)> attention(query, key, value, keys, mask, std::nullopt, scale, out);
+      for (int64_t task = begin; task < end; ++task) attention(task / heads, task % heads, 0, queries, keys);
+    });
+  });
+}
+
+// query and out [1, heads, T, d], key and value [1, heads of keys, T, d] as above; ends int32 [rows + 1], from 0 to T.
+void packed_attention(
+    Tensor query, Tensor key, Tensor value, Tensor ends, std::optional<int64_t> window, double scale, Tensor out) {
+  check_heads(query, key, value, out);
+  const int64_t rows = ends.size(0) - 1, heads = query.size(1);
+  const auto* end_of = static_cast<const int32_t*>(ends.const_data_ptr());
+  STD_TORCH_CHECK(
+      ends.stride(0) == 1 && rows >= 0 && end_of[0] == 0 && end_of[rows] == query.size(2),
+      "ends must go from 0 to the number of tokens");
+  int64_t longest = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    STD_TORCH_CHECK(end_of[row] <= end_of[row + 1], "ends must not fall");
+    longest = std::max<int64_t>(longest, end_of[row + 1] - end_of[row]);
+  }
+  with_dtype_of(query, [&](auto dtype) {
+    // rows are neighbours of a thread, which so has short ones and long ones
+    torch::stable::parallel_for(0, heads * rows, 1, [&](int64_t begin, int64_t end) {
+      Attention<decltype(dtype)> attention(query, key, value, longest, std::nullopt, window, scale, out);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t row = task % rows, n = end_of[row + 1] - end_of[row];
+        attention(0, task / rows, end_of[row], n, n);
+      }
     });
   });
 }
@@ -248,4 +298,7 @@ void attention(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mas
 }  // namespace
 }  // namespace dllm
 
-STABLE_TORCH_LIBRARY_IMPL(dllm_kernels, CPU, m) { m.impl("attention", TORCH_BOX(&dllm::attention)); }
+STABLE_TORCH_LIBRARY_IMPL(dllm_kernels, CPU, m) {
+  m.impl("attention", TORCH_BOX(&dllm::attention));
+  m.impl("packed_attention", TORCH_BOX(&dllm::packed_attention));
+}

@@ -50,6 +50,9 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
   m.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, Tensor(a!) out) -> ()");
   m.def(
+      "packed_attention(Tensor query, Tensor key, Tensor value, Tensor ends, int? window, float scale, "
+      "Tensor(a!) out) -> ()");
+  m.def(
       "swiglu_experts(Tensor hidden, Tensor gate_up, Tensor down, Tensor index, Tensor weights, Tensor(a!) out) -> ()");
   m.def("position_noise(Tensor seeds, Tensor positions, Tensor step, bool gumbel, Tensor(a!) noise) -> ()");
   m.def("dropout(Tensor x, Tensor seed, int threshold, Tensor(a!) out) -> ()");

@@ -167,6 +167,12 @@ def _attention(impl: str, device: str) -> Outputs:
     return (dllm_kernels.attention(query, key, value, scale=0.2, impl=impl),)
 
 
+def _packed_attention(impl: str, device: str) -> Outputs:
+    draw, ends = torch.Generator().manual_seed(0), torch.tensor([0, 2, 5], dtype=torch.int32, device=device)
+    query, key, value = (torch.randn(1, 2, 5, 32, generator=draw).to(device) for _ in range(3))
+    return (dllm_kernels.packed_attention(query, key, value, ends, scale=0.2, window=2, impl=impl),)
+
+
 def _int8_linear(impl: str, device: str) -> Outputs:
     draw = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(5, 16, generator=draw), torch.randint(-127, 128, (33, 16), generator=draw)
@@ -309,7 +315,7 @@ PARTS = {
     "self-test": self_test,
 }
 # operations of data that no device has yet, and those for which torch serves GPUs
-ON_THE_HOST = ("align_tokens", "attention", "dropout", "swiglu_experts")
+ON_THE_HOST = ("align_tokens", "attention", "dropout", "packed_attention", "swiglu_experts")
 # for each operation of dllm_kernels a function (impl, device) -> results, which runs it on a tiny input
 SELF_TESTS = {
     "advance_rows": _advance_rows,
@@ -323,6 +329,7 @@ SELF_TESTS = {
     "linear_gumbel_argmax": _linear_gumbel_argmax,
     "list_candidates": _list_candidates,
     "masked_cross_entropy": _masked_cross_entropy,
+    "packed_attention": _packed_attention,
     "place_proposals": _place_proposals,
     "position_noise": _position_noise,
     "swiglu_experts": _swiglu_experts,

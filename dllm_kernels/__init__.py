@@ -4,7 +4,7 @@ Importing this package loads neither Triton nor the C++ extension; the first cal
 """
 
 from dllm_kernels.align_tokens import Alignment, align_tokens
-from dllm_kernels.attention import attention
+from dllm_kernels.attention import attention, packed_attention
 from dllm_kernels.block_schedule import (
     BlockSchedule,
     Candidates,
@@ -44,6 +44,7 @@ __all__ = [
     "linear_gumbel_argmax",
     "list_candidates",
     "masked_cross_entropy",
+    "packed_attention",
     "place_proposals",
     "position_noise",
     "swiglu_experts",

@@ -243,7 +243,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="keeps no cache"):
         model.generate(IDS, max_new_tokens=2, pad_token_id=0)
     model.config._attn_implementation = "paged"
-    with pytest.raises(ValueError, match="must be eager, sdpa, flex_attention or flash attention, got paged"):
+    with pytest.raises(ValueError, match="must be eager, sdpa, flex_attention, packed_sdpa or flash attention, got"):
         model(IDS)
 
 

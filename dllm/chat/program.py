@@ -12,7 +12,7 @@ import torch
 from dllm.chat.options import check_compiler, talk_of
 from dllm.chat.session import Session
 from dllm.exits import ends_at_once, usage
-from dllm.models import get_model, get_tokenizer
+from dllm.models import get_model, get_tokenizer, with_packed_attention
 from dllm.models.sources import device_named
 
 Loader = Callable[[torch.device, torch.dtype, str | None], tuple[Any, Any]]
@@ -57,7 +57,9 @@ def load_chosen(options: argparse.Namespace, load_shipped: Loader) -> tuple[Any,
     check_compiler(options, device)
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if options.model is None:
-        return load_shipped(device, getattr(torch, dtype), options.quantize)
-    tokenizer = get_tokenizer(model_name_or_path=options.model)
-    model = get_model(model_name_or_path=options.model, dtype=dtype, quantize=options.quantize)
-    return model.eval().requires_grad_(False).to(device), tokenizer
+        model, tokenizer = load_shipped(device, getattr(torch, dtype), options.quantize)
+    else:
+        tokenizer = get_tokenizer(model_name_or_path=options.model)
+        model = get_model(model_name_or_path=options.model, dtype=dtype, quantize=options.quantize)
+        model = model.eval().requires_grad_(False).to(device)
+    return with_packed_attention(model), tokenizer

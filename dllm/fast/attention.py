@@ -1,7 +1,8 @@
 """Which attention masks a model's attention implementation takes, and which kernels must not be used.
 
 Of transformers' implementations, "eager", "sdpa" and "flex_attention" take a mask of four dimensions. Flash attention
-does not: it takes rows padded at their ends (a mask [B, L]), and rows packed one after the other.
+does not: it takes rows padded at their ends (a mask [B, L]), and rows packed one after the other. Our own "packed_sdpa"
+(:mod:`dllm.models.packed_attention`) takes masks as "sdpa" does, and packed rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 # Up to so many columns attention runs without cuDNN. At 350 TFLOP/s in place of 500 it takes 2 % of a body of 8B longer
 # then, and twice that with twice the columns; these rates are others', for an H100.
 COLUMNS_WITHOUT_CUDNN = 1024
+
+PACKED = "packed_sdpa"
 
 
 def attention_of(model: nn.Module) -> str | None:
@@ -34,6 +37,13 @@ def is_flash(model: nn.Module) -> bool:
     """Whether the model's attention is a kind of flash attention ("flash_attention_2", "flash_attention_3", kernels of
     the Hub), which takes no mask of four dimensions."""
     return "flash" in (attention_of(model) or "")
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether the model's attention is "packed_sdpa" on a CPU, where rows of any lengths run packed, and each has the
+    same bits in any company."""
+    weight = next(model.parameters(), None)
+    return attention_of(model) == PACKED and weight is not None and weight.device.type == "cpu"
 
 
 def window_of(model: nn.Module) -> int | None:

@@ -4,6 +4,7 @@ from dllm.models.adapters import load_peft
 from dllm.models.bidirectional import bidirectional, causal
 from dllm.models.editflow import EditFlowConfig, EditFlowModel
 from dllm.models.load import get_model, new_model
+from dllm.models.packed_attention import with_packed_attention
 from dllm.models.sources import get_config
 from dllm.models.tokenizer import get_tokenizer
 
@@ -17,4 +18,5 @@ __all__ = [
     "get_tokenizer",
     "load_peft",
     "new_model",
+    "with_packed_attention",
 ]

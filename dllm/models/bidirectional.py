@@ -15,6 +15,8 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from dllm.fast.attention import PACKED
+
 # names, as transformers imports them lazily
 SUPPORTED = (
     "LlamaForCausalLM",
@@ -24,7 +26,7 @@ SUPPORTED = (
     "Glm4MoeForCausalLM",
 )
 SUPPORTED_TYPES = ("llama", "qwen2", "qwen3", "qwen3_moe", "glm4_moe")  # of their configurations
-ATTENTION = ("eager", "sdpa", "flex_attention")  # and every kind of flash attention, which takes no 4-D mask
+ATTENTION = ("eager", "sdpa", "flex_attention", PACKED)  # and every kind of flash attention, which takes no 4-D mask
 
 
 def bidirectional(model: nn.Module) -> nn.Module:
@@ -48,8 +50,8 @@ def bidirectional(model: nn.Module) -> nn.Module:
 
     Args:
         model: a Llama, Qwen2, Qwen3, Qwen3-MoE or GLM-4-MoE `ForCausalLM` of transformers, or a module that wraps one
-            (PEFT, DDP). Its attention is "eager", "sdpa", "flex_attention" or a kind of flash attention, such as
-            "flash_attention_2".
+            (PEFT, DDP). Its attention is "eager", "sdpa", "packed_sdpa", "flex_attention" or a kind of flash attention,
+            such as "flash_attention_2".
 
     Returns:
         The same model.

@@ -48,7 +48,8 @@ def get_model(model_args: ModelArguments | None = None, config: Any = None, **op
 
     `attn_implementation` is passed to transformers: "eager", "sdpa", "flex_attention", "flash_attention_2",
     "flash_attention_3" or another name that it knows. Under flash attention, samplers run rows of unequal length
-    without padding, if the model supports that; block-causal decoding needs one of the first three.
+    without padding, if the model supports that; block-causal decoding needs one of the first three. On a CPU
+    "packed_sdpa" offers both (:func:`dllm.models.with_packed_attention`).
 
     With `quantize="int8"` the loaded model's linear layers get weights of 8 bits (:func:`dllm.fast.quantize`): faster
     on a CPU, smaller, approximate, and not to be trained or saved.

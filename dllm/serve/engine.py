@@ -17,7 +17,7 @@ from dllm.fast.model import input_embedding, position_limit
 from dllm.fast.sampling.state import Policy
 from dllm.serve.errors import ApiError
 
-GRID = 8  # columns; rows of a request run as wide as their length needs, rounded up to a multiple of this
+GRID = 8  # columns; rows that do not run packed are as wide as their length needs, rounded up to a multiple of this
 MOST_NEW = 128  # tokens of an answer where a request does not say
 
 
@@ -29,7 +29,8 @@ class Engine:
     config: its settings, where a request does not say.
     name: under which the model is served.
     width_multiple: :data:`GRID`, or None: rows run as wide as the widest, which is faster, and tokens then depend on
-        other requests where two are as good as equal.
+        other requests where two are as good as equal. Under "packed_sdpa" (:func:`dllm.models.with_packed_attention`)
+        it is not used: rows run packed, each as wide as it is.
     max_length: columns of a prompt and its answer, at most; None: as many as the model has positions.
 
     Raises:

@@ -1,3 +1,3 @@
-from dllm_kernels.attention.api import attention
+from dllm_kernels.attention.api import attention, packed_attention
 
-__all__ = ["attention"]
+__all__ = ["attention", "packed_attention"]

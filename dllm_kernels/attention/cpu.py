@@ -18,3 +18,18 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
     if out.numel() > 0:
         torch.ops.dllm_kernels.attention(query, key, value, mask, scale, out)
     return out
+
+
+@torch.library.register_fake("dllm_kernels::packed_attention")
+def _(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, window: int | None, scale: float, out: Tensor) -> None:
+    """As above."""
+
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, window: int | None, scale: float
+) -> Tensor:
+    """[1, heads, T, d] of the dtype of `query`, in memory [1, T, heads, d]; arguments checked as in the public one."""
+    _, heads, tokens, width = query.shape
+    out = query.new_empty(1, tokens, heads, width).transpose(1, 2)
+    torch.ops.dllm_kernels.packed_attention(query, key, value, ends, window, scale, out)
+    return out

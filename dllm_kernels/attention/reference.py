@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,23 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
     sees_none = (scores == -torch.inf).all(-1, keepdim=True)
     weights = scores.softmax(-1).masked_fill(sees_none, 0)
     return (weights @ value).to(query.dtype)
+
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, window: int | None, scale: float
+) -> Tensor:
+    """[1, heads, T, d] of the dtype of `query`; arguments as in the public function, already checked.
+
+    Example:
+        >>> values = torch.eye(32)[None, None, :3]
+        >>> torch.equal(packed_attention(values, values, values, torch.tensor([0, 1, 2, 3]), None, 1.0), values)
+        True
+    """
+    out, bounds = torch.empty_like(query), ends.tolist()
+    for begin, end in itertools.pairwise(bounds):
+        place = torch.arange(end - begin, device=query.device)
+        seen = None if window is None else ((place[:, None] - place).abs() < window)[None]
+        if end > begin:
+            row = (x[:, :, begin:end] for x in (query, key, value))
+            out[:, :, begin:end] = attention(*row, seen, scale)
+    return out

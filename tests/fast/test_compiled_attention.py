@@ -11,7 +11,7 @@ from dllm.fast.compiled import body as bodies
 from dllm.fast.compiled.body import CompiledBody
 from tests.models import tiny
 
-pytestmark = pytest.mark.skipif(not replacing._is_measured_here(), reason="the kernel was measured with AVX-512 only")
+pytestmark = pytest.mark.skipif(not replacing.is_measured_here(), reason="the kernel was measured with AVX-512 only")
 
 
 class Layer(nn.Module):

@@ -1,10 +1,12 @@
 """Attention: the reference against PyTorch's, the kernel against float64, and what its bits depend on."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dllm_kernels import _impl, attention
+from dllm_kernels import _impl, attention, packed_attention
 from dllm_kernels.testing import poisoned_memory
 
 cpu_kernel = pytest.mark.skipif(_impl.why_not_cpu() is not None, reason=f"no extension: {_impl.why_not_cpu()}")
@@ -105,7 +107,7 @@ def test_bad_input():
         ((query, key.half(), value), TypeError, "key must be float32, got float16"),
         ((query, key, value[:, :, :4]), ValueError, "value must have shape"),
         ((query[..., :20], key[..., :20], value[..., :20]), ValueError, "d must be a multiple of 32"),
-        ((query, key[:, :, :0], value[:, :, :0]), ValueError, "S at least 1"),
+        ((query, key[:, :, :0], value[:, :, :0]), ValueError, "S must be at least 1"),
         ((query[:, :3], key, value), ValueError, "heads must be a multiple of the heads of keys, got 3 and 2"),
         ((query, key, value, mask.float()), TypeError, "mask must be bool"),
         ((query, key, value, mask[:, :4]), ValueError, r"mask must have shape \[2, 5, 6\] or ones in it"),
@@ -116,3 +118,85 @@ def test_bad_input():
         attention(query.requires_grad_(), key, value, scale=1.0)
     with pytest.raises(ValueError, match="does not exist for attention"):
         attention(query.detach(), key, value, scale=1.0, impl="triton")
+
+
+# packed rows
+
+LENGTHS = (3, 0, 1, 37, 70, 33, 16)
+
+
+def packed(heads=4, shared=2, width=64, dtype=torch.float32, lengths=LENGTHS):
+    """q, k and v of rows of these lengths, and where they end."""
+    query, key, value, _ = make(1, heads, shared, sum(lengths), sum(lengths), width, dtype)
+    return query, key, value, torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+
+
+def mask_of(ends, window):
+    """The mask [1, T, T] that says the same as where rows end."""
+    place = torch.arange(int(ends[-1]))
+    row = torch.searchsorted(ends[1:].contiguous(), place, right=True)
+    return ((row[:, None] == row) & ((place[:, None] - place).abs() < (window or len(place))))[None]
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads, shared, width", [(4, 2, 64), (2, 2, 32), (3, 1, 96)])
+@pytest.mark.parametrize("window", [None, 1, 6, 40])  # 40: rows are shorter, and longer
+def test_packed_rows_err_no_more_than_pytorch(impl, dtype, heads, shared, width, window):
+    query, key, value, ends = packed(heads, shared, width, dtype)
+    mask = mask_of(ends, window)
+    true = of_torch(*(x.double() for x in (query, key, value)), mask, 0.2)
+    with poisoned_memory():
+        got = packed_attention(query, key, value, ends, scale=0.2, window=window, impl=impl)
+    assert got.dtype == dtype
+    unit = torch.finfo(dtype).eps * value.abs().max().item()
+    error, theirs = ((x.double() - true).abs().max().item() for x in (got, of_torch(query, key, value, mask, 0.2)))
+    assert error <= 1.5 * theirs + unit
+
+
+@cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 9])
+def test_a_packed_row_does_not_depend_on_its_company(dtype, window):
+    """Nor on threads, on where it lies, or on what lay in memory before it: its neighbours are NaN here."""
+    query, key, value, ends = packed(dtype=dtype)
+    threads = torch.get_num_threads()
+    for begin, end in itertools.pairwise(ends.tolist()):
+        row, near = [x[:, :, begin:end] for x in (query, key, value)], torch.arange(end - begin)
+        alone = packed_attention(*row, torch.tensor([0, end - begin], dtype=torch.int32), scale=0.1, window=window)
+        spoiled = [torch.full_like(x, torch.nan) for x in (query, key, value)]
+        for x, own in zip(spoiled, row, strict=True):
+            x[:, :, begin:end] = own
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            try:
+                beside = packed_attention(*spoiled, ends, scale=0.1, window=window, impl="cpu")[:, :, begin:end]
+            finally:
+                torch.set_num_threads(threads)
+            assert torch.equal(beside, alone)
+        if end > begin:
+            mask = None if window is None else ((near[:, None] - near).abs() < window)[None]
+            assert torch.equal(attention(*row, mask, scale=0.1, impl="cpu"), alone)
+
+
+@BOTH
+def test_no_packed_rows(impl):
+    query, key, value, ends = (x[:, :, :0] if x.dim() == 4 else x[:1] for x in packed())
+    assert packed_attention(query, key, value, ends, scale=1.0, impl=impl).shape == (1, 4, 0, 64)
+
+
+def test_bad_packed_rows():
+    query, key, value, ends = packed(lengths=(2, 3))
+    for arguments, options, kind, message in (
+        ((query, key, value, ends.long()), {}, TypeError, "ends must be int32"),
+        ((query, key, value, ends[:2]), {}, ValueError, r"ends must go from 0 to 5 and not fall, got \[0, 2\]"),
+        ((query, key, value, ends[[0, 2, 1, 2]]), {}, ValueError, r"got \[0, 5, 2, 5\]"),
+        ((query, key, value, ends[:0]), {}, ValueError, r"got \[\]"),
+        ((query, key[:, :, :4], value[:, :, :4], ends), {}, ValueError, "packed rows must be one, .* got 1, 5 and 4"),
+        ((query, key, value, ends), dict(window=0), ValueError, "window must be at least 1, got 0"),
+        ((query, key, value, ends), dict(impl="triton"), ValueError, "does not exist for attention"),
+    ):
+        with pytest.raises(kind, match=message):
+            packed_attention(*arguments, scale=1.0, **options)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        packed_attention(query.requires_grad_(), key, value, ends, scale=1.0)

@@ -309,7 +309,7 @@ def test_nothing_waits_where_rows_run_as_one():
         return tokens[..., None] * torch.tensor([1.0, 2.0])
 
     with SyncWatch() as watch:
-        out = unpadded.run(SimpleNamespace(body=body), tokens, mask, cells)
+        out = unpadded.run(SimpleNamespace(body=body, model=torch.nn.Linear(1, 1)), tokens, mask, cells)
     assert not watch.seen
     ((packed, attention_mask, context),) = given
     assert packed.tolist() == [[*range(6), *range(12, 16), *range(18, 24), *range(30, 34)]] and attention_mask is None

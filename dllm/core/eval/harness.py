@@ -29,7 +29,7 @@ from dllm.core.samplers import DiffusionGemmaSampler, DiffusionGemmaSamplerConfi
 from dllm.core.samplers.canvas import mask_token
 from dllm.exits import explanation
 from dllm.fast.model import MARKER, block_size_of, position_limit, right_shift_of
-from dllm.models import get_model, get_tokenizer
+from dllm.models import get_model, get_tokenizer, with_packed_attention
 
 
 class DiffusionLM(LM):
@@ -236,7 +236,8 @@ class DiffusionLM(LM):
         with _quiet_loading():
             model = get_model(arguments).eval().requires_grad_(False)
         placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
-        return (model if placed else model.to(self._device)), tokenizer
+        model = model if placed else model.to(self._device)
+        return (with_packed_attention(model) if arguments.attn_implementation is None else model), tokenizer
 
     def _with_models_own(self, settings: EvalSettings) -> EvalSettings:
         """The settings, with the sampler's own of the model's generation_config where nobody has given others."""

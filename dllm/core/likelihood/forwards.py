@@ -175,7 +175,7 @@ class Forwards:
             length = torch.tensor(lengths, device=self.device)
             mask = (torch.arange(longest, device=self.device) < length[:, None]).long()
         packed, groups = self._layout(lengths)
-        cells = unpadded.real_cells(mask) if packed else None
+        cells = unpadded.cells_of(tokens[: len(lengths)], mask) if packed else None
         return unpadded.run(self.split, tokens, mask, cells, groups, row * longest + column)
 
     def _layout(self, lengths: list[int]) -> tuple[bool, unpadded.RowGroups | None]:

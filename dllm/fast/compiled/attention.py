@@ -25,7 +25,7 @@ def replace_attention(graph: torch.fx.GraphModule) -> int:
     Args:
         graph: of torch's functions, as torch.compile hands it to a backend.
     """
-    if torch.is_grad_enabled() or not _is_measured_here():
+    if torch.is_grad_enabled() or not is_measured_here():
         return 0
     calls = graph.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention)
     replaced = [node for node in calls if _is_served(*_values(node.args), **_values(node.kwargs))]
@@ -38,7 +38,8 @@ def replace_attention(graph: torch.fx.GraphModule) -> int:
 
 
 @functools.cache
-def _is_measured_here() -> bool:
+def is_measured_here() -> bool:
+    """Whether our kernel is there, on a CPU of the kind on which it was measured."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and _impl.why_not_cpu() is None
 
 

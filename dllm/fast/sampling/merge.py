@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm.fast.sampling.state import State
-from dllm.fast.sampling.unpadded import real_cells
+from dllm.fast.sampling.unpadded import cells_of
 
 # The sizes of a state's tensors after the number of rows, and what pads them; tokens are padded with the mask token.
 _PADDED: dict[str, tuple[tuple[str, ...], float]] = {
@@ -84,8 +84,7 @@ def narrowed(state: State, sizes: Sizes, mask_id: int) -> State:
     if Sizes.of(state) == sizes:
         return state
     smaller = resized(state, sizes, mask_id)
-    packed = state.cells is not None and smaller.attention_mask is not None
-    cells = real_cells(smaller.attention_mask) if packed else None
+    cells = None if state.cells is None else cells_of(smaller.tokens, smaller.attention_mask)
     return replace(smaller, cells=cells, row_groups=state.row_groups)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from dllm.fast.attention import is_packed
 from dllm.fast.compiled import decision
 from dllm.fast.compiled.recorded import RecordedBody
 from dllm.fast.head.split import SplitModel
@@ -33,6 +34,7 @@ from dllm.fast.sampling.rows import (
 )
 from dllm.fast.sampling.state import Policy, State
 from dllm.fast.sampling.step import denoise_step
+from dllm.fast.sampling.unpadded import runs_packed
 from dllm_kernels import _checks
 
 # To ask a GPU whether rows are finished means to wait for it: do so every so many steps only.
@@ -52,6 +54,9 @@ class Running:
     width_multiple=None  all rows run in one forward, as wide as the widest. A row has its own tokens up to such bits.
     width_multiple=n     a row runs n, 2n, ... columns wide, as its length needs, and rows of another width in another
                          forward of the same step. On a CPU in float32 it then has the same bits in any company.
+
+    Under "packed_sdpa" (:func:`dllm.models.with_packed_attention`) both run all rows in one forward, each as wide as it
+    is, and a row has the same bits in any company.
 
     Args:
         model: as :func:`dllm.fast.generate` takes it.
@@ -139,7 +144,8 @@ class Running:
     def widths(self) -> list[int]:
         """How many columns of each row run, with padding."""
         widths = [row.width for row in self._rows]
-        return widths if self.width_multiple is not None else [max(widths, default=0)] * len(widths)
+        apart = self.width_multiple is not None or (self._state is not None and self._state.cells is not None)
+        return widths if apart else [max(widths, default=0)] * len(widths)
 
     @torch.no_grad()
     def join(self, batch: DenoisingBatch, policy: Policy | None = None, *, keeps_log_probs: bool = False) -> list[int]:
@@ -161,11 +167,11 @@ class Running:
             RuntimeError: cuda_graph=True and the step cannot be captured, or compile_body=True and the body cannot be
                 compiled.
         """
-        new = self._described(batch, self.policy if policy is None else policy, keeps_log_probs)
+        own = self.policy if policy is None else policy
         policy = self.policy if policy is None else common_policy(self.policy, policy)
         if self._rows:
             check_company(self._state, policy, batch)
-        if not new:
+        if len(batch.tokens) == 0:
             return []
         split, device = self._split, batch.tokens.device
         if not self._rows:
@@ -174,6 +180,7 @@ class Running:
             warn_of_dropout(self.model)
         else:
             self._leave_graphs("rows have joined a batch that runs")
+        new = self._described(split, batch, own, keeps_log_probs)
         rows = self._rows + new
         sizes = sizes_of(rows, policy)
         states = [] if self._state is None else [self._state]
@@ -294,13 +301,13 @@ class Running:
         as_scheduled = self.policy.follows_schedule and self.early_ends is None
         return not as_scheduled or self._device.type == "cpu" or len({row.left for row in self._rows}) > 1
 
-    def _described(self, batch: DenoisingBatch, policy: Policy, keeps_log_probs: bool) -> list[Row]:
+    def _described(self, split: SplitModel, batch: DenoisingBatch, policy: Policy, keeps_log_probs: bool) -> list[Row]:
         """What the host must know of new rows; waits for the device."""
-        limit = None
-        if self.width_multiple is not None:
-            positions, is_hard = position_limit(self.model)
+        multiple = limit = None
+        if self.width_multiple is not None and not (is_packed(self.model) and runs_packed(split)[0]):
+            multiple, (positions, is_hard) = self.width_multiple, position_limit(self.model)
             limit = positions if is_hard else None
-        rows = rows_of(batch, policy, self._next_id, multiple=self.width_multiple, limit=limit)
+        rows = rows_of(batch, policy, self._next_id, multiple=multiple, limit=limit)
         return [replace(row, keeps_log_probs=keeps_log_probs) for row in rows]
 
     def _begin(self, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from dllm.fast.sampling.unpadded import RowGroups, real_cells
+from dllm.fast.sampling.unpadded import RowGroups, cells_of
 from dllm_kernels import BlockSchedule
 
 
@@ -164,7 +164,7 @@ class State:
                 value = value.index_select(0, index)
             kept[field.name] = value
         if self.cells is not None:
-            kept["cells"] = real_cells(kept["attention_mask"])
+            kept["cells"] = cells_of(kept["tokens"], kept["attention_mask"])
         if self.row_groups is not None:
             kept["row_groups"] = self.row_groups.rows(index.tolist())
         return State(**kept)

@@ -1,8 +1,10 @@
 """Run rows of unequal length without padding: packed into one long row, or in groups.
 
-Packed: nothing is computed for padding. Flash attention is told where each row ends (`cu_seq_lens`), and positions
-start anew in each row. All other parts of a model work on each token by itself. This needs a model that passes
-`position_ids` and `cu_seq_lens` to flash attention; whether it does is found by running it on a few tokens.
+Packed: nothing is computed for padding. Attention is told where each row ends (`cu_seq_lens`), and positions start
+anew in each row. All other parts of a model work on each token by itself. This needs flash attention, or "packed_sdpa"
+on a CPU, and a model that passes `position_ids` and `cu_seq_lens` to it; whether it does is found by running it on a
+few tokens. Under "packed_sdpa" rows of one length, and single ones, run packed too: so a row has the same bits in any
+company.
 
 In groups: where a model sees padding whatever its mask says (:mod:`dllm.fast.visibility`), rows of one length run
 together; where rows of a batch see each other, each runs alone. So each row gets the tokens that it gets alone, at the
@@ -20,13 +22,18 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm.fast import visibility
-from dllm.fast.attention import attention_of, is_flash
+from dllm.fast.attention import attention_of, full_mask, is_flash, is_packed, window_of
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.split import SplitModel
 from dllm.fast.model import run_settings
+
+# A CPU runs so many packed tokens or a multiple. With fewer than 12 tokens the last ones, if they are no 4, get other
+# bits from the library's float32 products.
+TOKENS_MULTIPLE = 8
 
 _log = logging.getLogger("dllm.fast")
 
@@ -42,6 +49,11 @@ def real_cells(attention_mask: Tensor) -> Tensor:
         [0, 1, 3]
     """
     return attention_mask.flatten().nonzero().flatten()
+
+
+def cells_of(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The real cells of canvases [B, L]: all of them where there is no mask. Waits for the device."""
+    return real_cells(torch.ones_like(tokens) if attention_mask is None else attention_mask)
 
 
 class RowGroups(NamedTuple):
@@ -86,7 +98,8 @@ def run(
         split: of the model.
         tokens: int64 [n B, L], n canvases of each of B rows.
         attention_mask: int64 [B, L], None when no row is padded.
-        cells: int64 [T], the real cells of [B, L], to run packed; None: rows run with their padding.
+        cells: int64 [T], the real cells of [B, L], to run packed, all of them where there is no mask; None: rows run
+            with their padding.
         groups: of the B rows, to run one after the other.
         read: int64 [N], the columns r L + l of all canvases that are read; None: all are.
 
@@ -99,11 +112,12 @@ def run(
     mask = None if attention_mask is None else attention_mask.repeat(rows // len(attention_mask), 1)
     if cells is None:
         return split.body(tokens, mask, read)
-    size = attention_mask.numel()
+    lengths = tokens.new_full((rows,), columns) if mask is None else mask.sum(1)
+    size = len(cells) if attention_mask is None else attention_mask.numel()
     cells = torch.cat([cells + start for start in range(0, rows * columns, size)])
     if read is not None:
         read = read.new_zeros(rows * columns).index_copy(0, cells, torch.arange(len(cells), device=cells.device))[read]
-    hidden = _run_packed(split, tokens.flatten()[cells], cells % columns, mask.sum(1), columns, read)
+    hidden = _run_packed(split, tokens.flatten()[cells], cells % columns, lengths, columns, read)
     return hidden.new_zeros(rows * columns, hidden.shape[1]).index_copy(0, cells, hidden).view(rows, columns, -1)
 
 
@@ -119,16 +133,19 @@ def row_layout(
         device: of the tokens.
 
     Returns:
-        packed: whether rows run packed: under flash attention, if the model can.
+        packed: whether rows run packed, if attention and model can.
         groups: where neither packed nor padded rows get their own tokens; else None.
         note: what to tell the user.
     """
     if len(lengths) * canvases > 1 and (why := visibility.why_not_batched(split.model, device)):
         note = _log_once(split, f"rows run one at a time, because {why}")
         return False, RowGroups(tuple(lengths), one_by_one=True), note
-    if len(set(lengths)) < 2:
+    alike = len(set(lengths)) < 2
+    if alike and not is_packed(split.model):
         return False, None, ""
     packed, note = runs_packed(split)
+    if alike:
+        return packed, None, ""
     if not packed and (why := visibility.why_not_padded(split.model, device)):
         note = _log_once(split, f"only rows of one length run together, because {why}")
         return False, RowGroups(tuple(lengths), one_by_one=False), note
@@ -136,8 +153,8 @@ def row_layout(
 
 
 def runs_packed(split: SplitModel) -> tuple[bool, str]:
-    """Whether rows run packed, and what to tell the user: under flash attention, if the model can."""
-    if not is_flash(split.model):
+    """Whether rows run packed, if attention and model can, and what to tell the user."""
+    if not is_flash(split.model) and not is_packed(split.model):
         return False, ""
     why = _why_not_packed(split)
     if why is None:
@@ -188,9 +205,16 @@ def _run_packed(
     read: Tensor | None = None,
 ) -> Tensor:
     """Hidden states [T, H] of packed rows: tokens [T], their positions [T] in their own rows, and lengths [B]."""
-    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    count, mask = len(tokens), None
+    if is_packed(split.model):
+        if fill := -count % TOKENS_MULTIPLE:  # another row, of which nothing is kept
+            tokens, position = (F.pad(x, (0, fill)) for x in (tokens, position))
+            lengths = F.pad(lengths, (0, 1), value=fill)
+        if window_of(split.model) is not None:  # else the model makes one of its windows, which nobody reads
+            mask = full_mask(split.model, len(tokens), tokens.device)
+    ends = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     row_ends = dict(cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
-    return split.body(tokens[None], None, read, position_ids=position[None], **row_ends)[0]
+    return split.body(tokens[None], mask, read, position_ids=position[None], **row_ends)[0, :count]
 
 
 def _why_not_packed(split: SplitModel) -> str | None:
