@@ -189,13 +189,13 @@ class Counted:
 def test_a_compiled_body_leaves_out_the_same(family, monkeypatch):
     compiler = Counted()
     monkeypatch.setattr("dllm.fast.compiled.body._BACKEND", compiler)
-    model, few = tiny(family), READ[:3]
+    model, more = tiny(family), READ.repeat(4)
     split, tokens = SplitModel(model, make_prompt(model, 1, 3)), make_prompt(model, BATCH, COLUMNS)
     compiled = CompiledBody(model, required=True)
     with torch.no_grad():
         full = split.body(tokens, None).flatten(0, 1)
         split.body_context = compiled.in_place
-        for read in (READ, few, None, READ):
+        for read in (READ, more, None, READ):
             hidden = split.body(tokens, None, read).flatten(0, 1)
             chosen = slice(None) if read is None else read
             assert torch.allclose(hidden[chosen], full[chosen], atol=1e-4)
@@ -205,8 +205,8 @@ def test_a_compiled_body_leaves_out_the_same(family, monkeypatch):
     behind = [module for name, module in last_layer_of(model).named_modules() if name.startswith(tuple(BEHIND[family]))]
     weights = sum(module.weight.numel() for module in behind if isinstance(module, nn.Linear))
     first, second, all_read, again, _ = compiler.flops
-    assert first == again and first - second == 2 * weights * (len(READ) - len(few))
-    assert all_read - first == 2 * weights * (BATCH * COLUMNS - len(READ))
+    assert first == again and second - first == 2 * weights * ROW_MULTIPLE
+    assert all_read - first == 2 * weights * (BATCH * COLUMNS - ROW_MULTIPLE)
 
 
 def test_what_somebody_sees_of_a_compiled_body_is_whole(monkeypatch):
@@ -244,11 +244,13 @@ def test_compiled_losses_and_gradients_are_those_of_an_eager_body(family, monkey
 
 
 def test_other_forwards_are_left_alone():
-    layer, states = nn.Linear(2, 2), torch.ones(2, 3, 2)
+    layer, states = nn.Linear(2, 2), torch.ones(4, 8, 2)
     with torch.no_grad():
         whole = layer(states)
-        with only_read((layer,), torch.tensor([4]), (2, 3)):
-            assert torch.equal(layer(states).flatten(0, 1)[4], whole[1, 1]) and not layer(states)[0].any()
+        with only_read((layer,), torch.tensor([20]), (4, 8)):
+            assert torch.equal(layer(states)[2, 4], whole[2, 4]) and not layer(states)[1].any()
             assert torch.equal(layer(states[:1]), whole[:1])
-        with only_read((layer,), torch.tensor([], dtype=torch.int64), (2, 3)):
-            assert not layer(states)[1].any(), "a batch of which nothing is learnt"
+        with only_read((layer,), torch.tensor([], dtype=torch.int64), (4, 8)):
+            assert not layer(states)[2].any(), "a batch of which nothing is learnt"
+        with only_read((layer,), torch.arange(25), (4, 8)):
+            assert torch.equal(layer(states), whole), "nearly all is read"

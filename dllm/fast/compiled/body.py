@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dllm.fast.compiled.attention import replace_attention
 from dllm.fast.compiled.last_layer import keep_read_rows
 from dllm.fast.head.interception import replaced_forward
-from dllm.fast.head.last_layer import by_graphs, on_modules, positions_read
+from dllm.fast.head.last_layer import by_graphs, reading_of, run_eagerly
 from dllm.fast.head.split import output_head
 from dllm.fast.model import unwrapped
 
@@ -123,7 +123,7 @@ class CompiledBody:
         watched = torch._C._len_torch_dispatch_stack() > 0  # by a TorchDispatchMode, under which torch compiles nothing
         only_looks = self.training and not torch.is_grad_enabled()
         if self.why_not is not None or watched or only_looks or not self._is_shared(args, kwargs):
-            return _eagerly(original, args, kwargs)
+            return run_eagerly(original, args, kwargs)
         began, graphs, outer = time.perf_counter(), self.graphs, getattr(_here, "body", None)
         _here.body = self
         try:
@@ -133,7 +133,7 @@ class CompiledBody:
             if not _is_compilers(error):
                 raise
             self._give_up(error)
-            return _eagerly(original, args, kwargs)
+            return run_eagerly(original, args, kwargs)
         finally:
             _here.body = outer
         self.ran = True
@@ -226,11 +226,6 @@ def _compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callabl
         return lookup_backend(_BACKEND)(graph, inputs)
 
 
-def _eagerly(forward: Callable[..., object], args: tuple, kwargs: dict) -> object:
-    with on_modules():
-        return forward(*args, **kwargs)
-
-
 def _tokens(args: tuple, kwargs: dict) -> Tensor:
     """What a body is called with, [B, L]."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -238,8 +233,8 @@ def _tokens(args: tuple, kwargs: dict) -> Tensor:
 
 def _read_of(args: tuple, kwargs: dict) -> Tensor | None:
     """The positions that are read of a forward with these arguments, int64 [N]; None: all are."""
-    read = positions_read(_tokens(args, kwargs).shape[:2])
-    return None if read is None else read.clone()  # a view would have another graph
+    reading = reading_of(_tokens(args, kwargs).shape[:2])
+    return None if reading is None else reading.read.clone()  # a view would have another graph
 
 
 @contextmanager

@@ -14,18 +14,22 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dllm.fast.compiled.body import find_body
 from dllm.fast.head.interception import instance_forward, replaced_forward
+from dllm.fast.head.last_layer import Reading, by_graphs, reading_of, run_eagerly
 from dllm.fast.head.use import hooks_of
 from dllm.fast.model import run_settings
 
 # Classes whose forward takes the same operations whatever the tokens are, and with which this was measured.
 RECORDABLE = ("ModernBertModel",)
+# Arguments that say how long the longest of some packed rows is; attention on a CPU does not read them.
+_NOT_READ = ("max_length_q", "max_length_k")
 MOST_SHAPES = 4096  # that are kept; beyond that new ones run eagerly
 SETTLED = 3  # runs after which TorchScript changes a recording no more
 
@@ -52,7 +56,7 @@ class RecordedBody:
         self.why_not, self.state = _why_not(body), None if body is None else _state_of(body)
         self._body = None if body is None else weakref.ref(body)
         self._parts = [] if body is None else [module for module in body.modules() if module is not body]
-        self._calls: dict[bool, Callable[..., Tensor]] = {}  # by whether there is a mask
+        self._calls: dict[tuple, Callable[..., Tensor]] = {}  # by the kind of call
         self._same: dict[tuple, bool] = {}  # by shape: whether the recording has the eager bits
         self._output: type | None = None
 
@@ -78,60 +82,91 @@ class RecordedBody:
         if self.why_not is not None:
             yield
             return
-        with replaced_forward(self._body(), self._run):
+        with replaced_forward(self._body(), self._run), by_graphs():
             yield
 
     def _run(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        tokens, mask = given.pop("input_ids", None), given.pop("attention_mask", None)
-        plain = not args and not given and type(tokens) is Tensor and (mask is None or type(mask) is Tensor)
-        if (
-            not plain
-            or torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or any(map(_is_changed, self._parts))
-        ):
-            return original(*args, **kwargs)
-        inputs = (tokens,) if mask is None else (tokens, mask)
-        # transformers leaves a mask out that hides nothing
-        shape = tokens.shape, None if mask is None else (mask.shape, mask.dtype, bool(mask.all()))
-        same = self._same.get(shape)
+        call = None if args or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") else _Call.of(kwargs)
+        if call is None or any(map(_is_changed, self._parts)):
+            return run_eagerly(original, args, kwargs)
+        same = self._same.get(call.shape)
         if same is None:
-            return self._checked(original, inputs, shape, kwargs)
-        return self._output(last_hidden_state=self._calls[mask is None](*inputs)) if same else original(**kwargs)
+            return self._checked(original, call, kwargs)
+        if not same:
+            return run_eagerly(original, args, kwargs)
+        return self._output(last_hidden_state=self._calls[call.kind](*call.inputs))
 
-    def _checked(
-        self, original: Callable[..., object], inputs: tuple[Tensor, ...], shape: tuple, kwargs: dict
-    ) -> object:
+    def _checked(self, original: Callable[..., object], call: _Call, kwargs: dict) -> object:
         """The eager output of a new shape; whether the recording has the same bits is noted."""
-        output = original(**kwargs)
+        output = run_eagerly(original, (), kwargs)
         if self.why_not is not None or len(self._same) >= MOST_SHAPES:
             return output
         try:
-            again = self._recording(original, inputs)(*inputs)
+            again = self._recording(original, call)(*call.inputs)
         except Exception as error:
             self.why_not = f"it cannot be recorded: {type(error).__name__}"
             _log.warning("the body of %s runs eagerly, because %s", type(self._body()).__name__, self.why_not)
             self._same = dict.fromkeys(self._same, False)
             return output
-        self._same[shape] = list(output) == ["last_hidden_state"] and torch.equal(again, output[0])
+        self._same[call.shape] = list(output) == ["last_hidden_state"] and torch.equal(again, output[0])
         self._output = type(output)
         return output
 
-    def _recording(self, original: Callable[..., object], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        unmasked = len(inputs) == 1
-        if unmasked not in self._calls:
+    def _recording(self, original: Callable[..., object], call: _Call) -> Callable[..., Tensor]:
+        if call.kind not in self._calls:
 
-            def forward(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-                return original(input_ids=tokens, attention_mask=mask)[0]
+            def forward(*inputs: Tensor) -> Tensor:
+                with call.on_modules(inputs):
+                    return original(**dict(zip(call.names, inputs, strict=False)))[0]
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of sizes that Python compares: the check of each shape sees to those
-                call = torch.jit.trace(forward, inputs, check_trace=False)
+                recording = torch.jit.trace(forward, call.inputs, check_trace=False)
             for _ in range(SETTLED):
-                call(*inputs)
-            self._calls[unmasked] = call
-        return self._calls[unmasked]
+                recording(*call.inputs)
+            self._calls[call.kind] = recording
+        return self._calls[call.kind]
+
+
+class _Call(NamedTuple):
+    """A forward that can be recorded.
+
+    names, inputs: its tensors; after those that have names the positions that are read, if not all are.
+    reading: what is read; None: all is.
+    """
+
+    names: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    reading: Reading | None
+
+    @classmethod
+    def of(cls, kwargs: dict[str, object]) -> _Call | None:
+        """That of a body's arguments; None where it is of another kind."""
+        given = {name: value for name, value in kwargs.items() if value is not None and name not in _NOT_READ}
+        if "input_ids" not in given or any(type(value) is not Tensor for value in given.values()):
+            return None
+        reading = reading_of(given["input_ids"].shape[:2])
+        reading = reading if reading is not None and reading.pays else None
+        inputs = (*given.values(),) if reading is None else (*given.values(), reading.read)
+        return cls(tuple(given), inputs, reading)
+
+    @property
+    def kind(self) -> tuple:
+        """What one recording serves."""
+        return self.names, self.reading is not None
+
+    @property
+    def shape(self) -> tuple:
+        """What is checked once. Packed rows have any length together: it counts to the next multiple of 64."""
+        if "cu_seq_lens_q" in self.names:
+            return self.kind, -(-self.inputs[self.names.index("input_ids")].shape[1] // 64)
+        named = zip(self.names, self.inputs, strict=False)
+        # transformers leaves a mask out that hides nothing
+        return self.kind, tuple((x.shape, x.dtype, name == "attention_mask" and bool(x.all())) for name, x in named)
+
+    def on_modules(self, inputs: tuple[Tensor, ...]) -> AbstractContextManager:
+        """The context in which a forward of other inputs runs its modules on what is read."""
+        return nullcontext() if self.reading is None else self.reading._replace(read=inputs[-1]).on_modules()
 
 
 def _is_changed(module: nn.Module) -> bool:

@@ -98,20 +98,40 @@ def only_read(tail: tuple[nn.Module, ...] | None, read: Tensor, positions: tuple
     if tail is None:
         yield
         return
-    read = _at_least_two(read, positions)
     before = getattr(_here, "reading", None)
-    _here.reading = _Reading(tail, read, tuple(positions))
+    _here.reading = Reading(tail, _filled(read, positions), tuple(positions))
     try:
-        with nullcontext() if getattr(_here, "compiled", False) else on_modules():
+        with nullcontext() if getattr(_here, "compiled", False) else _here.reading.on_modules():
             yield
     finally:
         _here.reading = before
 
 
-def positions_read(positions: tuple[int, int]) -> Tensor | None:
-    """Which positions of a forward on [B, L] tokens are read, as :func:`only_read` has it; None: all are."""
+class Reading(NamedTuple):
+    """What is read of a forward: see :func:`only_read`."""
+
+    tail: tuple[nn.Module, ...]
+    read: Tensor
+    positions: tuple[int, int]
+
+    @property
+    def pays(self) -> bool:
+        """Whether modules are to run on what is read only."""
+        return bool(self.tail) and len(self.read) <= MOST_READ * self.positions[0] * self.positions[1]
+
+    @contextmanager
+    def on_modules(self) -> Iterator[None]:
+        """Within this context the calling thread's modules run so, where that pays."""
+        with ExitStack() as stack:
+            for module in self.tail if self.pays else ():
+                stack.enter_context(replaced_forward(module, partial(_on_rows, self, autograd_state())))
+            yield
+
+
+def reading_of(positions: tuple[int, int]) -> Reading | None:
+    """What is read of a forward on [B, L] tokens, as :func:`only_read` has it; None: all of it."""
     reading = getattr(_here, "reading", None)
-    return reading.read if reading is not None and reading.positions == tuple(positions) else None
+    return reading if reading is not None and reading.positions == tuple(positions) else None
 
 
 @contextmanager
@@ -126,54 +146,40 @@ def by_graphs() -> Iterator[None]:
         _here.compiled = before
 
 
-@contextmanager
-def on_modules() -> Iterator[None]:
-    """Within this context modules run as :func:`only_read` has it, also where bodies are compiled otherwise."""
+def run_eagerly(forward: Callable[..., object], args: tuple, kwargs: dict) -> object:
+    """A forward within :func:`by_graphs` that is not compiled: its modules run on what is read."""
     reading = getattr(_here, "reading", None)
-    if reading is None:
-        yield
-        return
-    with _on_rows(*reading):
-        yield
+    with nullcontext() if reading is None else reading.on_modules():
+        return forward(*args, **kwargs)
 
 
-def _at_least_two(read: Tensor, positions: tuple[int, int]) -> Tensor:
-    """The same and others that are not read: a graph for any number is not for 0 and 1."""
+def _filled(read: Tensor, positions: tuple[int, int]) -> Tensor:
+    """The same positions, some more often: libraries take other kernels for few rows. Where each must occur once, for
+    gradients, others besides: a graph for any number of positions is not for 0 and 1."""
+    if not torch.is_grad_enabled():
+        missing = -len(read) % ROW_MULTIPLE if len(read) else ROW_MULTIPLE
+        return torch.cat([read, read.new_zeros(missing)]) if missing else read
     if len(read) >= 2:
         return read
     begin = read.new_zeros(1) if len(read) == 0 else read
     return torch.cat([begin, (begin + 1) % (positions[0] * positions[1])])
 
 
-class _Reading(NamedTuple):
-    """What is read of a forward: see :func:`only_read`."""
-
-    tail: tuple[nn.Module, ...]
-    read: Tensor
-    positions: tuple[int, int]
-
-
-@contextmanager
-def _on_rows(tail: tuple[nn.Module, ...], read: Tensor, positions: tuple[int, int]) -> Iterator[None]:
-    batch, columns = positions
-    if not tail or len(read) > MOST_READ * batch * columns:
-        yield
-        return
-    state, missing = autograd_state(), -len(read) % ROW_MULTIPLE
-    filled = torch.cat([read, read.new_zeros(missing)]) if missing else read
-
-    def on_rows(original: Callable[..., Tensor], *args: Tensor, **kwargs: object) -> Tensor:
-        run_again = autograd_state() != state  # a gradient checkpoint's layers do, outside of this context
-        if run_again or any(states.shape[:2] != (batch, columns) for states in args):
-            return original(*args, **kwargs)
-        out = original(*(states.flatten(0, 1).index_select(0, filled)[None] for states in args), **kwargs)
-        everywhere = out.new_zeros(batch * columns, out.shape[-1])
-        return everywhere.index_copy(0, read, out[0, : len(read)]).view(batch, columns, -1)
-
-    with ExitStack() as stack:
-        for module in tail:
-            stack.enter_context(replaced_forward(module, on_rows))
-        yield
+def _on_rows(
+    reading: Reading,
+    recording: tuple[bool, object],
+    original: Callable[..., Tensor],
+    *args: Tensor,
+    **kwargs: object,
+) -> Tensor:
+    """The forward of a module on the positions that are read; zero elsewhere."""
+    run_again = autograd_state() != recording  # a gradient checkpoint's layers do, outside of the context
+    if run_again or any(tuple(states.shape[:2]) != reading.positions for states in args):
+        return original(*args, **kwargs)
+    out = original(*(states.flatten(0, 1).index_select(0, reading.read)[None] for states in args), **kwargs)
+    batch, columns = args[0].shape[:2]
+    everywhere = out.new_zeros(batch * columns, out.shape[-1])
+    return everywhere.index_copy(0, reading.read, out[0]).view(batch, columns, -1)
 
 
 def _layers(model: nn.Module, head: nn.Module) -> nn.ModuleList | None:

@@ -39,13 +39,15 @@ class SplitModel:
         example: int64 [1, n], a few valid token ids for that forward.
 
     Raises:
-        ValueError: the model has no output embeddings.
+        ValueError: the model has no output embeddings, or no weights yet.
     """
 
     def __init__(self, model: nn.Module, example: Tensor):
         self.model = model
         self.body_context: Callable[[], AbstractContextManager] = nullcontext
         self.head = output_head(model)
+        if getattr(getattr(self.head, "weight", None), "is_meta", False) and not hasattr(self.head, "_hf_hook"):
+            raise ValueError(f"{type(model).__name__} must have weights, got some on the device meta: load them first")
         self.kind = find_head_use(model, self.head, {"input_ids": example}).kind
         if (self.kind == "int8" and hooks_of(self.head)) or (self.kind == "linear" and not _weight_at_hand(self.head)):
             self.kind = "module"
@@ -85,7 +87,7 @@ def output_head(model: nn.Module) -> nn.Module:
     """The module that `model.get_output_embeddings()` names.
 
     Raises:
-        ValueError: there is none, or it has no weights yet.
+        ValueError: there is none.
     """
     get = getattr(model, "get_output_embeddings", None)
     head = get() if callable(get) else None
@@ -97,8 +99,6 @@ def output_head(model: nn.Module) -> nn.Module:
             f"the model must have output embeddings (get_output_embeddings() returning its LM head); "
             f"{type(model).__name__} has none"
         )
-    if getattr(getattr(head, "weight", None), "is_meta", False) and not hasattr(head, "_hf_hook"):
-        raise ValueError(f"{type(model).__name__} must have weights, got some on the device meta: load them first")
     return head
 
 
