@@ -113,7 +113,7 @@ class _FakeSplit(SplitModel):
 
     def __init__(self, model: nn.Module):
         self.model, self.head, self.kind = model, output_head(model), "linear"
-        self.body_context = contextlib.nullcontext
+        self.tail, self.body_context = None, contextlib.nullcontext
 
 
 def _layout(split: SplitModel) -> CacheLayout | None:

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import typing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -45,14 +46,25 @@ def main(options: argparse.Namespace, load_shipped: Loader) -> int:
             check_installed()
             settings = settings_of(options)
             address = stack.enter_context(_bound(options.host, options.port))
-            engine = engine_of(options, load_shipped)
-            device = input_embedding(engine.sampler.model).device.type
-            settings = dataclasses.replace(settings, rows=options.rows or ROWS.get(device, ROWS["cuda"]))
-            engine.warm_up(settings.rows)
+            with ThreadPoolExecutor(1) as thread:
+                engine, settings = thread.submit(_ready, options, load_shipped, settings).result()
         from dllm.serve.process import serve
 
         serve(engine, settings, address)
     return 0
+
+
+def _ready(options: argparse.Namespace, load_shipped: Loader, settings: Settings) -> tuple[Engine, Settings]:
+    """What is served, once it has generated a token, and the settings with the number of rows.
+
+    It runs in a thread that ends: OpenMP keeps threads for each thread that has run the model, and where all of these
+    are more than the CPUs, none of them waits actively for the next operation of a step.
+    """
+    engine = engine_of(options, load_shipped)
+    device = input_embedding(engine.sampler.model).device.type
+    settings = dataclasses.replace(settings, rows=options.rows or ROWS.get(device, ROWS["cuda"]))
+    engine.warm_up(settings.rows)
+    return engine, settings
 
 
 def check_installed() -> None:

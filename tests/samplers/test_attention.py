@@ -304,7 +304,7 @@ def test_nothing_waits_where_rows_run_as_one():
     tokens = torch.arange(36).view(6, 6)  # two canvases of three rows
     cells, given = unpadded.real_cells(mask), []
 
-    def body(tokens, attention_mask, **context):
+    def body(tokens, attention_mask, read, **context):
         given.append((tokens, attention_mask, context))
         return tokens[..., None] * torch.tensor([1.0, 2.0])
 

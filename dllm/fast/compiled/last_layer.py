@@ -80,8 +80,6 @@ def _is_rowwise(node: fx.Node, positions: torch.Size) -> bool:
     """Whether a node computes each position from itself, by its operators on tensors without values."""
     if node.op not in ("call_function", "call_method"):
         return False
-    if node.target in (torch.ops.dllm.dropout.default, torch.ops.dllm.draw_seed.default):
-        return True  # masks are drawn for what there is
     mixed = []
 
     def rule(*operation: object) -> bool:

@@ -1,11 +1,13 @@
 """The last layer of a body behind its attention, on the positions that are read only. No model is forked.
 
 Every layer needs the hidden states of all positions, because the attention of the next one sees them. Behind the last
-attention no position sees another, and a step of sampling reads the masks of a block, a step of training those of the
-batch. There the output projection and the MLP run on these positions alone: of L layers up to 1/L of the products is
-saved, and the hidden states that are read are the same.
+attention no position sees another, and a step of sampling reads the masks of a block only. There the output projection
+and the MLP run on these positions alone: of L layers up to 1/L of the products is saved, and the hidden states that are
+read are the same.
 
-Which modules those are is found by following one forward, so no model class is named here.
+Which modules those are is found by following one forward, so no model class is named here. Training runs all positions:
+there it would save 2 to 4 % of a step, and dropout masks and sums of gradients would be others than under gradient
+checkpoints, which run layers a second time (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -22,13 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.checkpointing import autograd_state
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.interception import replaced_forward
 from dllm.fast.head.traced import ROWS, Trace, TracedTensor, is_copy, is_rowwise
 from dllm.fast.head.use import hooks_of, no_side_effects, state_of
 from dllm.fast.int8 import Int8Linear
-from dllm.fast.model import checkpoints_activations, unwrapped
+from dllm.fast.model import unwrapped
 
 # Devices where this has been measured to pay.
 DEVICES = ("cpu",)
@@ -49,7 +50,7 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, tuple[weakref.ref[n
 def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Module, ...] | None:
     """The modules with linear layers that run behind the model's last attention and before its head, in order, found
     once for each state of the last layer. No modules where the order of operations cannot be followed. None where
-    somebody's hook would see that positions are missing, or layers run twice for their gradients.
+    somebody's hook would see that positions are missing.
 
     Args:
         model: as it is called.
@@ -64,7 +65,7 @@ def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Modu
         ['BertSelfOutput', 'BertIntermediate', 'BertOutput']
     """
     layers = _layers(unwrapped(model), head)
-    if layers is None or token.device.type not in DEVICES or checkpoints_activations(model):
+    if layers is None or token.device.type not in DEVICES:
         return None
     last, outside = layers[-1], _outside(model, layers)
     state = id(model), len(layers), tuple(map(state_of, outside))
@@ -80,26 +81,29 @@ def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Modu
 @contextmanager
 def only_read(tail: tuple[nn.Module, ...] | None, read: Tensor, positions: tuple[int, int]) -> Iterator[None]:
     """Within this context the calling thread's forwards run the modules of a tail on some positions only, and so do
-    compiled bodies with their last operators. At all others their output is zero.
+    compiled bodies with their last operators. At all others their output is zero, except at position 0, which fills up
+    rows to a multiple of 16. Forwards that record gradients run everywhere.
 
     Args:
         tail: see :func:`find_tail`; None: nothing changes.
-        read: int64 [N], which of the B x L positions, b L + l. Gradients want each to occur once.
+        read: int64 [N], which of the B x L positions, b L + l.
         positions: B and L, of the tensors that the modules get.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> torch.nn.init.ones_(layer.weight).shape
         torch.Size([1, 1])
-        >>> with torch.no_grad(), only_read((layer,), torch.tensor([2]), (1, 4)):
-        ...     layer(torch.ones(1, 4, 1)).flatten().tolist()
-        [0.0, 0.0, 1.0, 0.0]
+        >>> with torch.no_grad(), only_read((layer,), torch.tensor([2]), (1, 32)):
+        ...     layer(torch.ones(1, 32, 1))[0, :4, 0]
+        tensor([1., 0., 1., 0.])
     """
-    if tail is None:
+    if tail is None or torch.is_grad_enabled():
         yield
         return
+    if missing := -len(read) % ROW_MULTIPLE or ROW_MULTIPLE * (len(read) == 0):
+        read = torch.cat([read, read.new_zeros(missing)])  # position 0, once more
     before = getattr(_here, "reading", None)
-    _here.reading = Reading(tail, _filled(read, positions), tuple(positions))
+    _here.reading = Reading(tail, read, tuple(positions))
     try:
         with nullcontext() if getattr(_here, "compiled", False) else _here.reading.on_modules():
             yield
@@ -124,7 +128,7 @@ class Reading(NamedTuple):
         """Within this context the calling thread's modules run so, where that pays."""
         with ExitStack() as stack:
             for module in self.tail if self.pays else ():
-                stack.enter_context(replaced_forward(module, partial(_on_rows, self, autograd_state())))
+                stack.enter_context(replaced_forward(module, partial(_on_rows, self)))
             yield
 
 
@@ -153,28 +157,9 @@ def run_eagerly(forward: Callable[..., object], args: tuple, kwargs: dict) -> ob
         return forward(*args, **kwargs)
 
 
-def _filled(read: Tensor, positions: tuple[int, int]) -> Tensor:
-    """The same positions, some more often: libraries take other kernels for few rows. Where each must occur once, for
-    gradients, others besides: a graph for any number of positions is not for 0 and 1."""
-    if not torch.is_grad_enabled():
-        missing = -len(read) % ROW_MULTIPLE if len(read) else ROW_MULTIPLE
-        return torch.cat([read, read.new_zeros(missing)]) if missing else read
-    if len(read) >= 2:
-        return read
-    begin = read.new_zeros(1) if len(read) == 0 else read
-    return torch.cat([begin, (begin + 1) % (positions[0] * positions[1])])
-
-
-def _on_rows(
-    reading: Reading,
-    recording: tuple[bool, object],
-    original: Callable[..., Tensor],
-    *args: Tensor,
-    **kwargs: object,
-) -> Tensor:
+def _on_rows(reading: Reading, original: Callable[..., Tensor], *args: Tensor, **kwargs: object) -> Tensor:
     """The forward of a module on the positions that are read; zero elsewhere."""
-    run_again = autograd_state() != recording  # a gradient checkpoint's layers do, outside of the context
-    if run_again or any(tuple(states.shape[:2]) != reading.positions for states in args):
+    if any(tuple(states.shape[:2]) != reading.positions for states in args):
         return original(*args, **kwargs)
     out = original(*(states.flatten(0, 1).index_select(0, reading.read)[None] for states in args), **kwargs)
     batch, columns = args[0].shape[:2]

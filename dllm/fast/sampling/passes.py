@@ -80,8 +80,15 @@ def run(
     policy: Policy,
     cache: KeyValueCache | None,
     passes: Sequence[Pass],
+    read: Tensor | None = None,
 ) -> HiddenStates:
-    """Run the model's body over the columns of some passes."""
+    """Run the model's body over the columns of some passes.
+
+    Args:
+        read: int64 [N], where a step :func:`runs_canvas` the positions b L + l that are read; None: all are.
+    """
+    if runs_canvas(policy, cache):
+        return HiddenStates(_run_canvas(split, state, policy, read), canvas_offset(state))
     now = CurrentBlock.of(state.schedule)
     outputs, ran, offset, kept_rows = [], 0, torch.zeros_like(now.begin), None
     starts = now.active & (state.step == 0)
@@ -105,7 +112,7 @@ def canvas(state: State) -> list[Pass]:
 
 
 def runs_canvas(policy: Policy, cache: KeyValueCache | None) -> bool:
-    """Whether a step runs all columns, which see each other: :func:`run_canvas`."""
+    """Whether a step runs all columns, which see each other."""
     return cache is None and policy.block_causal is None
 
 
@@ -115,21 +122,14 @@ def canvas_offset(state: State) -> Tensor:
     return torch.arange(0, batch * columns, columns, device=state.tokens.device)
 
 
-def run_canvas(split: SplitModel, state: State, policy: Policy, read: Tensor) -> list[Tensor]:
-    """Run all columns, which see each other, for the hidden states of some.
-
-    Args:
-        read: int64 [N], the positions b L + l that are read.
-
-    Returns:
-        [B L, H], one for each canvas.
-    """
-    canvases, positions = _canvases(state, policy), state.tokens.numel()
+def _run_canvas(split: SplitModel, state: State, policy: Policy, read: Tensor | None) -> list[Tensor]:
+    """Run all columns, which see each other: [B L, H] for each canvas."""
+    canvases = _canvases(state, policy)
     tokens = canvases[0] if len(canvases) == 1 else torch.cat(canvases)
     if split.tail is None:
         read = None
-    elif len(canvases) == 2:
-        read = torch.cat([read, read + positions])
+    elif read is not None and len(canvases) == 2:
+        read = torch.cat([read, read + state.tokens.numel()])
     hidden = unpadded.run(split, tokens, state.attention_mask, state.cells, state.row_groups, read)
     return [part.flatten(0, 1) for part in hidden.chunk(len(canvases))]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dllm.fast.checkpointing import checkpoint_around
+from dllm.fast.training.checkpointing import checkpoint_around
 from dllm_kernels import _impl, dropout
 from dllm_kernels._checks import LOGIT_DTYPES
 

@@ -7,22 +7,20 @@ and the loss leaves through the model's own output, as DDP and FSDP expect of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.checkpointing import autograd_state
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.interception import replaced_forward
-from dllm.fast.head.last_layer import find_tail, only_read
 from dllm.fast.head.split import output_head
 from dllm.fast.head.use import find_head_use, is_linear
 from dllm.fast.int8 import check_trainable
 from dllm.fast.model import logits_of, unwrapped
+from dllm.fast.training.checkpointing import checkpoint_around
 from dllm.fast.training.dropout import fast_dropout
 from dllm_kernels import linear_cross_entropy, masked_cross_entropy
 
@@ -147,25 +145,13 @@ def _run(model: nn.Module, inputs: Mapping[str, object], *loss_of: object) -> Ma
     with no_deferral(), fast_dropout(inputs["input_ids"].device):
         if kind == "logits":
             return computed.of_logits(logits_of(model(**inputs)))
-        with replaced_forward(head, computed.run), _on_read_rows(model, inputs["input_ids"], computed):
+        with replaced_forward(head, computed.run):
             output = logits_of(model(**inputs))
     if computed.checkpointed:
         return computed.of_logits(output)
     if computed.loss is None or output.numel() != 1:
         raise RuntimeError(f"{type(model).__name__} did not hand out what its head returned")
     return MaskedLoss(with_exact_value(output.reshape(()), computed.loss), computed.nll)
-
-
-@contextmanager
-def _on_read_rows(model: nn.Module, tokens: Tensor, loss: _HeadLoss) -> Iterator[None]:
-    """Within this context forwards on tokens [B, L] run the last layer where the loss reads it only."""
-    tail = find_tail(model, loss.head, tokens[:1, :1])
-    if tail is None:
-        yield
-        return
-    rows = torch.cat([loss.rows, loss.rows + tokens.numel() // 2]) if loss.guidance else loss.rows
-    with only_read(tail, rows.unique(), tokens.shape):
-        yield
 
 
 def head_loss(head: nn.Module, hidden: Tensor, *, rows: Tensor, targets: Tensor, row_weight: Tensor) -> MaskedLoss:
@@ -240,12 +226,12 @@ class _HeadLoss:
     guidance: float = 0.0
     loss: Tensor | None = None
     nll: Tensor | None = None
-    recording: tuple[bool, object] = field(default_factory=autograd_state)
+    recording: tuple[bool, object] = field(default_factory=lambda: _autograd_state())
     checkpointed: bool = False
 
     def run(self, original: Callable[..., Tensor], hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The forward of the head, which returns its loss, [1, 1, 1], in the place of logits."""
-        if autograd_state() != self.recording:  # a checkpoint, which runs the head again later
+        if _autograd_state() != self.recording:  # a checkpoint, which runs the head again later
             self.checkpointed = True
             return original(hidden, *args, **kwargs)
         hidden = hidden.flatten(0, -2)
@@ -294,6 +280,11 @@ class _WithExactValue(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
+
+
+def _autograd_state() -> tuple[bool, object]:
+    """Whether gradients are recorded, and the innermost gradient checkpoint, None outside of one."""
+    return torch.is_grad_enabled(), checkpoint_around()
 
 
 def _first_tokens(inputs: Mapping[str, object]) -> dict[str, Tensor]:
