@@ -18,6 +18,8 @@ FILES = (
     "fast/test_cache_masks.py",
     "fast/test_cache.py",
     "fast/test_packed_rows.py",
+    "fast/test_last_layer.py",
+    "fast/test_recorded_body.py",
     "fast/test_generate_patch.py",
     "fast/test_visibility.py",
     "fast/test_patch_scripts.py",

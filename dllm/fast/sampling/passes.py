@@ -80,15 +80,10 @@ def run(
     policy: Policy,
     cache: KeyValueCache | None,
     passes: Sequence[Pass],
-    read: Tensor | None = None,
 ) -> HiddenStates:
-    """Run the model's body over the columns of some passes.
-
-    Args:
-        read: int64 [N], where a step :func:`runs_canvas` the positions b L + l that are read; None: all are.
-    """
+    """Run the model's body over the columns of some passes."""
     if runs_canvas(policy, cache):
-        return HiddenStates(_run_canvas(split, state, policy, read), canvas_offset(state))
+        return HiddenStates(run_canvas(split, state, policy), canvas_offset(state))
     now = CurrentBlock.of(state.schedule)
     outputs, ran, offset, kept_rows = [], 0, torch.zeros_like(now.begin), None
     starts = now.active & (state.step == 0)
@@ -122,8 +117,15 @@ def canvas_offset(state: State) -> Tensor:
     return torch.arange(0, batch * columns, columns, device=state.tokens.device)
 
 
-def _run_canvas(split: SplitModel, state: State, policy: Policy, read: Tensor | None) -> list[Tensor]:
-    """Run all columns, which see each other: [B L, H] for each canvas."""
+def run_canvas(split: SplitModel, state: State, policy: Policy, read: Tensor | None = None) -> list[Tensor]:
+    """Run all columns, which see each other.
+
+    Args:
+        read: int64 [N], the positions b L + l whose hidden states are read; None: all are.
+
+    Returns:
+        [B L, H] for each canvas.
+    """
     canvases = _canvases(state, policy)
     tokens = canvases[0] if len(canvases) == 1 else torch.cat(canvases)
     if split.tail is None:

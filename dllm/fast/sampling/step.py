@@ -19,7 +19,7 @@ from dllm.fast.head.split import SplitModel
 from dllm.fast.sampling.cache import KeyValueCache
 from dllm.fast.sampling.clock import Clock
 from dllm.fast.sampling.first_tokens import begin_blocks
-from dllm.fast.sampling.passes import Pass, canvas, canvas_offset, run, runs_canvas
+from dllm.fast.sampling.passes import Pass, canvas, canvas_offset, run, run_canvas, runs_canvas
 from dllm.fast.sampling.propose import ROW_MULTIPLE, Proposed, propose
 from dllm.fast.sampling.state import Policy, State
 from dllm_kernels import Candidates, advance_rows, list_candidates, place_proposals, transfer_tokens
@@ -48,12 +48,11 @@ def denoise_step(
     if passes and passes[0].causal:
         begin_blocks(split, state, policy, cache, passes[0])
         passes = passes[1:]
-    candidates = None
     if runs_canvas(policy, cache):  # which positions are read is known before
         candidates = _candidates(state, policy, canvas_offset(state), state.tokens.numel())
-    read = None if candidates is None else candidates.index
-    hidden, offset = run(split, state, policy, cache, passes or canvas(state), read)
-    if candidates is None:
+        hidden = run_canvas(split, state, policy, candidates.index)
+    else:
+        hidden, offset = run(split, state, policy, cache, passes or canvas(state))
         candidates = _candidates(state, policy, offset, len(hidden[0]))
     clock.lap("body")
     sampled = propose(split, hidden, candidates, policy, state.suppress, state.begin_suppress)
