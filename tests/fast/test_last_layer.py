@@ -78,6 +78,8 @@ def test_a_hook_that_would_see_it_prevents_it():
     assert tail_of(model) is None
     handle.remove()
     assert tail_of(model) == BEHIND["bert"]
+    model.register_forward_pre_hook(lambda module, args: None)  # it sees tokens
+    assert tail_of(model) == BEHIND["bert"]
     first = next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0]
     first.register_forward_hook(lambda *args: None)  # it sees what it always saw
     assert tail_of(model) == BEHIND["bert"]

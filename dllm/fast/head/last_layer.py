@@ -71,7 +71,9 @@ def find_tail(model: nn.Module, head: nn.Module, token: Tensor) -> tuple[nn.Modu
     state = id(model), len(layers), tuple(map(state_of, outside))
     known = _known.get(last)
     if known is None or known[0] != state:
-        found = None if _is_watched(model, outside) else tuple(map(weakref.ref, _trace(model, head, last, token)))
+        found = (
+            None if _is_watched(model, layers, outside) else tuple(map(weakref.ref, _trace(model, head, last, token)))
+        )
         known = _known[last] = state, found
     if known[1] is None:
         return None
@@ -185,10 +187,13 @@ def _outside(model: nn.Module, layers: nn.ModuleList) -> list[nn.Module]:
     return [module for module in model.modules() if id(module) not in before]
 
 
-def _is_watched(model: nn.Module, outside: list[nn.Module]) -> bool:
+def _is_watched(model: nn.Module, layers: nn.ModuleList, outside: list[nn.Module]) -> bool:
     """Whether a hook of somebody else, or code that was compiled with the model, is around the last layer."""
-    hooks = (hook for module in outside for hook in hooks_of(module))
-    foreign = any(not (getattr(hook, "__module__", None) or "").startswith(_HARMLESS) for hook in hooks)
+    watching = [hook for module in outside for hook in hooks_of(module)]
+    for module in outside:
+        if any(part is layers for part in module.modules()):  # what goes into it is whole
+            watching = [hook for hook in watching if hook not in module._forward_pre_hooks.values()]
+    foreign = any(not (getattr(hook, "__module__", None) or "").startswith(_HARMLESS) for hook in watching)
     return foreign or any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())
 
 
