@@ -244,7 +244,7 @@ class TestSection:
     def test_several_at_once_and_red_ones_first(self, work, tmp_path):
         State("kernels", "measured", items={"red": Result(FAILED)}).write(tmp_path)
         found, ran = work(*(self.item(name) for name in "ab"), self.item("red"), at_once=2)
-        assert ran[0] == "red" and found.fine
+        assert "red" in ran[:2] and found.fine  # two begin at once
 
     def test_a_row_with_an_error_replaces_none_without(self, tmp_path):
         good = write_kernel_row(tmp_path, "now", providers={"ours": {"seconds": {}}})
