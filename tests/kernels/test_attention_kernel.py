@@ -37,6 +37,15 @@ def of_torch(query, key, value, mask, scale):
     return F.scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None], scale=scale)
 
 
+def check(got, query, key, value, mask):
+    """Attention of scale 0.2 has the arguments' dtype, and is as near to float64 as PyTorch's."""
+    assert got.dtype == query.dtype
+    true = of_torch(*(x.double() for x in (query, key, value)), mask, 0.2)
+    unit = torch.finfo(got.dtype).eps * value.abs().max().item()
+    error, theirs = ((x.double() - true).abs().max().item() for x in (got, of_torch(query, key, value, mask, 0.2)))
+    assert error <= 1.5 * theirs + unit
+
+
 @BOTH
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,13 +53,9 @@ def of_torch(query, key, value, mask, scale):
 def test_it_errs_no_more_than_pytorch(impl, shape, dtype, masked):
     query, key, value, mask = make(*shape, dtype)
     mask = mask if masked else None
-    true = of_torch(*(x.double() for x in (query, key, value)), mask, 0.2)
     with poisoned_memory():
         got = attention(query, key, value, mask, scale=0.2, impl=impl)
-    assert got.dtype == dtype
-    unit = torch.finfo(dtype).eps * value.abs().max().item()
-    error, theirs = ((x.double() - true).abs().max().item() for x in (got, of_torch(query, key, value, mask, 0.2)))
-    assert error <= 1.5 * theirs + unit
+    check(got, query, key, value, mask)
 
 
 @cpu_kernel
@@ -145,13 +150,9 @@ def mask_of(ends, window):
 def test_packed_rows_err_no_more_than_pytorch(impl, dtype, heads, shared, width, window):
     query, key, value, ends = packed(heads, shared, width, dtype)
     mask = mask_of(ends, window)
-    true = of_torch(*(x.double() for x in (query, key, value)), mask, 0.2)
     with poisoned_memory():
         got = packed_attention(query, key, value, ends, scale=0.2, window=window, impl=impl)
-    assert got.dtype == dtype
-    unit = torch.finfo(dtype).eps * value.abs().max().item()
-    error, theirs = ((x.double() - true).abs().max().item() for x in (got, of_torch(query, key, value, mask, 0.2)))
-    assert error <= 1.5 * theirs + unit
+    check(got, query, key, value, mask)
 
 
 @cpu_kernel
