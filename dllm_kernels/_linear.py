@@ -45,7 +45,8 @@ def by_library(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     and their bits may depend on the batch.
 
     In float32 on an x86 CPU it is oneDNN's product, the one torch.compile takes, where eager torch takes MKL's: for a
-    head's few rows and long vocabulary that is twice as fast on AMD (benchmarks/LOG.md).
+    head's few rows and long vocabulary that is twice as fast on AMD (benchmarks/LOG.md). `weight` may be a transposed
+    matrix, as in the gradient of a product's rows, gradient @ weight = by_library(gradient, weight.t(), None).
 
     Example:
         >>> by_library(torch.ones(1, 2), torch.ones(3, 2), None)
@@ -95,7 +96,7 @@ def by_onednn(hidden: Tensor, weight: Tensor) -> bool:
         hidden.device.type == "cpu"
         and hidden.dtype == weight.dtype == torch.float32
         and len(hidden) > 0
-        and weight.is_contiguous()
+        and (weight.is_contiguous() or weight.t().is_contiguous())
         and platform.machine() in ("x86_64", "AMD64")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled

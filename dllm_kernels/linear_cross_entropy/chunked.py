@@ -227,7 +227,7 @@ def _forward_chunks(call: Call, row_scale: Tensor, wanted: NeededGradients) -> t
                 *(call.label_smoothing, call.z_loss, call.softcap),
             )
             if wanted.hidden:
-                _add_rows(d_hidden, source, (gradient @ weight).to(hidden.dtype))
+                _add_rows(d_hidden, source, by_library(gradient, weight.t(), None).to(hidden.dtype))
             if wanted.weight and at_once:
                 d_weight = gradient.t() @ h
             elif wanted.weight:
@@ -289,7 +289,8 @@ def _from_logit_gradients(
     with torch.autocast(h.device.type, enabled=False):
         autograd.kernels(call.impl).scale_rows(logit_gradients, row_scale[rows])
         if wanted.hidden:
-            _add_rows(d_hidden, source, (logit_gradients @ call.weight.to(call.dtype)).to(call.hidden.dtype))
+            d_rows = by_library(logit_gradients, call.weight.to(call.dtype).t(), None)
+            _add_rows(d_hidden, source, d_rows.to(call.hidden.dtype))
         if wanted.weight:
             d_weight = logit_gradients.t() @ h
         if wanted.bias:

@@ -88,8 +88,9 @@ def test_against_float64(dtype, bias, device):
     truth = F.linear(x64, weight64, b64)
     bound = F.linear(x64.abs(), weight64.abs(), b64 if b is None else b64.abs()) * 384 * torch.finfo(torch.float32).eps
     rounding = truth.abs() * torch.finfo(dtype).eps
-    for product in (_linear.linear, _linear.by_library, F.linear):
-        assert bool(((product(x, weight, b).double() - truth).abs() <= bound + rounding).all())
+    transposed = weight.t().contiguous().t()  # as a gradient's product has it
+    for product, w in ((_linear.linear, weight), (_linear.by_library, weight), (_linear.by_library, transposed)):
+        assert bool(((product(x, w, b).double() - truth).abs() <= bound + rounding).all())
 
 
 def test_autocast_and_other_dtypes():
@@ -106,6 +107,8 @@ def test_autocast_and_other_dtypes():
 
 def test_what_onednn_must_not_serve(monkeypatch):
     x, weight, _ = operands(4, 8, 16, torch.float32, "cpu")
+    assert _linear.by_onednn(x, weight) == _linear.by_onednn(x, weight.t().contiguous().t())
+    assert not _linear.by_onednn(x[:, ::2], weight[:, ::2])
     assert not _linear.by_onednn(x.bfloat16(), weight.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not _linear.by_onednn(x, weight)
