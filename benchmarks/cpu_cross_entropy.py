@@ -30,6 +30,7 @@ from torch import Tensor
 
 from benchmarks import report, timing
 from benchmarks.models import DTYPES
+from benchmarks.options import positive
 from dllm.exits import exit_code
 
 CPU = torch.device("cpu")
@@ -59,11 +60,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--head", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
-    parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--masked", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=4, help="sequences that the rows are divided into")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--rows", type=positive, default=1024)
+    parser.add_argument("--masked", type=positive, default=512)
+    parser.add_argument("--batch", type=positive, default=4, help="sequences that the rows are divided into")
+    parser.add_argument("--repeats", type=positive, default=7)
+    parser.add_argument("--threads", type=positive, default=None)
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     options = parser.parse_args(arguments)
     if not 0 < options.masked <= options.rows or options.rows % options.batch:

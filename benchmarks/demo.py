@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.options import positive
 from dllm.exits import exit_code
 
 NEEDED = {
@@ -41,10 +42,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.demo", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--problems", type=int, default=32, help="word problems to measure accuracy on (default: %(default)s)")
+    add("--problems", type=positive, default=32, help="word problems to measure accuracy on (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the problems and the noise")
-    add("--benchmark-length", type=int, default=64, help="tokens, and steps, of a benchmark run (default: %(default)s)")
-    add("--repeats", type=int, default=3, help="timed runs of each program (default: %(default)s)")
+    add(
+        "--benchmark-length",
+        type=positive,
+        default=64,
+        help="tokens and steps of a benchmark run (default: %(default)s)",
+    )
+    add("--repeats", type=positive, default=3, help="timed runs of each program (default: %(default)s)")
     add("--plot", type=Path, default=Path("build/demo.png"), help="where to write the plot (default: %(default)s)")
     return parser.parse_args(arguments)
 

@@ -26,6 +26,7 @@ from torch import nn
 
 from benchmarks import report, timing
 from benchmarks.models import DTYPES
+from benchmarks.options import positive
 from dllm.exits import exit_code
 
 PROMPT = 32
@@ -37,15 +38,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--vocab", nargs="+", type=int, default=[32768, 262144])
-    add("--batch", nargs="+", type=int, default=[1, 4])
+    add("--vocab", nargs="+", type=positive, default=[32768, 262144])
+    add("--batch", nargs="+", type=positive, default=[1, 4])
     add("--dtype", nargs="+", choices=list(DTYPES), default=["float32"])
-    add("--canvas", type=int, default=64)
-    add("--hidden", type=int, default=256)
-    add("--steps", type=int, default=4)
-    add("--repeats", type=int, default=5)
+    add("--canvas", type=positive, default=64)
+    add("--hidden", type=positive, default=256)
+    add("--steps", type=positive, default=4)
+    add("--repeats", type=positive, default=5)
     add("--device", default="cpu")
-    add("--threads", type=int, default=None)
+    add("--threads", type=positive, default=None)
     add("--plot", type=Path, default=None, help="write memory against batch as a plot")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     return parser.parse_args(arguments)

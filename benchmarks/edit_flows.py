@@ -36,6 +36,7 @@ import torch
 from benchmarks import models, report, timing
 from benchmarks.edit_programs import PROGRAMS, Run, Sampling, Training, summary
 from benchmarks.edit_toy import PROMPT, Toy
+from benchmarks.options import positive
 from dllm.exits import exit_code
 
 CPU = torch.device("cpu")
@@ -54,13 +55,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     known = f"{', '.join(models.PRESETS)}, or a local folder"
     add("--model", nargs="+", default=["modernbert-tiny", "modernbert-mini"], help=known)
-    add("--batch", type=_positive, default=8)
-    add("--answers", type=_positive, nargs=2, default=[96, 160], metavar=("FEWEST", "MOST"), help="tokens of an answer")
-    add("--masks", type=_positive, default=128, help="that an answer begins with")
+    add("--batch", type=positive, default=8)
+    add("--answers", type=positive, nargs=2, default=[96, 160], metavar=("FEWEST", "MOST"), help="tokens of an answer")
+    add("--masks", type=positive, default=128, help="that an answer begins with")
     add("--tau", type=float, default=0.01, help="size of a sampler's step in time")
-    add("--repeats", type=_positive, default=8, help="steps of training")
-    add("--sampling-repeats", type=_positive, default=3, help="batches of texts")
-    add("--threads", type=_positive, default=None, help="torch's threads")
+    add("--repeats", type=positive, default=8, help="steps of training")
+    add("--sampling-repeats", type=positive, default=3, help="batches of texts")
+    add("--threads", type=positive, default=None, help="torch's threads")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON rows")
     options = parser.parse_args(arguments)
@@ -69,12 +70,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not 0 < options.tau <= 1:
         parser.error(f"--tau must lie in (0, 1], got {options.tau}")
     return options
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def load(name: str, options: argparse.Namespace) -> Toy:

@@ -24,6 +24,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.models import DTYPES
+from benchmarks.options import positive
 from benchmarks.sampling_tables import sampler_in_words
 from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED, load
@@ -62,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "--tokens-per-step",
         nargs="+",
-        type=int,
+        type=positive,
         default=None,
         help="for samplers that count (default: 1 2 4 8)",
     )
@@ -76,9 +77,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="of generate, mdlm, bd3lm, llada",
     )
     add("--temperature", nargs="+", type=float, default=[0.0])
-    add("--block-length", type=int, default=gauge.GEN_LENGTH)
-    add("--questions", type=int, default=gauge.QUESTIONS, help="questions per case (default: %(default)s)")
-    add("--batch-size", type=int, default=gauge.BATCH_SIZE)
+    add("--block-length", type=positive, default=gauge.GEN_LENGTH)
+    add("--questions", type=positive, default=gauge.QUESTIONS, help="questions per case (default: %(default)s)")
+    add("--batch-size", type=positive, default=gauge.BATCH_SIZE)
     add("--seed", type=int, default=0)
     add("--dtype", choices=list(DTYPES), default="float32")
     add(
