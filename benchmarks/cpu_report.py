@@ -99,10 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(out: Path, command: str) -> bool:
-    """Run a command, whose output goes to a log in `out`; whether it succeeded and has rows."""
+    """Run a command, whose output goes to a log in `out`; whether it succeeded and wrote rows."""
     program, *words = shlex.split(command)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(machine.ROOT), os.environ.get("PYTHONPATH", "")])}
-    begun = time.monotonic()
+    before, begun = len(rows_of(out)), time.monotonic()
     tell(command)
     with (out / "log.txt").open("a") as log:
         print(f"$ {command}", file=log, flush=True)
@@ -116,7 +116,7 @@ def measured(out: Path, command: str) -> bool:
             check=False,
         ).returncode
     tell(f"  {time.monotonic() - begun:.0f} s" + (f", exit status {status}: see log.txt" if status else ""))
-    return has_rows(out, command)
+    return not status and len(rows_of(out)) > before
 
 
 def has_rows(out: Path, command: str) -> bool:
