@@ -1,11 +1,13 @@
 """A server that is busy, left, slow, full, broken or ending. Its model waits at a gate where a test says so."""
 
 import asyncio
+import itertools
 import json
+import os
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
 import httpx
@@ -13,6 +15,9 @@ import openai
 import pytest
 
 from dllm.demo.shipped import load_shipped
+from dllm.fast.attention import PACKED, attention_of
+from dllm.models import with_packed_attention
+from dllm.serve import serving
 from dllm.serve.answers import Answer, Waker
 from dllm.serve.text import AnswerText
 from tests.live_server import NAME, engine_of, served, until
@@ -242,10 +247,63 @@ def test_keys_in_turn(gate):
         assert sum(queued["second", 0] > queued["first", number] for number in range(5)) <= 2
 
 
+def packed(model):
+    if attention_of(with_packed_attention(model)) != PACKED:
+        pytest.skip("rows run packed on a CPU with AVX-512 and with the C++ extension")
+    return model
+
+
+def test_large_bodies_leave_threads_to_others(monkeypatch):
+    """More of them than a pool has threads, none of which is ever read: short requests are, and those that wait get
+    504 in time."""
+    reading, let_go, lock = [], threading.Event(), threading.Lock()
+
+    def order_of(engine, body, **options):
+        if len(body.messages[0].text) > serving.LARGE:
+            with lock:
+                reading.append(body)
+            let_go.wait(60)
+        return real(engine, body, **options)
+
+    real = serving.order_of
+    monkeypatch.setattr(serving, "order_of", order_of)
+    large = {"messages": [{"role": "user", "content": "1 " * serving.LARGE}]}
+    with served(engine_of(), timeout=5.0) as server, ThreadPoolExecutor(48) as pool:
+        asked = [pool.submit(ask, server, **large) for _ in range(48)]
+        until(lambda: reading)
+        assert ask(server).status_code == 200
+        at_once = max(1, os.cpu_count() // 2)
+        for done in itertools.islice(as_completed(asked, timeout=60), len(asked) - at_once):
+            assert done.result().status_code == 504
+        assert len(reading) == at_once
+        let_go.set()
+        assert sorted(found.result().status_code for found in asked) == [400] * at_once + [504] * (48 - at_once)
+
+
 def test_the_server_says_where_bits_depend_on_company():
-    """On a grid in float32 on a CPU they do not; with rows as wide as the widest, or a compiled body, they do."""
+    """On a CPU they do with rows as wide as the widest that do not run packed, and with a compiled body."""
     assert engine_of().invariant == "exact"
     assert engine_of(width_multiple=None).invariant == "rounding"
     engine = engine_of()
     compiled = replace(engine.config, compile_body=True)
     assert replace(engine, config=compiled).invariant == "rounding"
+
+
+def test_packed_rows_have_their_own_bits_whatever_their_width():
+    model, tokenizer = load_shipped()
+    engine = engine_of(packed(model), tokenizer, width_multiple=None)
+    assert engine.invariant == "exact"
+    assert replace(engine, config=replace(engine.config, compile_body=True)).invariant == "rounding"
+    with served(engine) as server, ThreadPoolExecutor(8) as pool:
+        body = {"logprobs": True} | BODY
+
+        def answer(number):
+            question = [{"role": "user", "content": "What is " + "1 + " * number + "2?"}]
+            tokens = 6 + number
+            found = ask(server, **body | dict(messages=question, seed=number, max_tokens=tokens, steps=tokens))
+            return found.json()["choices"][0]["logprobs"]["content"]
+
+        alone = [answer(number) for number in range(8)]
+        assert list(pool.map(answer, range(8))) == alone
+        rows, steps = (metric(server, f"dllm_rows_per_step_{name}") for name in ("sum", "count"))
+        assert rows > steps  # some ran together
