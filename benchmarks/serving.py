@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py
     python benchmarks/serving.py --where engine --clock cpu --requests 60
-    python benchmarks/serving.py --where http --sampler "one a step" --requests 30 --threads 2 --budget 330
+    python benchmarks/serving.py --where http --sampler "one a step" --requests 32 --loads 0.6 0.9 1.2 --budget 350
     python benchmarks/serving.py --where http --clients 1 8 --url http://127.0.0.1:8000 --name peer --pid 4711
 
 Gaps between arrivals are drawn from an exponential distribution with a seed. Their rate is a multiple of the capacity:

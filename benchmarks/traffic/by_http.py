@@ -24,7 +24,7 @@ from benchmarks.traffic.server import cpu_seconds, served
 
 # of `dllm serve`, by what the engine's runs call the sampler
 SAMPLER_OPTIONS = {"one a step": ["--sampler", "mdlm"], "threshold 0.9": ["--sampler", "threshold"]}
-WARM_UP = 4
+WARM_UP, TOGETHER = 8, 4  # requests, and clients: rows in company run shapes that single ones do not
 ALONE = 5  # requests of each kind that are timed alone
 
 
@@ -68,7 +68,7 @@ def measure(sampler: str, options: argparse.Namespace, deadline: float) -> list[
     with ExitStack() as stack:
         servers, results = list(_servers(stack, sampler, options)), []
         for server in servers:
-            ask_in_turn(server.target, requests[:WARM_UP], 1, options.limit)
+            ask_in_turn(server.target, requests[:WARM_UP], TOGETHER, options.limit)
         runs = runs_of(requests, _seconds_alone(servers[0], requests, options.limit), options)
         _say(f"{sampler}: {_in_words(runs, len(servers))}")
         for run in runs:
