@@ -85,16 +85,18 @@ class Engine:
         """ "exact": a request's tokens depend on its body alone; "rounding": up to the last bits of hidden states.
 
         A compiled body takes other products for other numbers of rows, so its bits depend on the company. A row's bits
-        depend on its width, too, which is that of the widest row unless rows run packed or by widths.
+        depend on its width, too, which is that of the widest row unless rows run packed, by widths, or one at a time.
 
         It is found by running the model on a few tokens, in :meth:`warm_up` at the latest.
         """
         weight = input_embedding(self.sampler.model)
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not is_int8(self.sampler.model)
-        plain = plain and not self.config.compile_body
-        if not plain or self._policy.keeps_to_blocks:
+        if not plain or self.config.compile_body:
             return "rounding"
-        return "exact" if self.width_multiple or self._runs_packed() else "rounding"
+        if self.one_at_a_time:
+            return "exact"
+        own_width = not self._policy.keeps_to_blocks and (self.width_multiple or self._runs_packed())
+        return "exact" if own_width else "rounding"
 
     def _runs_packed(self) -> bool:
         model = self.sampler.model

@@ -5,22 +5,31 @@ import itertools
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
 
+from dllm.core.samplers import BD3LMSampler, BD3LMSamplerConfig, FastDLLMSampler, FastDLLMSamplerConfig
 from dllm.demo.shipped import load_shipped
 from dllm.fast.attention import PACKED, attention_of
 from dllm.models import with_packed_attention
 from dllm.serve import serving
 from dllm.serve.answers import Answer, Waker
+from dllm.serve.batcher import Batcher
+from dllm.serve.engine import Engine
 from dllm.serve.text import AnswerText
+from dllm.serve.tickets import Ticket, Work
+from tests.causal_models import EOS, causal_model
 from tests.live_server import NAME, engine_of, served, until
+from tests.models import MASK_ID
 
 CHAT = "/v1/chat/completions"
 TOKENIZER = load_shipped()[1]
@@ -287,6 +296,44 @@ def test_the_server_says_where_bits_depend_on_company():
     engine = engine_of()
     compiled = replace(engine.config, compile_body=True)
     assert replace(engine, config=compiled).invariant == "rounding"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "config", "invariant"),
+    [
+        (FastDLLMSampler, FastDLLMSamplerConfig(max_new_tokens=8, block_size=4, cache="prefix"), "exact"),
+        (BD3LMSampler, BD3LMSamplerConfig(max_new_tokens=8, block_size=4, cache=True), "exact"),
+        (BD3LMSampler, BD3LMSamplerConfig(max_new_tokens=8, block_size=4, cache=False), "rounding"),
+    ],
+)
+def test_rows_beside_a_cache_run_one_at_a_time(sampler, config, invariant):
+    """So they have their own bits, which rows of several lengths need not have where they attend by blocks together."""
+    tokenizer = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=EOS, pad_token_id=1)
+    engine = Engine(sampler(causal_model(), tokenizer), config, name="tiny")
+    assert engine.invariant == invariant
+    reports = []
+    batcher = Batcher(engine.sampler.model, width_multiple=engine.width_multiple, on_step=reports.append)
+    batcher.start()
+
+    def submit(number):
+        prompt, ended = [5, 6, 7, 8][: 1 + number % 4], SimpleQueue()
+        own = dict(new=4 + 4 * (number % 3), temperature=4.0, steps=None, block_length=None)
+        work = Work.of(engine.plan(prompt, [number], **own))
+        listener = SimpleNamespace(watches=False, on_final=lambda _: False, on_end=ended.put)
+        batcher.submit_all([Ticket(work.batch, work.policy, work.eos_id, listener, keeps_log_probs=True)])
+        return ended
+
+    def bits(ended):
+        end = ended.get(timeout=60)
+        assert end.kind == "finished"
+        return end.tokens, struct.pack(f"{len(end.log_probs)}f", *end.log_probs)
+
+    alone = [bits(submit(number)) for number in range(12)]
+    del reports[:]
+    together = [bits(ended) for ended in [submit(number) for number in range(12)]]
+    batcher.close()
+    most = max(report.rows for report in reports)
+    assert (most == 1 and together == alone) if invariant == "exact" else most > 1
 
 
 def test_packed_rows_have_their_own_bits_whatever_their_width():
