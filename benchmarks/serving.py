@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py
     python benchmarks/serving.py --where engine --clock cpu --requests 60
+    python benchmarks/serving.py --where http --sampler "one a step" --requests 32 --loads 0.6 0.9 1.2 --budget 350
     python benchmarks/serving.py --where http --clients 1 8 --url http://127.0.0.1:8000 --name peer --pid 4711
 
 Gaps between arrivals are drawn from an exponential distribution with a seed. Their rate is a multiple of the capacity:
@@ -14,7 +15,8 @@ the requests per second that are answered one at a time, which is measured first
 `--where engine` drives the engine itself in virtual time (benchmarks/traffic/engine.py): with one thread and
 `--clock cpu` it says on a busy machine what it would say on a quiet one. `--where http` starts `dllm serve` with 1 row
 and with `--rows` rows and asks by HTTP, in real time; `--clients` adds clients that ask in turn. `--url` adds a server
-that runs already, on this machine, with the same requests. Output: a table for each sampler and, as the last line, one
+that runs already, on this machine, with the same requests. How long runs by HTTP will take is said before they begin;
+`--budget` leaves out those that would not end in time. Output: a table for each sampler and, as the last line, one
 JSON object; a JSON row in the results folder.
 """
 
@@ -58,7 +60,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of requests and arrivals")
     add("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     add("--clock", choices=list(engine.CLOCKS), default="wall", help="of the engine's runs")
-    add("--limit", type=float, default=600.0, help="seconds that one run by HTTP may take (default: %(default)s)")
+    add("--limit", type=float, default=600.0, help="seconds of a run by HTTP; later answers are refused")
+    add("--budget", type=float, default=None, metavar="SECONDS", help="start no run by HTTP that would end after this")
     add("--url", default=None, help="another server on this machine, asked as well")
     add("--name", default="peer", help="what that server is called in the results")
     add("--pid", type=int, default=None, help="its process, whose processor time is read")
@@ -85,8 +88,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--temperature must be finite and at least 0 and --limit finite and above 0, got {got}")
     if options.clock == "cpu" and options.threads != 1:
         raise ValueError(f"--clock cpu stands for time with one thread only, got --threads {options.threads}")
-    if "http" not in options.where and (options.clients or options.url):
-        raise ValueError("--clients and --url need --where http")
+    if "http" not in options.where and (options.clients or options.url or options.budget is not None):
+        raise ValueError("--clients, --url and --budget need --where http")
+    if not options.loads and not options.clients:
+        raise ValueError("--loads or --clients must name at least one run, got none")
+    if options.budget is not None and not 0 < options.budget < math.inf:
+        raise ValueError(f"--budget must be finite and above 0, got {options.budget}")
     if options.url is None and (options.pid is not None or options.model is not None):
         raise ValueError("--pid and --model are those of the server at --url, which was not given")
     if options.url is not None:
@@ -111,14 +118,21 @@ def measure_engine(sampler: str, options: argparse.Namespace) -> list[dict[str, 
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, object]]:
-    """All results."""
+    """All results.
+
+    Raises:
+        OSError: none of the runs would end within the budget, or a server fails.
+    """
+    deadline = math.inf if options.budget is None else time.monotonic() + options.budget
     torch.set_num_threads(options.threads)
     results: list[dict[str, object]] = []
     for sampler in options.sampler:
         if "engine" in options.where:
             results += measure_engine(sampler, options)
         if "http" in options.where:
-            results += by_http.measure(sampler, options)
+            results += by_http.measure(sampler, options, deadline)
+    if not results:
+        raise OSError(f"no run would end within --budget {options.budget:g}: ask for fewer --requests or other --loads")
     return results
 
 
@@ -130,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     row = report.new_row("serving", "benchmarks/serving.py", arguments, torch.device("cpu"))
-    own = ("requests", "rows", "temperature", "seed", "threads", "clock")
+    own = ("requests", "rows", "temperature", "seed", "threads", "clock", "budget")
     row["settings"] = {name: getattr(options, name) for name in own}
     row["settings"] |= {"model": "shipped", "new_tokens": NEW_TOKENS, "short_share": SHORT_SHARE}
     row["results"] = measure(options)

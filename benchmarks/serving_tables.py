@@ -10,7 +10,7 @@ SERVING_HEAD = (
     "tokens/s",
     "short p50, p95, p99, s",
     "long p50, p95, p99, s",
-    "first text, s",
+    "first text p50, p95, s",
     "rows/step",
     "padding",
     "CPU s/request",
@@ -29,7 +29,7 @@ def serving_lines(row: dict, commands: list[str]) -> list[list[str]]:
             f"{result['requests/s']:.2f}",
             f"{result['tokens/s']:.0f}",
             *(_waits(result.get(kind)) for kind in ("short", "long")),
-            _number(result.get("short", {}).get("first_text"), 3),
+            _first_text(result.get("short", {})),
             _number(result.get("rows_per_step"), 1),
             f"{result['padding']:.1%}" if "padding" in result else "",
             _number(result.get("cpu_s/request"), 3),
@@ -54,6 +54,11 @@ def arrivals_in_words(result: dict) -> str:
 
 def _waits(waits: dict | None) -> str:
     return "" if waits is None else ", ".join(f"{waits[name]:.2f}" for name in ("p50", "p95", "p99"))
+
+
+def _first_text(waits: dict) -> str:
+    """Of both quantiles, those that a row has: older ones have the median only."""
+    return ", ".join(f"{waits[name]:.3f}" for name in ("first_text", "first_text_p95") if name in waits)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -136,7 +136,12 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
     add("--insecure", action="store_true", help="listen at an address other than loopback without a key")
     add("--allowed-host", action="append", default=[], metavar="NAME", help="a host name that requests may call it by")
     add("--no-page", dest="page", action="store_false", help="do not serve the chat page at /")
-    add("--rows", type=int, default=None, help="rows that run together, at most (default: 16 on a CPU, else 64)")
+    add(
+        "--rows",
+        type=int,
+        default=None,
+        help="rows that run together, at most; beside a KV cache always 1 (default: 16 on a CPU, else 64)",
+    )
     add("--max-queue", type=int, default=64, help="rows that wait; more get 503 (default: %(default)s)")
     add("--max-in-flight", type=int, default=None, help="requests of one key at a time, at most (default: no limit)")
     add("--timeout", type=float, default=120.0, help="seconds of a request, queue included (default: %(default)s)")
@@ -145,7 +150,8 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
         "--width",
         choices=("grid", "tight"),
         default="grid",
-        help="grid: a request's tokens depend on its body alone; tight: faster, up to rounding (default: %(default)s)",
+        help="of rows that do not run packed, as they do on a CPU with AVX-512. grid: a request's tokens depend on its "
+        "body alone; tight: faster, up to rounding (default: %(default)s)",
     )
     add(
         "--max-length",

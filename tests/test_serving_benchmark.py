@@ -5,12 +5,13 @@ import itertools
 import json
 import os
 import threading
+import time
 
 import pytest
 
 from benchmarks import serving, serving_tables
 from benchmarks.plot import published
-from benchmarks.traffic import engine
+from benchmarks.traffic import by_http, engine
 from benchmarks.traffic.client import Target, ask_at, ask_in_turn
 from benchmarks.traffic.outcome import Outcome, summary
 from benchmarks.traffic.requests import mixed, poisson
@@ -139,8 +140,62 @@ def test_requests_at_their_moments(peer):
     outcomes = ask_at(Target(peer, model="m"), mixed(3), arrivals, limit=30)
     assert [outcome.arrival for outcome in outcomes] == arrivals
     assert all(outcome.end > outcome.arrival for outcome in outcomes)
-    with pytest.raises(OSError, match=r"took longer than the limit of 0\.2 s"):
-        ask_at(Target(peer, model="m"), mixed(1), [5.0], limit=0.2)
+    first, late = ask_at(Target(peer, model="m"), mixed(2), [0.0, 5.0], limit=1.0)
+    assert late.refused == "limit" and 1.0 <= late.end < 5.0 and first.refused is None
+
+
+class Stands:
+    """A place of servers of which nothing is known but a name; each answers as its process would, in no time."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.asked = []
+        target = Target("http://127.0.0.1:1", model="m")
+        servers = [by_http.Server(name, target, None) for name in ("one at a time", "continuous 2")]
+        monkeypatch.setattr(by_http, "_servers", lambda *_: servers)
+        monkeypatch.setattr(by_http, "steps_of", lambda _: None)
+        monkeypatch.setattr(by_http, "ask_in_turn", lambda _, asked, *__: [self._answered(r, 0.0) for r in asked])
+        monkeypatch.setattr(by_http, "ask_at", self._ask_at)
+        self.seconds = seconds
+
+    def _answered(self, request, arrival):
+        return Outcome(request.kind, request.new_tokens, arrival, arrival, arrival + self.seconds[request.kind])
+
+    def _ask_at(self, target, requests, arrivals, limit):
+        self.asked.append(arrivals)
+        return [self._answered(*each) for each in zip(requests, arrivals, strict=True)]
+
+
+def options_of(*words):
+    return serving.parse(["--where", "http", "--sampler", "threshold 0.9", *words])
+
+
+def test_rates_follow_from_what_requests_take_alone():
+    requests, alone = mixed(40), {"short": 1.0, "long": 4.0}
+    low, high, clients = by_http.runs_of(requests, alone, options_of("--loads", "0.5", "2", "--clients", "3"))
+    work = sum(alone[request.kind] for request in requests)
+    assert low.case["rate"] == pytest.approx(0.5 * 40 / work, abs=1e-3) and clients.seconds == work
+    assert low.seconds > poisson(40, low.case["rate"])[-1] > 1.5 * work  # as long as the arrivals
+    assert work <= high.seconds < 1.1 * work  # as long as the answers
+
+
+def test_runs_are_told_of_before_they_begin_and_left_out_beyond_the_budget(monkeypatch, capsys):
+    stands = Stands(monkeypatch, {"short": 1.0, "long": 4.0})
+    options = options_of("--requests", "20", "--loads", "0.5", "0.1", "2", "--budget", "400")
+    results = by_http.measure("threshold 0.9", options, time.monotonic() + 400)
+    assert [(result["load"], result["policy"]) for result in results] == [
+        (load, policy) for load in (0.5, 2) for policy in ("one at a time", "continuous 2")
+    ]
+    assert len(stands.asked) == 4
+    plan, left_out = capsys.readouterr().err.splitlines()
+    assert plan.startswith("threshold 0.9: load 0.5 ") and plan.endswith(" s in all, about")
+    assert left_out == "threshold 0.9: load 0.1 would not end within --budget 400 and is left out"
+
+
+def test_a_budget_for_nothing_is_an_error(monkeypatch, capsys, tmp_path):
+    stands = Stands(monkeypatch, {"short": 1.0, "long": 4.0})
+    words = ["--where", "http", "--sampler", "threshold 0.9", "--budget", "10", "--out", str(tmp_path)]
+    assert serving.main(words) == 1 and not stands.asked and not list(tmp_path.iterdir())
+    assert "no run would end within --budget 10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -161,6 +216,10 @@ def test_only_this_machine_is_asked(url):
         (["--loads", "inf"], "loads must be finite and above 0"),
         (["--temperature", "nan"], "--temperature must be finite"),
         (["--limit", "0"], "--limit finite and above 0"),
+        (["--budget", "0"], "--budget must be finite and above 0"),
+        (["--budget", "inf"], "--budget must be finite and above 0"),
+        (["--where", "engine", "--budget", "9"], "--budget need --where http"),
+        (["--loads"], "must name at least one run"),
         (["--clock", "cpu", "--threads", "2"], "one thread only"),
         (["--where", "engine", "--clients", "1"], "need --where http"),
         (["--pid", "1"], "--pid and --model are those of the server at --url"),
@@ -185,7 +244,14 @@ def test_processor_time_of_a_process():
 def test_summary_of_a_run():
     waits = [Outcome("short", 32, 0.0, 1.0, 1.0 + number) for number in range(101)]
     found = summary([*waits, Outcome("long", 128, 0.0, end=2.0, refused="503")], cpu_seconds=10.1)
-    assert found["short"] == {"answered": 101, "p50": 51.0, "p95": 96.0, "p99": 100.0, "first_text": 1.0}
+    assert found["short"] == {
+        "answered": 101,
+        "p50": 51.0,
+        "p95": 96.0,
+        "p99": 100.0,
+        "first_text": 1.0,
+        "first_text_p95": 1.0,
+    }
     assert found["answered"] == 101 and found["refused"] == {"503": 1} and "long" not in found
     assert found["cpu_s/request"] == 0.1 and found["tokens/cpu_s"] == 320.0
     with pytest.raises(ValueError, match="at least one request"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import time
@@ -15,7 +16,7 @@ from benchmarks.traffic.outcome import Outcome
 from benchmarks.traffic.requests import Request
 
 TIMEOUT = 120.0  # s without a byte
-Run = Callable[[httpx.AsyncClient, float], Awaitable[list[Outcome]]]
+Run = Callable[[httpx.AsyncClient, float], Awaitable[None]]
 
 
 class Target:
@@ -75,56 +76,67 @@ def ask_at(target: Target, requests: Sequence[Request], arrivals: Sequence[float
         target: the server.
         requests: what to ask.
         arrivals: when, s from the start.
-        limit: seconds that all may take.
+        limit: seconds after which requests that have no answer count as refused, by "limit".
 
     Raises:
-        OSError: the server does not list a model, or all took longer than the limit.
+        OSError: the server does not list a model.
     """
+    outcomes = [_outcome(request, arrival) for request, arrival in zip(requests, arrivals, strict=True)]
 
-    async def run(client: httpx.AsyncClient, start: float) -> list[Outcome]:
-        async def send(request: Request, arrival: float) -> Outcome:
-            await asyncio.sleep(max(0.0, start + arrival - time.perf_counter()))
-            return await _ask(client, target, request, start, arrival)
+    async def run(client: httpx.AsyncClient, start: float) -> None:
+        async def send(request: Request, outcome: Outcome) -> None:
+            await asyncio.sleep(max(0.0, start + outcome.arrival - time.perf_counter()))
+            await _ask(client, target, request, start, outcome)
 
-        return await asyncio.gather(*map(send, requests, arrivals))
+        await asyncio.gather(*map(send, requests, outcomes))
 
-    return asyncio.run(_with_client(target, run, limit))
+    return asyncio.run(_with_client(target, run, outcomes, limit))
 
 
 def ask_in_turn(target: Target, requests: Sequence[Request], clients: int, limit: float) -> list[Outcome]:
-    """Let so many clients ask: each sends the next request once its last one is answered.
+    """Let so many clients ask: each sends the next request once its last one is answered, within `limit` seconds.
+
+    Returns:
+        The outcomes of the requests that were sent; those without an answer then are refused, by "limit".
 
     Raises:
         ValueError: there is no client.
-        OSError: the server does not list a model, or all took longer than `limit`, s.
+        OSError: the server does not list a model.
     """
     if clients < 1:
         raise ValueError(f"clients must be at least 1, got {clients}")
+    outcomes: list[Outcome] = []
 
-    async def run(client: httpx.AsyncClient, start: float) -> list[Outcome]:
-        left, outcomes = iter(requests), []
+    async def run(client: httpx.AsyncClient, start: float) -> None:
+        left = iter(requests)
 
         async def work() -> None:
             for request in left:
-                arrival = time.perf_counter() - start
-                outcomes.append(await _ask(client, target, request, start, arrival))
+                outcomes.append(outcome := _outcome(request, time.perf_counter() - start))
+                await _ask(client, target, request, start, outcome)
 
         await asyncio.gather(*(work() for _ in range(clients)))
-        return outcomes
 
-    return asyncio.run(_with_client(target, run, limit))
+    return asyncio.run(_with_client(target, run, outcomes, limit))
 
 
-async def _with_client(target: Target, run: Run, limit: float) -> list[Outcome]:
+def _outcome(request: Request, arrival: float) -> Outcome:
+    return Outcome(request.kind, request.new_tokens, arrival)
+
+
+async def _with_client(target: Target, run: Run, outcomes: list[Outcome], limit: float) -> list[Outcome]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     common = dict(base_url=target.url, headers=target.headers, trust_env=False, timeout=TIMEOUT, limits=limits)
     async with httpx.AsyncClient(**common) as client:
         if target.model is None:
             target.model = await _first_model(client, target.url)
-        try:
-            return await asyncio.wait_for(run(client, time.perf_counter()), limit)
-        except asyncio.TimeoutError:
-            raise OSError(f"{target.url} took longer than the limit of {limit:g} s") from None
+        start = time.perf_counter()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(run(client, start), limit)
+        for outcome in outcomes:
+            if outcome.end is None:
+                outcome.refused, outcome.end = "limit", time.perf_counter() - start
+        return outcomes
 
 
 async def _first_model(client: httpx.AsyncClient, url: str) -> str:
@@ -135,9 +147,8 @@ async def _first_model(client: httpx.AsyncClient, url: str) -> str:
         raise OSError(f"{url} lists no model: {type(error).__name__}: {error}") from error
 
 
-async def _ask(client: httpx.AsyncClient, target: Target, request: Request, start: float, arrival: float) -> Outcome:
-    """Send one request and read its stream."""
-    outcome = Outcome(request.kind, request.new_tokens, arrival)
+async def _ask(client: httpx.AsyncClient, target: Target, request: Request, start: float, outcome: Outcome) -> None:
+    """Send one request, read its stream, and note what comes of it."""
     try:
         async with client.stream("POST", "/v1/chat/completions", json=target.body(request)) as response:
             if response.status_code != 200:
@@ -147,7 +158,6 @@ async def _ask(client: httpx.AsyncClient, target: Target, request: Request, star
     except httpx.HTTPError as error:
         outcome.refused = type(error).__name__
     outcome.end = time.perf_counter() - start
-    return outcome
 
 
 async def _read(response: httpx.Response, outcome: Outcome, start: float) -> None:

@@ -102,5 +102,5 @@ def _waits(outcomes: Sequence[Outcome]) -> dict[str, object]:
     waits: dict[str, object] = {"answered": len(outcomes)}
     waits |= {f"p{100 * q:.0f}": round(quantile(until, q), 4) for q in QUANTILES}
     if first:
-        waits["first_text"] = round(quantile(first, 0.5), 4)
+        waits |= {"first_text": round(quantile(first, 0.5), 4), "first_text_p95": round(quantile(first, 0.95), 4)}
     return waits

@@ -104,7 +104,9 @@ def _add_information(app: FastAPI, serving: Serving) -> None:
 
     @app.post("/v1/tokenize")
     async def tokenize(request: Request) -> dict[str, Any]:
-        ids = await run_in_threadpool(_tokens, engine, await serving.body(request))
+        deadline = time.monotonic() + serving.settings.timeout
+        raw = await serving.body(request)
+        ids = await serving.read(raw, deadline, _tokens, engine, raw)
         return {"ids": ids, "count": len(ids), "positions": engine.positions}
 
     @app.get("/health/live")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from dllm.core.samplers.schedules import MAX_STEPS
 from dllm.serve.errors import ApiError
 from dllm.serve.json_objects import MAX_NAME, kind_of, read_object
 
@@ -105,7 +106,7 @@ class _Generation(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    steps: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     block_length: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     denoise: bool | None = None
 

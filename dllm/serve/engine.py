@@ -12,9 +12,11 @@ import torch
 
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.core.samplers.run import Plan
+from dllm.fast.head.split import SplitModel
 from dllm.fast.int8 import is_int8
 from dllm.fast.model import input_embedding, position_limit
 from dllm.fast.sampling.state import Policy
+from dllm.fast.sampling.unpadded import has_own_bits
 from dllm.serve.errors import ApiError
 
 GRID = 8  # columns; rows that do not run packed are as wide as their length needs, rounded up to a multiple of this
@@ -30,7 +32,7 @@ class Engine:
     name: under which the model is served.
     width_multiple: :data:`GRID`, or None: rows run as wide as the widest, which is faster, and tokens then depend on
         other requests where two are as good as equal. Under "packed_sdpa" (:func:`dllm.models.with_packed_attention`)
-        it is not used: rows run packed, each as wide as it is.
+        it changes nothing: rows run packed, each as wide as it is.
     max_length: columns of a prompt and its answer, at most; None: as many as the model has positions.
 
     Raises:
@@ -82,12 +84,24 @@ class Engine:
     def invariant(self) -> str:
         """ "exact": a request's tokens depend on its body alone; "rounding": up to the last bits of hidden states.
 
-        A compiled body takes other products for other numbers of rows, so its bits depend on the company.
+        A compiled body takes other products for other numbers of rows, so its bits depend on the company. A row's bits
+        depend on its width, too, which is that of the widest row unless rows run packed, by widths, or one at a time.
+
+        It is found by running the model on a few tokens, in :meth:`warm_up` at the latest.
         """
         weight = input_embedding(self.sampler.model)
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not is_int8(self.sampler.model)
-        plain = plain and not self.config.compile_body
-        return "exact" if plain and self.width_multiple and not self._policy.keeps_to_blocks else "rounding"
+        if not plain or self.config.compile_body:
+            return "rounding"
+        if self.one_at_a_time:
+            return "exact"
+        own_width = not self._policy.keeps_to_blocks and (self.width_multiple or self._runs_packed())
+        return "exact" if own_width else "rounding"
+
+    def _runs_packed(self) -> bool:
+        model = self.sampler.model
+        example = torch.full((1, 2), int(self.mask_id == 0), device=input_embedding(model).device)
+        return has_own_bits(SplitModel(model, example))
 
     def warm_up(self, rows: int = 1) -> None:
         """Generate a token, so that what cannot be served is said before anybody asks, and kernels are there.
@@ -102,6 +116,7 @@ class Engine:
         prompt = [int(self.mask_id == 0)] * ((self.positions or GRID) - 1 if on_gpu else 1)
         prompts = [prompt] * (rows if on_gpu and not self._policy.keeps_to_blocks else 1)
         self.sampler.sample(prompts, self.config.with_length(1), seed=0, return_dict=False)
+        _ = self.invariant
 
     def new_tokens(self, given: int, asked: int | None) -> int:
         """How many tokens to generate beside `given` ones.

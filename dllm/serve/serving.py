@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, fail_after, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -26,7 +29,10 @@ from dllm.serve.settings import Settings
 from dllm.serve.shapes import Outcome, outcome_of, response
 from dllm.serve.streams import PING, Stream, failed
 
+LARGE = 2**15  # bytes; a body that takes 0.1 s and more to make tokens of
+
 _log = logging.getLogger("dllm.serve")
+Read = TypeVar("Read")
 
 
 class Serving:
@@ -63,7 +69,7 @@ class Serving:
         self._check_open()
         self._take(key)
         try:
-            order = await run_in_threadpool(self._order, kind, raw, waker, key)
+            order = await self.read(raw, deadline, self._order, kind, raw, waker, key)
             self._submit(order)
         except BaseException:
             self._give_back(key)
@@ -91,6 +97,26 @@ class Serving:
         except asyncio.TimeoutError:
             message = f"the body must come within {self.settings.body_timeout:g} s"
             raise ApiError(408, message, code="body_timeout", headers={"Connection": "close"}) from None
+
+    async def read(self, raw: bytes, deadline: float, work: Callable[..., Read], *arguments: Any) -> Read:
+        """What `work(*arguments)` makes of a body, in a thread.
+
+        Large bodies wait for each other: however many come, half of the CPUs are left to the engine, and the threads
+        of streams and of short requests to these.
+
+        Raises:
+            ApiError: the deadline has come; others are those of `work`.
+        """
+        limiter = self._large if len(raw) > LARGE else None
+        try:
+            with fail_after(deadline - time.monotonic()):  # a thread that has begun keeps its place to its end
+                return await to_thread.run_sync(work, *arguments, limiter=limiter)
+        except TimeoutError:
+            raise self.timed_out() from None
+
+    @cached_property
+    def _large(self) -> CapacityLimiter:
+        return CapacityLimiter(max(1, (os.cpu_count() or 1) // 2))
 
     def _check_open(self) -> None:
         if self.batcher.draining:

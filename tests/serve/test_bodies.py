@@ -5,6 +5,8 @@ import json
 import httpx
 import pytest
 
+from dllm.core.samplers.schedules import MAX_STEPS
+
 CHAT, TEXT, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/tokenize"
 ASK = [{"role": "user", "content": "2 + 2?"}]
 
@@ -91,6 +93,15 @@ WRONG = {
 def test_wrong_values(http, name):
     for value in WRONG[name]:
         refused(post(http, CHAT, {"messages": ASK} | {name: value}), 400, name)
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"block_length": 1}])
+def test_steps_have_one_limit(http, more):
+    """That of the samplers' blocks, which no share of it exceeds: it is told in one way, and never within a stream."""
+    body = {"messages": ASK, "max_tokens": 2} | more
+    assert post(http, CHAT, body | {"steps": MAX_STEPS}).status_code == 200
+    error = refused(post(http, CHAT, body | {"steps": MAX_STEPS + 1}), 400, "steps", "invalid_value")
+    assert error["message"] == f"steps should be less than or equal to {MAX_STEPS}, got {MAX_STEPS + 1}"
 
 
 WORDS = {

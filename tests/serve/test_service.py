@@ -1,21 +1,35 @@
 """A server that is busy, left, slow, full, broken or ending. Its model waits at a gate where a test says so."""
 
 import asyncio
+import itertools
 import json
+import os
 import socket
+import struct
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
 
+from dllm.core.samplers import BD3LMSampler, BD3LMSamplerConfig, FastDLLMSampler, FastDLLMSamplerConfig
 from dllm.demo.shipped import load_shipped
+from dllm.fast.attention import PACKED, attention_of
+from dllm.models import with_packed_attention
+from dllm.serve import serving
 from dllm.serve.answers import Answer, Waker
+from dllm.serve.batcher import Batcher
+from dllm.serve.engine import Engine
 from dllm.serve.text import AnswerText
+from dllm.serve.tickets import Ticket, Work
+from tests.causal_models import EOS, causal_model
 from tests.live_server import NAME, engine_of, served, until
+from tests.models import MASK_ID
 
 CHAT = "/v1/chat/completions"
 TOKENIZER = load_shipped()[1]
@@ -242,10 +256,101 @@ def test_keys_in_turn(gate):
         assert sum(queued["second", 0] > queued["first", number] for number in range(5)) <= 2
 
 
+def packed(model):
+    if attention_of(with_packed_attention(model)) != PACKED:
+        pytest.skip("rows run packed on a CPU with AVX-512 and with the C++ extension")
+    return model
+
+
+def test_large_bodies_leave_threads_to_others(monkeypatch):
+    """More of them than a pool has threads, none of which is ever read: short requests are, and those that wait get
+    504 in time."""
+    reading, let_go, lock = [], threading.Event(), threading.Lock()
+
+    def order_of(engine, body, **options):
+        if len(body.messages[0].text) > serving.LARGE:
+            with lock:
+                reading.append(body)
+            let_go.wait(60)
+        return real(engine, body, **options)
+
+    real = serving.order_of
+    monkeypatch.setattr(serving, "order_of", order_of)
+    large = {"messages": [{"role": "user", "content": "1 " * serving.LARGE}]}
+    with served(engine_of(), timeout=5.0) as server, ThreadPoolExecutor(48) as pool:
+        asked = [pool.submit(ask, server, **large) for _ in range(48)]
+        until(lambda: reading)
+        assert ask(server).status_code == 200
+        at_once = max(1, os.cpu_count() // 2)
+        for done in itertools.islice(as_completed(asked, timeout=60), len(asked) - at_once):
+            assert done.result().status_code == 504
+        assert len(reading) == at_once
+        let_go.set()
+        assert sorted(found.result().status_code for found in asked) == [400] * at_once + [504] * (48 - at_once)
+
+
 def test_the_server_says_where_bits_depend_on_company():
-    """On a grid in float32 on a CPU they do not; with rows as wide as the widest, or a compiled body, they do."""
+    """On a CPU they do with rows as wide as the widest that do not run packed, and with a compiled body."""
     assert engine_of().invariant == "exact"
     assert engine_of(width_multiple=None).invariant == "rounding"
     engine = engine_of()
     compiled = replace(engine.config, compile_body=True)
     assert replace(engine, config=compiled).invariant == "rounding"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "config", "invariant"),
+    [
+        (FastDLLMSampler, FastDLLMSamplerConfig(max_new_tokens=8, block_size=4, cache="prefix"), "exact"),
+        (BD3LMSampler, BD3LMSamplerConfig(max_new_tokens=8, block_size=4, cache=True), "exact"),
+        (BD3LMSampler, BD3LMSamplerConfig(max_new_tokens=8, block_size=4, cache=False), "rounding"),
+    ],
+)
+def test_rows_beside_a_cache_run_one_at_a_time(sampler, config, invariant):
+    """So they have their own bits, which rows of several lengths need not have where they attend by blocks together."""
+    tokenizer = SimpleNamespace(mask_token_id=MASK_ID, eos_token_id=EOS, pad_token_id=1)
+    engine = Engine(sampler(causal_model(), tokenizer), config, name="tiny")
+    assert engine.invariant == invariant
+    reports = []
+    batcher = Batcher(engine.sampler.model, width_multiple=engine.width_multiple, on_step=reports.append)
+    batcher.start()
+
+    def submit(number):
+        prompt, ended = [5, 6, 7, 8][: 1 + number % 4], SimpleQueue()
+        own = dict(new=4 + 4 * (number % 3), temperature=4.0, steps=None, block_length=None)
+        work = Work.of(engine.plan(prompt, [number], **own))
+        listener = SimpleNamespace(watches=False, on_final=lambda _: False, on_end=ended.put)
+        batcher.submit_all([Ticket(work.batch, work.policy, work.eos_id, listener, keeps_log_probs=True)])
+        return ended
+
+    def bits(ended):
+        end = ended.get(timeout=60)
+        assert end.kind == "finished"
+        return end.tokens, struct.pack(f"{len(end.log_probs)}f", *end.log_probs)
+
+    alone = [bits(submit(number)) for number in range(12)]
+    del reports[:]
+    together = [bits(ended) for ended in [submit(number) for number in range(12)]]
+    batcher.close()
+    most = max(report.rows for report in reports)
+    assert (most == 1 and together == alone) if invariant == "exact" else most > 1
+
+
+def test_packed_rows_have_their_own_bits_whatever_their_width():
+    model, tokenizer = load_shipped()
+    engine = engine_of(packed(model), tokenizer, width_multiple=None)
+    assert engine.invariant == "exact"
+    assert replace(engine, config=replace(engine.config, compile_body=True)).invariant == "rounding"
+    with served(engine) as server, ThreadPoolExecutor(8) as pool:
+        body = {"logprobs": True} | BODY
+
+        def answer(number):
+            question = [{"role": "user", "content": "What is " + "1 + " * number + "2?"}]
+            tokens = 6 + number
+            found = ask(server, **body | dict(messages=question, seed=number, max_tokens=tokens, steps=tokens))
+            return found.json()["choices"][0]["logprobs"]["content"]
+
+        alone = [answer(number) for number in range(8)]
+        assert list(pool.map(answer, range(8))) == alone
+        rows, steps = (metric(server, f"dllm_rows_per_step_{name}") for name in ("sum", "count"))
+        assert rows > steps  # some ran together

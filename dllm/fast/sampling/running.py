@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from dllm.fast.attention import is_packed
 from dllm.fast.compiled import decision
 from dllm.fast.compiled.recorded import RecordedBody
 from dllm.fast.head.split import SplitModel
@@ -34,7 +33,7 @@ from dllm.fast.sampling.rows import (
 )
 from dllm.fast.sampling.state import Policy, State
 from dllm.fast.sampling.step import denoise_step
-from dllm.fast.sampling.unpadded import runs_packed
+from dllm.fast.sampling.unpadded import has_own_bits
 from dllm_kernels import _checks
 
 # To ask a GPU whether rows are finished means to wait for it: do so every so many steps only.
@@ -304,7 +303,7 @@ class Running:
     def _described(self, split: SplitModel, batch: DenoisingBatch, policy: Policy, keeps_log_probs: bool) -> list[Row]:
         """What the host must know of new rows; waits for the device."""
         multiple = limit = None
-        if self.width_multiple is not None and not (is_packed(self.model) and runs_packed(split)[0]):
+        if self.width_multiple is not None and not has_own_bits(split):
             multiple, (positions, is_hard) = self.width_multiple, position_limit(self.model)
             limit = positions if is_hard else None
         rows = rows_of(batch, policy, self._next_id, multiple=multiple, limit=limit)

@@ -163,6 +163,11 @@ def runs_packed(split: SplitModel) -> tuple[bool, str]:
     return False, f"rows run with their padding, because {why}"
 
 
+def has_own_bits(split: SplitModel) -> bool:
+    """Whether a row has the same bits in any company, since rows of any lengths run packed on a CPU."""
+    return is_packed(split.model) and runs_packed(split)[0]
+
+
 def _log_once(split: SplitModel, note: str) -> str:
     """Log a note unless it was logged for this model before; returns it."""
     logged = _logged.setdefault(split.model, set())
