@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from dllm.fast.compiled.body import find_body
 from dllm.fast.head.interception import instance_forward, replaced_forward
 from dllm.fast.head.last_layer import Reading, by_graphs, reading_of, run_eagerly
-from dllm.fast.head.use import hooks_of, setting, state_of
-from dllm.fast.model import run_settings
+from dllm.fast.head.use import hooks_of, module_settings, run_settings, setting
 
 # Classes whose forward takes the same operations whatever the tokens are, and with which this was measured.
 RECORDABLE = ("ModernBertModel",)
@@ -184,7 +183,7 @@ def _state_of(body: nn.Module) -> tuple:
     weights = tuple((x.data_ptr(), x.dtype, x.shape, x.stride()) for x in _weights_of(body))
     config = getattr(body, "config", None)
     settings = setting(vars(config)) if hasattr(config, "__dict__") else None
-    return _why_not(body), run_settings(body), tuple(map(state_of, body.modules())), settings, weights
+    return _why_not(body), run_settings(body), tuple(map(module_settings, body.modules())), settings, weights
 
 
 def _weights_of(body: nn.Module) -> tuple[Tensor, ...]:
