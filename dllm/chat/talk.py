@@ -17,6 +17,7 @@ from dllm.chat.trim import sample_trim
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.fast import Step
 from dllm.fast.model import position_limit
+from dllm.fast.sampling.inputs import row_seeds
 from dllm.fast.sampling.stats import Stats
 
 Message = Mapping[str, str]
@@ -88,6 +89,17 @@ class Talk(ABC):
         config = dataclasses.replace(self.config, **{self._own_name(name): value for name, value in settings.items()})
         config.check()
         self.config = config
+
+    def check(self) -> None:
+        """Check that a short question can be answered with these settings, without running the model.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: it cannot.
+        """
+        row_seeds(self.seed, 1, torch.device("cpu"))
+        tokens = self.prompt("a").tokens
+        if not self._edits:
+            self.sampler.check([tokens], self.config)
 
     def _own_name(self, setting: str) -> str:
         """The name of a setting in the sampler's settings."""
@@ -164,7 +176,7 @@ class Conversation(Talk):
     system: a system message before the first question.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or the system message is no Unicode.
 
     Example:
         >>> from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
@@ -182,6 +194,7 @@ class Conversation(Talk):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_unicode(self.system or "")
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
                 "a conversation needs a tokenizer with a chat template, got one without, as base models have: they "
