@@ -19,6 +19,7 @@ from dllm.fast import Step
 from dllm.fast.model import position_limit
 from dllm.fast.sampling.inputs import row_seeds
 from dllm.fast.sampling.stats import Stats
+from dllm.values import check_unicode
 
 Message = Mapping[str, str]
 
@@ -274,24 +275,6 @@ class Continuation(Talk):
         output = self.sampler.sample([prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True)
         (reply,) = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])
         return Reply(reply.strip("\n"), output.stats)
-
-
-def check_unicode(text: str) -> None:
-    """Check that a text is Unicode.
-
-    Raises:
-        ValueError: it holds half of a surrogate pair, as Python reads a byte that is no UTF-8.
-
-    Example:
-        >>> check_unicode(b"caf\\xe9".decode("utf-8", "surrogateescape"))
-        Traceback (most recent call last):
-        ...
-        ValueError: a text must be UTF-8, got other bytes at character 3
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"a text must be UTF-8, got other bytes at character {error.start}") from None
 
 
 def build_chat_inputs(
