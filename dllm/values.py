@@ -1,4 +1,4 @@
-"""Conversion of a setting's text to the type of its field."""
+"""Texts of settings: converted to the type of a field, and checked."""
 
 from __future__ import annotations
 
@@ -88,3 +88,21 @@ def _runtime_type(kind: Any) -> Any:
     """The class of a type's values at run time: list for list[str], str for an enum, whose members are texts."""
     kind = typing.get_origin(kind) or kind
     return str if isinstance(kind, type) and issubclass(kind, enum.Enum) else kind
+
+
+def check_unicode(text: str) -> None:
+    """Check that a text is Unicode.
+
+    Raises:
+        ValueError: it holds half of a surrogate pair, as Python reads a byte that is no UTF-8.
+
+    Example:
+        >>> check_unicode(b"caf\\xe9".decode("utf-8", "surrogateescape"))
+        Traceback (most recent call last):
+        ...
+        ValueError: a text must be UTF-8, got other bytes at character 3
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text must be UTF-8, got other bytes at character {error.start}") from None

@@ -37,6 +37,7 @@ def main(options: argparse.Namespace, load_shipped: Loader) -> int:
 
 def _session(options: argparse.Namespace, load_shipped: Loader) -> Session:
     talk = talk_of(options, *load_chosen(options, load_shipped), system=options.system)
+    talk.check()
     shown = options.live
     if shown is None:
         shown = sys.stdout.isatty() or (sys.stderr.isatty() and sys.stdin.isatty())
@@ -53,7 +54,9 @@ def load_chosen(options: argparse.Namespace, load_shipped: Loader) -> tuple[Any,
     Raises:
         OSError, ValueError: an option is invalid, or the model cannot be loaded.
     """
-    device = device_named(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_named(
+        ("cuda" if torch.cuda.is_available() else "cpu") if options.device is None else options.device
+    )
     check_compiler(options, device)
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if options.model is None:

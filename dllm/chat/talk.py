@@ -17,7 +17,9 @@ from dllm.chat.trim import sample_trim
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.fast import Step
 from dllm.fast.model import position_limit
+from dllm.fast.sampling.inputs import row_seeds
 from dllm.fast.sampling.stats import Stats
+from dllm.values import check_unicode
 
 Message = Mapping[str, str]
 
@@ -88,6 +90,17 @@ class Talk(ABC):
         config = dataclasses.replace(self.config, **{self._own_name(name): value for name, value in settings.items()})
         config.check()
         self.config = config
+
+    def check(self) -> None:
+        """Check that a short question can be answered with these settings, without running the model.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: it cannot.
+        """
+        row_seeds(self.seed, 1, torch.device("cpu"))
+        tokens = self.prompt("a").tokens
+        if not self._edits:
+            self.sampler.check([tokens], self.config)
 
     def _own_name(self, setting: str) -> str:
         """The name of a setting in the sampler's settings."""
@@ -164,7 +177,7 @@ class Conversation(Talk):
     system: a system message before the first question.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or the system message is no Unicode.
 
     Example:
         >>> from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
@@ -182,6 +195,7 @@ class Conversation(Talk):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_unicode(self.system or "")
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
                 "a conversation needs a tokenizer with a chat template, got one without, as base models have: they "
@@ -261,24 +275,6 @@ class Continuation(Talk):
         output = self.sampler.sample([prompt.tokens], self.config, seed=self.seed, on_step=on_step, return_dict=True)
         (reply,) = sample_trim(self.tokenizer, output.sequences, [prompt.tokens])
         return Reply(reply.strip("\n"), output.stats)
-
-
-def check_unicode(text: str) -> None:
-    """Check that a text is Unicode.
-
-    Raises:
-        ValueError: it holds half of a surrogate pair, as Python reads a byte that is no UTF-8.
-
-    Example:
-        >>> check_unicode(b"caf\\xe9".decode("utf-8", "surrogateescape"))
-        Traceback (most recent call last):
-        ...
-        ValueError: a text must be UTF-8, got other bytes at character 3
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"a text must be UTF-8, got other bytes at character {error.start}") from None
 
 
 def build_chat_inputs(

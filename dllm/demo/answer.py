@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dllm.chat.talk import check_unicode
 from dllm.fast import Stats, generate
+from dllm.values import check_unicode
 
 
 def encode(tokenizer: object, questions: Sequence[str], room: int | None = None) -> tuple[Tensor, Tensor]:

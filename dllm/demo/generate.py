@@ -14,7 +14,7 @@ from torch import nn
 
 from dllm.chat.display import open_view
 from dllm.chat.film import Film
-from dllm.chat.options import answer_length, check_compiler, talk_of
+from dllm.chat.options import SETTINGS, answer_length, check_compiler, talk_of
 from dllm.core.samplers import MDLMSampler, sampler_for
 from dllm.demo.answer import answer
 from dllm.demo.shipped import SHIPPED, load, quiet_transformers
@@ -24,6 +24,8 @@ from dllm.fast.sampling.inputs import Settings
 from dllm.models.sources import check_source, device_named, dtype_named
 
 SECONDS_PER_FRAME = 0.06
+# Options of samplers that the loop of model cards has too.
+OF_CARD = {"steps", "block_length", "temperature", "cfg_scale", "remasking", "compile_body"}
 
 
 def main(options: argparse.Namespace) -> int:
@@ -54,7 +56,7 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
     if not text.strip():
         raise ValueError("expected a question, got an empty text")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device is None else options.device
     where = device_named(device), dtype_named(options.dtype)
     check_compiler(options, where[0])
     with ends_at_once("dllm generate"):
@@ -119,7 +121,15 @@ def _estimate(options: argparse.Namespace) -> str:
 
 
 def _settings_of_card(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the loop that model cards print; an option that is not given has its default."""
+    """The settings of the loop that model cards print; an option that is not given has its default.
+
+    Raises:
+        ValueError: an option is given that the loop does not have.
+    """
+    for name in SETTINGS:
+        if name not in OF_CARD and getattr(options, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"the loop of model cards has no {name}, so {flag} must not be given")
     length = answer_length(options)
     return {
         "gen_length": length,

@@ -26,6 +26,35 @@ from dllm.models.adapters import adapted
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
+# Of a forward, and of one row: beyond these, sizes of its tensors may not fit into 64 bits.
+MOST_TOKENS, MOST_COLUMNS = 2**38, 2**24
+
+
+def check_size(rows: int, columns: int, columns_are: str) -> None:
+    """Check that the tensors of a forward have sizes that torch can count, those of a mask [columns, columns] included.
+
+    Args:
+        rows: of the forward.
+        columns: of a row.
+        columns_are: the settings that columns come from, for the error.
+
+    Raises:
+        ValueError: there are too many.
+
+    Example:
+        >>> check_size(4, 2**25, "max_length")
+        Traceback (most recent call last):
+        ...
+        ValueError: an estimate takes rows of at most 16777216 tokens, got 33554432 by max_length
+    """
+    if columns > MOST_COLUMNS:
+        raise ValueError(f"an estimate takes rows of at most {MOST_COLUMNS} tokens, got {columns} by {columns_are}")
+    if rows * columns > MOST_TOKENS:
+        raise ValueError(
+            f"an estimate takes at most {MOST_TOKENS} tokens a forward, got {rows} rows of {columns} by {columns_are}"
+        )
+
+
 def model_on_meta(config: transformers.PretrainedConfig, model_args: ModelArguments) -> nn.Module:
     """The model in training mode on the meta device, adapter included. Its experts share the tokens evenly
     (:mod:`dllm.estimates.experts`).

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dllm.configs import ModelArguments
 from dllm.estimates.costs import CacheCost, Canvas, SamplingEstimate, StepCost
 from dllm.estimates.experts import Mixture, mixture_of
-from dllm.estimates.fake import NEEDS_VALUES, LiveBytes, model_on_meta, replace_by_fake_tensors, total_bytes
+from dllm.estimates.fake import NEEDS_VALUES, LiveBytes, check_size, model_on_meta, replace_by_fake_tensors, total_bytes
 from dllm.fast.attention import attention_of
 from dllm.fast.head.split import SplitModel, output_head
 from dllm.fast.model import block_size_of, check_positions, input_embedding, is_diffusion_gemma, right_shift_of
@@ -77,6 +77,7 @@ def estimate_sampling(
     if is_diffusion_gemma(model):
         raise ValueError(f"the loop of model cards fills masks, and a {type(model).__name__} has none: no estimate")
     check_positions(model, canvas.columns, "prompt and gen_length must fit")
+    check_size(canvas.batch, canvas.columns, "prompt and gen_length")
     own_size, size = block_size_of(model), canvas.settings.block_length
     if own_size not in (None, size):
         raise ValueError(f"block_length must be {own_size}, by which the model attends, got {size}")

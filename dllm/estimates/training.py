@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dllm.configs import ModelArguments
 from dllm.core.trainers import MDLMConfig
-from dllm.estimates.fake import NEEDS_VALUES, model_on_meta, replace_by_fake_tensors, total_bytes
+from dllm.estimates.fake import NEEDS_VALUES, check_size, model_on_meta, replace_by_fake_tensors, total_bytes
 from dllm.estimates.sharding import Shares, units
 from dllm.fast.head.split import output_head
 from dllm.fast.model import check_positions, unwrapped
@@ -75,8 +75,8 @@ def estimate(
         length_options: the options that max_length is the value of, for the error.
 
     Raises:
-        ValueError: transformers has no masked language model for this configuration, or max_length exceeds its number
-            of positions.
+        ValueError: transformers has no masked language model for this configuration; max_length exceeds its number of
+            positions; or a forward has too many tokens (:func:`dllm.estimates.fake.check_size`).
 
     Example:
         >>> config = transformers.BertConfig(
@@ -88,6 +88,7 @@ def estimate(
     """
     model = model_on_meta(config, model_args)
     check_positions(model, max_length, f"{length_options} must fit")
+    check_size(args.rows_per_forward, max_length, length_options)
     with FakeTensorMode():
         replace_by_fake_tensors(model)
         weights = list(model.parameters())

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dllm.fast.attention import attention_of
-from dllm.fast.head.use import forward_and_hooks, module_settings
+from dllm.fast.head.use import module_settings, structure_of
 from dllm.fast.model import configuration
 
 WARM_UPS = 2
@@ -64,7 +64,7 @@ class Pool:
 def forward_settings(model: nn.Module) -> Hashable:
     """What a forward may read besides tensors: the modules' own numbers, names and switches (such as the active
     adapters and their scales), hooks, and the configuration."""
-    modules = tuple((forward_and_hooks(module), module_settings(module)) for module in model.modules())
+    modules = tuple((structure_of(module), module_settings(module)) for module in model.modules())
     return hash(modules), configuration(model)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dllm.fast.attention import attention_of
 from dllm_kernels import _checks
 
 # Names of tables of positions, perhaps inside an adapter, and of modules whose positions do not end.
@@ -203,14 +202,6 @@ def configuration(model: nn.Module) -> str:
     """A model's configuration as text."""
     config = getattr(model, "config", None)
     return config.to_json_string() if hasattr(config, "to_json_string") else repr(config)
-
-
-def run_settings(model: nn.Module) -> tuple:
-    """A key of everything that may change how a model runs, apart from its weights' values."""
-    weight = next(model.parameters())
-    autocast = torch.is_autocast_enabled(weight.device.type) and torch.get_autocast_dtype(weight.device.type)
-    hooks = tuple(tuple(module._forward_pre_hooks) for module in model.modules())
-    return attention_of(model), weight.dtype, str(weight.device), autocast, hooks, checkpoints_activations(model)
 
 
 def checkpoints_activations(model: nn.Module) -> bool:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from dllm.fast.attention import attention_of
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.split import output_head
-from dllm.fast.head.use import forward_and_hooks
+from dllm.fast.head.use import structure_of
 from dllm.fast.model import configuration, evaluation_mode, input_embedding, logits_of, position_limit, unwrapped
 
 COLUMNS = 4  # of a row of a test; fewer where the model has fewer positions
@@ -282,7 +282,7 @@ def _state(model: nn.Module, device: torch.device) -> int:
     """A hash of everything that may change what a model sees."""
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     head = output_head(model)  # another thread may be replacing its forward
-    around = tuple(forward_and_hooks(module) for module in model.modules() if module is not head)
+    around = tuple(structure_of(module) for module in model.modules() if module is not head)
     weights = tuple(_mark(weight) for weight in model.parameters())
     return hash((str(device), autocast, attention_of(model), configuration(model), around, weights))
 

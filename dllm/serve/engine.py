@@ -62,7 +62,7 @@ class Engine:
         self.config.check()
         if self.positions is not None and self.positions < 2:
             raise ValueError(f"there must be room for a prompt and an answer, got {self.positions} positions")
-        _ = self._policy  # raises what is wrong with the settings
+        self._planned(self.new_tokens(1, None))  # raises what is wrong with the settings, at the length that has them
 
     @property
     def tokenizer(self) -> Any:
@@ -176,8 +176,11 @@ class Engine:
     @cached_property
     def _policy(self) -> Policy:
         """The policy of rows that are continued."""
-        prompt = [int(self.mask_id == 0)]
-        return self.sampler.plan([prompt], self.config.with_length(1), seed=0).policy
+        return self._planned(1).policy
+
+    def _planned(self, new: int) -> Plan:
+        """A row of `new` tokens behind one of a prompt."""
+        return self.sampler.plan([[int(self.mask_id == 0)]], self.config.with_length(new), seed=0)
 
     def _config(
         self, new: int, temperature: float | None, steps: int | None, block_length: int | None

@@ -232,6 +232,15 @@ def test_the_command_with_a_configuration_alone(capsys):
         (["--dry-run", "--batch-size", "0"], "batch must be at least 1, got 0"),
         (["--dry-run", "--prompt-length", "-1"], "prompt must be at least 0, got -1"),
         (["--dry-run", "--steps", "0"], "steps must be at least 1, got 0"),
+        (
+            ["--dry-run", "--prompt-length", str(10**21)],
+            f"an estimate takes rows of at most {2**24} tokens, got {10**21 + 64}",
+        ),
+        (
+            ["--dry-run", "--batch-size", str(10**18)],
+            f"an estimate takes at most {2**38} tokens a forward, got {10**18} rows",
+        ),
+        (["--dry-run", "--entropy-bound", "1"], "has no entropy_bound, so --entropy-bound must not be given"),
         (["--dry-run", "--model", "/no/such"], "there is no folder /no/such"),
         (["--dry-run", "--model", "{empty}"], "must hold a model, got no config.json"),
         (["--dry-run", "--model", "{broken}"], "cannot be"),

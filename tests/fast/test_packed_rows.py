@@ -234,6 +234,30 @@ def test_modernbert_before_5_keeps_what_it_has():
     assert attention_of(with_packed_attention(model)) == attention_of(tiny("modernbert"))
 
 
+class Centred(torch.nn.Identity):
+    """Takes the mean of all columns off: packed rows see each other."""
+
+    def forward(self, states):
+        return states - states.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("change", ["hook", "module", "class"])
+def test_a_model_that_changes_is_tried_again(change, switched, monkeypatch):
+    """After packed rows have run; the change has no weights."""
+    model = switched(copy.deepcopy(causal_model("Llama")))
+    norm, rows = model.model.norm, rows_of(model, LENGTHS)
+    assert unpadded.runs_packed(SplitModel(model, rows[0][None]))[0]
+    if change == "hook":
+        norm.register_forward_hook(lambda _, args, out: Centred()(out))
+    elif change == "module":
+        model.model.norm = torch.nn.Sequential(norm, Centred())
+    else:
+        forward = type(norm).forward
+        monkeypatch.setattr(type(norm), "forward", lambda self, x: Centred()(forward(self, x)))
+    packed, note = unpadded.runs_packed(SplitModel(model, rows[0][None]))
+    assert not packed and "packed rows see each other in LlamaForCausalLM" in note
+
+
 @needs_v5
 def test_a_model_that_cannot_keeps_its_padding(switched):
     """RoBERTa counts positions from its padding token's number on."""

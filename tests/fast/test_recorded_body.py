@@ -1,5 +1,8 @@
 """A body that runs from a recording: the bits of the eager one, for all tokens, shapes and weights, or no recording."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -72,10 +75,47 @@ def test_weights_that_are_replaced_are_recorded_anew(model):
         assert torch.equal(hidden(model, case), hidden(model, case)) and after.shapes == 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.model.layers[0].mlp, "act", torch.nn.ReLU()),
+        lambda model: setattr(model.model.layers[3].mlp_norm, "eps", 1.0),
+        lambda model: setattr(model.model.layers[0].mlp.drop, "p", 0.5) or model.train(),
+        lambda model: setattr(model.config, "return_dict", False),
+    ],
+    ids=["module", "number", "mode", "configuration"],
+)
+def test_settings_that_change_are_recorded_anew(model, change):
+    case, before = inputs(1, 16, 2), RecordedBody.of(model)
+    with before.in_place():
+        hidden(model, case)
+    change(model)
+    body = RecordedBody.of(model)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = [model.model(**case) for _ in range(2)]
+        torch.manual_seed(0)
+        with body.in_place():
+            got = [model.model(**case) for _ in range(2)]
+    assert before.shapes == 1 and body is not before
+    assert all(type(a) is type(b) and torch.equal(a[0], b[0]) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_model_that_goes_takes_its_weights_with_it():
+    model, case = load_shipped()[0], inputs(1, 16)
+    body, gone = RecordedBody.of(model), [weakref.ref(model.model), weakref.ref(model.model.layers[0].mlp.Wo.weight)]
+    with body.in_place():
+        hidden(model, case), hidden(model, case)
+    assert body.shapes == 1
+    del model, body
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
+
+
 def test_other_bits_are_not_taken(model, monkeypatch):
     """A recording that computes something else at a shape is not used there."""
     body, case = RecordedBody.of(model), inputs(1, 16, 2)
-    monkeypatch.setattr(RecordedBody, "_recording", lambda *_: lambda tokens, mask: torch.zeros(1, 16, 192))
+    monkeypatch.setattr(RecordedBody, "_recording", lambda *_: lambda *inputs: torch.zeros(1, 16, 192))
     expected = hidden(model, case)
     with body.in_place():
         assert torch.equal(hidden(model, case), expected) and torch.equal(hidden(model, case), expected)

@@ -45,6 +45,7 @@ WRONG = {
     "--host no.such.host.invalid --insecure": "cannot listen at no.such.host.invalid:0",
     "--max-length 1": "there must be room",
     "--steps 0": "steps must be at least 1",
+    "--steps 1000000000": "a block must take at most 16384 steps, got 1000000000",
     "--sampler llama": "the sampler must be one of",
     "--sampler threshold --steps 5": "has no steps",
     "--setting remasking=best": "remasking must be one of",

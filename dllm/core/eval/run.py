@@ -24,6 +24,7 @@ from dllm.core.eval.progress import Progress
 from dllm.core.eval.record import data_record, merged, run_record
 from dllm.core.samplers.config import at_least
 from dllm.exits import TRACEBACK
+from dllm.values import check_unicode
 
 _log = logging.getLogger("dllm.eval")
 
@@ -73,6 +74,7 @@ class RunOptions:
         limit = self.limit
         if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
             raise ValueError(f"limit must be a whole number of documents, or a share between 0 and 1, got {limit:g}")
+        check_unicode(self.system_instruction or "")
         if self.fewshot_as_multiturn and not self.apply_chat_template:
             raise ValueError("fewshot_as_multiturn needs apply_chat_template, got only the former")
 

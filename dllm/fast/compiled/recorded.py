@@ -6,6 +6,8 @@ operations in the same order, so hidden states are the same bits. That is checke
 the first time the body runs eagerly beside the recording, which is used for that shape only if all bits are equal.
 
 A recording follows no branch that depends on values. So only bodies are recorded of which that is known.
+
+Weights are inputs of a recording, not parts of it: TorchScript keeps every recording until the process ends.
 """
 
 from __future__ import annotations
@@ -23,8 +25,7 @@ from torch import Tensor, nn
 from dllm.fast.compiled.body import find_body
 from dllm.fast.head.interception import instance_forward, replaced_forward
 from dllm.fast.head.last_layer import Reading, by_graphs, reading_of, run_eagerly
-from dllm.fast.head.use import hooks_of
-from dllm.fast.model import run_settings
+from dllm.fast.head.use import hooks_of, module_settings, run_settings, setting
 
 # Classes whose forward takes the same operations whatever the tokens are, and with which this was measured.
 RECORDABLE = ("ModernBertModel",)
@@ -56,6 +57,7 @@ class RecordedBody:
         self.why_not, self.state = _why_not(body), None if body is None else _state_of(body)
         self._body = None if body is None else weakref.ref(body)
         self._parts = [] if body is None else [module for module in body.modules() if module is not body]
+        self._weights = () if body is None else _weights_of(body)
         self._calls: dict[tuple, Callable[..., Tensor]] = {}  # by the kind of call
         self._same: dict[tuple, bool] = {}  # by shape: whether the recording has the eager bits
         self._output: type | None = None
@@ -94,7 +96,7 @@ class RecordedBody:
             return self._checked(original, call, kwargs)
         if not same:
             return run_eagerly(original, args, kwargs)
-        return self._output(last_hidden_state=self._calls[call.kind](*call.inputs))
+        return self._output(last_hidden_state=self._calls[call.kind](*call.inputs, *self._weights))
 
     def _checked(self, original: Callable[..., object], call: _Call, kwargs: dict) -> object:
         """The eager output of a new shape; whether the recording has the same bits is noted."""
@@ -102,28 +104,30 @@ class RecordedBody:
         if self.why_not is not None or len(self._same) >= MOST_SHAPES:
             return output
         try:
-            again = self._recording(original, call)(*call.inputs)
+            again = self._recording(original, call)(*call.inputs, *self._weights)
         except Exception as error:
             self.why_not = f"it cannot be recorded: {type(error).__name__}"
             _log.warning("the body of %s runs eagerly, because %s", type(self._body()).__name__, self.why_not)
             self._same = dict.fromkeys(self._same, False)
             return output
+        self._output = type(output)  # first: other threads ask for the shape
         self._same[call.shape] = list(output) == ["last_hidden_state"] and torch.equal(again, output[0])
-        self._output = type(output)
         return output
 
     def _recording(self, original: Callable[..., object], call: _Call) -> Callable[..., Tensor]:
         if call.kind not in self._calls:
 
-            def forward(*inputs: Tensor) -> Tensor:
-                with call.on_modules(inputs):
+            def forward(*inputs: Tensor) -> Tensor:  # and weights, which torch knows where the modules use them
+                with call.on_modules(inputs[: len(call.inputs)]):
                     return original(**dict(zip(call.names, inputs, strict=False)))[0]
 
+            inputs = *call.inputs, *self._weights
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of sizes that Python compares: the check of each shape sees to those
-                recording = torch.jit.trace(forward, call.inputs, check_trace=False)
+                recording = torch.jit.trace(forward, inputs, check_trace=False)
+            vars(recording).clear()  # what torch notes of the function holds the body, which must be free to go
             for _ in range(SETTLED):
-                recording(*call.inputs)
+                recording(*inputs)
             self._calls[call.kind] = recording
         return self._calls[call.kind]
 
@@ -176,8 +180,14 @@ def _is_changed(module: nn.Module) -> bool:
 
 def _state_of(body: nn.Module) -> tuple:
     """What a recording was made with."""
-    tensors = [*body.parameters(), *body.buffers()]
-    return _why_not(body), run_settings(body), tuple((tensor.data_ptr(), tensor.dtype) for tensor in tensors)
+    weights = tuple((x.data_ptr(), x.dtype, x.shape, x.stride()) for x in _weights_of(body))
+    config = getattr(body, "config", None)
+    settings = setting(vars(config)) if hasattr(config, "__dict__") else None
+    return _why_not(body), run_settings(body), tuple(map(module_settings, body.modules())), settings, weights
+
+
+def _weights_of(body: nn.Module) -> tuple[Tensor, ...]:
+    return *body.parameters(), *body.buffers()
 
 
 def _why_not(body: nn.Module | None) -> str | None:
@@ -192,6 +202,8 @@ def _why_not(body: nn.Module | None) -> str | None:
         return f"{type(own[0]).__name__} has hooks or a forward of its own"
     if any(parameter.device.type != "cpu" for parameter in body.parameters()):
         return "it is not on a CPU"
-    if any(parameter.requires_grad for parameter in body.parameters()):  # no constants of a recording
+    if any(parameter.requires_grad for parameter in body.parameters()):
         return "its weights may learn"
+    if any(module.training for module in body.modules()):  # dropout draws, and a recording would draw once more
+        return "it is in training mode"
     return None

@@ -24,11 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dllm.fast.attention import attention_of
 from dllm.fast.deferred import DeferredHead, no_deferral
 from dllm.fast.head.interception import instance_forward, replaced_forward
 from dllm.fast.head.traced import ROWS, TracedTensor, is_copy, is_rowwise
 from dllm.fast.int8 import Int8Linear
-from dllm.fast.model import logits_of
+from dllm.fast.model import checkpoints_activations, logits_of
 
 _log = logging.getLogger("dllm.fast")
 
@@ -244,9 +245,21 @@ def _state(model: nn.Module, head: nn.Module) -> Hashable:
 
 def state_of(module: nn.Module) -> Hashable:
     """A key of a module's forward, hooks, children and settings."""
+    return structure_of(module), module.training if _is_distributed() else module_settings(module)
+
+
+def structure_of(module: nn.Module) -> Hashable:
+    """A key of a module's forward, hooks and children."""
     children = tuple(id(child) for child in module._modules.values())
-    settings = module.training if _is_distributed() else module_settings(module)
-    return id(module), id(type(module).forward), forward_and_hooks(module), children, settings
+    return id(module), id(type(module).forward), forward_and_hooks(module), children
+
+
+def run_settings(model: nn.Module) -> tuple:
+    """A key of what may change how a model runs, apart from its weights' values and its modules' own settings."""
+    weight = next(model.parameters())
+    autocast = torch.is_autocast_enabled(weight.device.type) and torch.get_autocast_dtype(weight.device.type)
+    modules = tuple(map(structure_of, model.modules()))
+    return attention_of(model), weight.dtype, str(weight.device), autocast, modules, checkpoints_activations(model)
 
 
 def _state_beside(module: nn.Module) -> Hashable:

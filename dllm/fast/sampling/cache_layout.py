@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from dllm.fast.attention import is_flash
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.split import SplitModel
-from dllm.fast.model import checkpoints_activations, run_settings
+from dllm.fast.head.use import run_settings
+from dllm.fast.model import checkpoints_activations
 
 # A change counts if it exceeds that of an unchanged row this many times: both are maxima of few values.
 _NOISE = 16

@@ -29,7 +29,7 @@ from dllm.fast import visibility
 from dllm.fast.attention import attention_of, full_mask, is_flash, is_packed, window_of
 from dllm.fast.deferred import no_deferral
 from dllm.fast.head.split import SplitModel
-from dllm.fast.model import run_settings
+from dllm.fast.head.use import run_settings
 
 # A CPU runs so many packed tokens or a multiple. With fewer than 12 tokens the last ones, if they are no 4, get other
 # bits from the library's float32 products.

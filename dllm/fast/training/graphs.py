@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dllm.fast import capture
 from dllm.fast.capture import CaptureError
-from dllm.fast.head.use import forward_and_hooks, hooks_of
+from dllm.fast.head.use import hooks_of, structure_of
 from dllm.fast.training.loss import MaskedLoss, check_arguments, masked_loss
 
 # Only the static inputs belong to one graph alone: memory for activations is shared by all, and many shapes come up.
@@ -293,7 +293,7 @@ def _bucket(model: nn.Module, batch: Batch) -> Hashable:
         (name, (tuple(v.shape), v.dtype, str(v.device)) if isinstance(v, Tensor) else (type(v), v))
         for name, v in batch.inputs.items()
     )
-    around = tuple(forward_and_hooks(module) for module in model.modules())
+    around = tuple(structure_of(module) for module in model.modules())
     trained = tuple(p.requires_grad for p in model.parameters())
     return inputs, batch.capacity, hash((around, trained)), capture.capture_conditions(model, batch.device)
 

@@ -124,6 +124,7 @@ def test_values_that_no_axis_has_are_written(tmp_path, values):
         (["--limit", "-1"], "limit must be a whole number of documents, or a share between 0 and 1, got -1"),
         (["--limit", "1.5"], "limit must be a whole number of documents, or a share between 0 and 1, got 1.5"),
         (["--limit", "nan"], "limit must be a whole number of documents, or a share between 0 and 1, got nan"),
+        (["--system-instruction", "\udcff"], "a text must be UTF-8, got other bytes at character 0"),
         (["--limit", "inf"], "limit must be a whole number of documents, or a share between 0 and 1, got inf"),
         (["--num-fewshot", "-1"], "num_fewshot must be at least 0, got -1"),
         (["--model-args", '{"steps": }'], "model_args must be name=value,name=value or a JSON object"),
