@@ -23,7 +23,7 @@ FILES = (
     "fast/test_generate_patch.py",
     "fast/test_visibility.py",
     "fast/test_patch_scripts.py",
-    "families/test_int8_experts.py",
+    "families/test_int8_mixtures.py",
     "families/test_training.py",
     "test_bidirectional.py",
     "test_get_model.py",

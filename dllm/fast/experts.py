@@ -23,5 +23,5 @@ def has_swiglu_experts(module: nn.Module) -> bool:
         and getattr(module, "is_concatenated", True)
         and not any(getattr(module, name, False) for name in OTHERWISE)
         and type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-        and type(module)._apply_gate.__name__ == "_default_apply_gate"
+        and getattr(getattr(type(module), "_apply_gate", None), "__name__", None) == "_default_apply_gate"
     )

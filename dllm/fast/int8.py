@@ -72,7 +72,8 @@ class Int8Experts(_Int8Layer):
         super().__init__()
         for name in ("gate_up", "down"):
             weight = getattr(experts, f"{name}_proj").detach()
-            small, scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(weight.shape[:2]).float()
+            small = weight.new_empty(weight.shape, dtype=torch.int8)
+            scale = weight.new_empty(weight.shape[:2], dtype=torch.float32)
             for expert, rows in enumerate(weight):
                 small[expert], scale[expert] = quantize_rows(rows)
             self.register_buffer(name, small)

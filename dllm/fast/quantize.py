@@ -25,11 +25,11 @@ ROUTERS = ("gate", "router", "shared_expert_gate")
 def quantize(model: nn.Module, kind: str = "int8") -> nn.Module:
     """Replace a model's linear layers, its LM head among them, by ones with weights of 8 bits, in place.
 
-    So it does, on a CPU, with gated experts with SiLU that are stored as transformers 5 has them, in one
-    three-dimensional parameter. Other experts of this kind, all of them on a GPU (a log line says how large they are),
-    embeddings, norms and the routers of experts stay as they are. A tied head becomes a copy in 8 bits beside the
-    embedding. What the model computes afterwards is approximate: each product is off by about 1 % of its typical size.
-    A row's product still has the same bits in every batch. Experts in 8 bits are slow once they are moved to a GPU.
+    Experts that transformers 5 stores in one three-dimensional parameter are replaced on a CPU, if they are gated by
+    SiLU. Others, and those on a GPU, stay as they are (a log line says how large they are), and so do embeddings, norms
+    and routers. A tied head becomes a copy in 8 bits beside the embedding. What the model computes afterwards is
+    approximate: each product is off by about 1 % of its typical size. A row's product still has the same bits in every
+    batch. A model with experts in 8 bits is slow once it is moved to a GPU.
 
     The model is for sampling and evaluation: no parameter has a gradient any more, trainers refuse the model, and its
     `save_pretrained` raises a ValueError before it writes anything.

@@ -36,7 +36,7 @@ def swiglu_experts(
     to the dtype of the hidden states. It is approximate: a result is off by about 2 % of its typical size.
 
     Memory beyond arguments and result: T k (H + I) numbers, of which T k I are float32 beside weights of 8 bits, and
-    for each thread the hidden states of up to 256 pairs.
+    for each thread the hidden states of up to 256 pairs (and a copy of them in 8 bits).
 
     Args:
         hidden: h, [T, H], float32, bfloat16 or float16.
