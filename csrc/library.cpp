@@ -53,7 +53,8 @@ STABLE_TORCH_LIBRARY(dllm_kernels, m) {
       "packed_attention(Tensor query, Tensor key, Tensor value, Tensor ends, int? window, float scale, "
       "Tensor(a!) out) -> ()");
   m.def(
-      "swiglu_experts(Tensor hidden, Tensor gate_up, Tensor down, Tensor index, Tensor weights, Tensor(a!) out) -> ()");
+      "swiglu_experts(Tensor hidden, Tensor gate_up, Tensor down, Tensor index, Tensor weights, Tensor? gate_up_scale, "
+      "Tensor? down_scale, Tensor(a!) out) -> ()");
   m.def("position_noise(Tensor seeds, Tensor positions, Tensor step, bool gumbel, Tensor(a!) noise) -> ()");
   m.def("dropout(Tensor x, Tensor seed, int threshold, Tensor(a!) out) -> ()");
   m.def("scale_rows(Tensor(a!) x, Tensor scale) -> ()");

@@ -153,7 +153,8 @@ class Linear {
       const typename Hidden::type* h, int64_t h_stride, int64_t n, int64_t width, const Input* weight, int64_t stride,
       int64_t vocab_size, const typename Bias::type* bias = nullptr, const float* scale = nullptr)
       : n_(n), width_(width), steps_(steps(width)), stride_(stride), vocab_size_(vocab_size), weight_(weight),
-        bias_(bias), scale_(scale), lanes_(lanes(n)), vectors_((n + lanes_ - 1) / lanes_),
+        bias_(bias), scale_(scale), lanes_(lanes(n + exceeds())), vectors_((n + lanes_ - 1) / lanes_),
+        ones_(exceeds() && vectors_ <= kVectors<Factor> && n < vectors_ * lanes_),
         rows_((vectors_ * steps_ * lanes_ + kLanes - 1) / kLanes) {
     auto* out = reinterpret_cast<char*>(rows_.data());
     for (int64_t block = 0; block < blocks(); ++block) {  // [steps, rows, kStep]
@@ -172,9 +173,9 @@ class Linear {
   // What a thread writes into.
   struct Workspace {
     std::vector<float> logits;
-    std::vector<Number> converted;  // weights
-    std::vector<vint> excess;       // of the products of kStripe tokens
-    int64_t excess_of = -1;         // the first of them
+    std::vector<Number> converted;     // weights
+    std::vector<vint> excess;          // of the products of kStripe tokens
+    const Input* excess_of = nullptr;  // where the weights of the first of them lie
   };
 
   // Logits of a block's rows and of tokens `begin` to `end`, which are at most kStripe: [rows, kRow].
@@ -191,7 +192,8 @@ class Linear {
   // `end` on mean nothing.
   template <typename Put>
   void each(int64_t block, int64_t begin, int64_t end, Workspace& with, const Put& put) const {
-    if constexpr (exceeds()) find_excess(begin, end, with);
+    if constexpr (exceeds())
+      if (!ones_) find_excess(begin, end, with);
     if (lanes_ == 1) return logits<OneRow, 1>(block, begin, end, with, put);
     if constexpr (kFewestLanes < kLanes)
       if (lanes_ < kLanes)
@@ -253,12 +255,15 @@ class Linear {
             if (lanes_ == kLanes) std::memcpy(to, &numbers, sizeof numbers);
             else std::memcpy(to, &numbers, lanes_ * kLane);
           }));
+    if (ones_)
+      for (int64_t step = 0; step < steps_; ++step)
+        std::memset(reinterpret_cast<char*>(rows_.data()) + (step * rows + n_) * kLane, 1, kLane);
   }
 
   // Of a stripe's tokens, unless it is there from another block of rows.
   void find_excess(int64_t begin, int64_t end, Workspace& with) const {
-    if (with.excess_of == begin) return;
-    with.excess_of = begin;
+    if (with.excess_of == weight_ + begin * stride_) return;
+    with.excess_of = weight_ + begin * stride_;
     with.excess.resize(kStripe / kLanes);
     for (int64_t first = begin; first < end; first += kLanes) {
       std::array<vfloat, kLanes> square = {};
@@ -348,7 +353,9 @@ class Linear {
     for (int64_t first = begin; first < end; first += kLanes) {
       const vfloat offsets = of_tokens<Bias>(bias_, first, end);
       [[maybe_unused]] const vfloat scales = kQuantised ? of_tokens<Float32>(scale_, first, end) : splat(1);
-      [[maybe_unused]] const vint beyond = exceeds() ? excess[(first - begin) / kLanes] : vint{};
+      vint beyond = {};
+      if constexpr (exceeds())
+        beyond = ones_ ? Factor::kExcess * sums_of_weights(&products[first - begin]) : excess[(first - begin) / kLanes];
       for (int64_t v = 0, at = row; v < V && at < rows_end; ++v, at += kLanes) {
         std::array<vfloat, kLanes> square = {};
         for (int i = 0; i < kLanes; ++i) std::memcpy(&square[i], &products[first - begin + i][v], sizeof(Vector));
@@ -365,6 +372,14 @@ class Linear {
     }
   }
 
+  // Of kLanes tokens: the products of the row of ones.
+  template <typename Vector, int V>
+  vint sums_of_weights(const Vector (*products)[V]) const {
+    vint sums;
+    for (int i = 0; i < kLanes; ++i) sums[i] = reinterpret_cast<const int32_t*>(&products[i][V - 1])[n_ % lanes_];
+    return sums;
+  }
+
   // Numbers of tokens `first` to `end`, kLanes at most; zeros where there are none.
   template <typename Numbers>
   vfloat of_tokens(const typename Numbers::type* all, int64_t first, int64_t end) const {
@@ -379,6 +394,7 @@ class Linear {
   const typename Bias::type* bias_;
   const float* scale_;
   int64_t lanes_, vectors_;  // `lanes_` of rows are stored of a vector
+  bool ones_;  // whether a row of ones lies behind the rows, which are one block: its products are sums of weights
   std::vector<vfloat> rows_;
   std::vector<vfloat> row_scales_;
 };

@@ -255,8 +255,15 @@ def _advance_rows(impl: str, device: str) -> Outputs:
 def _swiglu_experts(impl: str, device: str) -> Outputs:
     draw = torch.Generator().manual_seed(0)
     hidden, gate_up, down = (torch.randn(*n, generator=draw).to(device) for n in ((9, 20), (4, 12, 20), (4, 20, 6)))
-    weights, index = torch.rand(9, 4, generator=draw).topk(2)
-    return (dllm_kernels.swiglu_experts(hidden, gate_up, down, index.to(device), weights.to(device), impl=impl),)
+    weights, index = (x.to(device) for x in torch.rand(9, 4, generator=draw).topk(2))
+    small = [(30 * x).to(torch.int8) for x in (gate_up, down)]
+    scales = dict(
+        gate_up_scale=torch.full((4, 12), 1 / 30).to(device), down_scale=torch.full((4, 20), 1 / 30).to(device)
+    )
+    return (
+        dllm_kernels.swiglu_experts(hidden, gate_up, down, index, weights, impl=impl),
+        dllm_kernels.swiglu_experts(hidden, *small, index, weights, **scales, impl=impl),
+    )
 
 
 def _transfer_tokens(impl: str, device: str) -> Outputs:

@@ -547,6 +547,8 @@ class TestKernelBenchmarks:
             results = {name: program(case) for name, program in cpu_experts.programs(layers).items()}
         for name in ("grouped_mm", "ours"):
             torch.testing.assert_close(results[name], results["eager"])
+        close, exact = results["int8"][0], results["eager"][0]
+        assert 0 < (close - exact).norm() / exact.norm() < 0.05  # of 16 columns; 2 % of many
         assert results["ours"][0].abs().max() > 0 and not torch.equal(results["ours"][0], results["ours"][1])
 
     def test_pytest_finds_the_cases(self):

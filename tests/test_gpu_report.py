@@ -48,6 +48,7 @@ NOT_ON_GPUS = {
     "kernels/test_attention_kernel.py",  # likewise
     "kernels/test_dropout.py",  # likewise
     "kernels/test_extension.py",  # the C++ extension
+    "kernels/test_int8_experts.py",  # an operation of the CPU
     "kernels/test_offline.py",  # compilation for GPUs that are not there
     "kernels/test_swiglu_experts.py",  # an operation of the CPU
     "kernels/test_testing.py",  # the rule of accuracy itself

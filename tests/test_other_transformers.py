@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(sys.prefix) / "transformers"  # one folder a version; `make setup` makes them from scripts/transformers
 VERSIONS = sorted(file.stem for file in (ROOT / "scripts" / "transformers").glob("*.txt"))
-# attention and caches, training scripts, checkpoints of other formats
+# attention and caches, experts, training scripts, checkpoints of other formats
 FILES = (
     "fast/test_capture_masks.py",
     "fast/test_cache_masks.py",
@@ -23,6 +23,7 @@ FILES = (
     "fast/test_generate_patch.py",
     "fast/test_visibility.py",
     "fast/test_patch_scripts.py",
+    "families/test_int8_mixtures.py",
     "families/test_training.py",
     "test_bidirectional.py",
     "test_get_model.py",

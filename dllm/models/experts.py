@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import SiLUActivation
 
+from dllm.fast.experts import has_swiglu_experts
 from dllm_kernels import _impl, swiglu_experts
 
 try:
@@ -37,8 +37,6 @@ class _Name(str):
 
 NAME = _Name("dllm")  # of the implementation
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# what experts may have besides, and the kernel has not
-OTHERWISE = ("has_bias", "is_transposed", "has_post_expert_norm", "_is_expert_parallel")
 
 
 def use_kernel(model: nn.Module) -> nn.Module:
@@ -60,7 +58,7 @@ def use_kernel(model: nn.Module) -> nn.Module:
         Linear(in_features=2, out_features=2, bias=True)
     """
     chosen = getattr(getattr(model, "config", None), "_experts_implementation", None)
-    if moe is not None and chosen == REPLACED and any(_is_known(module) for module in model.modules()):
+    if moe is not None and chosen == REPLACED and any(has_swiglu_experts(module) for module in model.modules()):
         register()
         model.set_experts_implementation(NAME)
     return model
@@ -79,23 +77,12 @@ def _forward(experts: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor)
 
 
 def _is_served(experts: nn.Module, hidden: Tensor) -> bool:
-    if torch.is_grad_enabled() or hidden.device.type != "cpu" or not _is_known(experts):
+    if torch.is_grad_enabled() or hidden.device.type != "cpu" or not has_swiglu_experts(experts):
         return False
     up, down = experts.gate_up_proj, experts.down_proj  # of another type where they are sharded
     plain = type(up) in (Tensor, nn.Parameter) and type(down) in (Tensor, nn.Parameter)
     same = hidden.dtype == up.dtype == down.dtype and hidden.dtype in DTYPES
     return plain and same and _is_built()
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Whether a module's experts are those of the kernel's formula, stored as it reads them."""
-    return (
-        getattr(module, "has_gate", False)
-        and getattr(module, "is_concatenated", True)
-        and not any(getattr(module, name, False) for name in OTHERWISE)
-        and isinstance(getattr(module, "act_fn", None), (SiLUActivation, nn.SiLU))
-        and type(module)._apply_gate is moe._default_apply_gate
-    )
 
 
 def _is_built() -> bool:

@@ -137,4 +137,6 @@ def test_the_operator_checks_indices_itself():
     hidden, gate_up, down, index, weights = make(5, 8, 4, 6, 2)
     swiglu_experts(hidden, gate_up, down, index, weights, impl="cpu")
     with pytest.raises(RuntimeError, match="index must name experts"):
-        torch.ops.dllm_kernels.swiglu_experts(hidden, gate_up, down, index + 4, weights, torch.empty_like(hidden))
+        torch.ops.dllm_kernels.swiglu_experts(
+            hidden, gate_up, down, index + 4, weights, None, None, torch.empty_like(hidden)
+        )

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from dllm.fast.compiled.body import CannotCompile, CompiledBody, find_body, why_compiled_already
+from dllm.fast.int8 import Int8Experts
 
 # Seconds saved for each byte that a linear layer puts out, and for each linear layer of a forward; measured on two
 # cores (benchmarks/LOG.md). What is saved on a GPU has not been measured, so there None leaves the body as it is.
@@ -194,10 +195,11 @@ def why_not_compile(device: torch.device) -> str | None:
 
 def _routes_in_python(body: nn.Module) -> bool:
     """Whether experts run in a loop over those that tokens have chosen: in transformers 4, where each is a module, and
-    in transformers 5 with `experts_implementation="eager"`."""
+    in transformers 5 with `experts_implementation="eager"`, unless they have 8 bits."""
     joined = getattr(getattr(body, "config", None), "_experts_implementation", None) != "eager"
     experts = [getattr(module, "experts", None) for module in body.modules()]
-    return any(isinstance(each, nn.ModuleList) or (isinstance(each, nn.Module) and not joined) for each in experts)
+    modules = [each for each in experts if isinstance(each, nn.Module) and type(each) is not Int8Experts]
+    return any(isinstance(each, nn.ModuleList) or not joined for each in modules)
 
 
 def _width(module: nn.Module) -> int:
