@@ -21,7 +21,6 @@ SHORTER = {
     "--nproc-per-node 2": "--nproc-per-node 1",
     "--num_train_epochs 80": "--max_steps 2",
     "[train:200,test:40]": "[train:40,test:4]",
-    "--per_device_train_batch_size 16 --per_device_eval_batch_size 32": "--per_device_train_batch_size 2",
     "--questions 100": "--questions 3",
     "--visualize False": "--visualize False --steps 4 --max_new_tokens 8 --block_size 8",
     "--chat True": "--chat True --steps 4 --max_new_tokens 8 --block_size 8",
