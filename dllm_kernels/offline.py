@@ -339,8 +339,9 @@ def main(arguments: list[str] | None = None) -> int:
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
         return subprocess.run([sys.executable, "-m", "dllm_kernels.offline", *sys.argv[1:]], env=environment).returncode
     rows = []
-    with ProcessPoolExecutor(min(2, len(options.target)), mp_context=get_context("spawn")) as pool:
-        tables = pool.map(partial(compile_all, named=options.named), options.target)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:  # starts processes when it is given something
+        each = pool.map if len(options.target) > 1 else map
+        tables = each(partial(compile_all, named=options.named), options.target)
         for target, compiled in zip(options.target, tables, strict=True):
             print(f"{target}: {len(compiled)} kernels compiled", file=sys.stderr)
             rows += compiled

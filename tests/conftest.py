@@ -56,7 +56,8 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("exhaustive"):
         left_out = [item for item in items if "exhaustive" in item.keywords] + beyond_covering(items)
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
     items.sort(key=lambda item: LONGEST.index(name) if (name := path_of(item)) in LONGEST else len(LONGEST))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
@@ -69,6 +70,14 @@ def pytest_collection_finish():
     """What exists now stays: collections of garbage, many of them asked for, need not look through it again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """What a file has imported and cached stays as well."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        pytest_collection_finish()
 
 
 def beyond_covering(items):

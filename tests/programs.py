@@ -6,6 +6,7 @@ each program; what is ours is imported by the program itself.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -53,6 +54,7 @@ def run(
 
 def _main(words: list[str], cwd: str, environment: dict[str, str], streams: list[str]) -> None:
     """Become the program, in the forked process."""
+    gc.freeze()  # what the server has imported stays: collections need not look through it, nor copy its pages
     for number, path in enumerate(streams):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(path, flags), number)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dllm.after_import import after_import
+from tests import programs
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "tests" / "families" / "checkpoints" / "dream"
@@ -33,10 +34,8 @@ if __name__ == "__main__":
     process.join()
 """
 PROGRAMS = {
-    "dllm first": f"import dllm.fast\n{IMPORT}\n{LOADS}",
-    "transformers first": f"{IMPORT}\nimport dllm\n{LOADS}",
     "AutoConfig before": f"from transformers import AutoConfig\nimport dllm\n{IMPORT}\n{LOADS}",
-    "spawned": SPAWNED,
+    "spawned": SPAWNED,  # dllm first
 }
 
 
@@ -54,6 +53,13 @@ def run(code: str, folder: Path) -> str:
 @pytest.mark.parametrize("order", PROGRAMS)
 def test_auto_classes_load_official_checkpoints(order, tmp_path):
     assert run(PROGRAMS[order], tmp_path) == "Qwen2ForCausalLM"
+
+
+def test_a_program_that_has_imported_transformers_before(tmp_path):
+    """The process is forked from one that has."""
+    (tmp_path / "program.py").write_text(f"{IMPORT}\nimport dllm\n{LOADS}")
+    done = programs.run(tmp_path / "program.py", cwd=tmp_path)
+    assert done.stdout.strip() == "Qwen2ForCausalLM", done.stderr
 
 
 def test_auto_config_alone_loads_no_models_and_nothing_stays_behind(tmp_path):

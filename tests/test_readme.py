@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.documents import DOCS, README, ROOT, blocks, run_python
+from benchmarks import table
+from tests.documents import DOCS, README, blocks, run_python
 
 
 def test_it_begins_with_the_two_commands():
@@ -19,11 +18,8 @@ def test_python_runs():
     assert run_python(README)
 
 
-def test_results_are_those_that_were_measured():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.table", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_results_are_those_that_were_measured(capsys):
+    assert table.main(["--check"]) == 0, capsys.readouterr().err
 
 
 def test_speeds_and_shares_stand_in_generated_tables_only():

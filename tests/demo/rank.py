@@ -30,17 +30,18 @@ def first_step(folder: Path, *, everything: bool, architecture: str = "modernber
     """
     watch = Gradients()
     before = {name: getattr(lessons, name) for name in ("DRILL_FROM", "TAIL_FROM", "OTHER_ADDENDS_FROM")}
-    config, problems = train.MDLMConfig, train.EVALUATION_PROBLEMS
+    config, problems, measure = train.MDLMConfig, train.EVALUATION_PROBLEMS, train.gauge.measure
     try:
         for name in before if everything else ():
             setattr(lessons, name, 0)
         train.MDLMConfig, train.EVALUATION_PROBLEMS = functools.partial(config, bf16=False), 1
+        train.gauge.measure = functools.partial(measure, gen_length=8)
         run = train.new_run(folder, dataclasses.replace(SETTINGS, architecture=architecture), cpu=True)
         run.add_callback(watch)
         run.curves = ()  # drawing takes longer than the run
         run.train()
     finally:
-        train.MDLMConfig, train.EVALUATION_PROBLEMS = config, problems
+        train.MDLMConfig, train.EVALUATION_PROBLEMS, train.gauge.measure = config, problems, measure
         for name, value in before.items():
             setattr(lessons, name, value)
     (gradient,) = watch.seen

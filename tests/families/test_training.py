@@ -53,7 +53,7 @@ def test_an_adapter_learns(name, tmp_path):
     """A LoRA adapter alone is trained, and a sample's loss falls."""
     model, samples = load(name, lora=True, r=4, lora_alpha=16, target_modules="q_proj,v_proj"), samples_of(1) * 8
     weights = {key: weight.clone() for key, weight in model.named_parameters() if not weight.requires_grad}
-    options = dict(per_device_train_batch_size=8, max_steps=30, learning_rate=2e-2)
+    options = dict(per_device_train_batch_size=8, max_steps=15, learning_rate=2e-2)
     objective = Objective(right_shift=name in SHIFTED, weight="uniform")
     trainer = trainer_of(tmp_path, model, samples, objective, **options)
     trainer.train()

@@ -18,12 +18,13 @@ from tests.reference_loop import reference_generate
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOW = "low_confidence"
 V = 12
+SMALL = dict(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=16)
 
 
 @pytest.fixture(scope="module")
 def model(device):
-    """A BERT of 12 tokens that is unsure enough for every token to be drawn."""
-    model = tiny("bert", seed=3, vocab_size=V).to(device)
+    """A BERT of 12 tokens and one small layer that is unsure enough for every token to be drawn."""
+    model = tiny("bert", seed=3, vocab_size=V, **SMALL).to(device)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(0.5)
     return model
@@ -128,7 +129,7 @@ def test_random_remasking_commits_in_uniform_order(model, temperature):
 
 def test_steps_positions_and_rows_draw_independently(model):
     """A head that is its bias alone has one law everywhere: positions, steps and seeds are independent."""
-    constant = tiny("bert", seed=3, vocab_size=V).to(next(model.parameters()).device)
+    constant = tiny("bert", seed=3, vocab_size=V, **SMALL).to(next(model.parameters()).device)
     with torch.no_grad():
         constant.get_output_embeddings().weight.zero_()
         bias = constant.get_output_embeddings().bias

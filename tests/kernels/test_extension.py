@@ -5,11 +5,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from dllm_kernels import _extension
+from tests import programs
 from tests.compiler import quick
 
 pytestmark = pytest.mark.skipif(_extension.find_compiler() is None, reason="no C++ compiler")
@@ -33,8 +35,10 @@ print("agree")
 
 
 def run(code, cache, **environment):
-    given = {**os.environ, "DLLM_CACHE": str(cache), **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, timeout=300)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "program.py"
+        script.write_text(code)
+        return programs.run(script, environment={"DLLM_CACHE": str(cache), **environment}, timeout=300)
 
 
 # -m flags win over -march=native: the same source as 8 lanes (AVX2), as 4 lanes where FMA is for 8, as 4 lanes without
@@ -95,7 +99,10 @@ def test_matrix_tiles(tmp_path):
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", str(source), "-o", str(stand_in), "-ldl"]
     subprocess.run([*shlex.split(compiler), *flags], check=True)
     tiles = TILES.format(source=str(products))
-    done = run(tiles, tmp_path, CXX=quick(tmp_path, "-mamx-tile -mamx-bf16"), LD_PRELOAD=str(stand_in))
+    given = dict(CXX=quick(tmp_path, "-mamx-tile -mamx-bf16"), LD_PRELOAD=str(stand_in), DLLM_CACHE=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", tiles], capture_output=True, text=True, env=os.environ | given, timeout=300
+    )
     word, _, multiplied = done.stdout.strip().partition(" ")
     assert word == "agree" and (int(multiplied) > 0 or "amx_bf16" in cpu), done.stderr
 
@@ -137,11 +144,15 @@ from dllm_kernels import _extension as e
 e.source_folder = lambda: Path({str(source)!r})
 print(e.load())
 """
-    given = {**os.environ, "DLLM_CACHE": str(cache), "CXX": str(compiler)}
+    given = {"DLLM_CACHE": str(cache), "CXX": str(compiler)}
+    script, said = tmp_path / "program.py", [tmp_path / f"said {number}" for number in range(3)]
+    script.write_text(build)
     started = [
-        subprocess.Popen([sys.executable, "-c", build], stdout=subprocess.PIPE, text=True, env=given) for _ in range(3)
+        programs.start([str(script)], environment=given, streams=[Path(os.devnull), file, file]) for file in said
     ]
-    assert [process.communicate(timeout=120)[0] for process in started] == ["None\n"] * 3
+    for process in started:
+        process.join(120)
+    assert [file.read_text() for file in said] == ["None\n"] * 3
     assert calls.read_text().count("called") == 1
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dllm_kernels import _impl
+from dllm_kernels import _impl, offline
 
 pytestmark = pytest.mark.skipif(_impl.why_not_triton() is not None, reason=str(_impl.why_not_triton()))
 
@@ -20,7 +20,7 @@ KERNELS = {f"{name}_kernel" for name in (*VOCABULARY, *INT8, *WINDOW)}
 # kernel once; for the others the fused head, whose matrix instructions are their own. Kernels that draw noise take
 # longest, so for sm_90 flags are compiled without noise, and with noise a few at a time.
 CHUNK = (
-    "float32 noise",
+    "float32 noise ragged",
     "bfloat16 noise tempered softcap",
     "every option",
     *(f"bfloat16 {flag}" for flag in ("ragged", "count", "floor", "top")),
@@ -43,9 +43,10 @@ ONCE = (
     "bfloat16 loss and gradient ragged",
     "bfloat16 scaled",
 )
+LAYERS = ("int8 layer, 16 rows", "int8 layer, 64 rows ragged", "int8 layer, 4096 rows")
 WINDOWS = ("k window 1", "window 64", "window 8192")  # of one warp, and of most
 SOME = {
-    "sm_90": (*CHUNK, *ROWS, *HEADS, "int8 layer", "weights", *WINDOWS, "noise of positions"),
+    "sm_90": (*CHUNK, *ROWS, *HEADS, *LAYERS, "weights", *WINDOWS, "noise of positions"),
     "gfx942": (*ONCE, "k window 64", "window 64, every option", "noise of positions, gumbel"),
     "sm_80": HEAD,
     "sm_100": HEAD,
@@ -141,24 +142,25 @@ def test_occupancy_is_bounded_by_nothing_but_the_work(compiled):
             assert row["registers"] <= most and row["shared"] <= 64, row
 
 
-def test_the_table_and_a_bad_target():
-    command = [sys.executable, "-m", "dllm_kernels.offline"]
-    bad = subprocess.run([*command, "--target", "sm_12"], capture_output=True, text=True)
-    assert bad.returncode == 2 and "invalid choice: 'sm_12'" in bad.stderr
+def test_a_bad_target(capsys):
+    with pytest.raises(SystemExit) as end:
+        offline.main(["--target", "sm_12"])
+    assert end.value.code == 2 and "invalid choice: 'sm_12'" in capsys.readouterr().err
 
 
-def test_rows_of_the_command_as_json():
+def test_rows_of_the_command_as_json(monkeypatch, capfd):
     """From a process in which the interpreter is on: the command starts another."""
-    command = [sys.executable, "-m", "dllm_kernels.offline", "--target", "sm_90", "--named", "scaled", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    rows = [(row["target"], row["kernel"], row["configuration"]) for row in json.loads(done.stdout)]
+    words = ["--target", "sm_90", "--named", "scaled", "--json"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sys, "argv", ["dllm_kernels.offline", *words])
+    assert offline.main(words) == 0
+    out, err = capfd.readouterr()
+    rows = [(row["target"], row["kernel"], row["configuration"]) for row in json.loads(out)]
     assert rows == [("sm_90", "scale_kernel", f"{dtype} scaled") for dtype in ("float32", "bfloat16", "float16")]
-    assert done.stderr.splitlines()[-1] == "sm_90: 3 kernels compiled"
+    assert err.splitlines()[-1] == "sm_90: 3 kernels compiled"
 
 
 def test_compiling_under_the_interpreter_says_what_to_unset(monkeypatch):
-    from dllm_kernels import offline
-
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="unset it"):
         offline.compile_all("sm_90")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from dllm.demo.shipped import SHIPPED
+from tests import programs
 
 ROOT = Path(__file__).parents[2]
 for package in ("accelerate", "datasets"):
@@ -50,11 +48,9 @@ def run(folder: Path, data: Path, *launcher: str, size: int, kind: str) -> list[
         "none",
     ]
     words += ["--warmup_ratio", "0", "--random_length_ratio", "0", "--save_strategy", "no", "--disable_tqdm", "True"]
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", HF_HOME=str(folder / "hf"))
+    environment = dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", HF_HOME=str(folder / "hf"))
     environment |= dict(CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="false")
-    done = subprocess.run(
-        [sys.executable, *launcher, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
-    )
+    done = programs.run(*launcher, *words, environment=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(file, weights_only=True) for file in sorted(folder.glob("rank*.pt"))]
 

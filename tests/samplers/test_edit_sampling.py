@@ -286,7 +286,7 @@ def test_a_toy_that_was_trained_on_one_pair_samples_it(x0, tmp_path):
         """Every copy of the sample has draws of its own."""
         return pairs(samples) | dict(seeds=torch.randint(2**62, (len(samples),)))
 
-    options = dict(per_device_train_batch_size=32, max_steps=300, learning_rate=3e-3, logging_steps=300)
+    options = dict(per_device_train_batch_size=32, max_steps=100, learning_rate=1e-2, logging_steps=100)
     trainer_of(
         tmp_path, model, [sample] * 256, data_collator=collate, scheduler=LinearKappaScheduler(), **options
     ).train()

@@ -67,7 +67,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_dry_run_tells_of_the_run(task, lora, tmp_path, capsys):
     """Parameters, trained ones and steps; weights, gradients and activations in bytes."""
-    words = flags(tmp_path, task, max_steps=-1, num_train_epochs=3, lora=lora, attn_implementation="eager")
+    words = flags(tmp_path, task, max_steps=-1, num_train_epochs=2, lora=lora, attn_implementation="eager")
     assert main(["train", *words, "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ batch, from which the model learns to end an answer.
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 from collections.abc import Callable, Sequence
@@ -36,7 +37,12 @@ Draw = Callable[[random.Random], Turn]
 
 
 def vocabulary() -> object:
-    """The tokenizer, trained on the problems and the small talk."""
+    """The tokenizer, trained on the problems and the small talk: once in a process, and a copy for each caller."""
+    return copy.deepcopy(_trained())
+
+
+@functools.cache
+def _trained() -> object:
     rng = random.Random(0)
     drawn = [problems.draw(rng, problems.split_numbers()[0], problems.PHRASINGS) for _ in range(3000)]
     texts = [text for problem in drawn for text in (problem.question, problem.solution)]
