@@ -24,10 +24,10 @@ from torch import nn
 
 from benchmarks import models, report, timing
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from dllm.core import samplers
 from dllm.exits import exit_code
 from dllm.models import bidirectional
+from dllm.tools.command import at_least_one
 
 COLUMNS = ("loop", "call s", "step ms", "first of a block", "others", "cache MB", "speed-up")
 MASK_ID, EOS_ID = 3, 2
@@ -38,19 +38,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", choices=list(models.PRESETS), help="a preset instead of the four sizes below")
-    parser.add_argument("--layers", type=positive, default=8)
-    parser.add_argument("--hidden", type=positive, default=512)
-    parser.add_argument("--heads", type=positive, default=8)
-    parser.add_argument("--vocab", type=positive, default=32000)
+    parser.add_argument("--layers", type=at_least_one, default=8)
+    parser.add_argument("--hidden", type=at_least_one, default=512)
+    parser.add_argument("--heads", type=at_least_one, default=8)
+    parser.add_argument("--vocab", type=at_least_one, default=32000)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    parser.add_argument("--batch", type=positive, default=1)
-    parser.add_argument("--prompt", type=positive, default=64)
-    parser.add_argument("--new", type=positive, default=448)
-    parser.add_argument("--block", type=positive, default=32)
-    parser.add_argument("--steps", type=positive, default=112, help="denoising steps of all blocks together")
-    parser.add_argument("--repeats", type=positive, default=3)
+    parser.add_argument("--batch", type=at_least_one, default=1)
+    parser.add_argument("--prompt", type=at_least_one, default=64)
+    parser.add_argument("--new", type=at_least_one, default=448)
+    parser.add_argument("--block", type=at_least_one, default=32)
+    parser.add_argument("--steps", type=at_least_one, default=112, help="denoising steps of all blocks together")
+    parser.add_argument("--repeats", type=at_least_one, default=3)
     parser.add_argument("--budget", type=float, default=None, metavar="SECONDS", help="start no round after this time")
-    parser.add_argument("--threads", type=positive, default=None)
+    parser.add_argument("--threads", type=at_least_one, default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     return parser.parse_args(arguments)

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from benchmarks import report, timing
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 CPU = torch.device("cpu")
 HEADS = {"minilm": (384, 30522), "modernbert-base": (768, 50368)}  # width, vocabulary
@@ -60,11 +60,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--head", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
-    parser.add_argument("--rows", type=positive, default=1024)
-    parser.add_argument("--masked", type=positive, default=512)
-    parser.add_argument("--batch", type=positive, default=4, help="sequences that the rows are divided into")
-    parser.add_argument("--repeats", type=positive, default=7)
-    parser.add_argument("--threads", type=positive, default=None)
+    parser.add_argument("--rows", type=at_least_one, default=1024)
+    parser.add_argument("--masked", type=at_least_one, default=512)
+    parser.add_argument("--batch", type=at_least_one, default=4, help="sequences that the rows are divided into")
+    parser.add_argument("--repeats", type=at_least_one, default=7)
+    parser.add_argument("--threads", type=at_least_one, default=None)
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     options = parser.parse_args(arguments)
     if not 0 < options.masked <= options.rows or options.rows % options.batch:

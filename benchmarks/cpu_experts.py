@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from benchmarks import report, timing
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from dllm.exits import exit_code
 from dllm.fast.int8 import Int8Experts
 from dllm.models import experts
+from dllm.tools.command import at_least_one
 from dllm_kernels import int8_linear
 from dllm_kernels.int8 import quantize_rows
 
@@ -54,14 +54,14 @@ class Case(NamedTuple):
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--tokens", type=positive, nargs="+", default=[32, 64, 192, 1536])
+    parser.add_argument("--tokens", type=at_least_one, nargs="+", default=[32, 64, 192, 1536])
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
-    parser.add_argument("--experts", type=positive, default=64)
-    parser.add_argument("--chosen", type=positive, default=8, help="experts of a token")
-    parser.add_argument("--width", type=positive, default=512)
-    parser.add_argument("--inner", type=positive, default=256, help="width inside an expert")
-    parser.add_argument("--repeats", type=positive, default=7)
-    parser.add_argument("--threads", type=positive, default=None)
+    parser.add_argument("--experts", type=at_least_one, default=64)
+    parser.add_argument("--chosen", type=at_least_one, default=8, help="experts of a token")
+    parser.add_argument("--width", type=at_least_one, default=512)
+    parser.add_argument("--inner", type=at_least_one, default=256, help="width inside an expert")
+    parser.add_argument("--repeats", type=at_least_one, default=7)
+    parser.add_argument("--threads", type=at_least_one, default=None)
     parser.add_argument("--cpu-time", action="store_true", help="measure the time that the process ran")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     options = parser.parse_args(arguments)

@@ -30,8 +30,8 @@ import torch.nn.functional as F
 
 from benchmarks import report, timing
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 CPU = torch.device("cpu")
 HEADS = {"modernbert-base": (768, 50368), "minilm": (384, 30522)}  # width, vocabulary
@@ -66,11 +66,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--operation", choices=list(PROGRAMS), default="draw")
     parser.add_argument("--head", nargs="+", choices=[*HEADS, *TIED_HEADS], help="default: those of the operation")
-    parser.add_argument("--rows", nargs="+", type=positive, help="default: 1 16 64 512, or 64 256 of embedding")
+    parser.add_argument("--rows", nargs="+", type=at_least_one, help="default: 1 16 64 512, or 64 256 of embedding")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
     parser.add_argument("--temperature", type=float, help="default: 1, or 0.6 of embedding")
-    parser.add_argument("--repeats", type=positive, default=9)
-    parser.add_argument("--threads", type=positive, default=None)
+    parser.add_argument("--repeats", type=at_least_one, default=9)
+    parser.add_argument("--threads", type=at_least_one, default=None)
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     options = parser.parse_args(arguments)
     draws = options.operation == "draw"

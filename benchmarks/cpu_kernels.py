@@ -26,8 +26,8 @@ from torch import Tensor
 
 from benchmarks import card_loop, machine, report, timing
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 CPU = torch.device("cpu")
 CACHE_BYTES = 2**28
@@ -38,13 +38,13 @@ COLUMNS = ("case", "eager ms", "kernel ms", "speed-up", "GB/s", "of read speed")
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--rows", type=positive, default=64)
-    parser.add_argument("--vocab", type=positive, default=50368)
+    parser.add_argument("--rows", type=at_least_one, default=64)
+    parser.add_argument("--vocab", type=at_least_one, default=50368)
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"])
     parser.add_argument("--temperature", nargs="+", type=float, default=[0.0, 1.0])
     parser.add_argument("--impl", choices=["cpu", "reference"], default="cpu")
-    parser.add_argument("--repeats", type=positive, default=15)
-    parser.add_argument("--threads", type=positive, default=None)
+    parser.add_argument("--repeats", type=at_least_one, default=15)
+    parser.add_argument("--threads", type=at_least_one, default=None)
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     return parser.parse_args(arguments)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import cpu_targets, machine, markdown, report, table
-from benchmarks.target import verdict
+from benchmarks.target import HEAD, verdict
 from dllm.exits import exit_code
 
 FILE = "report.md"
@@ -167,18 +167,7 @@ def _head(rows: Sequence[dict]) -> str:
 
 
 def _targets(rows: Sequence[dict]) -> str:
-    found = [verdict(target, rows) for target in cpu_targets.TARGETS]
-    lines = [
-        [
-            each.target.what,
-            each.target.formula,
-            each.target.aim,
-            f"{each.worst.value:.2f} ({each.worst.where})" if each.worst else "-",
-            each.word,
-        ]
-        for each in found
-    ]
-    return markdown.table(("target", "formula", "goal", "measured, worst case", ""), lines)
+    return markdown.table(HEAD, [verdict(target, rows).cells for target in cpu_targets.TARGETS])
 
 
 def tell(text: str) -> None:

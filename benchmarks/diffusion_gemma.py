@@ -26,8 +26,8 @@ from torch import nn
 
 from benchmarks import report, timing
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 PROMPT = 32
 NEVER = 1e-9  # a mean entropy that stops no canvas
@@ -38,15 +38,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--vocab", nargs="+", type=positive, default=[32768, 262144])
-    add("--batch", nargs="+", type=positive, default=[1, 4])
+    add("--vocab", nargs="+", type=at_least_one, default=[32768, 262144])
+    add("--batch", nargs="+", type=at_least_one, default=[1, 4])
     add("--dtype", nargs="+", choices=list(DTYPES), default=["float32"])
-    add("--canvas", type=positive, default=64)
-    add("--hidden", type=positive, default=256)
-    add("--steps", type=positive, default=4)
-    add("--repeats", type=positive, default=5)
+    add("--canvas", type=at_least_one, default=64)
+    add("--hidden", type=at_least_one, default=256)
+    add("--steps", type=at_least_one, default=4)
+    add("--repeats", type=at_least_one, default=5)
     add("--device", default="cpu")
-    add("--threads", type=positive, default=None)
+    add("--threads", type=at_least_one, default=None)
     add("--plot", type=Path, default=None, help="write memory against batch as a plot")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     return parser.parse_args(arguments)

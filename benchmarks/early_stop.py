@@ -19,13 +19,13 @@ if __package__ in (None, ""):
     sys.exit("run it as python -m benchmarks.early_stop, from the repository's root")
 
 from benchmarks import report
-from benchmarks.options import positive
 from dllm.core.eval.generation import Generated, GenerationRequest, generate_requests
 from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
 from dllm.demo.shipped import load_shipped
 from dllm.demo.training.gauge import GEN_LENGTH
 from dllm.demo.training.questions import TASKS
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 SENTENCE = (". ",)
 CASES = {  # stop strings, settings of the requests
@@ -85,9 +85,9 @@ def compare(block_sizes: Sequence[int], questions: int, batch_size: int) -> list
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (:mod:`dllm.exits`)."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--questions", type=positive, default=48)
-    parser.add_argument("--batch-size", type=positive, default=16)
-    parser.add_argument("--block-size", type=positive, nargs="+", default=[64, 16, 8])
+    parser.add_argument("--questions", type=at_least_one, default=48)
+    parser.add_argument("--batch-size", type=at_least_one, default=16)
+    parser.add_argument("--block-size", type=at_least_one, nargs="+", default=[64, 16, 8])
     options = parser.parse_args(arguments)
     return exit_code("benchmarks.early_stop", lambda: _run(options))
 

@@ -36,8 +36,8 @@ import torch
 from benchmarks import models, report, timing
 from benchmarks.edit_programs import PROGRAMS, Run, Sampling, Training, summary
 from benchmarks.edit_toy import PROMPT, Toy
-from benchmarks.options import positive
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 CPU = torch.device("cpu")
 BATCHES = 4  # different batches, used in turn
@@ -55,13 +55,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     known = f"{', '.join(models.PRESETS)}, or a local folder"
     add("--model", nargs="+", default=["modernbert-tiny", "modernbert-mini"], help=known)
-    add("--batch", type=positive, default=8)
-    add("--answers", type=positive, nargs=2, default=[96, 160], metavar=("FEWEST", "MOST"), help="tokens of an answer")
-    add("--masks", type=positive, default=128, help="that an answer begins with")
+    add("--batch", type=at_least_one, default=8)
+    add(
+        "--answers",
+        type=at_least_one,
+        nargs=2,
+        default=[96, 160],
+        metavar=("FEWEST", "MOST"),
+        help="tokens of an answer",
+    )
+    add("--masks", type=at_least_one, default=128, help="that an answer begins with")
     add("--tau", type=float, default=0.01, help="size of a sampler's step in time")
-    add("--repeats", type=positive, default=8, help="steps of training")
-    add("--sampling-repeats", type=positive, default=3, help="batches of texts")
-    add("--threads", type=positive, default=None, help="torch's threads")
+    add("--repeats", type=at_least_one, default=8, help="steps of training")
+    add("--sampling-repeats", type=at_least_one, default=3, help="batches of texts")
+    add("--threads", type=at_least_one, default=None, help="torch's threads")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON rows")
     options = parser.parse_args(arguments)

@@ -28,13 +28,13 @@ from torch import nn
 from benchmarks import report, timing
 from benchmarks.baselines import harness
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from dllm.core.eval.generation import GenerationRequest, generate_requests
 from dllm.core.likelihood import LikelihoodConfig, Target, log_likelihoods
 from dllm.core.samplers import MDLMSampler, MDLMSamplerConfig
 from dllm.demo.shipped import SHIPPED, load
 from dllm.demo.training.problems import PHRASINGS, held_out
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 COLUMNS = ("requests", "tokens", "published s", "dllm s", "faster", "agree")
 LETTERS = "ABCD"
@@ -52,14 +52,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--model", default=None, help="a folder or a name on the Hub (default: the bundled model)")
-    add("--questions", type=positive, default=16, help="of each kind (default: %(default)s)")
-    add("--mc-num", type=positive, default=128, help="published masks of a target (default: %(default)s)")
-    add("--masks", type=positive, default=None, help="masks of a target here, if not all (default: dllm's)")
-    add("--batch-size", type=positive, default=32, help="rows of a published forward, a divisor of --mc-num")
-    add("--new-tokens", type=positive, default=128, help="room for a solution (default: %(default)s)")
-    add("--block-size", type=positive, default=32, help="tokens of a block (default: %(default)s)")
-    add("--repeats", type=positive, default=1)
-    add("--threads", type=positive, default=None)
+    add("--questions", type=at_least_one, default=16, help="of each kind (default: %(default)s)")
+    add("--mc-num", type=at_least_one, default=128, help="published masks of a target (default: %(default)s)")
+    add("--masks", type=at_least_one, default=None, help="masks of a target here, if not all (default: dllm's)")
+    add("--batch-size", type=at_least_one, default=32, help="rows of a published forward, a divisor of --mc-num")
+    add("--new-tokens", type=at_least_one, default=128, help="room for a solution (default: %(default)s)")
+    add("--block-size", type=at_least_one, default=32, help="tokens of a block (default: %(default)s)")
+    add("--repeats", type=at_least_one, default=1)
+    add("--threads", type=at_least_one, default=None)
     add("--dtype", choices=list(DTYPES), default="float32")
     add("--plot", type=Path, default=None, help="write the seconds of each kind as a plot")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")

@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from benchmarks import report
-from benchmarks.options import positive
 from dllm.core.likelihood import LikelihoodConfig
 from dllm.core.likelihood.design import conclude, design
 from dllm.demo.shipped import load_shipped
 from dllm.demo.training.problems import PHRASINGS, held_out
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 COLUMNS = ("masks", "published error", "error", "of its own standard error", "variance of 128 published ones")
 REFERENCE = 128  # published masks
@@ -69,10 +69,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--targets", type=positive, default=6)
-    add("--tokens", type=positive, default=12, help="of a target (default: %(default)s)")
-    add("--masks", type=positive, nargs="+", default=[128, 64, 32, 16])
-    add("--seeds", type=positive, default=100, help="draws of each estimate (default: %(default)s)")
+    add("--targets", type=at_least_one, default=6)
+    add("--tokens", type=at_least_one, default=12, help="of a target (default: %(default)s)")
+    add("--masks", type=at_least_one, nargs="+", default=[128, 64, 32, 16])
+    add("--seeds", type=at_least_one, default=100, help="draws of each estimate (default: %(default)s)")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     return parser.parse_args(arguments)
 

@@ -43,8 +43,8 @@ from benchmarks.case import Case
 from benchmarks.failures import Result, failures_in
 from benchmarks.measure import random_prompt
 from benchmarks.models import Loaded
-from benchmarks.options import positive
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 CPU = torch.device("cpu")
 EXAMPLE, LOGITS = "llama-diffusion-cli", "llama-debug"  # the second lies beside the first
@@ -61,12 +61,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--model", choices=["small-llama", "llada-0.5b", "dream-0.5b"], default="llada-0.5b")
     add("--example", type=Path, default=shutil.which(EXAMPLE), help=f"path of {EXAMPLE}; {LOGITS} must lie beside it")
     add("--precisions", nargs="+", choices=["f32", "f16", "bf16", "q8_0"], default=["f32", "bf16", "q8_0"])
-    add("--length", type=positive, default=192, help="of the canvas")
-    add("--steps", type=positive, default=8)
+    add("--length", type=at_least_one, default=192, help="of the canvas")
+    add("--steps", type=at_least_one, default=8)
     add("--temperature", type=float, default=0.0)
-    add("--repeats", type=positive, default=5)
+    add("--repeats", type=at_least_one, default=5)
     add("--seed", type=int, default=0)
-    add("--threads", type=positive, default=None)
+    add("--threads", type=at_least_one, default=None)
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     options = parser.parse_args(arguments)
     if not peers.installed("gguf"):

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from benchmarks import report, timing
 from benchmarks.baselines import nemotron_diffusion
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 PROMPT, MASK_ID, EOS = 32, 100, 11
 COLUMNS = (
@@ -47,17 +47,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; unknown options end the program."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--vocab", nargs="+", type=positive, default=[131072])
-    add("--batch", nargs="+", type=positive, default=[1, 4])
+    add("--vocab", nargs="+", type=at_least_one, default=[131072])
+    add("--batch", nargs="+", type=at_least_one, default=[1, 4])
     add("--temperature", nargs="+", type=float, default=[0.0, 1.0])
     add("--dtype", choices=list(DTYPES), default="float32")
-    add("--block", type=positive, default=32)
-    add("--blocks", type=positive, default=2)
-    add("--hidden", type=positive, default=256)
+    add("--block", type=at_least_one, default=32)
+    add("--blocks", type=at_least_one, default=2)
+    add("--hidden", type=at_least_one, default=256)
     add("--threshold", type=float, default=0.9)
-    add("--repeats", type=positive, default=5)
+    add("--repeats", type=at_least_one, default=5)
     add("--device", default="cpu")
-    add("--threads", type=positive, default=None)
+    add("--threads", type=at_least_one, default=None)
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
     return parser.parse_args(arguments)
 

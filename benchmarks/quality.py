@@ -24,12 +24,12 @@ import torch
 
 from benchmarks import report
 from benchmarks.models import DTYPES
-from benchmarks.options import positive
 from benchmarks.sampling_tables import sampler_in_words
 from dllm.demo import samplers
 from dllm.demo.shipped import SHIPPED, load
 from dllm.demo.training import gauge
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 COLUMNS = (
     "asked",
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "--tokens-per-step",
         nargs="+",
-        type=positive,
+        type=at_least_one,
         default=None,
         help="for samplers that count (default: 1 2 4 8)",
     )
@@ -77,9 +77,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="of generate, mdlm, bd3lm, llada",
     )
     add("--temperature", nargs="+", type=float, default=[0.0])
-    add("--block-length", type=positive, default=gauge.GEN_LENGTH)
-    add("--questions", type=positive, default=gauge.QUESTIONS, help="questions per case (default: %(default)s)")
-    add("--batch-size", type=positive, default=gauge.BATCH_SIZE)
+    add("--block-length", type=at_least_one, default=gauge.GEN_LENGTH)
+    add("--questions", type=at_least_one, default=gauge.QUESTIONS, help="questions per case (default: %(default)s)")
+    add("--batch-size", type=at_least_one, default=gauge.BATCH_SIZE)
     add("--seed", type=int, default=0)
     add("--dtype", choices=list(DTYPES), default="float32")
     add(

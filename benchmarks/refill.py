@@ -35,12 +35,12 @@ if __package__ in (None, ""):  # run as a file: packages are imported from the r
 from torch import nn
 
 from benchmarks import report
-from benchmarks.options import positive
 from dllm.core.samplers import MDLMSampler, Plan, ThresholdSampler
 from dllm.demo.shipped import load_shipped
 from dllm.demo.training.questions import TASKS
 from dllm.exits import exit_code
 from dllm.fast.sampling.running import Running
+from dllm.tools.command import at_least_one
 
 LENGTHS = (16, 32, 64, 128)
 SAMPLERS = ("one a step", "threshold 0.9")
@@ -136,9 +136,9 @@ def compare(options: argparse.Namespace) -> list[dict[str, object]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (:mod:`dllm.exits`)."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--requests", type=positive, default=200)
-    parser.add_argument("--rows", type=positive, default=16)
-    parser.add_argument("--rounds", type=positive, default=2)
+    parser.add_argument("--requests", type=at_least_one, default=200)
+    parser.add_argument("--rows", type=at_least_one, default=16)
+    parser.add_argument("--rounds", type=at_least_one, default=2)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     options = parser.parse_args(arguments)

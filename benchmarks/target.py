@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 Rows = Sequence[dict]
+HEAD = ("target", "formula", "goal", "measured, worst case", "")
 
 
 class Measured(NamedTuple):
@@ -46,6 +47,12 @@ class Verdict(NamedTuple):
     def word(self) -> str:
         """The verdict in words."""
         return "not measured" if self.met is None else "met" if self.met else "missed"
+
+    @property
+    def cells(self) -> list[str]:
+        """The verdict as a line of a table whose columns are :data:`HEAD`."""
+        worst = f"{self.worst.value:.2f} ({self.worst.where})" if self.worst else "-"
+        return [self.target.what, self.target.formula.replace("|", "\\|"), self.target.aim, worst, self.word]
 
 
 def verdict(target: Target, rows: Rows) -> Verdict:

@@ -32,10 +32,10 @@ from torch import nn
 from benchmarks import losses, models, report
 from benchmarks.failures import Result
 from benchmarks.losses import PROGRAMS, Batch
-from benchmarks.options import positive, seconds
 from benchmarks.step import PARTS, Step, WrongLossError, check_losses, measure, measure_memory, still_running
 from dllm.core.trainers.utils.throughput import Flops
 from dllm.exits import exit_code
+from dllm.tools.command import at_least_one
 
 MAPPED = 2**16  # bytes from which a tensor has its own mapping, where memory is measured
 BATCHES = 4  # different batches, used in turn
@@ -59,17 +59,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--model", default="minilm", help=f"{', '.join(models.PRESETS)}, or a local folder")
-    add("--batch", type=positive, default=8)
-    add("--length", type=positive, default=256)
+    add("--batch", type=at_least_one, default=8)
+    add("--length", type=at_least_one, default=256)
     add("--dtype", choices=["float32", "bfloat16"], default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--attention", choices=["eager", "sdpa"], default=None, help=ATTENTION_HELP)
     add("--gradient-checkpointing", action="store_true", help="recompute the layers' activations in the backward")
     add("--no-dropout", action="store_true", help="set all dropout rates to 0")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--providers", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
-    add("--repeats", type=positive, default=7)
-    add("--budget", type=seconds, default=None, metavar="SECONDS", help="start no round after this time")
-    add("--threads", type=positive, default=None, help="torch's threads on the CPU")
+    add("--repeats", type=at_least_one, default=7)
+    add("--budget", type=_seconds, default=None, metavar="SECONDS", help="start no round after this time")
+    add("--threads", type=at_least_one, default=None, help="torch's threads on the CPU")
     add("--seed", type=int, default=0)
     add("--mask-id", type=int, default=None, help="mask token of a folder whose config has none")
     add("--out", type=Path, default=report.RESULTS, help="folder for the JSON row")
@@ -86,6 +86,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.dtype = options.dtype or ("bfloat16" if gpu else "float32")
     options.attention = options.attention or ("sdpa" if gpu else "eager")
     return options
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return seconds
 
 
 def load(options: argparse.Namespace) -> models.Loaded:

@@ -34,8 +34,9 @@ if __name__ == "__main__":
     process.join()
 """
 PROGRAMS = {
+    "dllm first": f"import dllm.fast\n{IMPORT}\n{LOADS}",
     "AutoConfig before": f"from transformers import AutoConfig\nimport dllm\n{IMPORT}\n{LOADS}",
-    "spawned": SPAWNED,  # dllm first
+    "spawned": SPAWNED,
 }
 
 

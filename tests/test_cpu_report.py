@@ -27,7 +27,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch, capsys):
     (row,) = tmp_path.glob("*.json")
     text = (tmp_path / cpu_report.FILE).read_text()
     assert f"- `{cpu_report.full(WRONG)}`" in text and f"1. `{cpu_report.full(TINY)}`" in text
-    assert "got 0" in (tmp_path / "log.txt").read_text() and "exit status 2" in capsys.readouterr().out
+    assert "got '0'" in (tmp_path / "log.txt").read_text() and "exit status 2" in capsys.readouterr().out
     assert cpu_report.main(["right", "--out", str(tmp_path)]) == 0
     assert f"{TINY}: measured before" in capsys.readouterr().out and list(tmp_path.glob("*.json")) == [row]
     monkeypatch.setattr("benchmarks.machine.commit", lambda: "another")
@@ -50,11 +50,11 @@ def test_invalid_options(words, tmp_path, capsys):
 @pytest.mark.parametrize(
     "command, rule",
     [
-        ("cached_decoding --layers 0", "must be at least 1, got 0"),
-        ("cpu_head --rows 4 -1", "must be at least 1, got -1"),
-        ("cpu_kernels --repeats x", "invalid positive value: 'x'"),
+        ("cached_decoding --layers 0", "a whole number of at least 1, got '0'"),
+        ("cpu_head --rows 4 -1", "a whole number of at least 1, got '-1'"),
+        ("cpu_kernels --repeats x", "a whole number of at least 1, got 'x'"),
         ("training_step --budget nan", "must be above 0, got nan"),
-        ("quality --questions 0", "must be at least 1, got 0"),
+        ("quality --questions 0", "a whole number of at least 1, got '0'"),
     ],
 )
 def test_counts_that_cannot_be_meant_end_a_program(command, rule, capsys):

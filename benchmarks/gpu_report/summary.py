@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import machine, markdown, table
+from benchmarks import machine, markdown, table, target
 from benchmarks.gpu_report import gate, kernels, runner, state, targets
 from benchmarks.gpu_report.sections import SECTIONS
 from benchmarks.gpu_report.state import DONE, FAILED, LEFT_OUT, RUNNING, Result
@@ -92,18 +92,9 @@ def _cell(text: str) -> str:
 
 def _targets(rows: Sequence[dict]) -> str:
     """The table of targets, each with its worst case and what the tests of that case say."""
-    lines = [
-        [
-            verdict.target.what,
-            _cell(verdict.target.formula),
-            verdict.target.aim,
-            f"{verdict.worst.value:.2f} ({verdict.worst.where})" if verdict.worst else "-",
-            verdict.word,
-            _verdict(verdict.worst.row) if verdict.worst else "-",
-        ]
-        for verdict in targets.verdicts(rows)
-    ]
-    return markdown.table(("target", "formula", "goal", "measured, worst case", "", "tests"), lines)
+    found = targets.verdicts(rows)
+    lines = [[*each.cells, _verdict(each.worst.row) if each.worst else "-"] for each in found]
+    return markdown.table((*target.HEAD, "tests"), lines)
 
 
 def _tables(rows: Sequence[dict]) -> list[str]:

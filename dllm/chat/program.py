@@ -54,9 +54,7 @@ def load_chosen(options: argparse.Namespace, load_shipped: Loader) -> tuple[Any,
     Raises:
         OSError, ValueError: an option is invalid, or the model cannot be loaded.
     """
-    device = device_named(
-        ("cuda" if torch.cuda.is_available() else "cpu") if options.device is None else options.device
-    )
+    device = device_named(options.device)
     check_compiler(options, device)
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if options.model is None:

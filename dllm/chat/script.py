@@ -11,7 +11,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 
@@ -22,6 +21,7 @@ from dllm.chat.trim import sample_trim
 from dllm.chat.visualizers import TerminalVisualizer, VideoVisualizer
 from dllm.core.samplers import BaseSampler, BaseSamplerConfig
 from dllm.models import get_model, get_tokenizer
+from dllm.models.sources import device_named
 
 QUESTIONS = (
     "Lily can run 12 kilometers per hour for 4 hours. After that, she runs 6 kilometers per hour. "
@@ -119,8 +119,8 @@ def _parsed(arguments: type, settings: type, words: Any, model: nn.Module | None
 def _loaded(sampler: type[BaseSampler], options: ChatArguments) -> BaseSampler:
     """The sampler with the model on the GPU if there is one."""
     transformers.set_seed(options.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
+    device = device_named(None)
+    dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     source = dict(model_name_or_path=options.model_name_or_path, trust_remote_code=options.trust_remote_code)
     tokenizer = get_tokenizer(**source)
     model = get_model(**source, dtype=dtype, quantize=options.quantize)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dllm.chat.display import open_view
@@ -56,8 +55,7 @@ def _answer(options: argparse.Namespace) -> tuple[str, str]:
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
     if not text.strip():
         raise ValueError("expected a question, got an empty text")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device is None else options.device
-    where = device_named(device), dtype_named(options.dtype)
+    where = device_named(options.device), dtype_named(options.dtype)
     check_compiler(options, where[0])
     with ends_at_once("dllm generate"):
         model, tokenizer = load(_source(options), *where, options.quantize)

@@ -327,8 +327,8 @@ def dtype_named(name: str | torch.dtype) -> torch.dtype:
     return dtype
 
 
-def device_named(name: str | torch.device) -> torch.device:
-    """The torch device with this name, checked to exist on this machine.
+def device_named(name: str | torch.device | None) -> torch.device:
+    """The torch device with this name, checked to exist on this machine; None: the GPU where there is one, or the CPU.
 
     Raises:
         ValueError: it does not exist.
@@ -337,6 +337,8 @@ def device_named(name: str | torch.device) -> torch.device:
         >>> device_named("cpu")
         device(type='cpu')
     """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.zeros(0, device=name).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:

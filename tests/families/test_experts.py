@@ -13,7 +13,7 @@ from dllm.fast.compiled import body as bodies
 from dllm.fast.compiled.body import CompiledBody
 from dllm.fast.compiled.decision import why_it_does_not_pay
 from dllm.models import experts, get_model
-from tests.families.toys import CHECKPOINTS
+from tests.families.toys import CHECKPOINTS, assert_one_graph, tokens
 from tests.models import MASK_ID
 from tests.samplers.test_cached import TOKENIZER
 
@@ -29,10 +29,6 @@ def load(name, dtype="float32"):
     model = get_model(model_name_or_path=str(CHECKPOINTS / name), dtype=dtype).eval()
     model.config.mask_token_id = MASK_ID
     return model
-
-
-def tokens(rows=2, columns=24, seed=0):
-    return torch.randint(10, 250, (rows, columns), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -116,12 +112,7 @@ def test_routing_compiles_nothing_again(monkeypatch):
     model = load("rnd1")
     model.model.layers = model.model.layers[:1]  # tracing takes a second for each
     compiled = CompiledBody(model, required=True)
-    for seed, shape in enumerate([(2, 16), (3, 24), (5, 9)]):
-        ids = tokens(*shape, seed=seed)
-        want = model.base_model(ids).last_hidden_state
-        with compiled.in_place():
-            torch.testing.assert_close(model.base_model(ids).last_hidden_state, want)
-    assert (compiled.graphs, compiled.why_not) == (1, None)
+    assert_one_graph(model, compiled)
     assert why_it_does_not_pay(model, 10**7, 32, torch.device("cpu")) is None
     model.set_experts_implementation("eager")
     assert "one by one" in why_it_does_not_pay(model, 10**7, 32, torch.device("cpu"))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dllm.fast.compiled.body import CompiledBody
 from dllm.models import get_model
 from tests.models import MASK_ID
 
@@ -68,3 +69,18 @@ def random_like(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, 
         noise = torch.randn(shape, generator=generator)
         made[name] = 1 + 0.1 * noise if "norm" in name or "ln_f" in name else 0.15 * noise
     return made
+
+
+def tokens(rows: int = 2, columns: int = 24, seed: int = 0) -> torch.Tensor:
+    """Random tokens of the checkpoints' vocabulary, int64 [rows, columns]."""
+    return torch.randint(10, 250, (rows, columns), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_one_graph(model: nn.Module, compiled: CompiledBody) -> None:
+    """A compiled body has the eager hidden states at three shapes, with one graph."""
+    for seed, shape in enumerate([(2, 16), (3, 24), (5, 9)]):
+        ids = tokens(*shape, seed=seed)
+        want = model.base_model(ids).last_hidden_state
+        with compiled.in_place():
+            torch.testing.assert_close(model.base_model(ids).last_hidden_state, want)
+    assert (compiled.graphs, compiled.why_not) == (1, None)

@@ -20,7 +20,7 @@ KERNELS = {f"{name}_kernel" for name in (*VOCABULARY, *INT8, *WINDOW)}
 # kernel once; for the others the fused head, whose matrix instructions are their own. Kernels that draw noise take
 # longest, so for sm_90 flags are compiled without noise, and with noise a few at a time.
 CHUNK = (
-    "float32 noise ragged",
+    "float32 noise",
     "bfloat16 noise tempered softcap",
     "every option",
     *(f"bfloat16 {flag}" for flag in ("ragged", "count", "floor", "top")),
@@ -43,10 +43,9 @@ ONCE = (
     "bfloat16 loss and gradient ragged",
     "bfloat16 scaled",
 )
-LAYERS = ("int8 layer, 16 rows", "int8 layer, 64 rows ragged", "int8 layer, 4096 rows")
 WINDOWS = ("k window 1", "window 64", "window 8192")  # of one warp, and of most
 SOME = {
-    "sm_90": (*CHUNK, *ROWS, *HEADS, *LAYERS, "weights", *WINDOWS, "noise of positions"),
+    "sm_90": (*CHUNK, *ROWS, *HEADS, "int8 layer", "weights", *WINDOWS, "noise of positions"),
     "gfx942": (*ONCE, "k window 64", "window 64, every option", "noise of positions, gumbel"),
     "sm_80": HEAD,
     "sm_100": HEAD,
